@@ -9,6 +9,7 @@ pub mod driver;
 pub mod goplugin;
 pub mod host;
 pub mod proto;
+pub mod quote;
 pub mod sandbox;
 pub mod shim;
 pub mod sys;

@@ -1,1 +1,4 @@
-//! (in progress)
+//! What a task may do, as plain data.
+
+pub mod capabilities;
+pub mod unveil;

@@ -1,0 +1,30 @@
+//! Values in error messages.
+
+/// The most characters of a foreign value that an error message repeats. Messages travel in gRPC trailers
+/// and end in task events and logs; 200 characters show any sane path or name and keep a message readable.
+pub const QUOTED_CHARS_MAX: usize = 200;
+
+/// The value in double quotes, control characters escaped and shortened to [`QUOTED_CHARS_MAX`] characters,
+/// so that a job cannot forge or flood a log line.
+pub fn quote(value: &str) -> String {
+    match value.char_indices().nth(QUOTED_CHARS_MAX) {
+        None => format!("{value:?}"),
+        Some((end, _)) => format!("{:?}… ({} bytes)", &value[..end], value.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_and_shortens() {
+        assert_eq!(quote("r:/etc"), r#""r:/etc""#);
+        assert_eq!(quote("a\nb\0\u{1b}[0m\""), r#""a\nb\0\u{1b}[0m\"""#);
+        let long = "ä".repeat(QUOTED_CHARS_MAX + 1);
+        let short = quote(&long);
+        assert!(short.ends_with("… (402 bytes)"), "{short}");
+        assert_eq!(short.chars().filter(|c| *c == 'ä').count(), QUOTED_CHARS_MAX);
+        assert_eq!(quote(&"ä".repeat(QUOTED_CHARS_MAX)).chars().count(), QUOTED_CHARS_MAX + 2);
+    }
+}
