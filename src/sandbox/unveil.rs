@@ -12,7 +12,7 @@ use crate::quote::quote;
 /// What a task may do with a path: any of read, write, execute and create.
 ///
 /// `src/sandbox` maps each to its Landlock rights; `create` covers removing and renaming too.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Access(u8);
 
 impl Access {

@@ -1,1 +1,112 @@
-//! (in progress)
+//! Pid 1 of a task's pid namespace: prepares everything, clones the task into its cgroup, reports how it ended.
+//!
+//! The plugin starts this program anew as `nomad-driver-exec2 shim` with the descriptors of [`fds`] and nothing else:
+//! no environment, no argument. It has one thread and no runtime.
+
+pub mod exit;
+pub mod report;
+pub mod setup;
+pub mod spec;
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use nix::sys::prctl;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+
+use crate::sys;
+use exit::Exit;
+use report::{Failure, Reporter, Step};
+use spec::ShimSpec;
+
+/// Descriptors that the plugin places for the shim.
+pub mod fds {
+    use std::os::fd::RawFd;
+
+    /// The spec, a sealed memfd.
+    pub const SPEC: RawFd = 3;
+    /// The report socket (`SOCK_SEQPACKET`).
+    pub const REPORT: RawFd = 4;
+    /// The exit-status file, opened for writing.
+    pub const EXIT: RawFd = 5;
+    /// The task's cgroup directory; not there when the spec says that there is none.
+    pub const CGROUP: RawFd = 6;
+}
+
+/// Exit status of a shim that could not start its task; the reason has gone through the report socket.
+const NOT_STARTED: u8 = 1;
+/// Exit status of a shim that somebody started by hand.
+const MISUSED: u8 = 2;
+
+/// The entry point of `nomad-driver-exec2 shim`.
+pub fn main() -> ExitCode {
+    let (Ok(spec), Ok(report), Ok(exit)) =
+        (sys::fd::inherited(fds::SPEC), sys::fd::inherited(fds::REPORT), sys::fd::inherited(fds::EXIT))
+    else {
+        // Nobody who could read a report: started by hand.
+        return ExitCode::from(MISUSED);
+    };
+    let reporter = Reporter::new(report);
+    let exit = File::from(exit);
+    match start(File::from(spec), &reporter) {
+        Ok(task) => {
+            // The end of the report socket tells the plugin that exec has happened: no copy of it may stay here.
+            drop(reporter);
+            reap_until_end(task, exit)
+        }
+        Err(failure) => {
+            reporter.failed(&failure);
+            ExitCode::from(NOT_STARTED)
+        }
+    }
+}
+
+/// Everything up to the running task. What was read for it is given back before this returns: the shim stays small.
+fn start(mut file: File, reporter: &Reporter) -> Result<Pid, Failure> {
+    // Nobody may read the spec out of our memory, whoever they are in the task.
+    prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Spec, "PR_SET_DUMPABLE", errno))?;
+    let mut bytes = Vec::new();
+    file.rewind()
+        .and_then(|()| file.read_to_end(&mut bytes))
+        .map_err(|error| Failure::io(Step::Spec, "the spec", &error))?;
+    let spec =
+        ShimSpec::decode(&bytes).map_err(|error| Failure::text(Step::Spec, "the spec", error.to_string()))?;
+    let cgroup: Option<OwnedFd> = match spec.cgroup {
+        true => Some(
+            sys::fd::inherited(fds::CGROUP)
+                .map_err(|errno| Failure::new(Step::Spec, "the cgroup's descriptor", errno))?,
+        ),
+        false => None,
+    };
+    let prepared = setup::prepare(&spec)?;
+    let task = setup::launch(&spec, prepared, cgroup, reporter)?;
+    setup::drop_privileges()?;
+    Ok(task)
+}
+
+/// Reaps whatever ends until the task does, then writes how it ended. When the shim ends, so does its pid namespace.
+fn reap_until_end(task: Pid, exit: File) -> ExitCode {
+    loop {
+        let status = match waitid(Id::All, WaitPidFlag::WEXITED) {
+            Ok(status) => status,
+            Err(nix::errno::Errno::EINTR) => continue,
+            // No child is left, and the task was not seen to end: nothing truthful can be written.
+            Err(_) => return ExitCode::from(NOT_STARTED),
+        };
+        if status.pid() != Some(task) {
+            continue;
+        }
+        let ended = match status {
+            WaitStatus::Exited(_, code) => Exit::exited(code),
+            WaitStatus::Signaled(_, signal, _) => Exit::signalled(signal as i32),
+            _ => continue,
+        };
+        return match ended.write(&exit) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(NOT_STARTED),
+        };
+    }
+}

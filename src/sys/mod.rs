@@ -1,1 +1,11 @@
-//! (in progress)
+//! The only `unsafe` of the crate: system calls that no safe wrapper covers.
+//!
+//! Everything here is a thin, total wrapper: it takes plain values, returns `nix::Result`, and keeps no state.
+#![allow(unsafe_code)]
+
+pub mod caps;
+pub mod clone;
+pub mod fd;
+pub mod keyring;
+pub mod pidfd;
+pub mod signals;

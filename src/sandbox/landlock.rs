@@ -1,0 +1,67 @@
+//! Unveil modes as Landlock rights: landlock(7), `Documentation/userspace-api/landlock.rst`.
+
+use landlock::{ABI, AccessFs, BitFlags, make_bitflags};
+
+use super::unveil::Access;
+
+/// The rights that are denied unless granted: those of Landlock ABI 3, as in the original driver. On a kernel with an
+/// older ABI the rights that it does not know cannot be denied; ABI 1 is the least that the driver starts tasks with.
+pub const HANDLED: ABI = ABI::V3;
+/// The rights that the kernel must be able to deny.
+pub const REQUIRED: ABI = ABI::V1;
+
+/// Rights of ABI 3 that make sense for something that is no directory; the kernel refuses the others on it.
+const FILE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute | ReadFile | WriteFile | Truncate});
+
+/// What `c` grants below a directory. No devices: mknod is for nobody.
+const CREATE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
+    MakeReg | MakeSock | MakeFifo | MakeSym | MakeDir | RemoveFile | RemoveDir | Refer
+});
+
+/// The rights that `access` means for a directory (and all below it) or for a single file.
+pub fn rights(access: Access, directory: bool) -> BitFlags<AccessFs> {
+    let mut rights = BitFlags::empty();
+    if access.read() {
+        rights |= AccessFs::ReadFile | AccessFs::ReadDir;
+    }
+    if access.write() {
+        rights |= AccessFs::WriteFile | AccessFs::Truncate;
+    }
+    if access.execute() {
+        rights |= AccessFs::Execute;
+    }
+    if access.create() {
+        rights |= CREATE;
+    }
+    if directory { rights } else { rights & FILE }
+}
+
+#[cfg(test)]
+mod tests {
+    use landlock::Access as _;
+
+    use super::*;
+    use crate::sandbox::unveil::Unveil;
+
+    fn of(mode: &str, directory: bool) -> BitFlags<AccessFs> {
+        rights(format!("{mode}:/x").parse::<Unveil>().unwrap().access, directory)
+    }
+
+    #[test]
+    fn devices_are_never_granted() {
+        let all = of("rwxc", true);
+        assert!(!all.contains(AccessFs::MakeBlock));
+        assert!(!all.contains(AccessFs::MakeChar));
+        assert_eq!(all | AccessFs::MakeBlock | AccessFs::MakeChar, AccessFs::from_all(HANDLED));
+    }
+
+    #[test]
+    fn each_mode_grants_its_rights_and_no_other() {
+        assert_eq!(of("r", true), AccessFs::ReadFile | AccessFs::ReadDir);
+        assert_eq!(of("r", false), BitFlags::from(AccessFs::ReadFile));
+        assert_eq!(of("w", true), AccessFs::WriteFile | AccessFs::Truncate);
+        assert_eq!(of("x", false), BitFlags::from(AccessFs::Execute));
+        assert_eq!(of("c", true), CREATE);
+        assert!(of("c", false).is_empty());
+    }
+}

@@ -1,0 +1,160 @@
+//! The list of rules of one task, out of the defaults, the agent's configuration and the job.
+
+use std::path::{Path, PathBuf};
+
+use super::defaults::DEFAULTS;
+use super::place::{Missing, Place, Rule};
+use super::unveil::{Access, Unveil};
+
+const R: Access = Access::READ;
+const RX: Access = Access::READ.union(Access::EXECUTE);
+const RWXC: Access = R.union(Access::WRITE).union(Access::EXECUTE).union(Access::CREATE);
+
+/// What a task's rules are made of.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    /// The task's own directory: `alloc_mounts/<alloc>-<task>` with `alloc`, `local`, `secrets` and `tmp` in it.
+    pub root: &'a Path,
+    /// The task's cgroup; none = there is none.
+    pub cgroup: Option<&'a Path>,
+    /// Whether the defaults and the task's own directories are granted.
+    pub defaults: bool,
+    /// The agent's `unveil_paths`.
+    pub agent: &'a [Unveil],
+    /// The job's `unveil`.
+    pub job: &'a [Unveil],
+}
+
+/// The rules, the task's own directories first. Paths that a task could have tampered with are opened from above.
+pub fn rules(sources: &Sources<'_>) -> Vec<Rule> {
+    let asked = || sources.agent.iter().chain(sources.job);
+    let creating = asked().filter(|unveil| unveil.access.create()).map(|unveil| unveil.path.as_path());
+    let writable: Vec<&Path> = creating.chain([sources.root]).collect();
+    let asked = asked().map(|unveil| Rule {
+        access: unveil.access,
+        place: Place::of(&unveil.path, writable.iter().copied()),
+        missing: Missing::Fail,
+    });
+
+    let mut rules = Vec::new();
+    if sources.defaults {
+        let own = |access, path: &str| Rule {
+            access,
+            place: Place::beneath(sources.root, path),
+            missing: Missing::Fail,
+        };
+        rules.extend(["local", "alloc", "secrets", "tmp"].map(|directory| own(RWXC, directory)));
+        rules.push(own(RX, "alloc/logs"));
+        // So that runtimes (Go, the JVM) size themselves by the task's limits, not by the host.
+        rules.extend(sources.cgroup.map(|cgroup| Rule {
+            access: R,
+            place: Place::host(cgroup),
+            missing: Missing::Skip,
+        }));
+        rules.extend(DEFAULTS.iter().map(|default| Rule {
+            access: default.mode,
+            place: Place::of(Path::new(default.path), writable.iter().copied()),
+            missing: Missing::Skip,
+        }));
+    }
+    rules.extend(asked);
+    rules
+}
+
+/// Where a task starts: `$NOMAD_TASK_DIR`, or what the job asks for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WorkDirError {
+    #[error(
+        "work_dir {0:?} is outside the task's own directories, which the agent's plugin option unveil_by_task does not \
+         allow; write a path relative to the task, for example \"local/app\""
+    )]
+    Outside(PathBuf),
+}
+
+/// `work_dir` is absolute, or relative to the task's own directory (`root`); outside of it only if `outside` allows it.
+pub fn work_dir(
+    root: &Path,
+    asked: Option<&Path>,
+    outside: bool,
+    job: &[Unveil],
+) -> Result<Place, WorkDirError> {
+    let path = root.join(asked.unwrap_or(Path::new("local")));
+    if !path.starts_with(root) && !outside {
+        return Err(WorkDirError::Outside(path));
+    }
+    let creating = job.iter().filter(|unveil| unveil.access.create()).map(|unveil| unveil.path.as_path());
+    Ok(Place::of(&path, creating.chain([root])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: &str = "/data/alloc_mounts/1-web";
+
+    fn planned(defaults: bool, agent: &[&str], job: &[&str]) -> Vec<Rule> {
+        let parse = |rules: &[&str]| rules.iter().map(|rule| rule.parse().unwrap()).collect::<Vec<Unveil>>();
+        rules(&Sources {
+            root: Path::new(ROOT),
+            cgroup: Some(Path::new("/sys/fs/cgroup/nomad.slice/share.slice/1.web.scope")),
+            defaults,
+            agent: &parse(agent),
+            job: &parse(job),
+        })
+    }
+
+    fn find<'a>(rules: &'a [Rule], text: &str) -> &'a Rule {
+        rules.iter().find(|rule| rule.to_string() == text).unwrap_or_else(|| panic!("no {text} in {rules:?}"))
+    }
+
+    #[test]
+    fn without_defaults_only_what_was_asked_for() {
+        assert_eq!(planned(false, &[], &[]), []);
+        let texts: Vec<_> =
+            planned(false, &["r:/etc/mime.types"], &["rx:/opt/app"]).iter().map(Rule::to_string).collect();
+        assert_eq!(texts, ["r:/etc/mime.types", "rx:/opt/app"]);
+    }
+
+    #[test]
+    fn the_tasks_own_directories_are_opened_from_its_root() {
+        let rules = planned(true, &[], &[]);
+        for directory in ["local", "alloc", "secrets", "tmp"] {
+            let rule = find(&rules, &format!("rwxc:{ROOT}/{directory}"));
+            assert_eq!(rule.place, Place::beneath(ROOT, directory));
+            assert_eq!(rule.missing, Missing::Fail);
+        }
+        assert_eq!(find(&rules, &format!("rx:{ROOT}/alloc/logs")).place, Place::beneath(ROOT, "alloc/logs"));
+    }
+
+    #[test]
+    fn a_path_below_one_that_tasks_can_change_follows_no_symlink() {
+        let rules =
+            planned(true, &["rwc:/srv/shared", "r:/srv/shared/in"], &["r:/data/alloc_mounts/1-web/local/x"]);
+        assert_eq!(find(&rules, "r:/srv/shared/in").place, Place::beneath("/srv/shared", "in"));
+        assert_eq!(find(&rules, &format!("r:{ROOT}/local/x")).place, Place::beneath(ROOT, "local/x"));
+        assert_eq!(find(&rules, "rwc:/srv/shared").place, Place::host("/srv/shared"));
+    }
+
+    #[test]
+    fn asked_for_must_exist_and_defaults_need_not() {
+        let rules = planned(true, &["r:/etc/mime.types"], &[]);
+        assert_eq!(find(&rules, "r:/etc/mime.types").missing, Missing::Fail);
+        assert_eq!(find(&rules, "rx:/usr/bin").missing, Missing::Skip);
+        assert_eq!(
+            find(&rules, "r:/sys/fs/cgroup/nomad.slice/share.slice/1.web.scope").missing,
+            Missing::Skip
+        );
+    }
+
+    #[test]
+    fn the_working_directory_stays_inside_unless_allowed() {
+        let root = Path::new(ROOT);
+        let of = |asked: Option<&str>, outside| work_dir(root, asked.map(Path::new), outside, &[]);
+        assert_eq!(of(None, false), Ok(Place::beneath(ROOT, "local")));
+        assert_eq!(of(Some("alloc/data"), false), Ok(Place::beneath(ROOT, "alloc/data")));
+        assert_eq!(of(Some("/data/alloc_mounts/1-web/tmp"), false), Ok(Place::beneath(ROOT, "tmp")));
+        assert_eq!(of(Some("/srv"), false), Err(WorkDirError::Outside("/srv".into())));
+        assert_eq!(of(Some("/srv"), true), Ok(Place::host("/srv")));
+        assert!(of(Some("/data/alloc_mounts/1-web-other"), false).is_err());
+    }
+}

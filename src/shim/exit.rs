@@ -1,0 +1,131 @@
+//! How a task ended, as the shim writes it and the plugin reads it: one line in a file that only root can reach.
+//!
+//! `v1 code=7 signal=0 at=1764000000123456` and a newline: exit code (128 + signal if a signal ended it), signal number
+//! or 0, and the time in µs since the epoch.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Longest line that can be right; whatever is longer was not written by a shim.
+pub const MAX_LINE: usize = 128;
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code, or 128 + `signal`.
+    pub code: i32,
+    /// The signal that ended it, or 0.
+    pub signal: i32,
+    pub at: SystemTime,
+}
+
+impl Exit {
+    pub fn exited(code: i32) -> Self {
+        Self { code, signal: 0, at: now() }
+    }
+
+    pub fn signalled(signal: i32) -> Self {
+        Self { code: 128 + signal, signal, at: now() }
+    }
+
+    /// One write at offset 0, so that a reader sees all of it or nothing.
+    pub fn write(&self, file: &File) -> std::io::Result<()> {
+        file.write_all_at(self.to_string().as_bytes(), 0)
+    }
+}
+
+/// The present, cut to the µs that the line holds.
+fn now() -> SystemTime {
+    let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_micros() as u64);
+    UNIX_EPOCH + Duration::from_micros(micros)
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let micros = self.at.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_micros());
+        writeln!(f, "v1 code={} signal={} at={micros}", self.code, self.signal)
+    }
+}
+
+/// The line was not written whole by a shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the exit status is not of the form \"v1 code=N signal=N at=MICROSECONDS\"")]
+pub struct Malformed;
+
+impl std::str::FromStr for Exit {
+    type Err = Malformed;
+
+    fn from_str(line: &str) -> Result<Self, Malformed> {
+        let rest = line.strip_prefix("v1 ").and_then(|rest| rest.strip_suffix('\n')).ok_or(Malformed)?;
+        let mut fields = rest.split(' ');
+        let mut number = |name: &str| -> Result<u64, Malformed> {
+            let value = fields.next().and_then(|f| f.strip_prefix(name)).ok_or(Malformed)?;
+            if value.is_empty() || !value.bytes().all(|b| b.is_ascii_digit()) {
+                return Err(Malformed);
+            }
+            value.parse().map_err(|_| Malformed)
+        };
+        let (code, signal, micros) = (number("code=")?, number("signal=")?, number("at=")?);
+        let right = match signal {
+            0 => code <= 255,
+            1..=64 => code == 128 + signal,
+            _ => false,
+        };
+        if !right || fields.next().is_some() {
+            return Err(Malformed);
+        }
+        let at = UNIX_EPOCH.checked_add(Duration::from_micros(micros)).ok_or(Malformed)?;
+        Ok(Self { code: code as i32, signal: signal as i32, at })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_the_shim_writes_the_plugin_reads() {
+        for exit in [Exit::exited(0), Exit::exited(255), Exit::signalled(9), Exit::signalled(64)] {
+            let line = exit.to_string();
+            assert!(line.len() <= MAX_LINE);
+            assert_eq!(line.parse(), Ok(exit));
+        }
+    }
+
+    #[test]
+    fn other_lines_are_refused() {
+        for line in [
+            "",
+            "\n",
+            "v1 code=0 signal=0 at=1",
+            "v2 code=0 signal=0 at=1\n",
+            "v1 code=256 signal=0 at=1\n",
+            "v1 code=0 signal=9 at=1\n",
+            "v1 code=193 signal=65 at=1\n",
+            "v1 code=-1 signal=0 at=1\n",
+            "v1 code=+1 signal=0 at=1\n",
+            "v1 code=0 signal=0 at=1 more=1\n",
+            "v1 code=0 signal=0 at=99999999999999999999\n",
+            "v1 signal=0 code=0 at=1\n",
+        ] {
+            assert_eq!(line.parse::<Exit>(), Err(Malformed), "{line:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(line in "\\PC*") {
+            let _ = line.parse::<Exit>();
+        }
+
+        #[test]
+        fn whatever_is_read_is_written_the_same(code in 0u64..300, signal in 0u64..70, at in any::<u64>()) {
+            let line = format!("v1 code={code} signal={signal} at={at}\n");
+            if let Ok(exit) = line.parse::<Exit>() {
+                prop_assert_eq!(exit.to_string(), line);
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The report socket between plugin and shim: which process the task is, or which step failed; its end means exec.
+//!
+//! A `SOCK_SEQPACKET` pair: each message arrives whole. The shim sends the task's pidfd (a descriptor means the same
+//! process in every pid namespace), shim or task send a failure, and both close their copies, the task's by exec.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use serde::{Deserialize, Serialize};
+
+/// Longest message: a step, a path (PATH_MAX is 4096) and a sentence.
+const MAX_MESSAGE: usize = 16 * 1024;
+
+/// What was being done when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    Spec,
+    NetworkNamespace,
+    Mount,
+    Log,
+    Unveil,
+    Landlock,
+    WorkDir,
+    Clone,
+    Session,
+    OomScoreAdj,
+    Stdio,
+    Capabilities,
+    User,
+    NoNewPrivs,
+    CloseFds,
+    Exec,
+}
+
+impl Step {
+    /// How a sentence about the step begins.
+    fn phrase(self) -> &'static str {
+        match self {
+            Self::Spec => "read",
+            Self::NetworkNamespace => "join network namespace",
+            Self::Mount => "mount",
+            Self::Log => "open log",
+            Self::Unveil => "unveil",
+            Self::Landlock => "landlock",
+            Self::WorkDir => "enter working directory",
+            Self::Clone => "clone the task into",
+            Self::Session => "start session for",
+            Self::OomScoreAdj => "set oom_score_adj to",
+            Self::Stdio => "attach",
+            Self::Capabilities => "set capabilities",
+            Self::User => "become user",
+            Self::NoNewPrivs => "set no_new_privs for",
+            Self::CloseFds => "close descriptors of",
+            Self::Exec => "run command",
+        }
+    }
+}
+
+/// A step that failed: `unveil "r:/srv/x": No such file or directory`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub step: Step,
+    /// What it was done to: a path, an unveil string, a name.
+    pub subject: String,
+    /// 0 when the reason is no errno.
+    pub errno: i32,
+    /// The reason when it is no errno, or what to do about it.
+    pub note: Option<String>,
+}
+
+impl Failure {
+    pub fn new(step: Step, subject: impl Into<String>, errno: Errno) -> Self {
+        Self { step, subject: subject.into(), errno: errno as i32, note: None }
+    }
+
+    pub fn io(step: Step, subject: impl Into<String>, error: &std::io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(errno) => Self::new(step, subject, Errno::from_raw(errno)),
+            None => Self::text(step, subject, error.to_string()),
+        }
+    }
+
+    pub fn text(step: Step, subject: impl Into<String>, reason: String) -> Self {
+        Self { step, subject: subject.into(), errno: 0, note: Some(reason) }
+    }
+
+    #[must_use]
+    pub fn with_note(mut self, note: impl Into<String>) -> Self {
+        self.note = Some(note.into());
+        self
+    }
+
+    /// Whether the job itself is at fault, so that trying again on this host cannot help: a refusal of the policy, or a
+    /// program that the kernel will not run. Everything else may be different in a moment.
+    pub fn is_jobs_fault(&self) -> bool {
+        self.step == Step::Exec
+            && matches!(
+                Errno::from_raw(self.errno),
+                Errno::EACCES | Errno::EPERM | Errno::ENOEXEC | Errno::E2BIG | Errno::ELOOP
+            )
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.step.phrase(), self.subject)?;
+        if self.errno != 0 {
+            write!(f, ": {}", Errno::from_raw(self.errno).desc())?;
+        }
+        match &self.note {
+            Some(note) if self.errno != 0 => write!(f, " ({note})"),
+            Some(note) => write!(f, ": {note}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+#[derive(Serialize, Deserialize)]
+enum Message {
+    /// Carries the task's pidfd as its one descriptor.
+    Task,
+    Failed(Failure),
+}
+
+/// The sending end, in the shim and, until exec, in the task.
+#[derive(Debug)]
+pub struct Reporter(OwnedFd);
+
+impl Reporter {
+    pub fn new(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Hands the task's pidfd to the plugin.
+    pub fn task(&self, pidfd: BorrowedFd<'_>) -> nix::Result<()> {
+        let message = rmp_serde::to_vec(&Message::Task).map_err(|_| Errno::EINVAL)?;
+        let fds = [pidfd.as_raw_fd()];
+        let control = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&message)], &control, MsgFlags::MSG_NOSIGNAL, None)
+            .map(drop)
+    }
+
+    /// Tells the plugin what failed. If even that fails, the plugin sees the socket end too early.
+    pub fn failed(&self, failure: &Failure) {
+        if let Ok(message) = rmp_serde::to_vec(&Message::Failed(failure.clone())) {
+            let _ = nix::sys::socket::send(self.0.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL);
+        }
+    }
+}
+
+/// How a start can fail from the plugin's side.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0}")]
+    Failed(#[from] Failure),
+    #[error("start the shim: {}", .0.desc())]
+    ShimExec(Errno),
+    #[error("the shim ended before the task was started; it was killed or ran out of memory")]
+    ShimDied,
+    #[error("the task was not started within {0:?}; a path to unveil or the log reader does not answer")]
+    TimedOut(Duration),
+    #[error("the report socket: {}", .0.desc())]
+    Socket(#[from] Errno),
+}
+
+/// The receiving end, in the plugin.
+#[derive(Debug)]
+pub struct Receiver(OwnedFd);
+
+/// A connected pair, close-on-exec on both ends.
+pub fn pair() -> nix::Result<(Receiver, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    Ok((Receiver(ours), theirs))
+}
+
+impl Receiver {
+    /// Waits until the task has been exec'd and returns its pidfd, or says why it was not.
+    pub fn wait(&self, limit: Duration) -> Result<OwnedFd, StartError> {
+        let deadline = Instant::now() + limit;
+        let mut task = None;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) => return Err(StartError::TimedOut(limit)),
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            }
+            match self.receive()? {
+                Received::Task(pidfd) => task = Some(pidfd),
+                Received::Failed(failure) => return Err(failure.into()),
+                Received::ShimExec(errno) => return Err(StartError::ShimExec(errno)),
+                Received::End => return task.ok_or(StartError::ShimDied),
+            }
+        }
+    }
+
+    fn receive(&self) -> Result<Received, StartError> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let (length, pidfd) = match crate::sys::fd::receive(self.0.as_fd(), &mut buffer) {
+            Ok(received) => received,
+            Err(Errno::ECONNRESET) => return Ok(Received::End),
+            Err(errno) => return Err(errno.into()),
+        };
+        let message = &buffer[..length];
+        // A child that could not exec the shim sends 4 bytes, which no message of ours has.
+        if let Ok(errno) = <[u8; 4]>::try_from(message) {
+            return Ok(Received::ShimExec(Errno::from_raw(i32::from_ne_bytes(errno))));
+        }
+        if message.is_empty() {
+            return Ok(Received::End);
+        }
+        match rmp_serde::from_slice(message) {
+            Ok(Message::Task) => pidfd.map(Received::Task).ok_or(StartError::Socket(Errno::EBADF)),
+            Ok(Message::Failed(failure)) => Ok(Received::Failed(failure)),
+            Err(_) => Err(StartError::Socket(Errno::EBADMSG)),
+        }
+    }
+}
+
+enum Received {
+    Task(OwnedFd),
+    Failed(Failure),
+    ShimExec(Errno),
+    End,
+}

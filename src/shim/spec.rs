@@ -1,0 +1,147 @@
+//! What the plugin tells the shim, and its wire form: MessagePack in a sealed memfd, so that no secret shows in `ps`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::sandbox::capabilities::CapSet;
+use crate::sandbox::place::{Place, Rule};
+
+/// The shim and the plugin are the same file; a mismatch means that something else wrote the spec.
+const VERSION: u32 = 1;
+
+/// Everything that the shim does, in the order in which it does it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShimSpec {
+    /// Network namespace to join (setns(2)), for example `/var/run/netns/<alloc>`; none = the host's.
+    pub netns: Option<PathBuf>,
+    /// Where standard output and error go.
+    pub stdio: Stdio,
+    /// The Landlock rules. What no rule grants is denied.
+    pub rules: Vec<Rule>,
+    /// Working directory of the task.
+    pub work_dir: Place,
+    /// Whether [`super::fds::CGROUP`] is there.
+    pub cgroup: bool,
+    /// -1000 … 1000, see proc_pid_oom_score_adj(5); none = inherited.
+    pub oom_score_adj: Option<i32>,
+    pub uid: u32,
+    pub gid: u32,
+    /// Upper bound of what the task and its children can ever hold.
+    pub bounding: CapSet,
+    /// What the task starts with: ambient for an ordinary user, permitted for root.
+    pub granted: CapSet,
+    /// Name (looked up in the task's PATH) or path.
+    pub command: String,
+    pub args: Vec<String>,
+    /// `KEY=value`, as execve(2) takes it.
+    pub env: Vec<String>,
+}
+
+/// Where the task's output goes. Standard input is always /dev/null under Nomad.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdio {
+    /// Nomad's log FIFOs.
+    Fifos { stdout: Place, stderr: Place },
+    /// What the shim was started with (the `run` verb).
+    Inherited,
+}
+
+impl ShimSpec {
+    pub fn encode(&self) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+        rmp_serde::to_vec(&(VERSION, self))
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
+        let (version, spec): (u32, Self) = rmp_serde::from_slice(bytes)?;
+        if version != VERSION {
+            return Err(rmp_serde::decode::Error::Uncategorized(format!(
+                "version {version} instead of {VERSION}"
+            )));
+        }
+        Ok(spec)
+    }
+
+    /// Value of `name` in the task's environment.
+    pub fn env(&self, name: &str) -> Option<&str> {
+        self.env.iter().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+    }
+}
+
+/// Where a command is looked for when the task has no PATH: what Debian gives a login.
+pub const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// The paths that `command` may mean, in order. A name with a slash is taken as it is; an empty or relative element of
+/// PATH, which would mean the working directory, is passed over.
+pub fn candidates(command: &str, path: Option<&str>) -> Vec<PathBuf> {
+    if command.contains('/') {
+        return vec![PathBuf::from(command)];
+    }
+    let path = path.filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH);
+    path.split(':').map(Path::new).filter(|dir| dir.is_absolute()).map(|dir| dir.join(command)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::place::Missing;
+    use crate::sandbox::unveil::Unveil;
+
+    fn spec() -> ShimSpec {
+        ShimSpec {
+            netns: Some("/var/run/netns/x".into()),
+            stdio: Stdio::Fifos {
+                stdout: Place::beneath("/a", "alloc/logs/o"),
+                stderr: Place::beneath("/a", "alloc/logs/e"),
+            },
+            rules: vec![Rule {
+                access: "rw:/srv".parse::<Unveil>().unwrap().access,
+                place: Place::host("/srv"),
+                missing: Missing::Fail,
+            }],
+            work_dir: Place::beneath("/a", "local"),
+            cgroup: true,
+            oom_score_adj: Some(500),
+            uid: 80_000,
+            gid: 80_000,
+            bounding: CapSet::default(),
+            granted: CapSet::default(),
+            command: "env".into(),
+            args: vec!["-0".into()],
+            env: vec!["PATH=/bin".into(), "EMPTY=".into()],
+        }
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let spec = spec();
+        assert_eq!(ShimSpec::decode(&spec.encode().unwrap()).unwrap(), spec);
+    }
+
+    #[test]
+    fn another_version_and_garbage_are_refused() {
+        let other = rmp_serde::to_vec(&(VERSION + 1, spec())).unwrap();
+        assert!(ShimSpec::decode(&other).unwrap_err().to_string().contains("version 2"));
+        assert!(ShimSpec::decode(b"").is_err());
+        assert!(ShimSpec::decode(&[0xc1; 64]).is_err());
+    }
+
+    #[test]
+    fn env_takes_the_whole_name() {
+        let spec = spec();
+        assert_eq!(spec.env("PATH"), Some("/bin"));
+        assert_eq!(spec.env("EMPTY"), Some(""));
+        assert_eq!(spec.env("PAT"), None);
+    }
+
+    #[test]
+    fn commands_are_looked_up_in_absolute_directories_only() {
+        assert_eq!(candidates("a/b", Some("/bin")), [PathBuf::from("a/b")]);
+        assert_eq!(
+            candidates("ls", Some(":/bin:.:usr:/usr/bin")),
+            ["/bin/ls", "/usr/bin/ls"].map(PathBuf::from)
+        );
+        assert_eq!(candidates("ls", None).len(), 3);
+        assert_eq!(candidates("ls", Some("")), candidates("ls", None));
+    }
+}

@@ -1,0 +1,157 @@
+//! clone3(2): the shim out of the threaded plugin, and the task out of the single-threaded shim.
+
+use std::ffi::{CStr, c_char};
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::Result;
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use super::signals;
+
+/// `CLONE_INTO_CGROUP` of `linux/sched.h`; the libc crate's constant is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// A process just made: its number in our pid namespace and its pidfd (close-on-exec).
+#[derive(Debug)]
+pub struct Child {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+}
+
+/// First number that [`Spawn::fds`] may come from, so that placing one never overwrites another.
+pub const FIRST_FREE_FD: RawFd = 16;
+
+/// What the plugin hands to a new process. Everything is prepared before the clone: in the child of a threaded process
+/// only async-signal-safe calls are allowed (signal-safety(7)).
+#[derive(Debug)]
+pub struct Spawn<'a> {
+    /// The program, opened `O_PATH`: execveat(2) with `AT_EMPTY_PATH`.
+    pub program: BorrowedFd<'a>,
+    pub argv: &'a [&'a CStr],
+    /// `CLONE_NEW*` of clone(2).
+    pub namespaces: u64,
+    /// The cgroup v2 directory that the process starts in; none = the caller's own.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Descriptors for the child: `fds[i]` becomes number `first_fd + i`. Each must be [`FIRST_FREE_FD`] or higher.
+    pub fds: &'a [BorrowedFd<'a>],
+    pub first_fd: RawFd,
+    /// Replaces standard input, output and error; none = inherited.
+    pub stdio: Option<BorrowedFd<'a>>,
+    /// If exec fails, the child sends the errno here (4 bytes, native order) before it ends with status 127.
+    pub report: BorrowedFd<'a>,
+}
+
+/// Starts `spawn.program` with an empty environment, every signal at its default but blocked, no other descriptor open.
+pub fn spawn(spawn: &Spawn<'_>) -> Result<Child> {
+    let mut argv = [std::ptr::null::<c_char>(); 4];
+    if spawn.argv.len() >= argv.len() || spawn.fds.iter().any(|fd| fd.as_raw_fd() < FIRST_FREE_FD) {
+        return Err(Errno::EINVAL);
+    }
+    for (slot, arg) in argv.iter_mut().zip(spawn.argv) {
+        *slot = arg.as_ptr();
+    }
+    // No handler of the plugin may run in the child: tokio's would write into the pipe that it shares with the parent.
+    let mask = signals::block_all()?;
+    // SAFETY: the child calls only `in_child`, which is async-signal-safe and never returns.
+    let made = unsafe { clone3(spawn.namespaces, spawn.cgroup) };
+    let result = match made {
+        Ok(None) => in_child(spawn, &argv),
+        Ok(Some(child)) => Ok(child),
+        Err(errno) => Err(errno),
+    };
+    signals::restore(&mask)?;
+    result
+}
+
+/// The child's side of [`spawn`]: plain system calls on values of the parent's stack, no allocation, no lock.
+fn in_child(spawn: &Spawn<'_>, argv: &[*const c_char; 4]) -> ! {
+    let env = [std::ptr::null::<c_char>()];
+    signals::reset_dispositions();
+    // SAFETY: dup2, close_range, execveat, write and _exit take integers and pointers into memory that lives until exec
+    // (ours, or copied with the parent's address space); argv and env end with a null pointer.
+    unsafe {
+        let mut ok = true;
+        if let Some(null) = spawn.stdio {
+            for number in 0..=2 {
+                ok &= libc::dup2(null.as_raw_fd(), number) >= 0;
+            }
+        }
+        for (i, fd) in spawn.fds.iter().enumerate() {
+            ok &= libc::dup2(fd.as_raw_fd(), spawn.first_fd + i as RawFd) >= 0;
+        }
+        let first_other = spawn.first_fd + spawn.fds.len() as RawFd;
+        ok &= libc::syscall(libc::SYS_close_range, first_other, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) >= 0;
+        if ok {
+            libc::syscall(
+                libc::SYS_execveat,
+                spawn.program.as_raw_fd(),
+                c"".as_ptr(),
+                argv.as_ptr(),
+                env.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
+        }
+        let errno = Errno::last_raw();
+        libc::write(spawn.report.as_raw_fd(), (&raw const errno).cast(), size_of_val(&errno));
+        libc::_exit(127)
+    }
+}
+
+/// Proof that the process has one thread, so that a clone of it may run any code.
+#[derive(Debug, Clone, Copy)]
+pub struct SingleThreaded(PhantomData<*const ()>);
+
+impl SingleThreaded {
+    /// Counts the threads in /proc/self/status; an error if there is more than one.
+    pub fn check() -> std::io::Result<Self> {
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).map(str::trim);
+        match threads {
+            Some("1") => Ok(Self(PhantomData)),
+            _ => Err(std::io::Error::other(format!("this process has {threads:?} threads, not 1"))),
+        }
+    }
+}
+
+/// Makes a child that runs `body`, in `cgroup` from its first instruction. What `body` returns, if it does not
+/// end in exec, is the child's exit status.
+pub fn fork(_: SingleThreaded, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> Result<Child> {
+    // SAFETY: the process has a single thread (the token is not Send and says so): no lock can be held by another one.
+    match unsafe { clone3(0, cgroup) }? {
+        Some(child) => Ok(child),
+        None => {
+            let status = body();
+            // SAFETY: _exit never returns and touches no memory of ours; no destructor or buffer of the parent is run here.
+            unsafe { libc::_exit(status) }
+        }
+    }
+}
+
+/// The raw call without `CLONE_VM`: `None` in the child.
+///
+/// # Safety
+/// In the child of a process with several threads only async-signal-safe calls are allowed until exec or _exit.
+unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Child>> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is a plain C struct of integers for which all zeroes is valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: args has the size given and lives over the call; without CLONE_VM the child has its own copy of the stack.
+    let pid = Errno::result(unsafe {
+        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
+    })?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Some(Child { pid: Pid::from_raw(pid as i32), pidfd }))
+}

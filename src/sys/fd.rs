@@ -1,0 +1,46 @@
+//! File descriptors: taking over inherited ones, closing all others.
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::Result;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+/// Takes ownership of a descriptor that the parent process left open at `number`, and marks it close-on-exec.
+///
+/// EBADF: nothing is open there. Call it once for a number, before anything else in the process opens files.
+pub fn inherited(number: RawFd) -> Result<OwnedFd> {
+    // SAFETY: F_SETFD takes integers only; it fails with EBADF if the number is not open.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: the number is open (checked above), was opened by our parent for us, and nothing else in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Marks every descriptor from `first` on close-on-exec: close_range(2) with `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
+pub fn close_on_exec_from(first: u32) -> Result<()> {
+    close_range(first, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+fn close_range(first: u32, flags: libc::c_uint) -> Result<()> {
+    // SAFETY: close_range takes integers only; with CLOSE_RANGE_CLOEXEC it closes nothing that is owned here.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
+}
+
+/// Receives one message and at most one descriptor (`SCM_RIGHTS`, unix(7)), close-on-exec. 0 bytes: the other end is closed.
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
+    let mut control = nix::cmsg_space!([RawFd; 1]);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut received = None;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part {
+            for fd in fds {
+                // SAFETY: recvmsg has just installed this descriptor for us, and nothing else knows its number.
+                received = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+    }
+    Ok((message.bytes, received))
+}
