@@ -260,7 +260,7 @@ fn attach_logs(logs: Option<Logs>) -> Result<()> {
 fn become_user(spec: &ShimSpec) -> Result<()> {
     let caps = |errno| Failure::new(Step::Capabilities, spec.granted.to_string(), errno);
     let user = |errno| Failure::new(Step::User, format!("{}:{}", spec.uid, spec.gid), errno);
-    limit_bounding(spec.bounding)?;
+    limit_bounding(spec.granted)?;
     setgroups(&[]).map_err(user)?;
     let gid = Gid::from_raw(spec.gid);
     setresgid(gid, gid, gid).map_err(user)?;

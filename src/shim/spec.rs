@@ -27,9 +27,8 @@ pub struct ShimSpec {
     pub oom_score_adj: Option<i32>,
     pub uid: u32,
     pub gid: u32,
-    /// Upper bound of what the task and its children can ever hold.
-    pub bounding: CapSet,
-    /// What the task starts with: ambient for an ordinary user, permitted for root.
+    /// What the task starts with (ambient for an ordinary user, permitted for root) and the most that it and its
+    /// children can ever hold (the bounding set).
     pub granted: CapSet,
     /// Name (looked up in the task's PATH) or path.
     pub command: String,
@@ -104,7 +103,6 @@ mod tests {
             oom_score_adj: Some(500),
             uid: 80_000,
             gid: 80_000,
-            bounding: CapSet::default(),
             granted: CapSet::default(),
             command: "env".into(),
             args: vec!["-0".into()],

@@ -26,6 +26,13 @@ pub fn signal_group(leader: BorrowedFd<'_>, signal: i32) -> Result<()> {
     send(leader, signal, SIGNAL_PROCESS_GROUP)
 }
 
+/// Sends `signal` to the process group with this number, kill(2). For kernels before 6.9 only: make sure that the leader
+/// is still there, so that the number means what it meant.
+pub fn signal_group_by_number(leader: i32, signal: i32) -> Result<()> {
+    // SAFETY: kill takes integers only.
+    Errno::result(unsafe { libc::kill(-leader, signal) }).map(drop)
+}
+
 fn send(process: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> Result<()> {
     let no_info: *const libc::siginfo_t = std::ptr::null();
     // SAFETY: a null siginfo is allowed and means what kill(2) would fill in; the rest are integers.

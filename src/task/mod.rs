@@ -1,3 +1,13 @@
-//! (in progress)
+//! A task's life: what it is to be ([`spec`]), its start ([`launch`]), what runs ([`running`]), what survives a restart of
+//! the plugin ([`state`], [`run_dir`], [`identity`]).
 
+pub mod dirs;
+pub mod env;
+pub mod identity;
+pub mod launch;
+pub mod run_dir;
+pub mod running;
 pub mod signal;
+pub mod spec;
+pub mod state;
+pub mod store;

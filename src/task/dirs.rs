@@ -1,0 +1,179 @@
+//! The task's own directories, and the proof that they are its own.
+//!
+//! In Nomad's unveil mode a task sees its directories at `alloc_mounts/<alloc>-<task>`, where Nomad bind-mounts them.
+//! The plugin learns that path from the environment alone, and a job's `env` block can set the same variables: so it is
+//! taken only after comparing it, by device and inode, with the directories that Nomad names outside the environment.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{Mode, fstat};
+
+/// Why the task's directories could not be trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum DirsError {
+    #[error("{0} is not in the task's environment; Nomad sets it for a driver with unveil file system isolation")]
+    Unset(&'static str),
+    #[error(
+        "{name}={value:?} is not the {what} of this task; Nomad sets it, so remove {name} from the env block of the job"
+    )]
+    Foreign { name: &'static str, value: PathBuf, what: &'static str },
+    #[error("open {what} {path:?}: {}", .errno.desc())]
+    Open { what: &'static str, path: PathBuf, errno: Errno },
+}
+
+impl DirsError {
+    /// Whether the job is at fault: trying again cannot help.
+    pub fn is_jobs_fault(&self) -> bool {
+        matches!(self, Self::Unset(_) | Self::Foreign { .. })
+    }
+}
+
+const TASK_DIR: &str = "NOMAD_TASK_DIR";
+const ALLOC_DIR: &str = "NOMAD_ALLOC_DIR";
+const SECRETS_DIR: &str = "NOMAD_SECRETS_DIR";
+
+/// The directory that holds the task's `alloc`, `local`, `secrets` and `tmp`.
+///
+/// `alloc_dir` is Nomad's `TaskConfig.alloc_dir` (`<data_dir>/alloc/<alloc>`), which no job can set; `task` the task's name.
+pub fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) -> Result<PathBuf, DirsError> {
+    let value = |name: &'static str| env.get(name).map(Path::new).ok_or(DirsError::Unset(name));
+    let (local, alloc, secrets) = (value(TASK_DIR)?, value(ALLOC_DIR)?, value(SECRETS_DIR)?);
+    let foreign = |name, value: &Path, what| DirsError::Foreign { name, value: value.into(), what };
+
+    let plain = local.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    let root = match local.parent() {
+        Some(root) if plain && root.is_absolute() && local.ends_with("local") => root,
+        _ => return Err(foreign(TASK_DIR, local, "task directory")),
+    };
+    if alloc != root.join("alloc") {
+        return Err(foreign(ALLOC_DIR, alloc, "alloc directory"));
+    }
+    if secrets != root.join("secrets") {
+        return Err(foreign(SECRETS_DIR, secrets, "secrets directory"));
+    }
+
+    let theirs = directory("the alloc directory", alloc_dir)?;
+    let ours = directory("the task directory", root)?;
+    if !same(&ours, &beneath(&theirs, alloc_dir, Path::new(task))?) {
+        return Err(foreign(TASK_DIR, local, "task directory"));
+    }
+    let (mounted, shared) = (beneath(&ours, root, Path::new("alloc"))?, beneath(&theirs, alloc_dir, Path::new("alloc"))?);
+    if !same(&mounted, &shared) {
+        return Err(foreign(ALLOC_DIR, alloc, "alloc directory"));
+    }
+    Ok(root.to_owned())
+}
+
+fn directory(what: &'static str, path: &Path) -> Result<OwnedFd, DirsError> {
+    open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|errno| DirsError::Open { what, path: path.into(), errno })
+}
+
+fn beneath(root: &OwnedFd, root_path: &Path, path: &Path) -> Result<OwnedFd, DirsError> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(root, path, how).map_err(|errno| DirsError::Open {
+        what: "a directory of the task",
+        path: root_path.join(path),
+        errno,
+    })
+}
+
+fn same(a: &impl AsFd, b: &impl AsFd) -> bool {
+    match (fstat(a), fstat(b)) {
+        (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An alloc as Nomad lays it out; the bind mounts are symbolic links here, which only the tests can follow.
+    struct Alloc {
+        dir: tempfile::TempDir,
+        env: HashMap<String, String>,
+    }
+
+    impl Alloc {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let task = dir.path().join("alloc/1/web");
+            for name in ["local", "secrets", "tmp", "alloc"] {
+                std::fs::create_dir_all(task.join(name)).unwrap();
+            }
+            // Without root there is no bind mount: the shared directory is the task's own `alloc` itself.
+            std::os::unix::fs::symlink(&task, dir.path().join("mounts")).unwrap();
+            let root = dir.path().join("mounts");
+            let var = |name: &str, sub: &str| (name.to_owned(), root.join(sub).display().to_string());
+            let env = HashMap::from([var(TASK_DIR, "local"), var(ALLOC_DIR, "alloc"), var(SECRETS_DIR, "secrets")]);
+            Self { dir, env }
+        }
+
+        fn root(&self) -> Result<PathBuf, DirsError> {
+            root(&self.env, &self.dir.path().join("alloc/1"), "web")
+        }
+
+        fn set(mut self, name: &str, value: impl AsRef<Path>) -> Self {
+            self.env.insert(name.into(), value.as_ref().display().to_string());
+            self
+        }
+    }
+
+    #[test]
+    fn a_job_cannot_point_its_directories_elsewhere() {
+        for (name, value) in [
+            (TASK_DIR, "/"),
+            (TASK_DIR, "/etc"),
+            (TASK_DIR, "local"),
+            (TASK_DIR, ""),
+            (TASK_DIR, "/tmp/../local"),
+            (ALLOC_DIR, "/"),
+            (ALLOC_DIR, "/etc"),
+            (SECRETS_DIR, "/root"),
+        ] {
+            let error = Alloc::new().set(name, value).root().unwrap_err();
+            assert!(error.is_jobs_fault(), "{name}={value}: {error}");
+            assert!(error.to_string().contains("remove"), "{error}");
+        }
+    }
+
+    #[test]
+    fn another_directory_of_the_right_shape_is_refused() {
+        let alloc = Alloc::new();
+        let other = alloc.dir.path().join("other");
+        for name in ["local", "alloc", "secrets"] {
+            std::fs::create_dir_all(other.join(name)).unwrap();
+        }
+        let alloc = alloc
+            .set(TASK_DIR, other.join("local"))
+            .set(ALLOC_DIR, other.join("alloc"))
+            .set(SECRETS_DIR, other.join("secrets"));
+        assert!(matches!(alloc.root(), Err(DirsError::Foreign { name: TASK_DIR, .. })));
+    }
+
+    #[test]
+    fn the_alloc_directory_must_be_the_allocs() {
+        // The task directory is right, but its `alloc` is not what Nomad shares between the tasks of the alloc.
+        let alloc = Alloc::new();
+        std::fs::create_dir_all(alloc.dir.path().join("alloc/1/alloc")).unwrap();
+        assert!(matches!(alloc.root(), Err(DirsError::Foreign { name: ALLOC_DIR, .. })));
+    }
+
+    #[test]
+    fn a_missing_variable_and_a_missing_directory_are_named() {
+        let mut alloc = Alloc::new();
+        alloc.env.remove(SECRETS_DIR);
+        assert!(matches!(alloc.root(), Err(DirsError::Unset(SECRETS_DIR))));
+        let alloc = Alloc::new();
+        let error = root(&alloc.env, &alloc.dir.path().join("alloc/2"), "web").unwrap_err();
+        assert!(!error.is_jobs_fault());
+        assert!(error.to_string().contains("alloc/2"), "{error}");
+    }
+}

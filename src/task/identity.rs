@@ -1,0 +1,98 @@
+//! Which process is meant, across restarts of the plugin: pid, start time and boot, never a bare pid.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::sys;
+
+/// A process of this boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub pid: i32,
+    /// Field 22 of proc_pid_stat(5): clock ticks between boot and the start of the process.
+    pub start_time: u64,
+}
+
+impl Identity {
+    /// Reads who `pid` is at the moment.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let start_time = start_time(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field 22")))?;
+        Ok(Self { pid, start_time })
+    }
+
+    /// Who is behind a pidfd: the `Pid:` line of its fdinfo (pidfd_open(2)). ESRCH: the process has been reaped.
+    pub fn behind(pidfd: &OwnedFd) -> io::Result<Self> {
+        use std::os::fd::AsRawFd;
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+        match pid {
+            Some(pid) if pid > 0 => Self::of(pid),
+            _ => Err(Errno::ESRCH.into()),
+        }
+    }
+
+    /// Opens the process if it is still the same one; none if it is gone or its pid has been used again.
+    pub fn open(self) -> io::Result<Option<OwnedFd>> {
+        let pidfd = match sys::pidfd::open(self.pid) {
+            Ok(pidfd) => pidfd,
+            Err(Errno::ESRCH | Errno::EINVAL) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        // The pidfd cannot change its meaning any more: if the start time read now is right, it was opened on the right one,
+        // unless it ended in between, which asking it once more finds out.
+        let same = match Self::of(self.pid) {
+            Ok(found) => found == self,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => false,
+            Err(error) => return Err(error),
+        };
+        Ok((same && sys::pidfd::signal(pidfd.as_fd(), 0).is_ok()).then_some(pidfd))
+    }
+}
+
+fn start_time(stat: &str) -> Option<u64> {
+    // The second field is the name in parentheses, which may hold spaces and parentheses.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The identity of this boot: /proc/sys/kernel/random/boot_id, random(4).
+pub fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_shift_the_fields() {
+        let fields: Vec<String> = (3..=52).map(|n| n.to_string()).collect();
+        let stat = format!("7 (a) (b c) {}", fields.join(" "));
+        assert_eq!(start_time(&stat), Some(22));
+        assert_eq!(start_time("7 (a"), None);
+    }
+
+    #[test]
+    fn a_process_is_opened_only_while_it_is_the_same() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let identity = Identity::of(child.id() as i32).unwrap();
+        let pidfd = identity.open().unwrap().expect("it runs");
+        assert_eq!(Identity::behind(&pidfd).unwrap(), identity);
+        let other = Identity { start_time: identity.start_time + 1, ..identity };
+        assert!(other.open().unwrap().is_none(), "another process with this pid");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(identity.open().unwrap().is_none(), "it has ended");
+        assert_eq!(Identity::behind(&pidfd).unwrap_err().raw_os_error(), Some(Errno::ESRCH as i32));
+    }
+
+    #[test]
+    fn the_boot_has_an_id() {
+        assert_eq!(boot_id().unwrap().len(), 36);
+    }
+}

@@ -1,0 +1,194 @@
+//! The start of a task: limits, run directory, shim, and the wait for exec. Blocking; call it off the runtime's threads.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+use super::identity::Identity;
+use super::run_dir::{RunDir, RunDirError};
+use super::spec::TaskSpec;
+use crate::cgroup::{Cgroup, CgroupError, OomCounts};
+use crate::shim::fds;
+use crate::shim::report::{self, StartError};
+use crate::shim::spec::Stdio;
+use crate::sys;
+
+/// How long a start may take, from clone to exec. The shim's own waits are bounded far below it; only a path on a file
+/// system that hangs (a dead NFS server) takes longer, and Nomad's StartTask must not wait for ever.
+pub const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// What every start needs, opened once.
+#[derive(Debug)]
+pub struct Launcher {
+    /// This very program, so that an upgrade on disk never mixes two versions in one start.
+    program: OwnedFd,
+    null: OwnedFd,
+    run_dir: PathBuf,
+}
+
+/// A task that has been exec'd.
+#[derive(Debug)]
+pub struct Launched {
+    /// pidfd of the shim.
+    pub shim: OwnedFd,
+    /// pidfd of the task's first process.
+    pub task: OwnedFd,
+    pub shim_id: Identity,
+    /// None: it has ended already, and its shim has reaped it.
+    pub task_id: Option<Identity>,
+    pub cgroup: Option<Cgroup>,
+    pub run_dir: RunDir,
+    pub started_at: SystemTime,
+    /// The cgroup's OOM counters at the start: it may be that of an earlier run of the task.
+    pub oom_before: OomCounts,
+}
+
+struct Started {
+    shim: OwnedFd,
+    shim_id: Identity,
+    task: OwnedFd,
+    task_id: Option<Identity>,
+}
+
+/// Why a task did not start. Nothing is left of it.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    #[error("{step}: {error}")]
+    System { step: &'static str, error: io::Error },
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+impl LaunchError {
+    /// Whether the job is at fault, so that Nomad should not try again on this host.
+    pub fn is_jobs_fault(&self) -> bool {
+        matches!(self, Self::Start(StartError::Failed(failure)) if failure.is_jobs_fault())
+    }
+}
+
+fn system<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> LaunchError {
+    move |error| LaunchError::System { step, error: error.into() }
+}
+
+impl Launcher {
+    pub fn new(run_dir: &Path) -> Result<Self, LaunchError> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let program = open("/proc/self/exe", flags, Mode::empty()).map_err(system("open /proc/self/exe"))?;
+        let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(system("open /dev/null"))?;
+        Ok(Self { program, null, run_dir: run_dir.to_owned() })
+    }
+
+    pub fn run_dir(&self, task_id: &str) -> RunDir {
+        RunDir::of(&self.run_dir, task_id)
+    }
+
+    /// Starts the task and returns when its program runs, or says which step failed.
+    pub fn launch(&self, spec: &TaskSpec) -> Result<Launched, LaunchError> {
+        let cgroup = spec.cgroup.as_deref().map(Cgroup::open).transpose()?;
+        if let Some(cgroup) = &cgroup {
+            cgroup.apply(&spec.limits)?;
+        }
+        let oom_before = cgroup.as_ref().map(Cgroup::oom).transpose()?.flatten().unwrap_or_default();
+        let run_dir = self.run_dir(&spec.id);
+        let exit = run_dir.create()?;
+        match self.start(spec, cgroup.as_ref(), exit) {
+            Ok(Started { shim, shim_id, task, task_id }) => {
+                let started_at = SystemTime::now();
+                Ok(Launched { shim, task, shim_id, task_id, cgroup, run_dir, started_at, oom_before })
+            }
+            Err(error) => {
+                run_dir.remove()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The shim and the task, both running. A shim whose task did not start is killed and reaped.
+    fn start(&self, spec: &TaskSpec, cgroup: Option<&Cgroup>, exit: File) -> Result<Started, LaunchError> {
+        let spec_fd = spec_file(spec)?;
+        let (receiver, report) = report::pair().map_err(system("make the report socket"))?;
+        let given = [spec_fd.as_fd(), report.as_fd(), exit.as_fd()];
+        let given = given.into_iter().chain(cgroup.map(Cgroup::dir_fd));
+        let passed: Vec<OwnedFd> = given
+            .map(|fd| sys::fd::duplicate_from(fd, sys::clone::FIRST_FREE_FD))
+            .collect::<Result<_, _>>()
+            .map_err(system("duplicate a descriptor for the shim"))?;
+        let numbered: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
+        let shims = cgroup.and_then(shims_cgroup);
+        let child = sys::clone::spawn(&sys::clone::Spawn {
+            program: self.program.as_fd(),
+            argv: &[c"nomad-driver-exec2", c"shim"],
+            namespaces: (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC) as u64,
+            cgroup: shims.as_ref().map(Cgroup::dir_fd),
+            fds: &numbered,
+            first_fd: fds::SPEC,
+            stdio: match spec.shim.stdio {
+                Stdio::Fifos { .. } => Some(self.null.as_fd()),
+                Stdio::Inherited => None,
+            },
+            report: report.as_fd(),
+        })
+        .map_err(system("clone the shim"))?;
+        // The shim has its own copies now; ours would keep the socket open.
+        drop((report, passed));
+        let shim = child.pidfd;
+        receiver
+            .wait(START_LIMIT)
+            .map_err(LaunchError::from)
+            .and_then(|task| {
+                let shim_id = Identity::behind(&shim).map_err(system("identify the shim"))?;
+                let task_id = match Identity::behind(&task) {
+                    Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => None,
+                    found => Some(found.map_err(system("identify the task"))?),
+                };
+                Ok((shim_id, task, task_id))
+            })
+            .inspect_err(|_| kill_and_reap(&shim))
+            .map(|(shim_id, task, task_id)| Started { shim, shim_id, task, task_id })
+    }
+}
+
+/// The spec in a sealed memfd: nothing on disk, nothing in `ps`, and nobody can change it any more.
+fn spec_file(spec: &TaskSpec) -> Result<File, LaunchError> {
+    let bytes = spec.shim.encode().map_err(|error| LaunchError::System {
+        step: "encode the spec",
+        error: io::Error::other(error),
+    })?;
+    let memfd = memfd_create(c"exec2-spec", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
+        .map_err(system("make a memfd for the spec"))?;
+    let mut file = File::from(memfd);
+    file.write_all(&bytes).map_err(system("write the spec"))?;
+    let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(system("seal the spec"))?;
+    Ok(file)
+}
+
+/// The cgroup that the shims live in, beside the tasks' own. Without it they live in the plugin's: then a stop of the
+/// whole nomad.service unit would end them, so it is worth a warning.
+fn shims_cgroup(task: &Cgroup) -> Option<Cgroup> {
+    Cgroup::shims_for(task.path())
+        .inspect_err(|error| tracing::warn!(%error, "the shim stays in the plugin's own cgroup"))
+        .ok()
+}
+
+/// Ends a shim, and with it its pid namespace, and reaps it.
+fn kill_and_reap(shim: &OwnedFd) {
+    match sys::pidfd::signal(shim.as_fd(), libc::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(errno) => tracing::error!(%errno, "kill the shim of a task that did not start"),
+    }
+    while let Err(Errno::EINTR) = waitid(Id::PIDFd(shim.as_fd()), WaitPidFlag::WEXITED) {}
+}

@@ -1,0 +1,242 @@
+//! A task that has been started: who it is, how to reach it, how it ended.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::identity::{Identity, boot_id};
+use super::launch::Launched;
+use super::run_dir::RunDir;
+use super::signal::SignalNumber;
+use super::state::DriverState;
+use crate::cgroup::{Cgroup, OomCounts};
+use crate::shim::exit::Exit;
+use crate::sys;
+
+/// How long a killed task may take to be gone. SIGKILL cannot be held back but by a process in an uninterruptible wait
+/// (a dead disk, NFS); whoever asked gets an error then instead of waiting for ever.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    pub exit: Exit,
+    /// The kernel killed a process of the task for want of memory, and SIGKILL ended the task.
+    pub oom_killed: bool,
+    /// The shim could not say how the task ended, since it was killed itself.
+    pub lost: bool,
+}
+
+/// A started task. Cheap to share; every method may be called at any time, by several callers at once.
+#[derive(Debug)]
+pub struct Task {
+    pub id: String,
+    pub alloc_id: String,
+    pub name: String,
+    pub started_at: SystemTime,
+    /// The task's first process, which leads its session and process group. Its pid is the host's. None: it had ended
+    /// before anybody could look.
+    pub process: Option<Identity>,
+    pub cgroup: Option<Cgroup>,
+    shim_id: Identity,
+    shim: OwnedFd,
+    leader: OwnedFd,
+    run_dir: RunDir,
+    ended: watch::Receiver<Option<Ended>>,
+}
+
+/// What could not be done to a task.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    #[error("send signal {signal} to the task: {}", .errno.desc())]
+    Signal { signal: SignalNumber, errno: Errno },
+    #[error("kill the task: {}", .0.desc())]
+    Kill(Errno),
+    #[error("the task was killed {KILL_LIMIT:?} ago and is not gone yet; a process of it hangs in the kernel")]
+    Hangs,
+    #[error("{step}: {error}")]
+    System { step: &'static str, error: std::io::Error },
+}
+
+/// What [`Task`] is made of beside the processes.
+#[derive(Debug)]
+pub struct Names {
+    pub id: String,
+    pub alloc_id: String,
+    pub name: String,
+}
+
+impl Task {
+    /// Takes over a task that was just started, and watches for its end.
+    pub fn adopt(names: Names, launched: Launched) -> Result<Arc<Self>, TaskError> {
+        let Launched { shim, task, shim_id, task_id, cgroup, run_dir, started_at, oom_before } = launched;
+        let watcher = shim
+            .try_clone()
+            .and_then(|shim| AsyncFd::with_interest(shim, Interest::READABLE))
+            .map_err(|error| TaskError::System { step: "watch the shim", error })?;
+        let (end, ended) = watch::channel(None);
+        let this = Arc::new(Self {
+            id: names.id,
+            alloc_id: names.alloc_id,
+            name: names.name,
+            started_at,
+            process: task_id,
+            cgroup,
+            shim_id,
+            shim,
+            leader: task,
+            run_dir,
+            ended,
+        });
+        tokio::spawn(watch_end(Arc::clone(&this), watcher, oom_before, end));
+        Ok(this)
+    }
+
+    /// A task that had ended before this plugin looked.
+    pub fn already_ended(names: Names, state: &DriverState, run_dir: RunDir, ended: Ended) -> std::io::Result<Arc<Self>> {
+        let nobody = || std::fs::File::open("/dev/null").map(OwnedFd::from);
+        Ok(Arc::new(Self {
+            id: names.id,
+            alloc_id: names.alloc_id,
+            name: names.name,
+            started_at: UNIX_EPOCH + Duration::from_micros(state.started_at_us),
+            process: state.task,
+            cgroup: None,
+            shim_id: state.shim,
+            shim: nobody()?,
+            leader: nobody()?,
+            run_dir,
+            ended: watch::channel(Some(ended)).1,
+        }))
+    }
+
+    /// What Nomad keeps for RecoverTask.
+    pub fn state(&self) -> std::io::Result<DriverState> {
+        let age = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(DriverState {
+            boot_id: boot_id()?,
+            shim: self.shim_id,
+            task: self.process,
+            cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
+            started_at_us: age.as_micros() as u64,
+        })
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<Ended> {
+        *self.ended.borrow()
+    }
+
+    /// Waits for its end; at once if it has ended.
+    pub async fn wait(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        loop {
+            if let Some(ended) = *ended.borrow_and_update() {
+                return ended;
+            }
+            if ended.changed().await.is_err() {
+                // The watcher is gone with the runtime: the process is about to exit.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Signals the task's process group. A task that has ended has nobody to signal.
+    pub fn signal(&self, signal: SignalNumber) -> Result<(), TaskError> {
+        if self.ended().is_some() {
+            return Ok(());
+        }
+        let number = signal.number();
+        let sent = match sys::pidfd::signal_group(self.leader.as_fd(), number) {
+            // Before Linux 6.9. The pid cannot have been used again while the leader, dead or alive, is not reaped; that it
+            // is there is asked first, and the shim reaps it only to end itself.
+            Err(Errno::EINVAL) => match (self.process, sys::pidfd::signal(self.leader.as_fd(), 0)) {
+                (Some(process), Ok(())) => sys::pidfd::signal_group_by_number(process.pid, number),
+                (None, Ok(())) | (_, Err(Errno::ESRCH)) => Ok(()),
+                (_, Err(errno)) => Err(errno),
+            },
+            sent => sent,
+        };
+        match sent {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(TaskError::Signal { signal, errno }),
+        }
+    }
+
+    /// Signals the task, gives it `grace` to end, then kills all of it. Returns when the last process is gone.
+    pub async fn stop(&self, signal: SignalNumber, grace: Duration) -> Result<Ended, TaskError> {
+        self.signal(signal)?;
+        if let Ok(ended) = timeout(grace, self.wait()).await {
+            return Ok(ended);
+        }
+        self.kill().await
+    }
+
+    /// Kills every process of the task, and waits until they are gone.
+    pub async fn kill(&self) -> Result<Ended, TaskError> {
+        if let Some(ended) = self.ended() {
+            return Ok(ended);
+        }
+        if let Some(cgroup) = &self.cgroup {
+            match cgroup.kill() {
+                Ok(()) => match timeout(KILL_LIMIT, self.wait()).await {
+                    Ok(ended) => return Ok(ended),
+                    Err(_) => tracing::warn!(task = self.id, "cgroup.kill did not end the task; killing its pid namespace"),
+                },
+                Err(error) => tracing::warn!(task = self.id, %error, "killing the task's pid namespace instead of its cgroup"),
+            }
+        }
+        // Without a cgroup: the kernel kills everything in the pid namespace of which the shim is pid 1.
+        match sys::pidfd::signal(self.shim.as_fd(), libc::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(TaskError::Kill(errno)),
+        }
+        timeout(KILL_LIMIT, self.wait()).await.map_err(|_| TaskError::Hangs)
+    }
+
+    /// Removes what the driver keeps of the task outside of memory.
+    pub fn forget(&self) -> Result<(), super::run_dir::RunDirError> {
+        self.run_dir.remove()
+    }
+}
+
+/// Waits for the shim, which ends last of all, reaps it if it is our child, and publishes how the task ended.
+async fn watch_end(
+    task: Arc<Task>,
+    shim: AsyncFd<OwnedFd>,
+    oom_before: OomCounts,
+    end: watch::Sender<Option<Ended>>,
+) {
+    // A pidfd becomes readable when the process has ended, and stays so.
+    if let Err(error) = shim.readable().await {
+        tracing::error!(task = task.id, %error, "wait for the shim");
+        return;
+    }
+    // ECHILD: a plugin before this one started it, and init reaps it.
+    let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+    let ended = ending(&task.run_dir, task.cgroup.as_ref(), oom_before);
+    tracing::info!(task = task.id, code = ended.exit.code, signal = ended.exit.signal, oom = ended.oom_killed, "task ended");
+    end.send_replace(Some(ended));
+}
+
+/// What the shim wrote, and whether the memory limit is behind it.
+pub fn ending(run_dir: &RunDir, cgroup: Option<&Cgroup>, oom_before: OomCounts) -> Ended {
+    let (exit, lost) = match run_dir.exit() {
+        Ok(Some(exit)) => (exit, false),
+        // A shim that was killed took the task with it, by SIGKILL.
+        Ok(None) => (Exit::signalled(libc::SIGKILL), true),
+        Err(error) => {
+            tracing::error!(%error, "the exit status cannot be used; reporting the task as killed");
+            (Exit::signalled(libc::SIGKILL), true)
+        }
+    };
+    let oom = cgroup.and_then(|cgroup| cgroup.oom().ok().flatten()).unwrap_or(oom_before);
+    Ended { exit, oom_killed: exit.signal == libc::SIGKILL && oom.oom_kill > oom_before.oom_kill, lost }
+}

@@ -1,0 +1,201 @@
+//! A task as it will be: validated, with every decision taken. Past this point nothing asks Nomad or the job again.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::cgroup::Limits;
+use crate::config::{PluginConfig, TaskConfig};
+use crate::sandbox::capabilities::{CapSet, CapabilityError, ambient};
+use crate::sandbox::place::Place;
+use crate::sandbox::plan::{Sources, WorkDirError, rules, work_dir};
+use crate::shim::spec::{ShimSpec, Stdio};
+use crate::task::env::environment;
+use crate::users::User;
+
+/// What is asked for, in values of our own: from Nomad's StartTask or from the `run` verb.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// `alloc/task/invocation`.
+    pub id: &'a str,
+    pub alloc_id: &'a str,
+    pub name: &'a str,
+    pub user: User,
+    pub env: &'a HashMap<String, String>,
+    /// The task's own directory, from [`super::dirs::root`].
+    pub root: &'a Path,
+    pub logs: Logs<'a>,
+    pub netns: Option<&'a Path>,
+    pub cgroup: Option<&'a Path>,
+    pub limits: Limits,
+    pub config: &'a TaskConfig,
+}
+
+/// Where the output goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Logs<'a> {
+    /// The names of Nomad's FIFOs in `alloc/logs`; only the last component of each path is used.
+    Fifos { stdout: &'a Path, stderr: &'a Path },
+    /// The caller's own standard output and error.
+    Inherited,
+}
+
+/// A task ready to be started.
+#[derive(Debug)]
+pub struct TaskSpec {
+    pub id: String,
+    pub alloc_id: String,
+    pub name: String,
+    pub cgroup: Option<PathBuf>,
+    pub limits: Limits,
+    pub shim: ShimSpec,
+}
+
+/// The job asks for something that the agent's configuration does not allow, or that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    #[error(
+        "the task sets unveil, which the agent's plugin option unveil_by_task does not allow; remove unveil from the task, \
+         or set unveil_by_task = true in the agent's plugin \"nomad-driver-exec2\" block"
+    )]
+    UnveilByTask,
+    #[error(transparent)]
+    WorkDir(#[from] WorkDirError),
+    #[error(transparent)]
+    Capability(#[from] CapabilityError),
+    #[error("the log path {0:?} has no file name")]
+    LogPath(PathBuf),
+    #[error("the {0} has a NUL byte, which no program can be given; remove it")]
+    Nul(String),
+}
+
+impl TaskSpec {
+    pub fn new(request: &Request<'_>, plugin: &PluginConfig) -> Result<Self, SpecError> {
+        let config = request.config;
+        if !config.unveil.is_empty() && !plugin.unveil_by_task {
+            return Err(SpecError::UnveilByTask);
+        }
+        let env = environment(request.env, &request.user, request.root);
+        if let Some(entry) = env.iter().find(|entry| entry.contains('\0')) {
+            let name = entry.split('=').next().unwrap_or_default();
+            return Err(SpecError::Nul(format!("environment variable {name:?}")));
+        }
+        let shim = ShimSpec {
+            netns: request.netns.map(Path::to_owned),
+            stdio: stdio(request)?,
+            rules: rules(&Sources {
+                root: request.root,
+                cgroup: request.cgroup,
+                defaults: plugin.unveil_defaults,
+                agent: &plugin.unveil_paths,
+                job: &config.unveil,
+            }),
+            work_dir: work_dir(request.root, config.work_dir.as_deref(), plugin.unveil_by_task, &config.unveil)?,
+            cgroup: request.cgroup.is_some(),
+            oom_score_adj: (config.oom_score_adj != 0).then_some(config.oom_score_adj),
+            uid: request.user.uid,
+            gid: request.user.gid,
+            granted: granted(request.user.uid, config, plugin)?,
+            command: config.command.clone(),
+            args: config.args.clone(),
+            env,
+        };
+        Ok(Self {
+            id: request.id.into(),
+            alloc_id: request.alloc_id.into(),
+            name: request.name.into(),
+            cgroup: request.cgroup.map(Path::to_owned),
+            limits: request.limits.clone(),
+            shim,
+        })
+    }
+}
+
+fn stdio(request: &Request<'_>) -> Result<Stdio, SpecError> {
+    let Logs::Fifos { stdout, stderr } = request.logs else { return Ok(Stdio::Inherited) };
+    let fifo = |path: &Path| {
+        let name = path.file_name().ok_or_else(|| SpecError::LogPath(path.into()))?;
+        Ok(Place::beneath(request.root, Path::new("alloc/logs").join(name)))
+    };
+    Ok(Stdio::Fifos { stdout: fifo(stdout)?, stderr: fifo(stderr)? })
+}
+
+/// The capabilities that a task holds. Nobody but root has any without `cap_add`; root has what `allow_caps` allows, less
+/// `cap_drop`, unless it drops `all`: then it, too, has only what it adds.
+fn granted(uid: u32, config: &TaskConfig, plugin: &PluginConfig) -> Result<CapSet, CapabilityError> {
+    let added = ambient(config.cap_add, config.cap_drop, plugin.allow_caps)?;
+    match uid {
+        0 if !config.cap_drop.all => Ok(plugin.allow_caps.difference(config.cap_drop.named)),
+        _ => Ok(added),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::capabilities::{CapList, Capability};
+
+    fn config() -> TaskConfig {
+        TaskConfig { command: "env".into(), ..TaskConfig::default() }
+    }
+
+    fn spec(uid: u32, config: &TaskConfig, plugin: &PluginConfig) -> Result<TaskSpec, SpecError> {
+        TaskSpec::new(
+            &Request {
+                id: "1/web/2",
+                alloc_id: "1",
+                name: "web",
+                user: User { name: "u".into(), uid, gid: uid, home: "/nonexistent".into() },
+                env: &HashMap::new(),
+                root: Path::new("/m/1-web"),
+                logs: Logs::Fifos { stdout: Path::new("/d/.web.stdout.fifo"), stderr: Path::new("/d/.web.stderr.fifo") },
+                netns: None,
+                cgroup: None,
+                limits: Limits::UNLIMITED,
+                config,
+            },
+            plugin,
+        )
+    }
+
+    #[test]
+    fn a_jobs_unveil_needs_the_operators_leave() {
+        let config = TaskConfig { unveil: vec!["r:/srv".parse().unwrap()], ..config() };
+        let error = spec(80_000, &config, &PluginConfig::default()).unwrap_err();
+        assert!(error.to_string().contains("unveil_by_task = true"), "{error}");
+        let plugin = PluginConfig { unveil_by_task: true, ..PluginConfig::default() };
+        let spec = spec(80_000, &config, &plugin).unwrap();
+        assert!(spec.shim.rules.iter().any(|rule| rule.to_string() == "r:/srv"));
+    }
+
+    #[test]
+    fn logs_are_opened_from_the_tasks_root() {
+        let spec = spec(80_000, &config(), &PluginConfig::default()).unwrap();
+        assert_eq!(
+            spec.shim.stdio,
+            Stdio::Fifos {
+                stdout: Place::beneath("/m/1-web", "alloc/logs/.web.stdout.fifo"),
+                stderr: Place::beneath("/m/1-web", "alloc/logs/.web.stderr.fifo"),
+            }
+        );
+    }
+
+    #[test]
+    fn capabilities_by_user() {
+        let list = |names: &[&str]| CapList::from_names(names).unwrap();
+        let set = |caps: &[Capability]| caps.iter().copied().collect::<CapSet>();
+        let (bind, chown) = (Capability::NET_BIND_SERVICE, Capability::CHOWN);
+        let plugin = PluginConfig { allow_caps: set(&[bind, chown]), ..PluginConfig::default() };
+        let of = |uid, add: &[&str], drop: &[&str]| {
+            let config = TaskConfig { cap_add: list(add), cap_drop: list(drop), ..config() };
+            granted(uid, &config, &plugin)
+        };
+        assert_eq!(of(80_000, &[], &[]).unwrap(), CapSet::EMPTY);
+        assert_eq!(of(80_000, &["chown"], &[]).unwrap(), set(&[chown]));
+        assert_eq!(of(0, &[], &[]).unwrap(), set(&[bind, chown]));
+        assert_eq!(of(0, &[], &["chown"]).unwrap(), set(&[bind]));
+        assert_eq!(of(0, &["chown"], &["all"]).unwrap(), set(&[chown]));
+        assert_eq!(of(0, &[], &["all"]).unwrap(), CapSet::EMPTY);
+        assert!(of(0, &["sys_admin"], &[]).is_err());
+        assert_eq!(granted(0, &config(), &PluginConfig::default()).unwrap(), CapSet::EMPTY, "root has none by itself");
+    }
+}

@@ -1,0 +1,85 @@
+//! The task handle's `driver_state`: what Nomad keeps for us and gives back in RecoverTask.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::identity::Identity;
+
+/// `TaskHandle.version` of our handles. The Go driver's are 1 and 2; the gap is theirs to grow.
+pub const HANDLE_VERSION: i32 = 100;
+
+/// Serialized as JSON: opaque to Nomad, readable to whoever debugs its state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriverState {
+    /// The boot that the processes belong to.
+    pub boot_id: String,
+    pub shim: Identity,
+    /// None: it had ended before anybody could look.
+    pub task: Option<Identity>,
+    pub cgroup: Option<PathBuf>,
+    /// µs since the epoch.
+    pub started_at_us: u64,
+}
+
+/// A handle that is not one of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error(
+        "the task handle has version {0}, this driver writes version {HANDLE_VERSION}: it belongs to a task that another \
+         exec2 driver started; stop that task before switching drivers"
+    )]
+    Version(i32),
+    #[error("the task handle's driver state cannot be read: {0}")]
+    Malformed(#[from] serde_json::Error),
+}
+
+impl DriverState {
+    pub fn encode(&self) -> Result<Vec<u8>, StateError> {
+        Ok(serde_json::to_vec(self)?)
+    }
+
+    pub fn decode(version: i32, state: &[u8]) -> Result<Self, StateError> {
+        match version {
+            HANDLE_VERSION => Ok(serde_json::from_slice(state)?),
+            other => Err(StateError::Version(other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn state() -> DriverState {
+        DriverState {
+            boot_id: "b".into(),
+            shim: Identity { pid: 1, start_time: 2 },
+            task: Some(Identity { pid: 3, start_time: 4 }),
+            cgroup: Some("/sys/fs/cgroup/x".into()),
+            started_at_us: 5,
+        }
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let bytes = state().encode().unwrap();
+        assert_eq!(DriverState::decode(HANDLE_VERSION, &bytes).unwrap(), state());
+    }
+
+    #[test]
+    fn a_handle_of_the_go_driver_is_refused_in_words() {
+        for version in [0, 1, 2, HANDLE_VERSION + 1] {
+            let error = DriverState::decode(version, &state().encode().unwrap()).unwrap_err().to_string();
+            assert!(error.contains("another exec2 driver"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>) {
+            let _ = DriverState::decode(HANDLE_VERSION, &bytes);
+        }
+    }
+}

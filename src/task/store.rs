@@ -1,0 +1,96 @@
+//! The tasks that the plugin knows, by task id.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::running::Task;
+
+/// Shared by all RPCs. No lock is held over an await or a system call.
+#[derive(Debug, Default)]
+pub struct Store(RwLock<HashMap<String, Entry>>);
+
+#[derive(Debug)]
+enum Entry {
+    /// StartTask or RecoverTask is at work on it.
+    Starting,
+    Known(Arc<Task>),
+}
+
+/// The id is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a task with this id has already been started")]
+pub struct Taken;
+
+impl Store {
+    pub fn get(&self, id: &str) -> Option<Arc<Task>> {
+        match self.read().get(id)? {
+            Entry::Known(task) => Some(Arc::clone(task)),
+            Entry::Starting => None,
+        }
+    }
+
+    /// Takes the id, so that no second start of it can begin. Give it a task, or drop it to free the id again.
+    pub fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation, Taken> {
+        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if map.contains_key(id) {
+            return Err(Taken);
+        }
+        map.insert(id.into(), Entry::Starting);
+        Ok(Reservation { store: Arc::clone(self), id: id.into(), kept: false })
+    }
+
+    pub fn remove(&self, id: &str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    pub fn tasks(&self) -> Vec<Arc<Task>> {
+        let known = |entry: &Entry| match entry {
+            Entry::Known(task) => Some(Arc::clone(task)),
+            Entry::Starting => None,
+        };
+        self.read().values().filter_map(known).collect()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<String, Entry>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An id that is being started.
+#[derive(Debug)]
+pub struct Reservation {
+    store: Arc<Store>,
+    id: String,
+    kept: bool,
+}
+
+impl Reservation {
+    pub fn keep(mut self, task: Arc<Task>) {
+        self.kept = true;
+        let mut map = self.store.0.write().unwrap_or_else(PoisonError::into_inner);
+        map.insert(std::mem::take(&mut self.id), Entry::Known(task));
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.store.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_taken_once_and_freed_when_the_start_fails() {
+        let store = Arc::new(Store::default());
+        let first = store.reserve("a").unwrap();
+        assert_eq!(store.reserve("a").unwrap_err(), Taken);
+        assert!(store.get("a").is_none(), "it does not run yet");
+        drop(first);
+        assert!(store.reserve("a").is_ok());
+    }
+}
