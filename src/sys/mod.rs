@@ -1,1 +1,4 @@
 //! (in progress)
+
+pub mod async_fd;
+pub mod landlock;
