@@ -1,1 +1,33 @@
-//! (in progress)
+//! The task's cgroup (v2): limits in, statistics and events out.
+//!
+//! Nomad creates a task's cgroup and removes it; this module works inside it. A [`Cgroup`] holds a descriptor of its
+//! directory, opened once below the mount and without symlinks: afterwards the descriptor is used, never the path
+//! again, so a cgroup that was removed and made anew under the same name is never mistaken for the old one.
+//!
+//! cgroups-rs writes the limits. Reading is done by hand: its v2 readers unwrap (a cgroup may vanish while it is read,
+//! which is an everyday event here) and turn missing files into zeros, and it has neither `memory.events` nor a wait
+//! for `cgroup.events`. No type of that crate leaves this module.
+//!
+//! Source of the file formats: the kernel's Documentation/admin-guide/cgroup-v2.rst.
+
+mod error;
+mod events;
+mod kill;
+mod limits;
+mod shims;
+mod stats;
+mod topology;
+mod tree;
+
+pub use error::CgroupError;
+pub use events::OomCounts;
+pub use limits::{CpuMax, CpuSet, CpuSetError, Limits, MemoryMax, ResourceRequest};
+pub use shims::{SHIMS_CGROUP, shims_path};
+pub use stats::{CpuSampler, CpuStats, CpuTimes, CpuUsage, MemoryStats, Stats};
+pub use topology::{CoreMhz, Topology, mhz_per_core};
+pub use tree::{Cgroup, Created, LIMIT_CONTROLLERS, MOUNT_POINT, MissingController, Mount};
+
+#[cfg(test)]
+mod live_tests;
+#[cfg(test)]
+mod testing;

@@ -7,5 +7,6 @@ pub mod caps;
 pub mod clone;
 pub mod fd;
 pub mod keyring;
+pub mod landlock;
 pub mod pidfd;
 pub mod signals;

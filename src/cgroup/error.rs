@@ -1,0 +1,63 @@
+//! What can go wrong with a cgroup, in sentences for the operator.
+
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+/// An operation on a cgroup failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CgroupError {
+    /// The path is no cgroup path: relative, outside the mount, the mount itself, or with `..`.
+    #[error("cgroup path {path:?} must name a directory below {mount:?}, without \"..\"")]
+    Path { path: PathBuf, mount: PathBuf },
+    /// The mount point carries another file system.
+    #[error(
+        "{mount:?} is not a cgroup v2 file system: boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 there"
+    )]
+    NotCgroup2 { mount: PathBuf },
+    /// The task's path is too short to have a place for the shims beside it.
+    #[error("cgroup path {path:?} has no slice above it: expected PARENT/PARTITION/TASK below {mount:?}")]
+    NoSlice { path: PathBuf, mount: PathBuf },
+    /// A limit was asked for, but the kernel does not offer its file in this cgroup.
+    #[error(
+        "{path:?} does not exist, so {value:?} cannot be set: enable the {controller} controller in the parent's cgroup.subtree_control"
+    )]
+    NoController { path: PathBuf, value: String, controller: &'static str },
+    /// The kernel refused a value.
+    #[error("cannot write {value:?} to {path:?}: {errno}")]
+    Write { path: PathBuf, value: String, errno: Errno },
+    /// Any other system call on a path.
+    #[error("cannot {step} {path:?}: {errno}")]
+    Sys { step: &'static str, path: PathBuf, errno: Errno },
+    /// A file of the kernel has a form that is not the documented one.
+    #[error("{path:?} has no usable {what}: found {found:?}")]
+    Content { path: PathBuf, what: &'static str, found: String },
+    /// There are more cgroups below this one than a removal is willing to walk.
+    #[error("{path:?} has more than {limit} cgroups or levels below it: remove them by hand")]
+    TooMany { path: PathBuf, limit: usize },
+}
+
+impl CgroupError {
+    /// Whether the cgroup itself has gone (removed by Nomad while we looked), as opposed to a refusal.
+    pub fn is_gone(&self) -> bool {
+        matches!(
+            self,
+            CgroupError::Sys { errno: Errno::ENOENT | Errno::ENODEV, .. }
+                | CgroupError::Write { errno: Errno::ENOENT | Errno::ENODEV, .. }
+        )
+    }
+
+    /// The errno of the failed system call, if there was one.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            CgroupError::Write { errno, .. } | CgroupError::Sys { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
+
+/// The errno inside an `io::Error`; `EIO` when it does not carry one.
+pub(super) fn errno_of(e: &std::io::Error) -> Errno {
+    e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}

@@ -1,0 +1,163 @@
+//! `cgroup.events` and `memory.events`: is anyone alive, did the OOM killer strike.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::uio::pread;
+use tokio::io::Interest;
+use tokio::time::{Instant, timeout_at};
+
+use super::error::errno_of;
+use super::{Cgroup, CgroupError};
+use crate::sys::async_fd;
+
+const CGROUP_EVENTS: &str = "cgroup.events";
+const MEMORY_EVENTS: &str = "memory.events";
+
+/// `cgroup.events` has two short lines; more than this is not read (bytes).
+const CGROUP_EVENTS_MAX: usize = 1024;
+
+/// Counters of `memory.events`, since the cgroup was created: compare with the values at the task's start, because a
+/// task that restarts may find the cgroup of its last run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OomCounts {
+    /// Processes of this cgroup (or below it) that any OOM killer killed.
+    pub oom_kill: u64,
+    /// Times that the cgroup's own limit was hit and reclaim failed.
+    pub oom: u64,
+}
+
+impl Cgroup {
+    /// Whether a process lives in the cgroup or below it. A cgroup that has gone is empty.
+    pub fn populated(&self) -> Result<bool, CgroupError> {
+        let path = self.path().join(CGROUP_EVENTS);
+        match self.open_file(CGROUP_EVENTS) {
+            Ok(file) => read_populated(&file, &path),
+            Err(e) if e.is_gone() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Waits until no process is left (`true`) or until the deadline (`false`; `None` waits for ever). Needs a tokio
+    /// runtime with IO.
+    ///
+    /// No interval and no lost wake-up: the kernel raises POLLPRI on `cgroup.events` when the content differs from what
+    /// *this* open file last read, so a change between the read and the wait ends the wait at once. (inotify would do as
+    /// well, but a user has only 128 instances by default.) The kernel may hold a notification back for 10 ms.
+    pub async fn wait_empty(&self, deadline: Option<Instant>) -> Result<bool, CgroupError> {
+        let path = self.path().join(CGROUP_EVENTS);
+        let file = match self.open_file(CGROUP_EVENTS) {
+            Ok(file) => file,
+            Err(e) if e.is_gone() => return Ok(true),
+            Err(e) => return Err(e),
+        };
+        let failed = |e: std::io::Error| CgroupError::Sys {
+            step: "wait for a change of",
+            path: path.clone(),
+            errno: errno_of(&e),
+        };
+        let events = async_fd::register(file.into(), Interest::PRIORITY).map_err(failed)?;
+        loop {
+            if !read_populated(events.get_ref(), &path)? {
+                return Ok(true);
+            }
+            let changed = events.ready(Interest::PRIORITY);
+            let ready = match deadline {
+                None => changed.await,
+                Some(deadline) => match timeout_at(deadline, changed).await {
+                    Ok(ready) => ready,
+                    Err(_) => return Ok(!read_populated(events.get_ref(), &path)?),
+                },
+            };
+            // Cleared before the next read: a change after that read makes the descriptor ready anew.
+            ready.map_err(failed)?.clear_ready();
+        }
+    }
+
+    /// The OOM counters; `None` where the cgroup has no memory controller.
+    pub fn oom(&self) -> Result<Option<OomCounts>, CgroupError> {
+        let Some(text) = self.read_if_there(MEMORY_EVENTS)? else { return Ok(None) };
+        let count = |key| flat_keyed(&text, key).unwrap_or(0);
+        Ok(Some(OomCounts { oom_kill: count("oom_kill"), oom: count("oom") }))
+    }
+}
+
+/// `populated` of an open `cgroup.events`, read from its start.
+fn read_populated(file: impl AsFd, path: &Path) -> Result<bool, CgroupError> {
+    let mut bytes = [0; CGROUP_EVENTS_MAX];
+    let text = match pread(file, &mut bytes, 0) {
+        Ok(n) => String::from_utf8_lossy(&bytes[..n]),
+        // The cgroup was removed, and only an empty one can be.
+        Err(Errno::ENODEV) => return Ok(false),
+        Err(errno) => return Err(CgroupError::Sys { step: "read", path: path.to_owned(), errno }),
+    };
+    match flat_keyed(&text, "populated") {
+        Some(n) => Ok(n != 0),
+        None => Err(CgroupError::Content {
+            path: path.to_owned(),
+            what: "line \"populated N\"",
+            found: text.into_owned(),
+        }),
+    }
+}
+
+/// The value of a key in a flat keyed file (`KEY VALUE` lines).
+pub(super) fn flat_keyed(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let (k, v) = line.split_once(' ')?;
+        if k == key { v.trim().parse().ok() } else { None }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{TempTree, task_cgroup};
+    use super::*;
+
+    #[test]
+    fn populated_follows_the_file() {
+        let tree = TempTree::new();
+        let cgroup = task_cgroup(&tree, "a.scope");
+        assert!(cgroup.populated().unwrap());
+        tree.file("a.scope/cgroup.events", "populated 0\nfrozen 0\n");
+        assert!(!cgroup.populated().unwrap());
+    }
+
+    #[test]
+    fn a_cgroup_that_has_gone_is_empty() {
+        let tree = TempTree::new();
+        let cgroup = task_cgroup(&tree, "a.scope");
+        std::fs::remove_dir_all(tree.root().join("a.scope")).unwrap();
+        assert!(!cgroup.populated().unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        assert!(runtime.block_on(cgroup.wait_empty(None)).unwrap());
+    }
+
+    #[test]
+    fn strange_content_is_an_error() {
+        let tree = TempTree::new();
+        let cgroup = task_cgroup(&tree, "a.scope");
+        for text in ["", "frozen 0\n", "populated\n", "populated yes\n"] {
+            tree.file("a.scope/cgroup.events", text);
+            let e = cgroup.populated().unwrap_err().to_string();
+            assert!(e.contains("populated N"), "{e}");
+        }
+    }
+
+    #[test]
+    fn oom_counts() {
+        let tree = TempTree::new();
+        let cgroup = task_cgroup(&tree, "a.scope");
+        assert_eq!(cgroup.oom().unwrap(), Some(OomCounts { oom_kill: 1, oom: 2 }));
+        tree.remove("a.scope/memory.events");
+        assert_eq!(cgroup.oom().unwrap(), None);
+    }
+
+    #[test]
+    fn keys_match_whole() {
+        assert_eq!(flat_keyed("oom_kill 3\noom 2\n", "oom"), Some(2));
+        assert_eq!(flat_keyed("oom 18446744073709551616\n", "oom"), None);
+        assert_eq!(flat_keyed("oom -1\nx\n\n", "oom"), None);
+    }
+}

@@ -1,0 +1,261 @@
+//! A task's limits: planned from Nomad's numbers, then written to the cgroup.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::str::FromStr;
+
+use cgroups_rs::MaxValue;
+use cgroups_rs::cpu::CpuController;
+use cgroups_rs::cpuset::CpuSetController;
+use cgroups_rs::memory::{MemController, SetMemory};
+use nix::errno::Errno;
+
+use super::error::errno_of;
+use super::{Cgroup, CgroupError};
+
+/// Bytes in Nomad's "MB", which is a MiB.
+const MIB: u64 = 1024 * 1024;
+
+/// Period of `cpu.max`, µs: the kernel's default, and what jobs of the original driver see.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// Smallest quota that the kernel takes, µs (`min_cfs_quota_period`, kernel/sched/core.c). A smaller one is EINVAL.
+const CPU_QUOTA_MIN_US: u64 = 1_000;
+
+/// Largest quota that the kernel takes, µs (`max_cfs_runtime`, kernel/sched/core.c: 2^44 - 1).
+const CPU_QUOTA_MAX_US: u64 = (1 << 44) - 1;
+
+/// Largest memory value, bytes: cgroups-rs carries it as i64. The kernel caps at the same order of magnitude.
+const MEMORY_MAX_BYTES: u64 = i64::MAX as u64;
+
+/// Nomad's number for "no hard limit" in `memory_max`.
+const MEMORY_MAX_UNLIMITED: i64 = -1;
+
+/// Highest CPU number in a list: Nomad's core ids have 16 bits.
+const CPU_NUMBER_MAX: u32 = u16::MAX as u32;
+
+/// What the job asks for, in Nomad's units.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ResourceRequest {
+    /// `allocated_resources.memory.memory_mb`, MiB. 0 or less: nothing asked, so no limit.
+    pub memory_mb: i64,
+    /// `allocated_resources.memory.memory_max_mb`, MiB. 0: absent. -1: no hard limit.
+    pub memory_max_mb: i64,
+    /// `allocated_resources.cpu.cpu_shares`, MHz. 0 or less: nothing asked.
+    pub cpu_mhz: i64,
+    /// `linux_resources.cpuset_cpus`: the cores of a job with `cores`; `None` (an empty string) for a job with `cpu`.
+    pub cores: Option<CpuSet>,
+}
+
+/// `memory.max`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryMax {
+    Bytes(u64),
+    /// No limit: `max`.
+    Max,
+}
+
+impl fmt::Display for MemoryMax {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MemoryMax::Bytes(bytes) => write!(f, "{bytes}"),
+            MemoryMax::Max => f.write_str("max"),
+        }
+    }
+}
+
+/// `cpu.max`, both in µs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuMax {
+    pub quota_us: u64,
+    pub period_us: u64,
+}
+
+impl fmt::Display for CpuMax {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.quota_us, self.period_us)
+    }
+}
+
+/// A list of CPU numbers in the kernel's list format (`0,2-3`; cpuset(7)), never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuSet {
+    list: String,
+    count: u64,
+}
+
+/// A CPU list that the kernel would not understand.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "CPU list {0:?} is malformed: expected numbers and ranges as in \"0,2-3\", each at most {CPU_NUMBER_MAX}"
+)]
+pub struct CpuSetError(String);
+
+impl CpuSet {
+    /// Parses `linux_resources.cpuset_cpus`; an empty string, which means that no cores are reserved, is `None`.
+    pub fn from_nomad(list: &str) -> Result<Option<CpuSet>, CpuSetError> {
+        if list.trim().is_empty() { Ok(None) } else { list.parse().map(Some) }
+    }
+
+    /// How many CPUs are in the list.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+impl FromStr for CpuSet {
+    type Err = CpuSetError;
+
+    fn from_str(list: &str) -> Result<CpuSet, CpuSetError> {
+        let bad = || CpuSetError(list.to_owned());
+        let number = |s: &str| -> Option<u32> {
+            let digits = !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+            digits.then(|| s.parse().ok()).flatten().filter(|n| *n <= CPU_NUMBER_MAX)
+        };
+        let mut cpus = std::collections::BTreeSet::new();
+        for item in list.trim().split(',') {
+            let (first, last) = item.split_once('-').unwrap_or((item, item));
+            let (first, last) = (number(first).ok_or_else(bad)?, number(last).ok_or_else(bad)?);
+            if first > last {
+                return Err(bad());
+            }
+            cpus.extend(first..=last);
+        }
+        Ok(CpuSet { list: list.trim().to_owned(), count: cpus.len() as u64 })
+    }
+}
+
+impl fmt::Display for CpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.list)
+    }
+}
+
+/// What will stand in the task's cgroup. Plain data: [`Cgroup::apply`] writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// `memory.max`.
+    pub memory_max: MemoryMax,
+    /// `memory.low`, bytes: memory that the kernel reclaims last.
+    pub memory_low: Option<u64>,
+    /// `cpu.max`; `None` is no limit.
+    pub cpu_max: Option<CpuMax>,
+    /// `cpuset.cpus`; `None` leaves the task on the CPUs of its parent.
+    pub cpuset_cpus: Option<CpuSet>,
+}
+
+impl Limits {
+    /// No limit at all: what the kernel gives a new cgroup.
+    pub const UNLIMITED: Limits =
+        Limits { memory_max: MemoryMax::Max, memory_low: None, cpu_max: None, cpuset_cpus: None };
+
+    /// From Nomad's numbers to the kernel's.
+    ///
+    /// Memory: `memory` alone is the hard limit. With `memory_max` that is the hard limit and `memory` becomes
+    /// `memory.low`; `memory_max = -1` means no hard limit. Any other negative number is ignored, which leaves the
+    /// strict reading.
+    ///
+    /// CPU of a job with `cpu`: `cpu_mhz / mhz_per_core` of each 100 ms, within what the kernel accepts. Without a
+    /// topology there is no honest divisor, so such a task runs without a CPU limit (memory is limited all the same)
+    /// instead of with a guessed one that could starve it.
+    ///
+    /// CPU of a job with `cores`: the cores are its own, so the quota is all of their time, whatever MHz they have, and
+    /// it is pinned to them. Nomad keeps the two kinds of tasks apart by the cpuset of `share.slice` and
+    /// `reserve.slice`; inside `reserve.slice` only the task's own cpuset keeps one job off another's cores. A job
+    /// with `cpu` must not be pinned: its parent's cpuset changes whenever cores are reserved or released.
+    pub fn plan(request: &ResourceRequest, mhz_per_core: Option<NonZeroU64>) -> Limits {
+        let memory = mib_to_bytes(request.memory_mb);
+        let (memory_max, memory_low) = match (request.memory_max_mb, mib_to_bytes(request.memory_max_mb)) {
+            (_, Some(hard)) => (MemoryMax::Bytes(hard), memory.map(|m| m.min(hard))),
+            (MEMORY_MAX_UNLIMITED, None) => (MemoryMax::Max, memory),
+            (_, None) => (memory.map_or(MemoryMax::Max, MemoryMax::Bytes), None),
+        };
+        let quota_us = match (&request.cores, u64::try_from(request.cpu_mhz), mhz_per_core) {
+            (Some(cores), _, _) => Some(u128::from(cores.count()) * u128::from(CPU_PERIOD_US)),
+            (None, Ok(mhz @ 1..), Some(per_core)) => {
+                Some(u128::from(mhz) * u128::from(CPU_PERIOD_US) / u128::from(per_core.get()))
+            }
+            _ => None,
+        };
+        let cpu_max = quota_us.map(|quota| CpuMax {
+            quota_us: u64::try_from(quota).unwrap_or(u64::MAX).clamp(CPU_QUOTA_MIN_US, CPU_QUOTA_MAX_US),
+            period_us: CPU_PERIOD_US,
+        });
+        Limits { memory_max, memory_low, cpu_max, cpuset_cpus: request.cores.clone() }
+    }
+}
+
+/// `None` for 0 and less.
+fn mib_to_bytes(mib: i64) -> Option<u64> {
+    let mib = u64::try_from(mib).ok().filter(|m| *m > 0)?;
+    Some(mib.saturating_mul(MIB).min(MEMORY_MAX_BYTES))
+}
+
+impl Cgroup {
+    /// Writes the limits. Values that mean "no limit" are written too, so that nothing of an earlier run stays, but
+    /// only where the file exists: nobody asked for that controller. The error names file, value and errno.
+    pub fn apply(&self, limits: &Limits) -> Result<(), CgroupError> {
+        let memory = MemController::new(self.fd_path(), true);
+        let cpu = CpuController::new(self.fd_path(), true);
+        let cpuset = CpuSetController::new(self.fd_path(), true);
+
+        let low = limits.memory_low.unwrap_or(0).min(MEMORY_MAX_BYTES) as i64;
+        self.set("memory", "memory.low", &low.to_string(), limits.memory_low.is_some(), || {
+            memory.set_mem(SetMemory { low: Some(MaxValue::Value(low)), ..SetMemory::default() })
+        })?;
+
+        let (max, asked) = match limits.memory_max {
+            MemoryMax::Bytes(bytes) => (MaxValue::Value(bytes.min(MEMORY_MAX_BYTES) as i64), true),
+            MemoryMax::Max => (MaxValue::Max, false),
+        };
+        self.set("memory", "memory.max", &max.to_string(), asked, || {
+            memory.set_mem(SetMemory { max: Some(max), ..SetMemory::default() })
+        })?;
+
+        // The crate writes "max" for a quota that is not positive.
+        let (quota, period, value) = match limits.cpu_max {
+            Some(m) => (m.quota_us.clamp(1, CPU_QUOTA_MAX_US) as i64, m.period_us, m.to_string()),
+            None => (0, CPU_PERIOD_US, format!("max {CPU_PERIOD_US}")),
+        };
+        self.set("cpu", "cpu.max", &value, limits.cpu_max.is_some(), || {
+            cpu.set_cfs_quota_and_period(Some(quota), Some(period))
+        })?;
+
+        if let Some(cpus) = &limits.cpuset_cpus {
+            let list = cpus.to_string();
+            self.set("cpuset", "cpuset.cpus", &list, true, || cpuset.set_cpus(&list))?;
+        }
+        Ok(())
+    }
+
+    fn set(
+        &self,
+        controller: &'static str,
+        file: &str,
+        value: &str,
+        asked: bool,
+        write: impl FnOnce() -> Result<(), cgroups_rs::error::Error>,
+    ) -> Result<(), CgroupError> {
+        let path = self.path().join(file);
+        match self.open_file(file) {
+            Ok(_) => {}
+            Err(CgroupError::Sys { errno: Errno::ENOENT, .. }) if !asked => return Ok(()),
+            Err(CgroupError::Sys { errno: Errno::ENOENT, .. }) => {
+                return Err(CgroupError::NoController { path, value: value.to_owned(), controller });
+            }
+            Err(e) => return Err(e),
+        }
+        write().map_err(|e| CgroupError::Write { path, value: value.to_owned(), errno: crate_errno(&e) })
+    }
+}
+
+/// cgroups-rs keeps the `io::Error` as its error's source.
+fn crate_errno(e: &cgroups_rs::error::Error) -> Errno {
+    std::error::Error::source(e)
+        .and_then(|cause| cause.downcast_ref::<std::io::Error>())
+        .map_or(Errno::EINVAL, errno_of)
+}
+
+#[cfg(test)]
+#[path = "limits_tests.rs"]
+mod tests;
