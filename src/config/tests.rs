@@ -1,0 +1,480 @@
+use proptest::prelude::*;
+use prost::Message;
+use serde_json::{Value as Json, json};
+
+use super::*;
+use crate::proto::hclspec::Spec;
+use crate::proto::hclspec::spec::Block;
+use crate::sandbox::capabilities::CapSet;
+
+fn msgpack(json: &Json) -> Vec<u8> {
+    rmp_serde::to_vec(json).unwrap()
+}
+
+fn task(json: Json) -> Result<TaskConfig, ConfigError> {
+    let packed = TaskConfig::decode(&msgpack(&json));
+    assert_eq!(packed, TaskConfig::decode_json(&json.to_string()), "JSON reads alike");
+    packed
+}
+
+fn plugin(json: Json) -> Result<PluginConfig, ConfigError> {
+    let packed = PluginConfig::decode(&msgpack(&json));
+    assert_eq!(packed, PluginConfig::decode_json(&json.to_string()), "JSON reads alike");
+    packed
+}
+
+fn task_err(json: Json) -> String {
+    task(json).unwrap_err().to_string()
+}
+
+fn plugin_err(json: Json) -> String {
+    plugin(json).unwrap_err().to_string()
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
+}
+
+/// What go-cty 1.17 marshals for a task of our schema, with the given bytes as `oom_score_adj`: command "python3",
+/// args ["-m", "http.server"], unveil ["r:/etc/mime.types"], cap_add null, cap_drop [], work_dir null.
+fn go_task(oom_score_adj: &str) -> Result<TaskConfig, ConfigError> {
+    TaskConfig::decode(&hex(&format!(
+        "87a46172677392a22d6dab687474702e736572766572a76361705f616464c0a86361705f64726f7090a7636f6d6d616e64a7707974686f\
+         6e33ad6f6f6d5f73636f72655f61646a{oom_score_adj}a6756e7665696c91b1723a2f6574632f6d696d652e7479706573a8776f726b5f\
+         646972c0"
+    )))
+}
+
+#[test]
+fn reads_what_go_cty_writes() {
+    let config = go_task("c0").unwrap();
+    assert_eq!(config.command, "python3");
+    assert_eq!(config.args, ["-m", "http.server"]);
+    assert_eq!(config.unveil, ["r:/etc/mime.types".parse().unwrap()]);
+    assert_eq!(config.oom_score_adj, 0);
+    assert!(config.cap_add.is_empty() && config.cap_drop.is_empty());
+    assert_eq!(config.work_dir, None);
+    // 500 as go-cty writes it, and in the other forms that a number may take.
+    for form in [
+        "cd01f4",
+        "d101f4",
+        "ce000001f4",
+        "cf00000000000001f4",
+        "cb407f400000000000",
+        "ca43fa0000",
+        "a3353030",
+    ] {
+        assert_eq!(go_task(form).unwrap().oom_score_adj, 500, "{form}");
+    }
+    let err = |form: &str| go_task(form).unwrap_err().to_string();
+    assert_eq!(
+        err("cb4016000000000000"),
+        "task option oom_score_adj 5.5: it is not a whole number; write a whole number from 0 to 1000"
+    );
+    assert!(err("a3302e31").starts_with("task option oom_score_adj \"0.1\": it is not a whole number"));
+    assert!(err("fb").starts_with("task option oom_score_adj -5: it is too small"));
+    assert!(err("cb7ff0000000000000").starts_with("task option oom_score_adj inf: it is too large"));
+    assert!(
+        err("cfffffffffffffffff")
+            .starts_with("task option oom_score_adj 18446744073709551615: it is too large")
+    );
+    assert!(
+        err("bf31303030303030303030303030303030303030303030303030303030303030")
+            .contains("1000000000000000000000000000000\": it is too large")
+    );
+    assert_eq!(
+        err("d40000"),
+        "task option oom_score_adj is not known yet; write a whole number from 0 to 1000"
+    );
+
+    let config = PluginConfig::decode(&hex(
+        "84aa616c6c6f775f6361707391b06e65745f62696e645f73657276696365ae756e7665696c5f62795f7461736bc3af756e7665696c5f64\
+         656661756c7473c3ac756e7665696c5f706174687391b1723a2f6574632f6d696d652e7479706573",
+    ))
+    .unwrap();
+    assert!(config.unveil_defaults && config.unveil_by_task);
+    assert_eq!(config.unveil_paths, ["r:/etc/mime.types".parse().unwrap()]);
+    assert_eq!(config.allow_caps.names(), ["net_bind_service"]);
+    let config = PluginConfig::decode(&hex(
+        "84aa616c6c6f775f63617073c0ae756e7665696c5f62795f7461736bc2af756e7665696c5f64656661756c7473c3ac756e7665696c5f70\
+         61746873c0",
+    ));
+    assert_eq!(config, Ok(PluginConfig::default()));
+}
+
+#[test]
+fn defaults_when_nothing_is_set() {
+    let defaults = PluginConfig::default();
+    assert!(defaults.unveil_defaults && !defaults.unveil_by_task);
+    assert!(defaults.unveil_paths.is_empty() && defaults.allow_caps.is_empty());
+    assert_eq!(PluginConfig::decode(&[]), Ok(defaults.clone()));
+    for unset in [
+        json!(null),
+        json!({}),
+        json!({"unveil_defaults": null, "unveil_paths": []}),
+        json!({"later": {"x": [1]}}),
+    ] {
+        assert_eq!(plugin(unset), Ok(defaults.clone()));
+    }
+    let minimal = task(json!({"command": "env"})).unwrap();
+    assert_eq!(minimal.command, "env");
+    assert!(minimal.args.is_empty() && minimal.unveil.is_empty() && minimal.work_dir.is_none());
+}
+
+#[test]
+fn plugin_options() {
+    let config = plugin(json!({
+        "unveil_defaults": false,
+        "unveil_paths": ["r:/etc/ssl", "xr:/opt/a:b/"],
+        "unveil_by_task": true,
+        "allow_caps": ["CAP_NET_RAW", "chown"],
+    }))
+    .unwrap();
+    assert!(!config.unveil_defaults && config.unveil_by_task);
+    assert_eq!(config.unveil_paths, ["r:/etc/ssl".parse().unwrap(), "rx:/opt/a:b".parse().unwrap()]);
+    assert_eq!(config.allow_caps.names(), ["chown", "net_raw"]);
+    assert_eq!(plugin(json!({"allow_caps": ["all"]})).unwrap().allow_caps, CapSet::ALL);
+}
+
+#[test]
+fn plugin_errors_name_option_value_and_form() {
+    assert_eq!(
+        plugin_err(json!({"unveil_paths": ["r:/a", "q:/etc"]})),
+        "plugin option unveil_paths[1] \"q:/etc\": unknown mode letter 'q'; write mode:path with modes r, w, x, c, for \
+         example \"r:/etc/ssl\""
+    );
+    assert_eq!(
+        plugin_err(json!({"unveil_by_task": "yes"})),
+        "plugin option unveil_by_task is a string; write true or false"
+    );
+    assert_eq!(
+        plugin_err(json!({"unveil_paths": "r:/etc"})),
+        "plugin option unveil_paths is a string; write a list of strings"
+    );
+    assert_eq!(
+        plugin_err(json!({"unveil_paths": ["r:/etc", null]})),
+        "plugin option unveil_paths[1] is null; write a string"
+    );
+    assert_eq!(
+        plugin_err(json!({"allow_caps": [["chown"]]})),
+        "plugin option allow_caps[0] is a list; write a string"
+    );
+    assert_eq!(
+        plugin_err(json!({"allow_caps": [{}]})),
+        "plugin option allow_caps[0] is a map; write a string"
+    );
+    assert_eq!(
+        plugin_err(json!({"allow_caps": [7]})),
+        "plugin option allow_caps[0] is a number; write a string"
+    );
+    assert!(plugin_err(json!({"allow_caps": ["chown", "netraw"]})).starts_with(
+        "plugin option allow_caps[1] \"netraw\": unknown capability; write \"net_raw\" if that was meant"
+    ));
+}
+
+#[test]
+fn task_errors_name_option_value_and_form() {
+    for missing in [json!(null), json!({}), json!({"command": null}), json!({"command": ""})] {
+        assert_eq!(
+            task_err(missing),
+            "task option command is missing; write the program to run, for example \"python3\""
+        );
+    }
+    assert_eq!(
+        task_err(json!({"command": "a\0b"})),
+        "task option command \"a\\0b\": it has a NUL byte; write it without"
+    );
+    let error = task_err(json!({"command": "a", "args": ["x", "hunter2\0"]}));
+    assert_eq!(error, "task option args[1] (value not shown): it has a NUL byte; write it without");
+    assert_eq!(task_err(json!({"command": ["sh"]})), "task option command is a list; write a string");
+    assert!(
+        task_err(json!({"command": "a", "unveil": [":/x"]}))
+            .starts_with("task option unveil[0] \":/x\": the mode")
+    );
+    assert!(
+        task_err(json!({"command": "a", "cap_drop": ["?"]}))
+            .starts_with("task option cap_drop[0] \"?\": unknown")
+    );
+    assert_eq!(
+        task_err(json!({"command": "a", "oom_score_adj": true})),
+        "task option oom_score_adj is a boolean; write a whole number from 0 to 1000"
+    );
+}
+
+#[test]
+fn numbers_in_every_form() {
+    let number = |json: Json| task(json!({"command": "a", "oom_score_adj": json})).map(|c| c.oom_score_adj);
+    for (form, value) in [
+        (json!(0), 0),
+        (json!(-0.0), 0),
+        (json!(1000), 1000),
+        (json!(5.0), 5),
+        (json!("5"), 5),
+        (json!("5.0"), 5),
+        (json!("1e3"), 1000),
+        (json!("+7"), 7),
+    ] {
+        assert_eq!(number(form.clone()), Ok(value), "{form}");
+    }
+    for form in [
+        json!(-1),
+        json!(1001),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(0.5),
+        json!(""),
+        json!("x"),
+        json!("NaN"),
+        json!("inf"),
+        json!("-inf"),
+        json!("5 "),
+        json!("0x5"),
+        json!("1e999"),
+        json!([5]),
+        json!({}),
+    ] {
+        assert!(number(form.clone()).is_err(), "{form}");
+    }
+}
+
+#[test]
+fn capabilities_keep_all_apart() {
+    let config = task(json!({"command": "a", "cap_add": ["chown", "ALL"], "cap_drop": ["all"]})).unwrap();
+    assert!(config.cap_add.all && config.cap_drop.all);
+    assert_eq!(config.cap_add.named.names(), ["chown"]);
+    assert!(config.cap_drop.named.is_empty());
+}
+
+#[test]
+fn work_dirs() {
+    let dir = |text: &str| {
+        task(json!({"command": "a", "work_dir": text}))
+            .map(|c| c.work_dir.map(|d| d.into_os_string().into_string().unwrap()))
+    };
+    for (text, folded) in [
+        ("/srv/app", "/srv/app"),
+        ("/srv//app/./", "/srv/app"),
+        ("/", "/"),
+        ("local/app", "local/app"),
+        ("./local/", "local"),
+        ("local/../tmp", "tmp"),
+        ("local/..", "."),
+        (".", "."),
+        ("...", "..."),
+        (" ", " "),
+    ] {
+        assert_eq!(dir(text), Ok(Some(folded.to_owned())), "{text}");
+    }
+    assert_eq!(dir(""), Ok(None));
+    for (text, part) in [
+        ("..", "leads out of the parent"),
+        ("local/../../x", "leads out of the parent"),
+        ("../local", "leads out of the parent"),
+        ("/srv/../etc", "has a `..`"),
+        ("/..", "has a `..`"),
+        ("a\0", "NUL"),
+    ] {
+        let error = dir(text).unwrap_err().to_string();
+        assert!(error.starts_with("task option work_dir \"") && error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn debug_shows_no_argument() {
+    let config = task(json!({"command": "a", "args": ["--password=hunter2"]})).unwrap();
+    let text = format!("{config:?}");
+    assert!(!text.contains("hunter2") && text.contains("args: (1)"), "{text}");
+}
+
+#[test]
+fn bin_is_read_as_text() {
+    let mut bytes = vec![0x82, 0xc4, 7];
+    bytes.extend(b"command\xc4\x03envx");
+    bytes.pop();
+    bytes.extend(b"\xa4args\x91\xc5\x00\x01z");
+    let config = TaskConfig::decode(&bytes).unwrap();
+    assert_eq!((config.command.as_str(), config.args), ("env", vec!["z".to_owned()]));
+    let error = TaskConfig::decode(b"\x81\xa7command\xa1\xff").unwrap_err().to_string();
+    assert_eq!(error, "task option command is a string that is not UTF-8; write a string");
+}
+
+#[test]
+fn damaged_bytes_are_refused_in_words() {
+    let whole = msgpack(&json!({"command": "env", "args": ["a"]}));
+    for end in 1..whole.len() {
+        let error = TaskConfig::decode(&whole[..end]).unwrap_err();
+        assert!(matches!(error, ConfigError::Unreadable { .. }), "{error}");
+    }
+    let mut trailing = whole.clone();
+    trailing.extend([0xc0, 0xc0]);
+    assert_eq!(
+        TaskConfig::decode(&trailing).unwrap_err().to_string(),
+        "task config: cannot read it as a map of options: 2 bytes follow the map"
+    );
+    let error = TaskConfig::decode(b"\x82\xa7command\xa1a\xa7command\xa1b").unwrap_err().to_string();
+    assert!(error.ends_with("option command occurs twice"), "{error}");
+    let error = TaskConfig::decode(b"\x81\x01\xa1a").unwrap_err().to_string();
+    assert!(error.ends_with("the name of an option is a number, not a string"), "{error}");
+    for other in [&b"\x90"[..], b"\xa1x", b"\x01", b"\xc3", b"\xd4\x00\x00", b"\xc1"] {
+        let error = PluginConfig::decode(other).unwrap_err();
+        assert!(matches!(error, ConfigError::Unreadable { scope: Scope::Plugin, .. }), "{error}");
+    }
+    assert!(PluginConfig::decode_json("{} x").is_err());
+    assert!(PluginConfig::decode_json("").is_err());
+}
+
+#[test]
+fn hostile_lengths_and_depths_are_refused() {
+    // Lengths of 4 GiB that the bytes do not keep.
+    for body in [
+        &b"\xdd\xff\xff\xff\xff"[..],
+        b"\xdb\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x00",
+    ] {
+        for key in [&b"\x81\xa4args"[..], b"\x81\xa5other"] {
+            let error = TaskConfig::decode(&[key, body].concat()).unwrap_err();
+            assert!(matches!(error, ConfigError::Unreadable { .. }), "{error}");
+        }
+    }
+    assert!(TaskConfig::decode(b"\xdf\xff\xff\xff\xff").is_err());
+    // Depth, in an option that is read and in one that is not.
+    for key in [&b"\x81\xa4args"[..], b"\x81\xa5other"] {
+        let error = TaskConfig::decode(&[key, &[0x91; 1 << 20]].concat()).unwrap_err().to_string();
+        assert!(error.ends_with("depth limit exceeded"), "{error}");
+    }
+    // More elements than any command takes.
+    let mut many = b"\x81\xa4args\xdd\x00\x10\x00\x00".to_vec();
+    many.resize(many.len() + (1 << 20), 0xc0);
+    let error = TaskConfig::decode(&many).unwrap_err().to_string();
+    assert!(error.ends_with("a list has more than 262144 elements"), "{error}");
+    let error = PluginConfig::decode(&vec![0xc0; (8 << 20) + 1]).unwrap_err().to_string();
+    assert!(error.ends_with("it has 8388609 bytes, more than 8388608"), "{error}");
+}
+
+#[test]
+fn long_values_are_shortened_in_errors() {
+    let error = task_err(json!({"command": "a", "unveil": ["q".repeat(1 << 20)]}));
+    assert!(error.len() < 500 && error.contains("… (1048576 bytes)"), "{error}");
+}
+
+/// The attributes of a schema: name, type, required, literal of the default.
+fn attributes(spec: &Spec) -> Vec<(String, String, bool, Option<String>)> {
+    let Some(Block::Object(object)) = &spec.block else { panic!("{spec:?}") };
+    let attr = |spec: &Spec| match &spec.block {
+        Some(Block::Attr(attr)) => (attr.name.clone(), attr.r#type.clone(), attr.required),
+        other => panic!("{other:?}"),
+    };
+    let mut attributes: Vec<_> = object
+        .attributes
+        .iter()
+        .map(|(key, spec)| {
+            let ((name, type_, required), literal) = match &spec.block {
+                Some(Block::Default(default)) => match &default.default.as_ref().unwrap().block {
+                    Some(Block::Literal(literal)) => {
+                        (attr(default.primary.as_ref().unwrap()), Some(literal.value.clone()))
+                    }
+                    other => panic!("{other:?}"),
+                },
+                _ => (attr(spec), None),
+            };
+            assert_eq!(*key, name);
+            (name, type_, required, literal)
+        })
+        .collect();
+    attributes.sort();
+    attributes
+}
+
+#[test]
+fn schemas_are_those_of_the_documented_options() {
+    let row = |name: &str, type_: &str, required, literal: Option<&str>| {
+        (name.to_owned(), type_.to_owned(), required, literal.map(str::to_owned))
+    };
+    assert_eq!(
+        attributes(&PluginConfig::schema()),
+        [
+            row("allow_caps", "list(string)", false, None),
+            row("unveil_by_task", "bool", false, Some("false")),
+            row("unveil_defaults", "bool", false, Some("true")),
+            row("unveil_paths", "list(string)", false, None),
+        ]
+    );
+    assert_eq!(
+        attributes(&TaskConfig::schema()),
+        [
+            row("args", "list(string)", false, None),
+            row("cap_add", "list(string)", false, None),
+            row("cap_drop", "list(string)", false, None),
+            row("command", "string", true, None),
+            row("oom_score_adj", "number", false, None),
+            row("unveil", "list(string)", false, None),
+            row("work_dir", "string", false, None),
+        ]
+    );
+    let bytes = TaskConfig::schema().encode_to_vec();
+    assert_eq!(attributes(&Spec::decode(&bytes[..]).unwrap()), attributes(&TaskConfig::schema()));
+}
+
+proptest! {
+    #[test]
+    fn decoding_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = TaskConfig::decode(&bytes);
+        let _ = PluginConfig::decode(&bytes);
+    }
+
+    #[test]
+    fn decoding_never_panics_near_valid_bytes(
+        tail in proptest::collection::vec(any::<u8>(), 0..60),
+        key in prop::sample::select(vec!["command", "args", "unveil", "oom_score_adj", "cap_add", "work_dir", "x"]),
+        flip in any::<(prop::sample::Index, u8)>(),
+    ) {
+        let mut bytes = vec![0x82, 0xa0 | key.len() as u8];
+        bytes.extend(key.bytes());
+        bytes.extend(&tail);
+        let _ = TaskConfig::decode(&bytes);
+        let mut bytes = msgpack(&json!({"command": "env", "args": ["a", "b"], "oom_score_adj": 5, "unveil": ["r:/x"]}));
+        let at = flip.0.index(bytes.len());
+        bytes[at] = flip.1;
+        let _ = TaskConfig::decode(&bytes);
+    }
+
+    #[test]
+    fn valid_task_configs_round_trip(
+        command in "[^\0]{1,20}",
+        args in proptest::collection::vec("[^\0]{0,20}", 0..5),
+        unveil in proptest::collection::vec("[rwxc]{1,4}:(/[a-z:]{1,5}){1,3}", 0..4),
+        oom_score_adj in 0i32..=1000,
+        cap_add in any::<u64>(),
+    ) {
+        let cap_add = CapSet::from_bits(cap_add);
+        let config = task(json!({
+            "command": command, "args": args, "unveil": unveil, "oom_score_adj": oom_score_adj,
+            "cap_add": cap_add.names(), "cap_drop": null, "work_dir": null,
+        }))?;
+        prop_assert_eq!(config.command, command);
+        prop_assert_eq!(config.args, args);
+        prop_assert_eq!(config.oom_score_adj, oom_score_adj);
+        prop_assert_eq!(config.cap_add.named, cap_add);
+        let rules: Vec<_> = unveil.iter().map(|rule| rule.parse::<Unveil>().unwrap()).collect();
+        prop_assert_eq!(config.unveil, rules);
+    }
+
+    #[test]
+    fn a_number_reads_alike_in_every_form(number in -2000i32..3000) {
+        let read = |json: Json| task(json!({"command": "a", "oom_score_adj": json})).map(|c| c.oom_score_adj).ok();
+        let expected = (0..=1000).contains(&number).then_some(number);
+        for form in [json!(number), json!(f64::from(number)), json!(number.to_string()), json!(format!("{number}.0"))] {
+            prop_assert_eq!(read(form), expected);
+        }
+    }
+
+    #[test]
+    fn work_dir_never_keeps_a_parent_component(text in "(/|[.]{1,2}|a|/){0,8}") {
+        if let Ok(TaskConfig { work_dir: Some(dir), .. }) = task(json!({"command": "a", "work_dir": text})) {
+            prop_assert!(dir.components().all(|c| c != std::path::Component::ParentDir));
+            prop_assert_eq!(dir.is_absolute(), text.starts_with('/'));
+        }
+    }
+}
