@@ -242,7 +242,7 @@ fn add_rule(ruleset: RulesetCreated, rule: &Rule) -> Result<RulesetCreated> {
 }
 
 fn set_oom_score_adj(spec: &ShimSpec) -> Result<()> {
-    let Some(value) = spec.oom_score_adj else { return Ok(()) };
+    let value = spec.oom_score_adj;
     File::options()
         .write(true)
         .open("/proc/self/oom_score_adj")

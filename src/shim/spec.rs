@@ -23,8 +23,8 @@ pub struct ShimSpec {
     pub work_dir: Place,
     /// Whether [`super::fds::CGROUP`] is there.
     pub cgroup: bool,
-    /// -1000 … 1000, see proc_pid_oom_score_adj(5); none = inherited.
-    pub oom_score_adj: Option<i32>,
+    /// proc_pid_oom_score_adj(5). Always written: the agent's own, often -1000, must not be inherited.
+    pub oom_score_adj: i32,
     pub uid: u32,
     pub gid: u32,
     /// What the task starts with (ambient for an ordinary user, permitted for root) and the most that it and its
@@ -100,7 +100,7 @@ mod tests {
             }],
             work_dir: Place::beneath("/a", "local"),
             cgroup: true,
-            oom_score_adj: Some(500),
+            oom_score_adj: 500,
             uid: 80_000,
             gid: 80_000,
             granted: CapSet::default(),

@@ -3,6 +3,7 @@
 //! Everything here is a thin, total wrapper: it takes plain values, returns `nix::Result`, and keeps no state.
 #![allow(unsafe_code)]
 
+pub mod async_fd;
 pub mod caps;
 pub mod clone;
 pub mod fd;

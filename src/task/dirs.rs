@@ -15,7 +15,9 @@ use nix::sys::stat::{Mode, fstat};
 /// Why the task's directories could not be trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum DirsError {
-    #[error("{0} is not in the task's environment; Nomad sets it for a driver with unveil file system isolation")]
+    #[error(
+        "{0} is not in the task's environment; Nomad sets it for a driver with unveil file system isolation"
+    )]
     Unset(&'static str),
     #[error(
         "{name}={value:?} is not the {what} of this task; Nomad sets it, so remove {name} from the env block of the job"
@@ -61,7 +63,8 @@ pub fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) -> Resu
     if !same(&ours, &beneath(&theirs, alloc_dir, Path::new(task))?) {
         return Err(foreign(TASK_DIR, local, "task directory"));
     }
-    let (mounted, shared) = (beneath(&ours, root, Path::new("alloc"))?, beneath(&theirs, alloc_dir, Path::new("alloc"))?);
+    let (mounted, shared) =
+        (beneath(&ours, root, Path::new("alloc"))?, beneath(&theirs, alloc_dir, Path::new("alloc"))?);
     if !same(&mounted, &shared) {
         return Err(foreign(ALLOC_DIR, alloc, "alloc directory"));
     }
@@ -112,7 +115,8 @@ mod tests {
             std::os::unix::fs::symlink(&task, dir.path().join("mounts")).unwrap();
             let root = dir.path().join("mounts");
             let var = |name: &str, sub: &str| (name.to_owned(), root.join(sub).display().to_string());
-            let env = HashMap::from([var(TASK_DIR, "local"), var(ALLOC_DIR, "alloc"), var(SECRETS_DIR, "secrets")]);
+            let env =
+                HashMap::from([var(TASK_DIR, "local"), var(ALLOC_DIR, "alloc"), var(SECRETS_DIR, "secrets")]);
             Self { dir, env }
         }
 

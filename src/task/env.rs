@@ -60,6 +60,9 @@ mod tests {
             ("LDAP", "kept"),
             ("EMPTY", ""),
         ]);
-        assert_eq!(env, ["EMPTY=", "HOME=/nonexistent", "LDAP=kept", "TMPDIR=/m/1-web/tmp", "USER=nomad-80000"]);
+        assert_eq!(
+            env,
+            ["EMPTY=", "HOME=/nonexistent", "LDAP=kept", "TMPDIR=/m/1-web/tmp", "USER=nomad-80000"]
+        );
     }
 }

@@ -20,7 +20,8 @@ impl Identity {
     /// Reads who `pid` is at the moment.
     pub fn of(pid: i32) -> io::Result<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let start_time = start_time(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field 22")))?;
+        let start_time =
+            start_time(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field 22")))?;
         Ok(Self { pid, start_time })
     }
 

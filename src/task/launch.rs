@@ -163,15 +163,16 @@ impl Launcher {
 
 /// The spec in a sealed memfd: nothing on disk, nothing in `ps`, and nobody can change it any more.
 fn spec_file(spec: &TaskSpec) -> Result<File, LaunchError> {
-    let bytes = spec.shim.encode().map_err(|error| LaunchError::System {
-        step: "encode the spec",
-        error: io::Error::other(error),
-    })?;
+    let bytes = spec
+        .shim
+        .encode()
+        .map_err(|error| LaunchError::System { step: "encode the spec", error: io::Error::other(error) })?;
     let memfd = memfd_create(c"exec2-spec", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
         .map_err(system("make a memfd for the spec"))?;
     let mut file = File::from(memfd);
     file.write_all(&bytes).map_err(system("write the spec"))?;
-    let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    let seals =
+        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(system("seal the spec"))?;
     Ok(file)
 }

@@ -59,7 +59,9 @@ pub enum TaskError {
     Signal { signal: SignalNumber, errno: Errno },
     #[error("kill the task: {}", .0.desc())]
     Kill(Errno),
-    #[error("the task was killed {KILL_LIMIT:?} ago and is not gone yet; a process of it hangs in the kernel")]
+    #[error(
+        "the task was killed {KILL_LIMIT:?} ago and is not gone yet; a process of it hangs in the kernel"
+    )]
     Hangs,
     #[error("{step}: {error}")]
     System { step: &'static str, error: std::io::Error },
@@ -79,7 +81,7 @@ impl Task {
         let Launched { shim, task, shim_id, task_id, cgroup, run_dir, started_at, oom_before } = launched;
         let watcher = shim
             .try_clone()
-            .and_then(|shim| AsyncFd::with_interest(shim, Interest::READABLE))
+            .and_then(|shim| sys::async_fd::register(shim, Interest::READABLE))
             .map_err(|error| TaskError::System { step: "watch the shim", error })?;
         let (end, ended) = watch::channel(None);
         let this = Arc::new(Self {
@@ -100,7 +102,12 @@ impl Task {
     }
 
     /// A task that had ended before this plugin looked.
-    pub fn already_ended(names: Names, state: &DriverState, run_dir: RunDir, ended: Ended) -> std::io::Result<Arc<Self>> {
+    pub fn already_ended(
+        names: Names,
+        state: &DriverState,
+        run_dir: RunDir,
+        ended: Ended,
+    ) -> std::io::Result<Arc<Self>> {
         let nobody = || std::fs::File::open("/dev/null").map(OwnedFd::from);
         Ok(Arc::new(Self {
             id: names.id,
@@ -153,7 +160,7 @@ impl Task {
         if self.ended().is_some() {
             return Ok(());
         }
-        let number = signal.number();
+        let number = signal.get();
         let sent = match sys::pidfd::signal_group(self.leader.as_fd(), number) {
             // Before Linux 6.9. The pid cannot have been used again while the leader, dead or alive, is not reaped; that it
             // is there is asked first, and the shim reaps it only to end itself.
@@ -188,9 +195,14 @@ impl Task {
             match cgroup.kill() {
                 Ok(()) => match timeout(KILL_LIMIT, self.wait()).await {
                     Ok(ended) => return Ok(ended),
-                    Err(_) => tracing::warn!(task = self.id, "cgroup.kill did not end the task; killing its pid namespace"),
+                    Err(_) => tracing::warn!(
+                        task = self.id,
+                        "cgroup.kill did not end the task; killing its pid namespace"
+                    ),
                 },
-                Err(error) => tracing::warn!(task = self.id, %error, "killing the task's pid namespace instead of its cgroup"),
+                Err(error) => {
+                    tracing::warn!(task = self.id, %error, "killing the task's pid namespace instead of its cgroup")
+                }
             }
         }
         // Without a cgroup: the kernel kills everything in the pid namespace of which the shim is pid 1.
@@ -222,7 +234,13 @@ async fn watch_end(
     // ECHILD: a plugin before this one started it, and init reaps it.
     let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
     let ended = ending(&task.run_dir, task.cgroup.as_ref(), oom_before);
-    tracing::info!(task = task.id, code = ended.exit.code, signal = ended.exit.signal, oom = ended.oom_killed, "task ended");
+    tracing::info!(
+        task = task.id,
+        code = ended.exit.code,
+        signal = ended.exit.signal,
+        oom = ended.oom_killed,
+        "task ended"
+    );
     end.send_replace(Some(ended));
 }
 

@@ -89,9 +89,14 @@ impl TaskSpec {
                 agent: &plugin.unveil_paths,
                 job: &config.unveil,
             }),
-            work_dir: work_dir(request.root, config.work_dir.as_deref(), plugin.unveil_by_task, &config.unveil)?,
+            work_dir: work_dir(
+                request.root,
+                config.work_dir.as_deref(),
+                plugin.unveil_by_task,
+                &config.unveil,
+            )?,
             cgroup: request.cgroup.is_some(),
-            oom_score_adj: (config.oom_score_adj != 0).then_some(config.oom_score_adj),
+            oom_score_adj: config.oom_score_adj,
             uid: request.user.uid,
             gid: request.user.gid,
             granted: granted(request.user.uid, config, plugin)?,
@@ -114,7 +119,7 @@ fn stdio(request: &Request<'_>) -> Result<Stdio, SpecError> {
     let Logs::Fifos { stdout, stderr } = request.logs else { return Ok(Stdio::Inherited) };
     let fifo = |path: &Path| {
         let name = path.file_name().ok_or_else(|| SpecError::LogPath(path.into()))?;
-        Ok(Place::beneath(request.root, Path::new("alloc/logs").join(name)))
+        Ok::<_, SpecError>(Place::beneath(request.root, Path::new("alloc/logs").join(name)))
     };
     Ok(Stdio::Fifos { stdout: fifo(stdout)?, stderr: fifo(stderr)? })
 }
@@ -135,7 +140,7 @@ mod tests {
     use crate::sandbox::capabilities::{CapList, Capability};
 
     fn config() -> TaskConfig {
-        TaskConfig { command: "env".into(), ..TaskConfig::default() }
+        TaskConfig::decode_json(r#"{"command": "env"}"#).unwrap()
     }
 
     fn spec(uid: u32, config: &TaskConfig, plugin: &PluginConfig) -> Result<TaskSpec, SpecError> {
@@ -147,7 +152,10 @@ mod tests {
                 user: User { name: "u".into(), uid, gid: uid, home: "/nonexistent".into() },
                 env: &HashMap::new(),
                 root: Path::new("/m/1-web"),
-                logs: Logs::Fifos { stdout: Path::new("/d/.web.stdout.fifo"), stderr: Path::new("/d/.web.stderr.fifo") },
+                logs: Logs::Fifos {
+                    stdout: Path::new("/d/.web.stdout.fifo"),
+                    stderr: Path::new("/d/.web.stderr.fifo"),
+                },
                 netns: None,
                 cgroup: None,
                 limits: Limits::UNLIMITED,
@@ -196,6 +204,10 @@ mod tests {
         assert_eq!(of(0, &["chown"], &["all"]).unwrap(), set(&[chown]));
         assert_eq!(of(0, &[], &["all"]).unwrap(), CapSet::EMPTY);
         assert!(of(0, &["sys_admin"], &[]).is_err());
-        assert_eq!(granted(0, &config(), &PluginConfig::default()).unwrap(), CapSet::EMPTY, "root has none by itself");
+        assert_eq!(
+            granted(0, &config(), &PluginConfig::default()).unwrap(),
+            CapSet::EMPTY,
+            "root has none by itself"
+        );
     }
 }
