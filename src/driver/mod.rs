@@ -1,1 +1,86 @@
-//! (in progress)
+//! The RPC surface: proto in, proto out, nothing decided here that a room below could decide.
+
+mod base;
+mod events;
+mod fingerprint;
+mod request;
+mod rpc;
+mod stats;
+mod status;
+
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use tonic::service::Routes;
+
+use crate::config::PluginConfig;
+use crate::proto::base::base_plugin_server::BasePluginServer;
+use crate::proto::driver::driver_server::DriverServer;
+use crate::task::launch::{LaunchError, Launcher};
+use crate::task::run_dir::RUN_DIR;
+use crate::task::store::Store;
+use events::Events;
+
+/// The name that jobs write: `driver = "exec2"`.
+pub const NAME: &str = "exec2";
+
+/// Largest message that is decoded, bytes. A task's templates and secrets travel in its environment; tonic's default of
+/// 4 MiB is less than what Nomad can send.
+const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+
+/// What SetConfig brings.
+#[derive(Debug, Clone, Default)]
+struct Settings {
+    plugin: PluginConfig,
+    /// Speed of a core as Nomad counts it; none until Nomad has sent its topology.
+    mhz_per_core: Option<NonZeroU64>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    settings: RwLock<Settings>,
+    /// Wakes the fingerprint streams after SetConfig.
+    configured: watch::Sender<u64>,
+    launcher: Launcher,
+    store: Arc<Store>,
+    events: Events,
+}
+
+/// The driver; clones share everything.
+#[derive(Debug, Clone)]
+pub struct Driver(Arc<Inner>);
+
+impl Driver {
+    /// Touches nothing on disk: Nomad starts the plugin twice just to ask what it is.
+    pub fn new() -> Result<Self, LaunchError> {
+        Self::with_run_dir(Path::new(RUN_DIR))
+    }
+
+    /// As [`Driver::new`], keeping state elsewhere.
+    pub fn with_run_dir(run_dir: &Path) -> Result<Self, LaunchError> {
+        Ok(Self(Arc::new(Inner {
+            settings: RwLock::default(),
+            configured: watch::Sender::new(0),
+            launcher: Launcher::new(run_dir)?,
+            store: Arc::default(),
+            events: Events::default(),
+        })))
+    }
+
+    /// The gRPC services of the driver.
+    pub fn routes(&self) -> Routes {
+        Routes::new(BasePluginServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(DriverServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
+    }
+
+    fn settings(&self) -> Settings {
+        self.0.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn configure(&self, settings: Settings) {
+        *self.0.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+        self.0.configured.send_modify(|generation| *generation += 1);
+    }
+}

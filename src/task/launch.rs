@@ -39,8 +39,8 @@ pub struct Launcher {
 pub struct Launched {
     /// pidfd of the shim.
     pub shim: OwnedFd,
-    /// pidfd of the task's first process.
-    pub task: OwnedFd,
+    /// pidfd of the task's first process; none if it has ended already.
+    pub task: Option<OwnedFd>,
     pub shim_id: Identity,
     /// None: it has ended already, and its shim has reaped it.
     pub task_id: Option<Identity>,
@@ -107,7 +107,7 @@ impl Launcher {
         match self.start(spec, cgroup.as_ref(), exit) {
             Ok(Started { shim, shim_id, task, task_id }) => {
                 let started_at = SystemTime::now();
-                Ok(Launched { shim, task, shim_id, task_id, cgroup, run_dir, started_at, oom_before })
+                Ok(Launched { shim, task: Some(task), shim_id, task_id, cgroup, run_dir, started_at, oom_before })
             }
             Err(error) => {
                 run_dir.remove()?;

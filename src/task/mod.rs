@@ -5,6 +5,7 @@ pub mod dirs;
 pub mod env;
 pub mod identity;
 pub mod launch;
+pub mod recover;
 pub mod run_dir;
 pub mod running;
 pub mod signal;

@@ -46,9 +46,11 @@ pub struct Task {
     pub process: Option<Identity>,
     pub cgroup: Option<Cgroup>,
     shim_id: Identity,
-    shim: OwnedFd,
-    leader: OwnedFd,
+    /// pidfds; none for a process that had ended before this plugin looked.
+    shim: Option<OwnedFd>,
+    leader: Option<OwnedFd>,
     run_dir: RunDir,
+    oom_before: OomCounts,
     ended: watch::Receiver<Option<Ended>>,
 }
 
@@ -92,36 +94,32 @@ impl Task {
             process: task_id,
             cgroup,
             shim_id,
-            shim,
+            shim: Some(shim),
             leader: task,
             run_dir,
+            oom_before,
             ended,
         });
-        tokio::spawn(watch_end(Arc::clone(&this), watcher, oom_before, end));
+        tokio::spawn(watch_end(Arc::clone(&this), watcher, end));
         Ok(this)
     }
 
     /// A task that had ended before this plugin looked.
-    pub fn already_ended(
-        names: Names,
-        state: &DriverState,
-        run_dir: RunDir,
-        ended: Ended,
-    ) -> std::io::Result<Arc<Self>> {
-        let nobody = || std::fs::File::open("/dev/null").map(OwnedFd::from);
-        Ok(Arc::new(Self {
+    pub fn already_ended(names: Names, state: &DriverState, run_dir: RunDir, ended: Ended) -> Arc<Self> {
+        Arc::new(Self {
             id: names.id,
             alloc_id: names.alloc_id,
             name: names.name,
-            started_at: UNIX_EPOCH + Duration::from_micros(state.started_at_us),
+            started_at: state.started_at(),
             process: state.task,
             cgroup: None,
             shim_id: state.shim,
-            shim: nobody()?,
-            leader: nobody()?,
+            shim: None,
+            leader: None,
             run_dir,
+            oom_before: OomCounts::default(),
             ended: watch::channel(Some(ended)).1,
-        }))
+        })
     }
 
     /// What Nomad keeps for RecoverTask.
@@ -133,6 +131,7 @@ impl Task {
             task: self.process,
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
             started_at_us: age.as_micros() as u64,
+            oom_kills_before: self.oom_before.oom_kill,
         })
     }
 
@@ -157,14 +156,15 @@ impl Task {
 
     /// Signals the task's process group. A task that has ended has nobody to signal.
     pub fn signal(&self, signal: SignalNumber) -> Result<(), TaskError> {
-        if self.ended().is_some() {
-            return Ok(());
-        }
+        let leader = match &self.leader {
+            Some(leader) if self.ended().is_none() => leader.as_fd(),
+            _ => return Ok(()),
+        };
         let number = signal.get();
-        let sent = match sys::pidfd::signal_group(self.leader.as_fd(), number) {
+        let sent = match sys::pidfd::signal_group(leader, number) {
             // Before Linux 6.9. The pid cannot have been used again while the leader, dead or alive, is not reaped; that it
             // is there is asked first, and the shim reaps it only to end itself.
-            Err(Errno::EINVAL) => match (self.process, sys::pidfd::signal(self.leader.as_fd(), 0)) {
+            Err(Errno::EINVAL) => match (self.process, sys::pidfd::signal(leader, 0)) {
                 (Some(process), Ok(())) => sys::pidfd::signal_group_by_number(process.pid, number),
                 (None, Ok(())) | (_, Err(Errno::ESRCH)) => Ok(()),
                 (_, Err(errno)) => Err(errno),
@@ -206,9 +206,10 @@ impl Task {
             }
         }
         // Without a cgroup: the kernel kills everything in the pid namespace of which the shim is pid 1.
-        match sys::pidfd::signal(self.shim.as_fd(), libc::SIGKILL) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => return Err(TaskError::Kill(errno)),
+        let shim = self.shim.as_ref().map(AsFd::as_fd);
+        match shim.map(|shim| sys::pidfd::signal(shim, libc::SIGKILL)) {
+            None | Some(Ok(()) | Err(Errno::ESRCH)) => {}
+            Some(Err(errno)) => return Err(TaskError::Kill(errno)),
         }
         timeout(KILL_LIMIT, self.wait()).await.map_err(|_| TaskError::Hangs)
     }
@@ -223,7 +224,6 @@ impl Task {
 async fn watch_end(
     task: Arc<Task>,
     shim: AsyncFd<OwnedFd>,
-    oom_before: OomCounts,
     end: watch::Sender<Option<Ended>>,
 ) {
     // A pidfd becomes readable when the process has ended, and stays so.
@@ -233,7 +233,7 @@ async fn watch_end(
     }
     // ECHILD: a plugin before this one started it, and init reaps it.
     let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
-    let ended = ending(&task.run_dir, task.cgroup.as_ref(), oom_before);
+    let ended = ending(&task.run_dir, task.cgroup.as_ref(), task.oom_before);
     tracing::info!(
         task = task.id,
         code = ended.exit.code,

@@ -1,6 +1,7 @@
 //! The task handle's `driver_state`: what Nomad keeps for us and gives back in RecoverTask.
 
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,8 @@ pub struct DriverState {
     pub cgroup: Option<PathBuf>,
     /// µs since the epoch.
     pub started_at_us: u64,
+    /// The cgroup's OOM kills before the task started.
+    pub oom_kills_before: u64,
 }
 
 /// A handle that is not one of ours.
@@ -35,6 +38,10 @@ pub enum StateError {
 }
 
 impl DriverState {
+    pub fn started_at(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_micros(self.started_at_us)
+    }
+
     pub fn encode(&self) -> Result<Vec<u8>, StateError> {
         Ok(serde_json::to_vec(self)?)
     }
@@ -59,6 +66,7 @@ mod tests {
             task: Some(Identity { pid: 3, start_time: 4 }),
             cgroup: Some("/sys/fs/cgroup/x".into()),
             started_at_us: 5,
+            oom_kills_before: 0,
         }
     }
 

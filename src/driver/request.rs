@@ -1,0 +1,67 @@
+//! Nomad's `TaskConfig` as a [`TaskSpec`]: the way from proto to values of our own.
+
+use std::path::{Path, PathBuf};
+
+use super::{Settings, status::RpcError};
+use crate::cgroup::{CpuSet, Limits, ResourceRequest};
+use crate::config::TaskConfig;
+use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
+use crate::proto::driver::{self as proto, NetworkIsolationSpec};
+use crate::task::dirs;
+use crate::task::spec::{Logs, Request, TaskSpec};
+use crate::users;
+
+/// Looks up the user and the directories. Blocking: the user may come from the host's `getent`.
+pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSpec, RpcError> {
+    let config = TaskConfig::decode(&task.msgpack_driver_config)?;
+    let user = users::lookup(&task.user)?;
+    let root = dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name)?;
+    let resources = task.resources.as_ref();
+    let linux = resources.and_then(|resources| resources.linux_resources.as_ref());
+    let cgroup = linux.map(|linux| linux.cpuset_cgroup.as_str()).filter(|path| !path.is_empty());
+    let cgroup = cgroup.map(PathBuf::from).ok_or(RpcError::Absent("cgroup (linux_resources.cpuset_cgroup)"))?;
+    let netns = netns(task.network_isolation_spec.as_ref())?;
+    Ok(TaskSpec::new(
+        &Request {
+            id: &task.id,
+            alloc_id: &task.alloc_id,
+            name: &task.name,
+            user,
+            env: &task.env,
+            root: &root,
+            logs: Logs::Fifos { stdout: Path::new(&task.stdout_path), stderr: Path::new(&task.stderr_path) },
+            netns: netns.as_deref(),
+            cgroup: Some(&cgroup),
+            limits: limits(resources, settings)?,
+            config: &config,
+        },
+        &settings.plugin,
+    )?)
+}
+
+fn limits(resources: Option<&proto::Resources>, settings: &Settings) -> Result<Limits, RpcError> {
+    let resources = resources.ok_or(RpcError::Absent("resources"))?;
+    let allocated = resources.allocated_resources.as_ref().ok_or(RpcError::Absent("allocated resources"))?;
+    let memory = allocated.memory.as_ref().ok_or(RpcError::Absent("memory resources"))?;
+    let cpu = allocated.cpu.as_ref().ok_or(RpcError::Absent("cpu resources"))?;
+    let cpus = resources.linux_resources.as_ref().map_or("", |linux| linux.cpuset_cpus.as_str());
+    let request = ResourceRequest {
+        memory_mb: memory.memory_mb,
+        memory_max_mb: memory.memory_max_mb,
+        cpu_mhz: cpu.cpu_shares,
+        cores: CpuSet::from_nomad(cpus).map_err(|error| RpcError::BadValue(error.to_string()))?,
+    };
+    Ok(Limits::plan(&request, settings.mhz_per_core))
+}
+
+/// The network namespace that Nomad made for the allocation (bridge and CNI modes); none means the host's.
+fn netns(spec: Option<&NetworkIsolationSpec>) -> Result<Option<PathBuf>, RpcError> {
+    let Some(spec) = spec else { return Ok(None) };
+    match spec.mode() {
+        NetworkIsolationMode::Group if spec.path.is_empty() => Err(RpcError::Absent("path of the network namespace")),
+        NetworkIsolationMode::Group => Ok(Some(PathBuf::from(&spec.path))),
+        NetworkIsolationMode::Host | NetworkIsolationMode::None => Ok(None),
+        // Only a driver that makes networks itself is ever asked for this.
+        NetworkIsolationMode::Task => Err(RpcError::Unsupported("a network of the task's own (network mode \"task\")")),
+    }
+}

@@ -1,0 +1,170 @@
+//! The one place that makes a gRPC status of an error.
+//!
+//! Nomad takes UNAVAILABLE and CANCELLED for a dead plugin, FAILED_PRECONDITION with a `RecoverableError` detail for
+//! something that its restart policy may try again, and everything else for final.
+
+use prost::Message;
+use tonic::{Code, Status};
+
+use crate::config::ConfigError;
+use crate::proto::{RECOVERABLE_ERROR_TYPE_URL, structs::RecoverableError};
+use crate::task::dirs::DirsError;
+use crate::task::launch::LaunchError;
+use crate::task::recover::RecoverError;
+use crate::task::run_dir::RunDirError;
+use crate::task::running::TaskError;
+use crate::task::signal::SignalError;
+use crate::task::spec::SpecError;
+use crate::task::state::StateError;
+use crate::task::store::Taken;
+use crate::users::UserError;
+
+/// Everything that an RPC can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum RpcError {
+    /// Nomad's client compares this text with its `ErrTaskNotFound`.
+    #[error("task not found for given id")]
+    UnknownTask,
+    #[error("the request has no {0}")]
+    Absent(&'static str),
+    #[error("the task still runs; stop it first, or destroy it with force")]
+    StillRuns,
+    #[error("{0} is not supported by this driver")]
+    Unsupported(&'static str),
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    #[error("Nomad sent a value that cannot be: {0}")]
+    BadValue(String),
+    #[error("the task ended before it could be watched: {0}")]
+    Worker(String),
+    #[error("failed to start task: {0}")]
+    Spec(#[from] SpecError),
+    #[error("failed to start task: {0}")]
+    Dirs(#[from] DirsError),
+    #[error("failed to start task: {0}")]
+    User(#[from] UserError),
+    #[error("failed to start task: {0}")]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Taken(#[from] Taken),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    #[error(transparent)]
+    Signal(#[from] SignalError),
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+}
+
+impl RpcError {
+    /// Whether the same job may well start on this host a moment later.
+    fn is_recoverable(&self) -> bool {
+        match self {
+            Self::Launch(error) => !error.is_jobs_fault(),
+            Self::Dirs(error) => !error.is_jobs_fault(),
+            Self::User(error) => error.is_recoverable(),
+            Self::Task(_) | Self::RunDir(_) | Self::Worker(_) => true,
+            Self::UnknownTask
+            | Self::Absent(_)
+            | Self::StillRuns
+            | Self::Unsupported(_)
+            | Self::Recover(_)
+            | Self::BadValue(_)
+            | Self::Spec(_)
+            | Self::Config(_)
+            | Self::Taken(_)
+            | Self::State(_)
+            | Self::Signal(_) => false,
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Unsupported(_) => Code::Unimplemented,
+            Self::Absent(_) | Self::Config(_) | Self::Signal(_) | Self::BadValue(_) => Code::InvalidArgument,
+            _ => Code::Unknown,
+        }
+    }
+}
+
+impl From<RpcError> for Status {
+    fn from(error: RpcError) -> Self {
+        let message = error.to_string();
+        if error.is_recoverable() {
+            return recoverable(message);
+        }
+        Self::new(error.code(), message)
+    }
+}
+
+/// `google.rpc.Status`, which travels in `grpc-status-details-bin`.
+#[derive(Clone, PartialEq, Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+fn recoverable(message: String) -> Status {
+    let code = Code::FailedPrecondition;
+    let detail = prost_types::Any {
+        type_url: RECOVERABLE_ERROR_TYPE_URL.into(),
+        value: RecoverableError { recoverable: true }.encode_to_vec(),
+    };
+    let status = RpcStatus { code: code as i32, message: message.clone(), details: vec![detail] };
+    Status::with_details(code, message, status.encode_to_vec().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::report::{Failure, StartError, Step};
+    use nix::errno::Errno;
+
+    fn start(failure: Failure) -> Status {
+        RpcError::from(LaunchError::from(StartError::from(failure))).into()
+    }
+
+    #[test]
+    fn a_missing_file_may_be_there_next_time() {
+        let status = start(Failure::new(Step::Unveil, "r:/srv/x", Errno::ENOENT));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(status.message(), "failed to start task: unveil \"r:/srv/x\": No such file or directory");
+        let details = RpcStatus::decode(status.details()).unwrap();
+        assert_eq!((details.code, details.message.as_str()), (9, status.message()));
+        assert_eq!(details.details[0].type_url, RECOVERABLE_ERROR_TYPE_URL);
+        assert!(RecoverableError::decode(&details.details[0].value[..]).unwrap().recoverable);
+    }
+
+    #[test]
+    fn a_refusal_of_the_policy_is_final() {
+        for status in [
+            start(Failure::new(Step::Exec, "/opt/x", Errno::EACCES)),
+            RpcError::from(SpecError::UnveilByTask).into(),
+        ] {
+            assert_eq!(status.code(), Code::Unknown, "{status}");
+            assert!(status.details().is_empty());
+        }
+    }
+
+    #[test]
+    fn no_error_looks_like_a_dead_plugin() {
+        let errors = [
+            RpcError::UnknownTask,
+            RpcError::StillRuns,
+            RpcError::Unsupported("ExecTask"),
+            RpcError::Recover(RecoverError::Rebooted),
+            RpcError::Launch(StartError::TimedOut(std::time::Duration::from_secs(1)).into()),
+        ];
+        for error in errors {
+            let status = Status::from(error);
+            assert!(!matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Ok), "{status}");
+        }
+    }
+}
