@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,17 +20,21 @@ fn made(name: &str) -> Cgroup {
     made.cgroup
 }
 
-/// A shell that moves itself into the cgroup, then runs the script.
+/// A shell that moves itself into the cgroup, then runs the script once `release` has closed its standard input.
 fn spawn(cgroup: &Cgroup, script: &str) -> Child {
     let procs = cgroup.path().join("cgroup.procs");
-    let script = format!("echo $$ > {}; {script}", procs.display());
-    let child = Command::new("/bin/sh").arg("-c").arg(script).spawn().unwrap();
+    let script = format!("echo $$ > {}; read -r _; {script}", procs.display());
+    let child = Command::new("/bin/sh").arg("-c").arg(script).stdin(Stdio::piped()).spawn().unwrap();
     let until = std::time::Instant::now() + SOON;
     while fs::read_to_string(&procs).unwrap().is_empty() {
         assert!(std::time::Instant::now() < until, "the shell never entered the cgroup");
         std::thread::sleep(Duration::from_millis(1));
     }
     child
+}
+
+fn release(child: &mut Child) {
+    drop(child.stdin.take());
 }
 
 fn value(cgroup: &Cgroup, file: &str) -> String {
@@ -67,6 +71,7 @@ fn limits_read_back() {
 fn wait_sees_the_last_exit_at_once() {
     let cgroup = made("wait");
     let mut child = spawn(&cgroup, "sleep 0.5 & exit 0");
+    release(&mut child);
     child.wait().unwrap();
     block_on(async {
         let begin = Instant::now();
@@ -84,6 +89,7 @@ fn wait_sees_the_last_exit_at_once() {
 fn wait_ends_at_the_deadline_and_kill_ends_everyone() {
     let cgroup = made("kill");
     let mut child = spawn(&cgroup, "trap '' INT TERM; setsid sleep 600 & sleep 600 & wait");
+    release(&mut child);
     block_on(async {
         assert!(!cgroup.wait_empty(Some(Instant::now() + Duration::from_millis(100))).await.unwrap());
         let reaper = tokio::task::spawn_blocking(move || child.wait());
@@ -100,11 +106,19 @@ fn wait_ends_at_the_deadline_and_kill_ends_everyone() {
 #[ignore = "needs root and cgroup v2"]
 fn many_short_lives_and_no_lost_wake_up() {
     block_on(async {
-        for _ in 0..50 {
+        // The exit comes before, during and after the first read and the registration.
+        for round in 0..50 {
             let cgroup = made("short");
-            let mut child = spawn(&cgroup, "read x < /dev/zero & kill -9 $!; exit 0");
-            child.wait().unwrap();
-            assert!(cgroup.wait_empty(Some(Instant::now() + SOON)).await.unwrap());
+            let mut child = spawn(&cgroup, "exit 0");
+            let begin = Instant::now();
+            let exit = tokio::task::spawn_blocking(move || {
+                std::thread::sleep(Duration::from_micros(200 * round));
+                release(&mut child);
+                child.wait()
+            });
+            assert!(cgroup.wait_empty(Some(begin + SOON)).await.unwrap());
+            assert!(begin.elapsed() < SOON / 2, "round {round}: woken by the deadline");
+            assert!(exit.await.unwrap().unwrap().success());
             cgroup.remove().unwrap();
         }
     });
@@ -119,6 +133,7 @@ fn stats_and_oom_of_a_real_task() {
     cgroup.apply(&Limits::plan(&request, None)).unwrap();
     let _ = fs::write(cgroup.path().join("memory.swap.max"), "0");
     let mut child = spawn(&cgroup, "exec tail /dev/zero");
+    release(&mut child);
     child.wait().unwrap();
     let after = cgroup.oom().unwrap().unwrap();
     assert_eq!(after.oom_kill - before.oom_kill, 1);
@@ -138,6 +153,7 @@ fn the_shims_get_a_sibling() {
     assert_eq!(Some(shims.path().parent().unwrap()), partition.parent());
     // It takes processes, although its parent hands controllers down.
     let mut child = spawn(&shims, "exit 0");
+    release(&mut child);
     child.wait().unwrap();
     let top = Cgroup::open(partition.parent().unwrap()).unwrap();
     top.remove().unwrap();
