@@ -7,8 +7,8 @@ use crate::cgroup::{CoreMhz, Topology, mhz_per_core};
 use crate::config::PluginConfig;
 use crate::proto::base::base_plugin_server::BasePlugin;
 use crate::proto::base::{
-    ClientTopology, ConfigSchemaRequest, ConfigSchemaResponse, PluginInfoRequest, PluginInfoResponse, PluginType,
-    SetConfigRequest, SetConfigResponse,
+    ClientTopology, ConfigSchemaRequest, ConfigSchemaResponse, PluginInfoRequest, PluginInfoResponse,
+    PluginType, SetConfigRequest, SetConfigResponse,
 };
 
 /// The plugin API that Nomad 0.9 to 2.0 speak.
@@ -16,7 +16,10 @@ const API_VERSION: &str = "v0.1.0";
 
 #[tonic::async_trait]
 impl BasePlugin for Driver {
-    async fn plugin_info(&self, _: Request<PluginInfoRequest>) -> Result<Response<PluginInfoResponse>, Status> {
+    async fn plugin_info(
+        &self,
+        _: Request<PluginInfoRequest>,
+    ) -> Result<Response<PluginInfoResponse>, Status> {
         Ok(Response::new(PluginInfoResponse {
             r#type: PluginType::Driver as i32,
             plugin_api_versions: vec![API_VERSION.into()],
@@ -25,11 +28,17 @@ impl BasePlugin for Driver {
         }))
     }
 
-    async fn config_schema(&self, _: Request<ConfigSchemaRequest>) -> Result<Response<ConfigSchemaResponse>, Status> {
+    async fn config_schema(
+        &self,
+        _: Request<ConfigSchemaRequest>,
+    ) -> Result<Response<ConfigSchemaResponse>, Status> {
         Ok(Response::new(ConfigSchemaResponse { spec: Some(PluginConfig::schema()) }))
     }
 
-    async fn set_config(&self, request: Request<SetConfigRequest>) -> Result<Response<SetConfigResponse>, Status> {
+    async fn set_config(
+        &self,
+        request: Request<SetConfigRequest>,
+    ) -> Result<Response<SetConfigResponse>, Status> {
         let request = request.into_inner();
         let plugin = PluginConfig::decode(&request.msgpack_config).map_err(RpcError::from)?;
         let topology = request.nomad_config.and_then(|nomad| nomad.driver?.topology);

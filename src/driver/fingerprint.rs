@@ -21,7 +21,9 @@ const HEALTHY: &str = "Healthy";
 
 impl Driver {
     /// The first answer at once, then one whenever it differs from the last. Stays open for as long as the plugin lives.
-    pub(super) fn fingerprints(&self) -> impl Stream<Item = Result<FingerprintResponse, Status>> + Send + use<> {
+    pub(super) fn fingerprints(
+        &self,
+    ) -> impl Stream<Item = Result<FingerprintResponse, Status>> + Send + use<> {
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let driver = self.clone();
         tokio::spawn(async move {

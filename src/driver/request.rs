@@ -19,7 +19,8 @@ pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSp
     let resources = task.resources.as_ref();
     let linux = resources.and_then(|resources| resources.linux_resources.as_ref());
     let cgroup = linux.map(|linux| linux.cpuset_cgroup.as_str()).filter(|path| !path.is_empty());
-    let cgroup = cgroup.map(PathBuf::from).ok_or(RpcError::Absent("cgroup (linux_resources.cpuset_cgroup)"))?;
+    let cgroup =
+        cgroup.map(PathBuf::from).ok_or(RpcError::Absent("cgroup (linux_resources.cpuset_cgroup)"))?;
     let netns = netns(task.network_isolation_spec.as_ref())?;
     Ok(TaskSpec::new(
         &Request {
@@ -58,10 +59,14 @@ fn limits(resources: Option<&proto::Resources>, settings: &Settings) -> Result<L
 fn netns(spec: Option<&NetworkIsolationSpec>) -> Result<Option<PathBuf>, RpcError> {
     let Some(spec) = spec else { return Ok(None) };
     match spec.mode() {
-        NetworkIsolationMode::Group if spec.path.is_empty() => Err(RpcError::Absent("path of the network namespace")),
+        NetworkIsolationMode::Group if spec.path.is_empty() => {
+            Err(RpcError::Absent("path of the network namespace"))
+        }
         NetworkIsolationMode::Group => Ok(Some(PathBuf::from(&spec.path))),
         NetworkIsolationMode::Host | NetworkIsolationMode::None => Ok(None),
         // Only a driver that makes networks itself is ever asked for this.
-        NetworkIsolationMode::Task => Err(RpcError::Unsupported("a network of the task's own (network mode \"task\")")),
+        NetworkIsolationMode::Task => {
+            Err(RpcError::Unsupported("a network of the task's own (network mode \"task\")"))
+        }
     }
 }

@@ -37,7 +37,10 @@ impl DriverRpc for Driver {
         Ok(Response::new(InitResponse {}))
     }
 
-    async fn task_config_schema(&self, _: Request<TaskConfigSchemaRequest>) -> Reply<TaskConfigSchemaResponse> {
+    async fn task_config_schema(
+        &self,
+        _: Request<TaskConfigSchemaRequest>,
+    ) -> Reply<TaskConfigSchemaResponse> {
         Ok(Response::new(TaskConfigSchemaResponse { spec: Some(TaskConfig::schema()) }))
     }
 
@@ -208,8 +211,9 @@ impl Driver {
             let names = Names { id: spec.id, alloc_id: spec.alloc_id, name: spec.name };
             Ok((config, names, launched))
         };
-        let (config, names, launched) =
-            tokio::task::spawn_blocking(begun).await.map_err(|error| RpcError::Worker(error.to_string()))??;
+        let (config, names, launched) = tokio::task::spawn_blocking(begun)
+            .await
+            .map_err(|error| RpcError::Worker(error.to_string()))??;
         let task = Task::adopt(names, launched)?;
         let state = task
             .state()
@@ -256,9 +260,13 @@ fn capabilities() -> DriverCapabilities {
         send_signals: true,
         exec: false,
         fs_isolation: FsIsolation::Unveil as i32,
-        network_isolation_modes: [NetworkIsolationMode::None, NetworkIsolationMode::Host, NetworkIsolationMode::Group]
-            .map(i32::from)
-            .into(),
+        network_isolation_modes: [
+            NetworkIsolationMode::None,
+            NetworkIsolationMode::Host,
+            NetworkIsolationMode::Group,
+        ]
+        .map(i32::from)
+        .into(),
         must_create_network: false,
         // A job with a volume_mount is refused by Nomad instead of starting without its volume.
         mount_configs: MountConfigs::NoMounts as i32,

@@ -17,7 +17,10 @@ pub fn task_stats(id: &str, stats: &Stats, cpu: CpuUsage) -> TaskStats {
     TaskStats {
         id: id.into(),
         timestamp: Some(SystemTime::now().into()),
-        agg_resource_usage: Some(TaskResourceUsage { cpu: Some(cpu_usage(stats, cpu)), memory: Some(memory(stats)) }),
+        agg_resource_usage: Some(TaskResourceUsage {
+            cpu: Some(cpu_usage(stats, cpu)),
+            memory: Some(memory(stats)),
+        }),
         resource_usage_by_pid: Default::default(),
     }
 }
@@ -58,7 +61,11 @@ fn memory(stats: &Stats) -> MemoryUsage {
         kernel_max_usage: 0,
         usage: memory.usage.unwrap_or(0),
         swap: memory.swap.unwrap_or(0),
-        measured_fields: fields.into_iter().filter(|(_, value)| value.is_some()).map(|(field, _)| field.into()).collect(),
+        measured_fields: fields
+            .into_iter()
+            .filter(|(_, value)| value.is_some())
+            .map(|(field, _)| field.into())
+            .collect(),
     }
 }
 
@@ -89,7 +96,10 @@ mod tests {
         };
         let usage = task_stats("a", &stats, CpuUsage::default()).agg_resource_usage.unwrap();
         let (memory, cpu) = (usage.memory.unwrap(), usage.cpu.unwrap());
-        assert_eq!(memory.measured_fields, [memory_usage::Fields::Rss as i32, memory_usage::Fields::Usage as i32]);
+        assert_eq!(
+            memory.measured_fields,
+            [memory_usage::Fields::Rss as i32, memory_usage::Fields::Usage as i32]
+        );
         assert_eq!((memory.usage, memory.rss, memory.swap), (5, 3, 0));
         assert_eq!(cpu.throttled_time, 7000);
         assert!(cpu.measured_fields.contains(&(cpu_usage::Fields::ThrottledTime as i32)));

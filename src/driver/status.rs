@@ -65,7 +65,7 @@ impl RpcError {
         match self {
             Self::Launch(error) => !error.is_jobs_fault(),
             Self::Dirs(error) => !error.is_jobs_fault(),
-            Self::User(error) => error.is_recoverable(),
+            Self::User(error) => !error.is_job_fault(),
             Self::Task(_) | Self::RunDir(_) | Self::Worker(_) => true,
             Self::UnknownTask
             | Self::Absent(_)

@@ -107,7 +107,16 @@ impl Launcher {
         match self.start(spec, cgroup.as_ref(), exit) {
             Ok(Started { shim, shim_id, task, task_id }) => {
                 let started_at = SystemTime::now();
-                Ok(Launched { shim, task: Some(task), shim_id, task_id, cgroup, run_dir, started_at, oom_before })
+                Ok(Launched {
+                    shim,
+                    task: Some(task),
+                    shim_id,
+                    task_id,
+                    cgroup,
+                    run_dir,
+                    started_at,
+                    oom_before,
+                })
             }
             Err(error) => {
                 run_dir.remove()?;

@@ -221,11 +221,7 @@ impl Task {
 }
 
 /// Waits for the shim, which ends last of all, reaps it if it is our child, and publishes how the task ended.
-async fn watch_end(
-    task: Arc<Task>,
-    shim: AsyncFd<OwnedFd>,
-    end: watch::Sender<Option<Ended>>,
-) {
+async fn watch_end(task: Arc<Task>, shim: AsyncFd<OwnedFd>, end: watch::Sender<Option<Ended>>) {
     // A pidfd becomes readable when the process has ended, and stays so.
     if let Err(error) = shim.readable().await {
         tracing::error!(task = task.id, %error, "wait for the shim");
