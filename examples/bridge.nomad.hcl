@@ -10,6 +10,9 @@ job "bridge" {
   type = "service"
 
   group "web" {
+    # The service leaves the registry before the server stops.
+    shutdown_delay = "2s"
+
     network {
       mode = "bridge"
       port "http" {
