@@ -15,10 +15,10 @@ OUT        := $(abspath $(or $(CARGO_TARGET_DIR),target))
 PLUGINHOST := $(OUT)/pluginhost
 PREFIX     ?= /usr/local
 
-# Kernels that the tests boot, as nixos-tests/run knows them. The driver must
-# work on the first ones, and must refuse on the second with the right words.
-VM_KERNELS  ?= 6.1 6.12 7.2
-VM_REFUSING ?= 5.10 6.12-lsm-off
+# Kernels that the tests boot, as nixos-tests/run names them (`sid` has the
+# newest). Each scenario says which of them it is for: 5.10 has no Landlock, and
+# is there to be refused.
+VM_KERNELS ?= 5.10,6.1,6.12,sid
 
 # An older Go fetches the toolchain that go.mod names, by the module proxy.
 export GOTOOLCHAIN ?= auto
@@ -48,7 +48,7 @@ install: ## Install the built plugin and man page below PREFIX (/usr/local)
 .PHONY: pluginhost
 pluginhost: setup-go
 	$(call say,build the test host)
-	cd tests/pluginhost && CGO_ENABLED=0 go build -trimpath -o $(PLUGINHOST)/ .
+	cd tests/pluginhost && CGO_ENABLED=0 go build -trimpath -o $(PLUGINHOST) .
 
 ## Testing
 
@@ -80,25 +80,27 @@ test-go: setup-go ## Vet and tests of the test host
 
 .PHONY: test-vm
 test-vm: setup-vm build pluginhost ## Scenarios in VMs with kernels VM_KERNELS
-	$(call say,scenarios on $(VM_KERNELS) and refusals on $(VM_REFUSING))
-	nixos-tests/run
+	$(call say,scenarios on Linux $(VM_KERNELS))
+	nixos-tests/run --kernel $(VM_KERNELS) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST)
 
 ## Trying it
 
 .PHONY: demo
-demo: setup-vm build pluginhost ## Boot a VM and run example jobs in it
-	scripts/demo
+demo: setup-demo build pluginhost ## Boot a VM and run example jobs in it
+	@scripts/demo $(PLUGIN) $(PLUGINHOST)
 
 .PHONY: hack
 hack: build ## A Nomad dev agent with the plugin, here or in a VM
-	scripts/hack
+	@scripts/hack $(PLUGIN)
 
 ## The rest
 
 # One call, so that everything missing is named before anything starts.
-.PHONY: setup-all setup-build setup-lint setup-go setup-vm
+.PHONY: setup-all setup-demo setup-build setup-lint setup-go setup-vm
 setup-all:
 	@scripts/setup build lint go vm
+setup-demo:
+	@scripts/setup build go vm
 setup-build setup-lint setup-go setup-vm: setup-%:
 	@scripts/setup $*
 
