@@ -56,7 +56,7 @@ pluginhost: setup-go
 test: setup-all lint test-unit test-go test-vm ## Every test there is
 
 .PHONY: lint
-lint: setup-lint ## rustfmt, clippy, cargo-deny, go vet
+lint: setup-lint ## rustfmt, clippy, cargo-deny
 	$(call say,rustfmt)
 	cargo fmt --check
 	$(call say,clippy)
@@ -74,9 +74,9 @@ test-unit: setup-build ## Rust tests; they need neither root nor a VM
 	cargo test --locked
 
 .PHONY: test-go
-test-go: setup-go ## Vet and tests of the test host
+test-go: setup-go ## gofmt, vet and tests of the test host
 	$(call say,go vet and go test)
-	cd tests/pluginhost && go vet ./... && go test ./...
+	cd tests/pluginhost && test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./... && go test ./...
 
 .PHONY: test-vm
 test-vm: setup-vm build pluginhost ## Scenarios in VMs with kernels VM_KERNELS
