@@ -1,0 +1,44 @@
+# exit-code: a script that fails, and whose exit code Nomad reports.
+#
+# Shows: a rendered script as the command; `nomad alloc status` says
+#        "Exit Code: 7" and the alloc ends as failed.
+# Agent: nothing to set.
+
+job "exit-code" {
+  type = "batch"
+
+  group "group" {
+    restart {
+      attempts = 0
+      mode     = "fail"
+    }
+
+    reschedule {
+      attempts  = 0
+      unlimited = false
+    }
+
+    task "fail" {
+      driver = "exec2"
+
+      config {
+        command = "${NOMAD_TASK_DIR}/fail.sh"
+      }
+
+      template {
+        destination = "local/fail.sh"
+        perms       = "755"
+        data        = <<-EOH
+          #!/bin/sh
+          echo "about to exit with 7"
+          exit 7
+        EOH
+      }
+
+      resources {
+        cpu    = 100
+        memory = 32
+      }
+    }
+  }
+}

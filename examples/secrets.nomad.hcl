@@ -1,0 +1,51 @@
+# secrets: read the task's workload identity from its secrets directory.
+#
+# Shows: a secret file that only this task can read, and that a file which
+#        every user of the host may read (/etc/passwd) is not visible at all.
+#        The token itself is not printed: a task's output is kept in its logs.
+# Agent: nothing to set.
+
+job "secrets" {
+  type = "batch"
+
+  group "group" {
+    restart {
+      attempts = 0
+      mode     = "fail"
+    }
+
+    reschedule {
+      attempts  = 0
+      unlimited = false
+    }
+
+    task "read" {
+      driver = "exec2"
+
+      config {
+        command = "sh"
+        args = ["-c", <<-EOS
+          bytes=$(wc -c < "$NOMAD_SECRETS_DIR/nomad_token") || exit 1
+          echo "nomad_token: $bytes bytes"
+          if cat /etc/passwd; then
+            echo "/etc/passwd is readable: this should not be" >&2
+            exit 1
+          fi
+          echo "/etc/passwd: denied, as it should be"
+        EOS
+        ]
+      }
+
+      # Writes the token to secrets/nomad_token instead of the environment.
+      identity {
+        env  = false
+        file = true
+      }
+
+      resources {
+        cpu    = 100
+        memory = 32
+      }
+    }
+  }
+}

@@ -1,0 +1,34 @@
+# Example Nomad client configuration for the exec2 task driver.
+#
+# Copy to Nomad's configuration directory (often /etc/nomad.d), change what you
+# need, and restart the agent. Running tasks of this driver survive that.
+#
+# Nomad starts every executable in plugin_dir as a plugin, so keep nothing but
+# plugins there. Without plugin_dir Nomad looks in <data_dir>/plugins.
+#
+# plugin_dir = "/opt/nomad/plugins"
+
+# The label is the file name of the plugin's binary, not the driver's name.
+# Nomad 1.10 and later do not start a plugin that has no block.
+plugin "nomad-driver-exec2" {
+  config {
+    # Give every task the paths that ordinary programs need: /bin, /usr/bin,
+    # shared libraries, certificates, resolver files, and the task's own
+    # directories. docs/security.md lists each path with its reason.
+    unveil_defaults = true
+
+    # More paths for every task, as "MODES:PATH". Modes: r read, w write,
+    # x execute, c create and remove. A path that does not exist is an error.
+    # unveil_paths = ["rx:/opt/bin", "r:/srv/certs"]
+    unveil_paths = []
+
+    # May a job name further paths itself (`unveil`, and a `work_dir` outside
+    # the alloc)? Then whoever may submit jobs decides what they see, as far
+    # as file permissions let the task's user.
+    unveil_by_task = false
+
+    # Capabilities that a job may ask for with cap_add.
+    # allow_caps = ["net_bind_service"]
+    allow_caps = []
+  }
+}
