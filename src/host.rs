@@ -1,20 +1,287 @@
-//! (in progress)
-#[derive(Debug)]
+//! What this host has of what the driver needs: read once, judged purely, told in words.
+//!
+//! [`probe`] reads some twenty small files and makes a few system calls: cheap enough for every fingerprint. The verdict
+//! of [`Host::health`] follows Nomad's two kinds of "no": *undetected* is what only another boot or another way to start
+//! the agent could change, *unhealthy* is what an operator can mend while the agent runs.
+
+mod observe;
+
+use nix::errno::Errno;
+
+pub use observe::{CgroupMount, Namespace, Observations};
+
+/// Oldest kernel (major, minor): the first long-term one with both Landlock (5.13) and `cgroup.kill` (5.14).
+pub const KERNEL_MIN: (u32, u32) = (5, 15);
+
+/// Controllers that the driver itself uses.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Controllers without which the Nomad client makes no cgroups for tasks at all.
+const CONTROLLERS_OF_NOMAD: [&str; 2] = ["cpuset", "io"];
+
+/// Capabilities that starting a task takes, with their numbers (<linux/capability.h>).
+const CAPABILITIES: [(&str, u32); 7] = [
+    ("CAP_CHOWN", 0),
+    ("CAP_DAC_OVERRIDE", 1),
+    ("CAP_KILL", 5),
+    ("CAP_SETGID", 6),
+    ("CAP_SETUID", 7),
+    ("CAP_SETPCAP", 8),
+    ("CAP_SYS_ADMIN", 21),
+];
+
+/// How bad it is when a requirement is not met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// This boot, or this way to start the agent, cannot have it.
+    Undetected,
+    /// It can be mended at run time.
+    Unhealthy,
+}
+
+/// Whether a requirement is met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    Ok,
+    /// `mend`: what to do about it, an imperative sentence.
+    Missing {
+        mend: String,
+        severity: Severity,
+    },
+    /// It could not be seen from here; it does not count against the host.
+    Unknown,
+}
+
+/// One thing that the driver needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requirement {
+    /// Short and stable: scripts may look for it.
+    pub name: &'static str,
+    /// What there is, in words.
+    pub found: String,
+    pub state: State,
+}
+
+/// The verdict. The text is for `nomad node status`: what is wrong and how to mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     Healthy,
-    Unhealthy(String),
     Undetected(String),
+    Unhealthy(String),
 }
-#[derive(Debug)]
+
+/// A judged host.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
+    pub requirements: Vec<Requirement>,
+    /// Landlock ABI, for the attribute `driver.exec2.landlock.abi`.
     pub landlock_abi: Option<u32>,
+    /// Controllers of the root cgroup (v2), for the attribute `driver.exec2.cgroup.controllers`.
     pub controllers: Vec<String>,
+    /// Kernel release, as `uname -r` says it.
+    pub kernel: String,
 }
+
+/// Looks at this host.
+pub fn probe() -> Host {
+    Host::judge(&Observations::read())
+}
+
 impl Host {
+    /// The decisions, without a look at the machine.
+    pub fn judge(seen: &Observations) -> Host {
+        let mut requirements = vec![
+            root(seen),
+            kernel(seen),
+            cgroup(seen),
+            controllers(seen),
+            cgroup_kill(seen),
+            landlock(seen),
+        ];
+        requirements.extend(seen.namespaces.iter().map(namespace));
+        Host {
+            requirements,
+            landlock_abi: seen.landlock.ok(),
+            controllers: seen.controllers.clone(),
+            kernel: seen.kernel.clone(),
+        }
+    }
+
+    /// Whether tasks can run here. When several things are missing, all are named, and one that is beyond repair decides.
     pub fn health(&self) -> Health {
-        Health::Healthy
+        let missing = self.requirements.iter().filter_map(|r| match &r.state {
+            State::Missing { mend, severity } => {
+                Some((format!("{}: {}; {mend}", r.name, r.found), *severity))
+            }
+            State::Ok | State::Unknown => None,
+        });
+        let (reasons, severities): (Vec<String>, Vec<Severity>) = missing.unzip();
+        let reason = reasons.join(". ");
+        if severities.contains(&Severity::Undetected) {
+            Health::Undetected(reason)
+        } else if severities.is_empty() {
+            Health::Healthy
+        } else {
+            Health::Unhealthy(reason)
+        }
     }
 }
-pub fn probe() -> Host {
-    Host { landlock_abi: Some(6), controllers: vec![] }
+
+fn ok(name: &'static str, found: impl Into<String>) -> Requirement {
+    Requirement { name, found: found.into(), state: State::Ok }
 }
+
+fn missing(
+    name: &'static str,
+    found: impl Into<String>,
+    severity: Severity,
+    mend: impl Into<String>,
+) -> Requirement {
+    Requirement { name, found: found.into(), state: State::Missing { mend: mend.into(), severity } }
+}
+
+fn unknown(name: &'static str, found: impl Into<String>) -> Requirement {
+    Requirement { name, found: found.into(), state: State::Unknown }
+}
+
+fn root(seen: &Observations) -> Requirement {
+    const NAME: &str = "root";
+    if seen.euid != 0 {
+        let mend = "run the Nomad agent (or this command) as root";
+        return missing(NAME, format!("uid {}", seen.euid), Severity::Undetected, mend);
+    }
+    let Some(effective) = seen.capabilities else {
+        return unknown(NAME, "uid 0, capabilities not visible in /proc/self/status");
+    };
+    let lacking: Vec<&str> =
+        CAPABILITIES.iter().filter(|(_, bit)| effective & (1 << bit) == 0).map(|(name, _)| *name).collect();
+    if lacking.is_empty() {
+        return ok(NAME, "uid 0 with the capabilities that a start takes");
+    }
+    let mend =
+        "give the agent's service its full capabilities (CapabilityBoundingSet=, or a privileged container)";
+    missing(NAME, format!("uid 0 without {}", lacking.join(" ")), Severity::Undetected, mend)
+}
+
+fn kernel(seen: &Observations) -> Requirement {
+    const NAME: &str = "kernel";
+    let (major, minor) = KERNEL_MIN;
+    match version(&seen.kernel) {
+        None => unknown(NAME, format!("release {:?}", seen.kernel)),
+        Some(have) if have >= KERNEL_MIN => ok(NAME, seen.kernel.clone()),
+        Some(_) => {
+            let mend =
+                format!("boot Linux {major}.{minor} or later: older ones lack Landlock or cgroup.kill");
+            missing(NAME, seen.kernel.clone(), Severity::Undetected, mend)
+        }
+    }
+}
+
+/// Major and minor of a release like `6.12.117+deb13-cloud-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn cgroup(seen: &Observations) -> Requirement {
+    const NAME: &str = "cgroup v2";
+    let boot = "boot with systemd.unified_cgroup_hierarchy=1 (and without cgroup v1 mounts)";
+    match seen.cgroup {
+        CgroupMount::V2 => ok(NAME, "mounted at /sys/fs/cgroup"),
+        CgroupMount::V1 => missing(NAME, "cgroup v1 at /sys/fs/cgroup", Severity::Undetected, boot),
+        CgroupMount::Hybrid => missing(
+            NAME,
+            "hybrid: v1 controllers at /sys/fs/cgroup, v2 only at /sys/fs/cgroup/unified",
+            Severity::Undetected,
+            boot,
+        ),
+        CgroupMount::None => missing(
+            NAME,
+            "not mounted at /sys/fs/cgroup",
+            Severity::Unhealthy,
+            "run mount -t cgroup2 none /sys/fs/cgroup, then restart the agent",
+        ),
+    }
+}
+
+fn controllers(seen: &Observations) -> Requirement {
+    const NAME: &str = "controllers";
+    if seen.cgroup != CgroupMount::V2 {
+        return unknown(NAME, "not visible without cgroup v2");
+    }
+    let found = if seen.controllers.is_empty() { "none".to_owned() } else { seen.controllers.join(" ") };
+    let absent = |names: &[&'static str]| -> Vec<&'static str> {
+        names.iter().filter(|n| !seen.controllers.iter().any(|c| c == *n)).copied().collect()
+    };
+    let (ours, nomads) = (absent(&CONTROLLERS), absent(&CONTROLLERS_OF_NOMAD));
+    let lacking = [ours.clone(), nomads].concat();
+    if lacking.is_empty() {
+        return ok(NAME, found);
+    }
+    let whose = if ours.is_empty() { " (without it Nomad makes no cgroups for tasks)" } else { "" };
+    let mend = format!(
+        "enable {}{whose}: unmount cgroup v1 controllers, remove cgroup_disable= from the kernel's parameters (on some boards add cgroup_enable=memory)",
+        lacking.join(", ")
+    );
+    missing(NAME, format!("{found}; lacks {}", lacking.join(" ")), Severity::Unhealthy, mend)
+}
+
+fn cgroup_kill(seen: &Observations) -> Requirement {
+    const NAME: &str = "cgroup.kill";
+    match (seen.cgroup_kill, version(&seen.kernel)) {
+        (Some(true), _) => ok(NAME, "present"),
+        (Some(false), _) => missing(NAME, "absent", Severity::Undetected, "boot Linux 5.14 or later"),
+        // The root cgroup has no such file; a host with no other cgroup to look into is judged by its kernel.
+        (None, Some(have)) if have >= KERNEL_MIN => ok(NAME, "expected of this kernel"),
+        (None, _) => unknown(NAME, "not visible without cgroup v2"),
+    }
+}
+
+fn landlock(seen: &Observations) -> Requirement {
+    const NAME: &str = "Landlock";
+    let lsm = seen.lsm.as_deref().filter(|l| !l.is_empty());
+    match seen.landlock {
+        Ok(abi) => ok(NAME, format!("ABI {abi}")),
+        Err(Errno::EOPNOTSUPP) => {
+            let parameter = lsm.map_or_else(
+                || "add landlock to the list in the kernel parameter lsm= (see CONFIG_LSM for the default list)".to_owned(),
+                |list| format!("boot with lsm=landlock,{list}"),
+            );
+            missing(NAME, "built into the kernel, but not active", Severity::Undetected, parameter)
+        }
+        Err(Errno::ENOSYS) => missing(
+            NAME,
+            "not in this kernel",
+            Severity::Undetected,
+            "boot a kernel (5.13 or later) built with CONFIG_SECURITY_LANDLOCK=y and with landlock in lsm= or CONFIG_LSM",
+        ),
+        Err(errno) => missing(
+            NAME,
+            format!("landlock_create_ruleset: {errno}"),
+            Severity::Undetected,
+            "allow landlock_create_ruleset where the agent runs (a container's seccomp profile may forbid it)",
+        ),
+    }
+}
+
+fn namespace(seen: &Namespace) -> Requirement {
+    let Namespace { name, present, max, .. } = seen;
+    match (present, max) {
+        (false, _) => missing(
+            name,
+            "not in this kernel",
+            Severity::Undetected,
+            "boot a kernel built with CONFIG_NAMESPACES, CONFIG_PID_NS and CONFIG_IPC_NS",
+        ),
+        (true, Some(0)) => missing(
+            name,
+            format!("{} is 0", seen.sysctl()),
+            Severity::Unhealthy,
+            format!("set {} to some thousands", seen.sysctl()),
+        ),
+        (true, _) => ok(name, "available"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

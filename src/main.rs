@@ -1,1 +1,42 @@
-fn main() {}
+//! Dispatch on the arguments, before any thread exists: `shim`, a verb for people, or the plugin.
+
+use std::process::ExitCode;
+
+use nomad_driver_exec2::{cli, driver, goplugin, shim};
+
+/// Threads that serve RPCs; what blocks (starts, lookups) runs on others, made when needed.
+const WORKERS: usize = 2;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    match args.nth(1) {
+        Some(verb) if verb == "shim" => shim::main(),
+        Some(_) => cli::main(std::env::args_os()),
+        None => match goplugin::launched_by() {
+            goplugin::Launch::Host => plugin(),
+            goplugin::Launch::Hand => cli::explain(),
+        },
+    }
+}
+
+fn plugin() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the plugin ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> anyhow::Result<()> {
+    goplugin::hclog::init();
+    let request = goplugin::HostRequest::from_env()?;
+    let driver = driver::Driver::new()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let shutdown = goplugin::Shutdown::new();
+    let served = runtime.block_on(goplugin::serve(request, driver.routes(), shutdown));
+    // Open streams and waiting RPCs must not hold the exit up.
+    runtime.shutdown_background();
+    Ok(served?)
+}

@@ -1,1 +1,67 @@
-//! (in progress)
+//! What people type: `run`, `check`, `--help`, `--version`.
+
+mod run;
+mod scratch;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit status of a program that was called wrongly, as clap and most shells' builtins use it.
+const USAGE: u8 = 2;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "nomad-driver-exec2",
+    version,
+    about = "Nomad task driver: runs host programs in a Landlock and cgroups v2 sandbox",
+    long_about = "The exec2 task driver for Nomad. The Nomad agent starts this program as a plugin, from its plugin_dir; \
+                  the commands here are for people.",
+    after_help = "Agent configuration:\n  plugin \"nomad-driver-exec2\" {\n    config { unveil_by_task = true }\n  }"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a program in the driver's sandbox, without Nomad
+    Run(run::Args),
+    /// Show whether this host can run the driver's tasks, and what to mend
+    Check {
+        /// Print a JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs what the command line says.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match Cli::try_parse_from(args) {
+        Ok(Cli { command: Command::Run(args) }) => run::main(args),
+        Ok(Cli { command: Command::Check { json } }) => crate::cli::check_host(json),
+        Err(error) => {
+            // A closed stdout or stderr has nobody to tell.
+            let _ = error.print();
+            ExitCode::from(if error.use_stderr() { USAGE } else { 0 })
+        }
+    }
+}
+
+/// For somebody who started the plugin by hand: what it is, and what to type. Exit status 1, as the host expects of a
+/// plugin that it did not start.
+pub fn explain() -> ExitCode {
+    let text = "This is the exec2 task driver plugin for Nomad. The Nomad agent starts it; put it into the agent's \
+                plugin_dir.\n\nTo try it without Nomad:\n  nomad-driver-exec2 check    what this host has and lacks\n  \
+                nomad-driver-exec2 run -- COMMAND    run a program in the sandbox\n  nomad-driver-exec2 --help\n";
+    say(text);
+    ExitCode::FAILURE
+}
+
+/// A message to standard error; if that is closed there is nobody to tell.
+fn say(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}

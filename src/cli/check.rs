@@ -1,0 +1,186 @@
+//! `check`: what this host has, what is missing, how to mend it.
+
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::host::{self, Health, Host, State};
+
+/// Looks at this host and prints what it finds, as a table or as JSON. The exit code is 0 when the driver would be healthy,
+/// else 1; a reader that went away (`check | head -1`) changes nothing about it.
+pub fn check(json: bool) -> ExitCode {
+    let host = host::probe();
+    let mut stdout = io::stdout().lock();
+    let written = if json { write_json(&mut stdout, &host) } else { write_table(&mut stdout, &host) };
+    match written.and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            // Somebody waits for this output and will not get it: a full disk, a closed descriptor.
+            let _ = writeln!(io::stderr(), "cannot write to standard output: {e}");
+            ExitCode::FAILURE
+        }
+        _ if host.health() == Health::Healthy => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn write_table(out: &mut impl Write, host: &Host) -> io::Result<()> {
+    let width = host.requirements.iter().map(|r| r.name.len()).max().unwrap_or(0);
+    for r in &host.requirements {
+        writeln!(out, "{:<7}  {:<width$}  {}", word(&r.state), r.name, r.found)?;
+        if let Some(mend) = mend(&r.state) {
+            writeln!(out, "{:<7}  {:<width$}  to mend: {mend}", "", "")?;
+        }
+    }
+    writeln!(out)?;
+    match host.health() {
+        Health::Healthy => writeln!(out, "Nomad would find the exec2 driver healthy on this host."),
+        Health::Unhealthy(_) => writeln!(out, "Nomad would find the exec2 driver unhealthy on this host."),
+        Health::Undetected(_) => writeln!(out, "Nomad would not detect the exec2 driver on this host."),
+    }
+}
+
+fn word(state: &State) -> &'static str {
+    match state {
+        State::Ok => "ok",
+        State::Missing { .. } => "missing",
+        State::Unknown => "unknown",
+    }
+}
+
+fn mend(state: &State) -> Option<&str> {
+    match state {
+        State::Missing { mend, .. } => Some(mend),
+        State::Ok | State::Unknown => None,
+    }
+}
+
+/// The object of `check --json`. Fields are only ever added.
+#[derive(Serialize)]
+struct Report<'a> {
+    version: &'static str,
+    healthy: bool,
+    /// `healthy`, `unhealthy` or `undetected`, as Nomad would see it.
+    health: &'static str,
+    /// Empty when healthy.
+    reason: String,
+    kernel: &'a str,
+    landlock_abi: Option<u32>,
+    cgroup_controllers: &'a [String],
+    requirements: Vec<Line<'a>>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    name: &'static str,
+    /// `ok`, `missing` or `unknown`.
+    state: &'static str,
+    found: &'a str,
+    mend: Option<&'a str>,
+}
+
+fn write_json(out: &mut impl Write, host: &Host) -> io::Result<()> {
+    let (health, reason) = match host.health() {
+        Health::Healthy => ("healthy", String::new()),
+        Health::Unhealthy(reason) => ("unhealthy", reason),
+        Health::Undetected(reason) => ("undetected", reason),
+    };
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        healthy: health == "healthy",
+        health,
+        reason,
+        kernel: &host.kernel,
+        landlock_abi: host.landlock_abi,
+        cgroup_controllers: &host.controllers,
+        requirements: host
+            .requirements
+            .iter()
+            .map(|r| Line { name: r.name, state: word(&r.state), found: &r.found, mend: mend(&r.state) })
+            .collect(),
+    };
+    serde_json::to_writer_pretty(&mut *out, &report)?;
+    writeln!(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Requirement, Severity};
+
+    fn sample() -> Host {
+        let missing = State::Missing { mend: "run as root".to_owned(), severity: Severity::Undetected };
+        Host {
+            requirements: vec![
+                Requirement { name: "root", found: "uid 1000".to_owned(), state: missing },
+                Requirement { name: "controllers", found: "cpu".to_owned(), state: State::Ok },
+                Requirement { name: "kill", found: "not visible".to_owned(), state: State::Unknown },
+            ],
+            landlock_abi: Some(6),
+            controllers: vec!["cpu".to_owned()],
+            kernel: "6.12.0".to_owned(),
+        }
+    }
+
+    fn table(host: &Host) -> String {
+        let mut out = Vec::new();
+        write_table(&mut out, host).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_ends_with_the_verdict() {
+        assert_eq!(
+            table(&sample()),
+            "missing  root         uid 1000\n\
+             \u{20}                     to mend: run as root\n\
+             ok       controllers  cpu\n\
+             unknown  kill         not visible\n\
+             \n\
+             Nomad would not detect the exec2 driver on this host.\n"
+        );
+        let mut host = sample();
+        host.requirements.remove(0);
+        assert!(table(&host).ends_with("healthy on this host.\n"));
+    }
+
+    #[test]
+    fn json_for_scripts() {
+        let mut out = Vec::new();
+        write_json(&mut out, &sample()).unwrap();
+        let got: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(
+            got,
+            serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "healthy": false,
+                "health": "undetected",
+                "reason": "root: uid 1000; run as root",
+                "kernel": "6.12.0",
+                "landlock_abi": 6,
+                "cgroup_controllers": ["cpu"],
+                "requirements": [
+                    {"name": "root", "state": "missing", "found": "uid 1000", "mend": "run as root"},
+                    {"name": "controllers", "state": "ok", "found": "cpu", "mend": null},
+                    {"name": "kill", "state": "unknown", "found": "not visible", "mend": null},
+                ],
+            })
+        );
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_an_error_not_a_panic() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for result in [write_table(&mut Closed, &sample()), write_json(&mut Closed, &sample())] {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::BrokenPipe);
+        }
+    }
+}
