@@ -1,5 +1,7 @@
 //! What people type: `run`, `check`, `--help`, `--version`.
 
+mod check;
+mod cpu;
 mod run;
 mod scratch;
 
@@ -42,7 +44,7 @@ enum Command {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(args) {
         Ok(Cli { command: Command::Run(args) }) => run::main(args),
-        Ok(Cli { command: Command::Check { json } }) => crate::cli::check_host(json),
+        Ok(Cli { command: Command::Check { json } }) => check::check(json),
         Err(error) => {
             // A closed stdout or stderr has nobody to tell.
             let _ = error.print();

@@ -9,10 +9,9 @@ use anyhow::{Context, bail};
 use nix::unistd::geteuid;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{say, scratch::Scratch};
+use super::{cpu::mhz_per_core, say, scratch::Scratch};
 use crate::cgroup::{Cgroup, Limits, ResourceRequest};
 use crate::config::{PluginConfig, TaskConfig};
-use crate::host;
 use crate::sandbox::capabilities::CapList;
 use crate::sandbox::unveil::Unveil;
 use crate::shim::report::StartError;
@@ -35,26 +34,17 @@ const CGROUPS: &str = "nomad-driver-exec2.slice";
 const DYNAMIC_USERS: std::ops::Range<u32> = 80_000..90_000;
 
 /// Signals that are passed on to the task. Everything else acts on this program, as on any.
-const FORWARDED: [i32; 7] = [
-    libc::SIGINT,
-    libc::SIGTERM,
-    libc::SIGHUP,
-    libc::SIGQUIT,
-    libc::SIGUSR1,
-    libc::SIGUSR2,
-    libc::SIGWINCH,
-];
+const FORWARDED: [i32; 7] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         nomad-driver-exec2 run -- env\n  \
         nomad-driver-exec2 run --unveil r:/etc/passwd -- cat /etc/passwd\n  \
         nomad-driver-exec2 run --user www-data --unveil r:/srv/www --memory 200 --cpu 500 -- python3 -m http.server\n  \
         nomad-driver-exec2 run --cap-add net_bind_service -- python3 -m http.server 80\n\n\
         The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be made, \
-        126 if the command may not be executed, 127 if it was not found."
-)]
+        126 if the command may not be executed, 127 if it was not found.")]
 pub struct Args {
     /// Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated
     #[arg(long, value_name = "MODE:PATH")]
@@ -106,7 +96,9 @@ fn status_of(error: &anyhow::Error) -> u8 {
 
 fn run(args: &Args) -> anyhow::Result<u8> {
     if !geteuid().is_root() {
-        bail!("run needs root: it makes namespaces and becomes another user; try sudo nomad-driver-exec2 run …");
+        bail!(
+            "run needs root: it makes namespaces and becomes another user; try sudo nomad-driver-exec2 run …"
+        );
     }
     let id = std::process::id();
     let span = DYNAMIC_USERS.end - DYNAMIC_USERS.start;
@@ -159,7 +151,8 @@ fn run(args: &Args) -> anyhow::Result<u8> {
 
 /// From start to end of the task, with the terminal's signals passed on.
 fn supervise(spec: &TaskSpec) -> anyhow::Result<u8> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
         // Before the start: a Ctrl-C in between must not leave a task behind.
         let signals = FORWARDED.map(|number| signal(SignalKind::from_raw(number)));
@@ -191,7 +184,9 @@ fn forward(number: i32, mut signals: tokio::signal::unix::Signal, task: Arc<Task
 
 fn limits(args: &Args) -> anyhow::Result<Limits> {
     let mhz_per_core: Option<NonZeroU64> = match args.cpu {
-        Some(_) => Some(host::mhz_per_core().context("the kernel does not tell how fast this CPU is; leave out --cpu")?),
+        Some(_) => {
+            Some(mhz_per_core().context("the kernel does not tell how fast this CPU is; leave out --cpu")?)
+        }
         None => None,
     };
     let asked = Limits::plan(
@@ -214,12 +209,17 @@ fn limits(args: &Args) -> anyhow::Result<Limits> {
 /// A cgroup for the task. Where there is none to be had, the task runs without, unless a limit was asked for.
 fn own_cgroup(args: &Args, id: u32) -> anyhow::Result<Option<Cgroup>> {
     let path = Path::new(crate::cgroup::MOUNT_POINT).join(CGROUPS).join(format!("run-{id}.scope"));
-    let asked: Vec<&str> =
-        [("memory", args.memory.is_some()), ("cpu", args.cpu.is_some())].into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name).collect();
+    let asked: Vec<&str> = [("memory", args.memory.is_some()), ("cpu", args.cpu.is_some())]
+        .into_iter()
+        .filter(|(_, asked)| *asked)
+        .map(|(name, _)| name)
+        .collect();
     let created = match Cgroup::create(&path) {
         Ok(created) => created,
         Err(error) if asked.is_empty() => {
-            say(&format!("nomad-driver-exec2: running without a cgroup, so memory and CPU are not limited: {error}\n"));
+            say(&format!(
+                "nomad-driver-exec2: running without a cgroup, so memory and CPU are not limited: {error}\n"
+            ));
             return Ok(None);
         }
         Err(error) => bail!("the {} limit cannot be set: {error}", asked.join(" and ")),

@@ -25,7 +25,9 @@ impl Scratch {
         let scratch = Self { root };
         // Others may pass through to what is theirs, as in Nomad's alloc_mounts.
         std::fs::set_permissions(&scratch.root, Permissions::from_mode(0o711))?;
-        for (name, mode) in [("alloc", 0o755), ("alloc/logs", 0o755), ("local", 0o755), ("secrets", 0o700), ("tmp", 0o700)] {
+        for (name, mode) in
+            [("alloc", 0o755), ("alloc/logs", 0o755), ("local", 0o755), ("secrets", 0o700), ("tmp", 0o700)]
+        {
             let path = scratch.root.join(name);
             DirBuilder::new().mode(mode).create(&path)?;
             chown(&path, Some(user.uid), Some(user.gid))?;

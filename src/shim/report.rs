@@ -94,6 +94,11 @@ impl Failure {
         self
     }
 
+    /// The errno if it is the program that could not be run.
+    pub fn exec_errno(&self) -> Option<Errno> {
+        (self.step == Step::Exec && self.errno != 0).then(|| Errno::from_raw(self.errno))
+    }
+
     /// Whether the job itself is at fault, so that trying again on this host cannot help: a refusal of the policy, or a
     /// program that the kernel will not run. Everything else may be different in a moment.
     pub fn is_jobs_fault(&self) -> bool {

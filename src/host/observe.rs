@@ -1,0 +1,194 @@
+//! The looks at the machine; no decisions.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, TMPFS_MAGIC, statfs};
+
+use crate::cgroup::MOUNT_POINT;
+use crate::sys::landlock;
+
+/// Every file that is read here is a few lines long (bytes).
+const FILE_MAX: u64 = 64 * 1024;
+
+/// Where systemd's hybrid layout mounts cgroup v2, below [`MOUNT_POINT`].
+const HYBRID: &str = "unified";
+
+/// What is mounted at [`MOUNT_POINT`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupMount {
+    V2,
+    V1,
+    /// v1 for the controllers, v2 beside it for systemd alone.
+    Hybrid,
+    None,
+}
+
+/// One kind of namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// For people: `pid namespaces`.
+    pub name: &'static str,
+    /// Its name in /proc/self/ns and in the sysctl.
+    pub kind: &'static str,
+    pub present: bool,
+    /// `user.max_KIND_namespaces`, if it can be read.
+    pub max: Option<u64>,
+}
+
+impl Namespace {
+    /// The limit's name for sysctl(8).
+    pub fn sysctl(&self) -> String {
+        format!("user.max_{}_namespaces", self.kind)
+    }
+}
+
+/// What there is. Plain data, so that the judgement can be tested on any host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observations {
+    pub euid: u32,
+    /// Effective set of this process (`CapEff`).
+    pub capabilities: Option<u64>,
+    /// `uname -r`.
+    pub kernel: String,
+    pub cgroup: CgroupMount,
+    /// `cgroup.controllers` of the root cgroup; empty unless [`CgroupMount::V2`].
+    pub controllers: Vec<String>,
+    /// Whether a cgroup has `cgroup.kill`; `None` when there is none to look into.
+    pub cgroup_kill: Option<bool>,
+    pub landlock: Result<u32, Errno>,
+    /// Active security modules (/sys/kernel/security/lsm).
+    pub lsm: Option<String>,
+    pub namespaces: Vec<Namespace>,
+}
+
+impl Observations {
+    pub fn read() -> Observations {
+        let root = Path::new(MOUNT_POINT);
+        let cgroup = mount(root);
+        let v2 = cgroup == CgroupMount::V2;
+        let controllers = if v2 { text(&root.join("cgroup.controllers")) } else { None };
+        Observations {
+            euid: nix::unistd::geteuid().as_raw(),
+            capabilities: text(Path::new("/proc/self/status")).as_deref().and_then(effective),
+            kernel: text(Path::new("/proc/sys/kernel/osrelease")).unwrap_or_default().trim().to_owned(),
+            cgroup,
+            controllers: controllers.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+            cgroup_kill: if v2 {
+                some_cgroup(root).map(|dir| dir.join("cgroup.kill").exists())
+            } else {
+                None
+            },
+            landlock: landlock::abi(),
+            lsm: text(Path::new("/sys/kernel/security/lsm")).map(|list| list.trim().to_owned()),
+            namespaces: vec![
+                namespace("pid namespaces", "pid"),
+                namespace("mount namespaces", "mnt"),
+                namespace("ipc namespaces", "ipc"),
+            ],
+        }
+    }
+}
+
+fn text(path: &Path) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(FILE_MAX).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// By the file system's type: /proc/self/mountinfo grows with every task of the host.
+fn mount(root: &Path) -> CgroupMount {
+    let kind = |path: &Path| -> Option<FsType> { statfs(path).ok().map(|s| s.filesystem_type()) };
+    match kind(root) {
+        Some(CGROUP2_SUPER_MAGIC) => CgroupMount::V2,
+        Some(TMPFS_MAGIC) if kind(&root.join(HYBRID)) == Some(CGROUP2_SUPER_MAGIC) => CgroupMount::Hybrid,
+        Some(TMPFS_MAGIC) => CgroupMount::V1,
+        _ => CgroupMount::None,
+    }
+}
+
+/// A cgroup other than the root: this process's own, or any child of the root.
+fn some_cgroup(root: &Path) -> Option<PathBuf> {
+    let own = text(Path::new("/proc/self/cgroup")).as_deref().and_then(own_cgroup);
+    own.map(|relative| root.join(relative)).filter(|dir| dir.join("cgroup.events").exists()).or_else(|| {
+        let entries = fs::read_dir(root).ok()?;
+        entries.flatten().find(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path())
+    })
+}
+
+/// The path of the line `0::/PATH` of /proc/self/cgroup, below the mount. A path with `..` is that of a process outside of
+/// its cgroup namespace, and no use here.
+fn own_cgroup(text: &str) -> Option<PathBuf> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    if path.is_empty() || path.split('/').any(|part| part == "..") { None } else { Some(PathBuf::from(path)) }
+}
+
+/// `CapEff` of /proc/self/status.
+fn effective(status: &str) -> Option<u64> {
+    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(hex.trim(), 16).ok()
+}
+
+fn namespace(name: &'static str, kind: &'static str) -> Namespace {
+    Namespace {
+        name,
+        kind,
+        present: Path::new("/proc/self/ns").join(kind).symlink_metadata().is_ok(),
+        max: text(Path::new(&format!("/proc/sys/user/max_{kind}_namespaces")))
+            .and_then(|n| n.trim().parse().ok()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn own_cgroup_of_proc() {
+        assert_eq!(own_cgroup("0::/system.slice/nomad.service\n"), Some("system.slice/nomad.service".into()));
+        assert_eq!(own_cgroup("1:cpu:/x\n0::/a\n"), Some("a".into()));
+        for none in ["", "0::/\n", "0::/../a\n", "1:cpu:/x\n"] {
+            assert_eq!(own_cgroup(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn effective_set_of_proc() {
+        assert_eq!(effective("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(0x1ff_ffff_ffff));
+        assert_eq!(effective("CapEff:\tzz\n"), None);
+        assert_eq!(effective("CapPrm:\t1\n"), None);
+    }
+
+    #[test]
+    fn a_directory_is_no_cgroup_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(HYBRID)).unwrap();
+        assert!(matches!(mount(dir.path()), CgroupMount::None | CgroupMount::V1));
+        assert_eq!(mount(&dir.path().join("missing")), CgroupMount::None);
+        assert_eq!(mount(Path::new("/proc")), CgroupMount::None);
+    }
+
+    #[test]
+    fn this_host() {
+        let seen = Observations::read();
+        assert_eq!(seen.euid, nix::unistd::geteuid().as_raw());
+        assert!(seen.capabilities.is_some());
+        assert_eq!(seen.kernel, nix::sys::utsname::uname().unwrap().release().to_str().unwrap());
+        assert!(seen.namespaces.iter().all(|n| n.present));
+    }
+
+    /// A fingerprint runs it every half minute for years. Generous, for emulated machines.
+    #[test]
+    fn cheap() {
+        let begin = Instant::now();
+        for _ in 0..20 {
+            Observations::read();
+        }
+        let each = begin.elapsed() / 20;
+        assert!(each.as_millis() < 20, "{each:?}");
+    }
+}

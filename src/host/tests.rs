@@ -1,0 +1,153 @@
+use super::*;
+
+/// A host that has everything.
+fn good() -> Observations {
+    let namespace = |name, kind| Namespace { name, kind, present: true, max: Some(63000) };
+    Observations {
+        euid: 0,
+        capabilities: Some(0x1ff_ffff_ffff),
+        kernel: "6.12.117+deb13-cloud-amd64".to_owned(),
+        cgroup: CgroupMount::V2,
+        controllers: ["cpuset", "cpu", "io", "memory", "pids"].map(str::to_owned).to_vec(),
+        cgroup_kill: Some(true),
+        landlock: Ok(6),
+        lsm: Some("lockdown,capability,landlock,yama".to_owned()),
+        namespaces: vec![
+            namespace("pid namespaces", "pid"),
+            namespace("mount namespaces", "mnt"),
+            namespace("ipc namespaces", "ipc"),
+        ],
+    }
+}
+
+fn health(change: impl FnOnce(&mut Observations)) -> Health {
+    let mut seen = good();
+    change(&mut seen);
+    Host::judge(&seen).health()
+}
+
+fn undetected(change: impl FnOnce(&mut Observations), words: &[&str]) {
+    match health(change) {
+        Health::Undetected(reason) => words.iter().for_each(|w| assert!(reason.contains(w), "{w}: {reason}")),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn unhealthy(change: impl FnOnce(&mut Observations), words: &[&str]) {
+    match health(change) {
+        Health::Unhealthy(reason) => words.iter().for_each(|w| assert!(reason.contains(w), "{w}: {reason}")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_host_with_everything_is_healthy() {
+    let host = Host::judge(&good());
+    assert_eq!(host.health(), Health::Healthy);
+    assert_eq!(host.landlock_abi, Some(6));
+    assert!(host.requirements.iter().all(|r| r.state == State::Ok), "{host:?}");
+}
+
+#[test]
+fn not_root() {
+    undetected(|s| s.euid = 1000, &["root: uid 1000", "as root"]);
+    undetected(|s| s.capabilities = Some(0x1ff_ffdf_ffff), &["without CAP_SYS_ADMIN;", "capabilities"]);
+    undetected(|s| s.capabilities = Some(0), &["CAP_CHOWN", "CAP_SETUID"]);
+}
+
+#[test]
+fn old_kernel() {
+    undetected(
+        |s| {
+            s.kernel = "5.10.0-35-amd64".to_owned();
+            s.landlock = Err(Errno::ENOSYS);
+            s.cgroup_kill = Some(false);
+        },
+        &["kernel: 5.10.0-35-amd64", "5.15 or later", "Landlock: not in this kernel", "cgroup.kill: absent"],
+    );
+    undetected(|s| s.kernel = "4.18.0-553.el8".to_owned(), &["5.15 or later"]);
+    for new in ["5.15.0", "5.15", "6.1.0-50-cloud-amd64", "10.0-rc1", "6.18.44-x"] {
+        assert_eq!(health(|s| s.kernel = new.to_owned()), Health::Healthy, "{new}");
+    }
+    // A name without a number says nothing against the host.
+    assert_eq!(health(|s| s.kernel = "mainline".to_owned()), Health::Healthy);
+}
+
+#[test]
+fn cgroup_versions() {
+    undetected(|s| s.cgroup = CgroupMount::V1, &["cgroup v2: cgroup v1 at", "unified_cgroup_hierarchy=1"]);
+    undetected(|s| s.cgroup = CgroupMount::Hybrid, &["hybrid", "unified_cgroup_hierarchy=1"]);
+    unhealthy(|s| s.cgroup = CgroupMount::None, &["not mounted", "mount -t cgroup2"]);
+}
+
+#[test]
+fn missing_controllers() {
+    unhealthy(
+        |s| s.controllers.retain(|c| c != "memory"),
+        &["controllers: cpuset cpu io pids; lacks memory", "enable memory:", "cgroup_disable="],
+    );
+    unhealthy(|s| s.controllers.clear(), &["none; lacks cpu memory pids"]);
+    // The driver could do without, Nomad cannot.
+    unhealthy(|s| s.controllers.retain(|c| c != "io"), &["lacks io", "Nomad makes no cgroups"]);
+}
+
+#[test]
+fn landlock_off_and_absent() {
+    undetected(
+        |s| {
+            s.landlock = Err(Errno::EOPNOTSUPP);
+            s.lsm = Some("lockdown,yama,apparmor".to_owned());
+        },
+        &["Landlock: built into the kernel, but not active", "boot with lsm=landlock,lockdown,yama,apparmor"],
+    );
+    undetected(
+        |s| {
+            s.landlock = Err(Errno::EOPNOTSUPP);
+            s.lsm = None;
+        },
+        &["kernel parameter lsm=", "CONFIG_LSM"],
+    );
+    undetected(|s| s.landlock = Err(Errno::ENOSYS), &["CONFIG_SECURITY_LANDLOCK"]);
+    undetected(|s| s.landlock = Err(Errno::EPERM), &["EPERM", "seccomp"]);
+}
+
+#[test]
+fn namespaces() {
+    undetected(|s| s.namespaces[2].present = false, &["ipc namespaces: not in this kernel", "CONFIG_IPC_NS"]);
+    unhealthy(
+        |s| s.namespaces[1].max = Some(0),
+        &["mount namespaces: user.max_mnt_namespaces is 0", "set user.max_mnt_namespaces"],
+    );
+    assert_eq!(health(|s| s.namespaces[0].max = None), Health::Healthy);
+}
+
+#[test]
+fn what_cannot_be_seen_is_no_fault() {
+    assert_eq!(
+        health(|s| {
+            s.capabilities = None;
+            s.cgroup_kill = None;
+        }),
+        Health::Healthy
+    );
+    // Without cgroup v2 its files are unknown, not missing: one cause, one complaint.
+    match health(|s| {
+        s.cgroup = CgroupMount::V1;
+        s.controllers.clear();
+        s.cgroup_kill = None;
+    }) {
+        Health::Undetected(reason) => assert!(!reason.contains("controllers:"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn beyond_repair_outweighs_and_all_are_named() {
+    undetected(
+        |s| {
+            s.euid = 7;
+            s.namespaces[0].max = Some(0);
+        },
+        &["root: uid 7", "user.max_pid_namespaces"],
+    );
+}
