@@ -1,0 +1,322 @@
+//! The plugin side of go-plugin, spoken to over its socket inside one process.
+
+// Here a step that fails is a test that fails.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nomad_driver_exec2::goplugin::{HostRequest, PluginServer, ServeError, Shutdown, hclog};
+use nomad_driver_exec2::proto::base;
+use nomad_driver_exec2::proto::base::base_plugin_client::BasePluginClient;
+use nomad_driver_exec2::proto::base::base_plugin_server::{BasePlugin, BasePluginServer};
+use nomad_driver_exec2::proto::goplugin::grpc_broker_client::GrpcBrokerClient;
+use nomad_driver_exec2::proto::goplugin::grpc_controller_client::GrpcControllerClient;
+use nomad_driver_exec2::proto::goplugin::grpc_stdio_client::GrpcStdioClient;
+use nomad_driver_exec2::proto::goplugin::{ConnInfo, Empty};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use common::{PATIENCE, connect, health, socket_in};
+
+/// Long enough to see that something does not happen.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+const SERVING: i32 = 1;
+
+/// The plugin's own part, as small as it can be.
+struct Named;
+
+#[tonic::async_trait]
+impl BasePlugin for Named {
+    async fn plugin_info(
+        &self,
+        _: Request<base::PluginInfoRequest>,
+    ) -> Result<Response<base::PluginInfoResponse>, Status> {
+        Ok(Response::new(base::PluginInfoResponse { name: "exec2".into(), ..Default::default() }))
+    }
+
+    async fn config_schema(
+        &self,
+        _: Request<base::ConfigSchemaRequest>,
+    ) -> Result<Response<base::ConfigSchemaResponse>, Status> {
+        Err(Status::internal("not asked for here"))
+    }
+
+    async fn set_config(
+        &self,
+        _: Request<base::SetConfigRequest>,
+    ) -> Result<Response<base::SetConfigResponse>, Status> {
+        Err(Status::internal("not asked for here"))
+    }
+}
+
+/// A running plugin and the directory of its socket.
+struct Plugin {
+    parent: TempDir,
+    line: String,
+    socket: PathBuf,
+    shutdown: Shutdown,
+    run: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Plugin {
+    fn start() -> Self {
+        let parent = tempfile::tempdir().unwrap();
+        let request = HostRequest {
+            socket_dir: parent.path().to_path_buf(),
+            socket_group: None,
+            wants_multiplex_field: false,
+            unknown_versions: None,
+        };
+        let server = PluginServer::bind(&request).unwrap();
+        let (line, socket) = (server.handshake_line(), server.socket_path().to_path_buf());
+        let shutdown = Shutdown::new();
+        let routes = Routes::new(BasePluginServer::new(Named));
+        let run = tokio::spawn(server.run(routes, shutdown.clone()));
+        Self { parent, line, socket, shutdown, run }
+    }
+
+    async fn connect(&self) -> Channel {
+        connect(&self.socket).await.unwrap()
+    }
+
+    /// Waits for the end of the server.
+    async fn ended(self) {
+        timeout(PATIENCE, self.run).await.expect("run() returns").unwrap().unwrap();
+        assert_empty(self.parent.path());
+    }
+}
+
+fn assert_empty(dir: &Path) {
+    let left: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+#[tokio::test]
+async fn the_line_names_a_private_socket() {
+    let plugin = Plugin::start();
+    assert_eq!(socket_in(&plugin.line), plugin.socket);
+    assert_eq!(mode(&plugin.socket), 0o600);
+    assert_eq!(mode(plugin.socket.parent().unwrap()), 0o700);
+    assert!(plugin.socket.starts_with(plugin.parent.path()));
+}
+
+#[tokio::test]
+async fn health_and_the_routes_are_served() {
+    let plugin = Plugin::start();
+    let channel = plugin.connect().await;
+    assert_eq!(health(&channel, "plugin").await.unwrap(), SERVING);
+    assert_eq!(health(&channel, "no such service").await.unwrap_err().code(), Code::NotFound);
+    let info = BasePluginClient::new(channel).plugin_info(base::PluginInfoRequest {}).await.unwrap();
+    assert_eq!(info.into_inner().name, "exec2");
+}
+
+#[tokio::test]
+async fn stdio_and_broker_stay_open() {
+    let plugin = Plugin::start();
+    let channel = plugin.connect().await;
+    let mut stdio = GrpcStdioClient::new(channel.clone()).stream_stdio(()).await.unwrap().into_inner();
+    let (offers, offered) = mpsc::channel(1);
+    let mut broker = GrpcBrokerClient::new(channel.clone())
+        .start_stream(ReceiverStream::new(offered))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(timeout(A_WHILE, stdio.message()).await.is_err(), "idle, not ended");
+    offers.send(ConnInfo { service_id: 7, ..Default::default() }).await.unwrap();
+    assert!(timeout(A_WHILE, broker.message()).await.is_err(), "idle, also after an offer");
+
+    // The host closes its half.
+    drop(offers);
+    assert!(timeout(PATIENCE, broker.message()).await.unwrap().unwrap().is_none());
+    assert!(timeout(A_WHILE, stdio.message()).await.is_err(), "the other one goes on");
+}
+
+#[tokio::test]
+async fn more_streams_than_hypers_default() {
+    // hyper allows 200 by itself; two a task are less than a big node needs.
+    let plugin = Plugin::start();
+    let channel = plugin.connect().await;
+    let mut streams = Vec::new();
+    for n in 0..500 {
+        let call = timeout(PATIENCE, GrpcStdioClient::new(channel.clone()).stream_stdio(())).await;
+        streams.push(call.unwrap_or_else(|_| panic!("stream {n} waits for another one to end")).unwrap());
+    }
+    assert_eq!(health(&channel, "plugin").await.unwrap(), SERVING);
+    assert_eq!(streams.len(), 500);
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_open_streams() {
+    let plugin = Plugin::start();
+    let channel = plugin.connect().await;
+    let mut stdio = GrpcStdioClient::new(channel.clone()).stream_stdio(()).await.unwrap().into_inner();
+    let (_offers, offered) = mpsc::channel::<ConnInfo>(1);
+    let mut broker = GrpcBrokerClient::new(channel.clone())
+        .start_stream(ReceiverStream::new(offered))
+        .await
+        .unwrap()
+        .into_inner();
+    // Nothing ends this one by itself.
+    let mut watch = HealthClient::new(channel.clone())
+        .watch(HealthCheckRequest { service: "plugin".into() })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status, SERVING);
+
+    let socket = plugin.socket.clone();
+    let shutdown = plugin.shutdown.clone();
+    let start = Instant::now();
+    GrpcControllerClient::new(channel.clone()).shutdown(Empty {}).await.expect("an answer");
+    assert!(shutdown.has_begun(), "the driver can see it");
+    assert!(timeout(PATIENCE, stdio.message()).await.unwrap().unwrap().is_none(), "a clean end");
+    assert!(timeout(PATIENCE, broker.message()).await.unwrap().unwrap().is_none(), "a clean end");
+    plugin.ended().await;
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(timeout(A_WHILE, watch.message()).await.is_err(), "was open all the time");
+
+    let error = UnixStream::connect(&socket).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn shutdown_is_quick_when_the_host_hangs_up() {
+    // An agent starts a plugin three times before it uses it: each needless wait counts three times.
+    let mut fastest = PATIENCE;
+    for _ in 0..5 {
+        let plugin = Plugin::start();
+        let channel = plugin.connect().await;
+        let start = Instant::now();
+        GrpcControllerClient::new(channel.clone()).shutdown(Empty {}).await.unwrap();
+        drop(channel);
+        plugin.ended().await;
+        fastest = fastest.min(start.elapsed());
+    }
+    assert!(fastest < Duration::from_millis(150), "{fastest:?}: waits in spite of a closed connection");
+}
+
+#[tokio::test]
+async fn shutdown_without_any_connection() {
+    let plugin = Plugin::start();
+    plugin.shutdown.begin();
+    plugin.ended().await;
+}
+
+#[tokio::test]
+async fn probes_and_garbage_do_no_harm() {
+    let plugin = Plugin::start();
+    let before = plugin.connect().await;
+    for _ in 0..50 {
+        drop(UnixStream::connect(&plugin.socket).await.unwrap());
+    }
+    let mut garbage = UnixStream::connect(&plugin.socket).await.unwrap();
+    garbage.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    drop(garbage);
+
+    assert_eq!(health(&before, "plugin").await.unwrap(), SERVING);
+    let after = plugin.connect().await;
+    assert_eq!(health(&after, "plugin").await.unwrap(), SERVING);
+    assert!(!plugin.run.is_finished());
+}
+
+/// An HTTP/2 frame (RFC 9113, 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+#[tokio::test]
+async fn calls_given_up_at_once_do_not_end_the_connection() {
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const GOAWAY: u8 = 7;
+    const ACK: u8 = 1;
+    const END_HEADERS: u8 = 4;
+    const CANCEL: [u8; 4] = [0, 0, 0, 8];
+    // POST, http, / out of HPACK's static table (RFC 7541, appendix A).
+    const REQUEST: [u8; 3] = [0x83, 0x86, 0x84];
+
+    let plugin = Plugin::start();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(SETTINGS, 0, 0, &[]));
+    for n in 0..1000 {
+        bytes.extend(frame(HEADERS, END_HEADERS, 2 * n + 1, &REQUEST));
+        bytes.extend(frame(RST_STREAM, 0, 2 * n + 1, &CANCEL));
+    }
+    bytes.extend(frame(PING, 0, 0, b"alive?!?"));
+    let (mut from, mut to) = UnixStream::connect(&plugin.socket).await.unwrap().into_split();
+    let writer = tokio::spawn(async move {
+        to.write_all(&bytes).await.unwrap();
+        to
+    });
+
+    loop {
+        let mut head = [0; 9];
+        timeout(PATIENCE, from.read_exact(&mut head)).await.unwrap().expect("the connection is open");
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        from.read_exact(&mut payload).await.unwrap();
+        assert_ne!(head[3], GOAWAY, "{}", String::from_utf8_lossy(&payload));
+        if (head[3], head[4]) == (PING, ACK) {
+            assert_eq!(payload, b"alive?!?");
+            break;
+        }
+    }
+    drop(writer.await.unwrap());
+}
+
+/// A panic must reach the agent as a line that it can read. The test runs itself once more and looks at its stderr.
+#[test]
+fn a_panic_is_a_line_for_the_agent() {
+    const IN_CHILD: &str = "GOPLUGIN_TEST_PANICS";
+    if std::env::var_os(IN_CHILD).is_some() {
+        hclog::init();
+        let worker = std::thread::Builder::new().name("wor\"ker".into());
+        let end = worker.spawn(|| panic!("first line\nsecond \"line\"")).unwrap().join();
+        end.unwrap_err();
+        tracing::error!("after the panic");
+        return;
+    }
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_panic_is_a_line_for_the_agent", "--nocapture"])
+        .env(IN_CHILD, "1")
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{child:?}");
+    let stderr = String::from_utf8(child.stderr).unwrap();
+    let lines: Vec<serde_json::Value> =
+        stderr.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    assert_eq!(lines.len(), 2, "{stderr}");
+    assert_eq!(lines[0]["@level"], "error");
+    assert_eq!(lines[0]["@message"], "panic: first line\nsecond \"line\"");
+    assert_eq!(lines[0]["@module"], "exec2");
+    assert_eq!(lines[0]["thread"], "wor\"ker");
+    assert!(lines[0]["location"].as_str().unwrap().starts_with("tests/goplugin.rs:"), "{stderr}");
+    assert_eq!(lines[1]["@message"], "after the panic");
+}
