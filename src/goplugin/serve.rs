@@ -101,7 +101,7 @@ impl PluginServer {
         self.socket.path()
     }
 
-    /// Serves `routes` and go-plugin's services. Returns within [`FAREWELL`] after the shutdown has begun, with the socket
+    /// Serves `routes` and go-plugin's services. Returns within 200 ms of the begin of the shutdown, with the socket
     /// removed, whatever streams are open.
     ///
     /// # Errors
