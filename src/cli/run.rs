@@ -144,7 +144,10 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     )?;
     let ended = supervise(&spec);
     if let Some(cgroup) = cgroup {
+        let slice = cgroup.path().parent().map(Path::to_owned);
         cgroup.remove()?;
+        // The slice goes with its last cgroup; another `run` may be in it.
+        let _ = slice.map(std::fs::remove_dir);
     }
     ended
 }

@@ -162,7 +162,7 @@ impl Reporter {
 /// How a start can fail from the plugin's side.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("{0}")]
+    #[error(transparent)]
     Failed(#[from] Failure),
     #[error("start the shim: {}", .0.desc())]
     ShimExec(Errno),

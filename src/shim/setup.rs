@@ -96,8 +96,10 @@ pub fn launch(
 /// In the shim, once the task runs: from here on it only waits, and keeps no right that a bug could use.
 pub fn drop_privileges() -> Result<()> {
     let failed = |errno| Failure::new(Step::Capabilities, "the shim", errno);
+    limit_bounding(CapSet::EMPTY)?;
     sys::caps::clear_ambient().map_err(failed)?;
-    sys::caps::set(sys::caps::Sets::default()).map_err(failed)
+    sys::caps::set(sys::caps::Sets::default()).map_err(failed)?;
+    prctl::set_no_new_privs().map_err(|errno| Failure::new(Step::NoNewPrivs, "the shim", errno))
 }
 
 /// In the task, from clone to exec. Everything before `become_user` still runs as root.
