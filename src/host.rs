@@ -239,14 +239,18 @@ fn cgroup_kill(seen: &Observations) -> Requirement {
 
 fn landlock(seen: &Observations) -> Requirement {
     const NAME: &str = "Landlock";
-    let lsm = seen.lsm.as_deref().filter(|l| !l.is_empty());
+    // The kernel lists "capability" too, but always has it and does not take it in lsm=.
+    let active = seen.lsm.as_deref().unwrap_or("").split(',').filter(|m| !matches!(*m, "" | "capability"));
+    let lsm = active.fold(String::new(), |list, module| format!("{list},{module}"));
     match seen.landlock {
         Ok(abi) => ok(NAME, format!("ABI {abi}")),
         Err(Errno::EOPNOTSUPP) => {
-            let parameter = lsm.map_or_else(
-                || "add landlock to the list in the kernel parameter lsm= (see CONFIG_LSM for the default list)".to_owned(),
-                |list| format!("boot with lsm=landlock,{list}"),
-            );
+            let parameter = if lsm.is_empty() {
+                "add landlock to the list in the kernel parameter lsm= (CONFIG_LSM has the default list)"
+                    .to_owned()
+            } else {
+                format!("boot with lsm=landlock{lsm}")
+            };
             missing(NAME, "built into the kernel, but not active", Severity::Undetected, parameter)
         }
         Err(Errno::ENOSYS) => missing(

@@ -96,7 +96,7 @@ fn landlock_off_and_absent() {
     undetected(
         |s| {
             s.landlock = Err(Errno::EOPNOTSUPP);
-            s.lsm = Some("lockdown,yama,apparmor".to_owned());
+            s.lsm = Some("lockdown,capability,yama,apparmor".to_owned());
         },
         &["Landlock: built into the kernel, but not active", "boot with lsm=landlock,lockdown,yama,apparmor"],
     );
