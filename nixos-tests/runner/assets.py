@@ -10,17 +10,17 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional
+from typing import Iterator, List, NamedTuple
 
-from . import bzimage, initrd
+from . import kernel_image
 from .console import progress
 from .errors import RunnerError
 from .host import KEYRING, require_build_tools
 from .kernels import Kernel, version_tuple
+from .tools import Tools, run
 
 TOOLS_SUITE = "trixie"
 TOOLS_PACKAGES = ("busybox-static", "e2fsprogs", "erofs-utils", "kmod", "lz4", "qemu-system-x86", "xz-utils", "zstd")
@@ -43,11 +43,6 @@ ROOT_HOOKS = (
     'rm -f "$1/etc/resolv.conf" "$1/etc/machine-id" "$1/etc/hostname"',
 )
 
-KERNEL_PACKAGE = "linux-image-cloud-amd64"  # everything that a virtual machine needs, a tenth of the full one's modules
-
-DOWNLOAD_TIMEOUT_S = 900
-BUILD_TIMEOUT_S = 1800
-ERROR_TAIL_LINES = 12
 
 HERE = Path(__file__).resolve().parent
 
@@ -67,50 +62,6 @@ def _hash(*parts: object) -> str:
 def _source(*names: str) -> str:
     """The text of files of this package, to be part of a hash."""
     return "\0".join((HERE / name).read_text(encoding="utf-8") for name in names)
-
-
-def run(command: List[str], *, timeout: float = BUILD_TIMEOUT_S, stdin: Optional[bytes] = None, env: Optional[Dict[str, str]] = None) -> bytes:
-    """Runs it; a failure is a RunnerError with what it printed."""
-    try:
-        done = subprocess.run(command, input=stdin if stdin is not None else b"", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              timeout=timeout, env=env, check=False)  # fmt: skip
-    except OSError as error:
-        raise RunnerError(f"{command[0]}: {error.strerror}") from error
-    except subprocess.TimeoutExpired as error:
-        raise RunnerError(f"{' '.join(command[:3])} … did not end within {timeout:.0f} s") from error
-    if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        telling = [line for line in lines[:-ERROR_TAIL_LINES] if re.search(r"\b(error|E):", line)] + lines[-ERROR_TAIL_LINES:]
-        raise RunnerError(f"{' '.join(command[:3])} … ended with {done.returncode}:\n  " + "\n  ".join(telling))
-    return done.stdout
-
-
-class Tools:
-    """A tree of Debian programs that is run through its own loader and libraries, whatever the host has."""
-
-    def __init__(self, tree: Path) -> None:
-        self.tree = tree
-
-    def command(self, program: str, *arguments: object) -> List[str]:
-        path = next((self.tree / folder / program for folder in ("usr/bin", "usr/sbin", "usr/lib/klibc/bin")
-                     if (self.tree / folder / program).exists()), None)  # fmt: skip
-        if path is None:
-            raise RunnerError(f"{self.tree} has no program {program}; delete that folder to have it built anew")
-        return [str(self.tree / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(self.tree / "usr/lib/x86_64-linux-gnu"),
-                "--argv0", program, str(path)] + [str(argument) for argument in arguments]  # fmt: skip
-
-    def run(self, program: str, *arguments: object, stdin: Optional[bytes] = None) -> bytes:
-        return run(self.command(program, *arguments), stdin=stdin)
-
-    def decompress(self, tool: str, data: bytes) -> bytes:
-        """zstd, lz4 and xz report bytes after the end of the stream as an error, after writing all that came before."""
-        done = subprocess.run(self.command(tool, "-d", "-c", "-q"), input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
-        if not done.stdout:
-            raise RunnerError(f"{tool} -d: {done.stderr.decode(errors='replace').strip()}")
-        return done.stdout
-
-    def erofs(self, image: Path, source: Path, *options: str) -> None:
-        self.run("mkfs.erofs", "--quiet", "-T0", *options, image, source)
 
 
 class Assets:
@@ -181,101 +132,19 @@ class Assets:
 
     def kernel(self, kernel: Kernel, tools: Tools, wanted: str = "", update: bool = False) -> KernelImage:
         """`wanted` is the X.Y that a moving suite has to have; `update` looks for a newer package."""
-        name = f"kernel-{kernel.label}-" + _hash(kernel.suite, KERNEL_PACKAGE, _source("assets.py", "bzimage.py", "initrd.py", "guest/init"))
+        name = f"kernel-{kernel.label}-" + _hash(kernel.suite, _source("kernel_image.py", "bzimage.py", "initrd.py", "guest/init"))
         final = self.cache / name
         if update or not (final / "version").exists():
             require_build_tools()
             with self._building(name) as scratch:
                 if update or not (final / "version").exists():
-                    self._build_kernel(kernel, tools, scratch, final)
+                    progress(f"kernel {kernel.label}: {kernel_image.PACKAGE} of Debian {kernel.suite} from {self.mirror}")
+                    apt = kernel_image.Apt(self.cache / "apt" / kernel.suite, self.mirror, kernel.suite)
+                    part = kernel_image.build(apt, tools, scratch)
+                    if final.exists():
+                        final.rename(scratch / "old")
+                    part.rename(final)
         version = (final / "version").read_text(encoding="utf-8").strip()
         if wanted and version_tuple(version) != version_tuple(wanted):
             raise RunnerError(f"Debian {kernel.suite} has Linux {version}, not {wanted}; write --kernel {kernel.label}, or --update to look for a newer one")
         return KernelImage(kernel.label, version, final / "vmlinux", final / "initrd", final / "modules.erofs")
-
-    def _build_kernel(self, kernel: Kernel, tools: Tools, scratch: Path, final: Path) -> None:
-        progress(f"kernel {kernel.label}: {KERNEL_PACKAGE} of Debian {kernel.suite} from {self.mirror}")
-        tree = scratch / "tree"
-        for package in Apt(self.cache / "apt" / kernel.suite, self.mirror, kernel.suite).download_kernel(scratch):
-            run(["dpkg-deb", "-x", str(package), str(tree)])
-        found = sorted(tree.glob("lib/modules/*")) + sorted(tree.glob("usr/lib/modules/*"))
-        if len(found) != 1:
-            raise RunnerError(f"the kernel packages of {kernel.suite} have {len(found)} folders in lib/modules, not one")
-        version = found[0].name
-        images = sorted(tree.glob("boot/vmlinuz-*")) + sorted(found[0].glob("vmlinuz"))
-        if not images:
-            raise RunnerError(f"the kernel packages of {kernel.suite} have no vmlinuz")
-        part = scratch / "kernel"
-        modules = scratch / "modules"
-        (part).mkdir()
-        (modules / "lib/modules").mkdir(parents=True)
-        (part / "vmlinux").write_bytes(bzimage.extract(images[0], tools.decompress))
-        found[0].rename(modules / "lib/modules" / version)
-        folder = modules / "lib/modules" / version
-        for useless in ("build", "source", "vmlinuz", "System.map", "config"):
-            with contextlib.suppress(FileNotFoundError):
-                (folder / useless).unlink()
-        tools.run("depmod", "-b", modules, version)
-        needed = {}
-        for path in initrd.load_order(folder):
-            data = (folder / path).read_bytes()
-            name = re.sub(r"\.ko.*", "", path.rsplit("/", 1)[-1])
-            needed[name] = tools.decompress("xz", data) if path.endswith(".xz") else data
-        busybox = (tools.tree / "usr/bin/busybox").read_bytes()
-        (part / "initrd").write_bytes(initrd.build(busybox, (HERE / "guest/init").read_bytes(), needed))
-        tools.erofs(part / "modules.erofs", modules / "lib/modules", "--all-root", "-zlz4")
-        (part / "version").write_text(version + "\n", encoding="utf-8")
-        if final.exists():
-            final.rename(scratch / "old")
-        part.rename(final)
-
-
-class Apt:
-    """apt with its own sources and lists, so that the host's are neither used nor changed."""
-
-    def __init__(self, folder: Path, mirror: str, suite: str) -> None:
-        self.suite = suite
-        self.mirror = mirror
-        for name in ("lists/partial", "cache/archives/partial"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        sources = folder / "sources.list"
-        sources.write_text(f"deb [arch=amd64 signed-by={KEYRING}] {mirror} {suite} main\n", encoding="utf-8")
-        settings = {
-            "Dir::Etc::sourcelist": sources, "Dir::Etc::sourceparts": "/dev/null", "Dir::Etc::preferences": "/dev/null",
-            "Dir::Etc::preferencesparts": "/dev/null", "Dir::State::lists": folder / "lists", "Dir::Cache": folder / "cache",
-            "APT::Sandbox::User": "root", "APT::Default-Release": "", "APT::Architecture": "amd64", "Acquire::Languages": "none",
-        }  # fmt: skip
-        self._options = [f"-o{name}={value}" for name, value in settings.items()]
-
-    def _apt(self, program: str, *arguments: str) -> str:
-        return run([program, "-qq", *self._options, *arguments], timeout=DOWNLOAD_TIMEOUT_S).decode()
-
-    def download_kernel(self, folder: Path) -> List[Path]:
-        """The package that carries the kernel, and those that newer suites split off from it."""
-        try:
-            self._apt("apt-get", "update", "-oAPT::Update::Error-Mode=any")
-        except RunnerError as error:
-            raise RunnerError(f"{self.mirror} does not serve Debian {self.suite} (any more?); set EXEC2_DEBIAN_MIRROR or --mirror: {error}") from error
-        packages: List[str] = []
-        queue = [KERNEL_PACKAGE]
-        while queue:
-            name = queue.pop(0)
-            shown = self._apt("apt-cache", "show", "--no-all-versions", name)
-            depends = re.search(r"^Depends: (.*)$", shown, re.M)
-            for other in re.findall(r"\blinux-(?:image|binary|modules|base)-\d[^\s,()|]*", depends[1] if depends else ""):
-                if other not in packages:
-                    packages.append(other)
-                    queue.append(other)
-        if not packages:
-            raise RunnerError(f"{KERNEL_PACKAGE} of Debian {self.suite} depends on no kernel package")
-        return [self._download(package, folder) for package in packages]
-
-    def _download(self, package: str, folder: Path) -> Path:
-        # "apt-get download" writes to the working folder
-        command = ["apt-get", "-qq", *self._options, "download", package]
-        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, timeout=DOWNLOAD_TIMEOUT_S, check=False)  # fmt: skip
-        found = sorted(folder.glob(f"{package}_*.deb"))
-        if done.returncode != 0 or not found:
-            raise RunnerError(f"apt-get download {package} of Debian {self.suite} failed: {done.stdout.strip()}")
-        return found[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from . import kernels, payload, qemu, scenario
-from .assets import HERE, Assets, KernelImage, Tools
+from .assets import HERE, Assets, KernelImage
 from .console import progress, result
 from .driver import Driver, Outcome
 from .errors import RunnerError

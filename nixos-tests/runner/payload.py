@@ -9,9 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Dict, Optional
 
-from .assets import HERE, Tools
+from .assets import HERE
 from .console import progress
 from .errors import RunnerError
+from .tools import Tools
 
 PROJECT = HERE.parent.parent
 PLUGIN_NAME = "nomad-driver-exec2"

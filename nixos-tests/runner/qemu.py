@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import List, NamedTuple
 
-from .assets import KernelImage, Tools
+from .assets import KernelImage
+from .tools import Tools
 from .console import progress
 from .errors import RunnerError
 
