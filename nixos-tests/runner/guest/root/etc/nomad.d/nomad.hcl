@@ -13,6 +13,10 @@ server {
   enabled          = true
   bootstrap_expect = 1
   raft_multiplier  = 1
+
+  default_scheduler_config {
+    memory_oversubscription_enabled = true
+  }
 }
 
 client {
@@ -33,5 +37,6 @@ plugin "nomad-driver-exec2" {
   config {
     unveil_by_task = true
     unveil_paths   = ["r:/etc/mime.types"]
+    allow_caps     = ["net_bind_service"]
   }
 }
