@@ -1,0 +1,98 @@
+# Every job in examples/ does what its head says.
+
+wait_for_driver()
+checked = set()
+
+
+def example(name, wanted, **variables):
+    """Runs an example up to the status `wanted`."""
+    checked.add(name)
+    run_job(f"{EXAMPLES}/{name}.nomad.hcl", variables)
+    return wait_for_alloc(name, wanted)
+
+
+def page(address):
+    """What a web server in a task serves, once it listens."""
+    return machine.wait_until_succeeds(f"curl -sS --fail --max-time 10 http://{address}/", timeout=ALLOC_TIMEOUT_S)
+
+
+def host_address():
+    return machine.succeed("ip -4 -o address show dev eth0").split()[3].split("/")[0]
+
+
+with subtest("env: Nomad's variables, and a dynamic user's own"):
+    alloc = example("env", "complete")
+    environment = dict(line.split("=", 1) for line in logs(alloc).splitlines() if "=" in line)
+    t.assertEqual(environment["NOMAD_ALLOC_ID"], alloc["ID"])
+    t.assertEqual(environment["NOMAD_SHORT_ALLOC_ID"], alloc["ID"].split("-")[0])
+    t.assertRegex(environment["USER"], r"^nomad-\d+$")
+    t.assertEqual(environment["HOME"], "/nonexistent")
+    t.assertRegex(environment["TMPDIR"], rf"/{alloc['ID']}-env/tmp$")
+    t.assertFalse([name for name in environment if name.startswith("LD_")])
+    stop_job("env")
+
+with subtest("exit-code: the task's 7 is Nomad's 7"):
+    alloc = example("exit-code", "failed")
+    t.assertIn("about to exit with 7", logs(alloc))
+    t.assertIn(7, [event["ExitCode"] for event in task_state(alloc)["Events"] if event["Type"] == "Terminated"])
+    stop_job("exit-code")
+
+with subtest("http: serves the template on the host's network"):
+    example("http", "running")
+    t.assertIn("Served by python from its task directory.", page(f"{host_address()}:8181"))
+    stop_job("http")
+    machine.fail(f"curl -sS --max-time 10 http://{host_address()}:8181/")
+
+with subtest("java: compiled by a prestart task, run by the main one"):
+    etc = machine.succeed("ls -d /etc/java-*-openjdk 2>/dev/null || dirname $(dirname $(readlink -f $(type -p java)))").split()[0]
+    alloc = example("java", "complete", etcjava=etc, javabin=machine.succeed("dirname $(type -p java)").strip())
+    output = logs(alloc, "main")
+    t.assertIn("hello from java", output)
+    t.assertRegex(output, r"processors: \d+")
+    stop_job("java")
+
+with subtest("resources: the limits are in the task's cgroup"):
+    alloc = example("resources", "complete")
+    limits = dict(line.split(": ", 1) for line in logs(alloc).splitlines())
+    t.assertEqual(limits["memory.max"], str(250 * 1024 * 1024))
+    t.assertEqual(limits["memory.low"], str(200 * 1024 * 1024))
+    quota, period = limits["cpu.max"].split()
+    t.assertEqual(period, "100000")
+    t.assertLess(int(quota), 100000 * int(machine.succeed("nproc")))
+    stop_job("resources")
+
+with subtest("cores: one core of the reserved ones"):
+    alloc = example("cores", "complete")
+    allowed = dict(line.split(":", 1) for line in logs(alloc).splitlines())
+    t.assertRegex(allowed["Cpus_allowed_list"].strip(), r"^\d+$")
+    stop_job("cores")
+
+with subtest("secrets: the own token is readable, /etc/passwd is not"):
+    alloc = example("secrets", "complete")
+    output = logs(alloc)
+    t.assertGreater(int(output.split("nomad_token: ")[1].split()[0]), 100)
+    t.assertIn("/etc/passwd: denied, as it should be", output)
+    t.assertIn("Permission denied", logs(alloc, stderr=True))
+    stop_job("secrets")
+
+with subtest("work-dir: a relative path is found"):
+    alloc = example("work-dir", "complete")
+    t.assertEqual(logs(alloc), "read by a relative path\n")
+    stop_job("work-dir")
+
+with subtest("capabilities: a dynamic user listens on port 80"):
+    alloc = example("capabilities", "running")
+    t.assertIn("Served on port 80 by a user who is not root.", page(f"{host_address()}:80"))
+    t.assertNotEqual(machine.succeed("ps -o user:20= -C python3").strip(), "root")
+    stop_job("capabilities")
+
+with subtest("bridge: served from the group's own network namespace"):
+    example("bridge", "running")
+    info = poll("the service is registered", lambda: nomad_json("service info -json exec2-bridge"), ALLOC_TIMEOUT_S)
+    t.assertIn("Served from inside a network namespace.", page(f"{info[0]['Address']}:{info[0]['Port']}"))
+    machine.fail("nc -z -w 5 localhost 8000")
+    stop_job("bridge")
+
+with subtest("no example was left out"):
+    files = machine.succeed(f"ls {EXAMPLES}").split()
+    t.assertEqual({name[: -len(".nomad.hcl")] for name in files if name.endswith(".nomad.hcl")}, checked)

@@ -1,0 +1,292 @@
+"""The command line, and the order of things: what to run, build what is missing, run it, report."""
+
+import argparse
+import code
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from . import kernels, payload, qemu, scenario
+from .assets import HERE, Assets, KernelImage
+from .console import progress, result
+from .driver import Driver, Outcome
+from .errors import RunnerError
+from .host import cache_dir, debian_mirror
+from .machine import Machine
+from .report import Report
+from .scenario import Scenario
+from .transcript import Transcript
+
+SCENARIOS = HERE.parent
+# A scenario's own waits add up to less; this is for what hangs.
+DEFAULT_TIMEOUT_S = 600
+KEPT_LOG_FOLDERS = 10
+
+
+class Run(NamedTuple):
+    """One scenario on one kernel."""
+
+    scenario: Scenario
+    kernel: KernelImage
+    lsm_off: bool
+    agent: str  # "pluginhost", "nomad" or "none"
+
+    @property
+    def label(self) -> str:
+        version = ".".join(map(str, kernels.version_tuple(self.kernel.version)))
+        name = self.kernel.label if self.kernel.label == version else f"{self.kernel.label}={version}"
+        return name + (" lsm=off" if self.lsm_off else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nixos-tests/run", description="Runs scenarios in virtual machines with chosen kernels.",
+                                     epilog="Variables: NOMAD_BIN, EXEC2_VM_ACCEL=kvm|tcg, EXEC2_DEBIAN_MIRROR, XDG_CACHE_HOME. See nixos-tests/README.md.")  # fmt: skip
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names or files; all if none is given")
+    parser.add_argument("--kernel", default=kernels.DEFAULT_LABEL, metavar="LIST", help="5.10,6.1,6.12,sid, the version that sid has, or all (default %(default)s)")
+    parser.add_argument("--lsm-off", action="store_true", help="boot with Landlock left out of lsm=; runs what is marked lsm: off or any")
+    parser.add_argument("--nomad", choices=("auto", "pluginhost", "real", "both"), default="auto",
+                        help="who loads the plugin; auto: the pluginhost, and real Nomad as well if NOMAD_BIN or PATH has one")  # fmt: skip
+    parser.add_argument("--plugin", metavar="PATH", help="this plugin binary instead of a build of this checkout")
+    parser.add_argument("--pluginhost", metavar="PATH", help="this pluginhost instead of a build of tests/pluginhost")
+    parser.add_argument("--payload", metavar="DIR", help="a folder that is laid over the guest's root")
+    parser.add_argument("--list", action="store_true", help="list the scenarios and what they are for")
+    parser.add_argument("--build", action="store_true", help="build what the chosen kernels need, and run nothing")
+    parser.add_argument("--update", action="store_true", help="look for newer kernel packages")
+    parser.add_argument("--interactive", action="store_true", help="boot one machine and open a Python prompt with the scenario's globals")
+    parser.add_argument("--shell", action="store_true", help="boot one machine and open a root shell in it")
+    parser.add_argument("--keep", action="store_true", help="keep the disks of each guest in the log folder")
+    parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help="for each scenario, boot included (default %(default)s)")
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"guests at the same time, each with {qemu.CPUS} CPUs (default: as many as the host has CPUs for)")
+    parser.add_argument("--logs", metavar="DIR", help="default target/vm-logs/TIME")
+    parser.add_argument("--mirror", metavar="URL", help="the Debian mirror")
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    options = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return Session(options).main()
+    except RunnerError as error:
+        print(f"nixos-tests/run: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nixos-tests/run: interrupted", file=sys.stderr)
+        return 130
+
+
+class Session:
+    """One call of the runner."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self._live: Dict[int, Machine] = {}
+        self._lock = threading.Lock()
+        self._stopping = False
+        self.payloads: Dict[str, Path] = {}
+
+    def main(self) -> int:
+        options = self.options
+        if options.list:
+            for item in scenario.find_all(SCENARIOS):
+                bounds = ", ".join(f"{sign} {bound[0]}.{bound[1]}" for sign, bound in item.kernels) or "any"
+                result(f"{item.name:28} kernels {bounds:10} lsm {item.lsm:4} needs {item.needs:11} {item.about}")
+            return 0
+        chosen = scenario.choose(SCENARIOS, options.scenarios)
+        self.cache = cache_dir()
+        assets = Assets(self.cache, debian_mirror(options.mirror))
+        self.tools = assets.tools()
+        images, broken = self._kernels(assets)
+        self.root = assets.root(self.tools)
+        if options.build:
+            for label, reason in broken.items():
+                print(f"nixos-tests/run: kernel {label}: {reason}", file=sys.stderr)
+            return 1 if broken else 0
+        by_hand = options.shell or options.interactive
+        if by_hand and not images:
+            raise RunnerError(next(iter(broken.values())))
+        report = Report()
+        plan = [] if by_hand else self._plan(chosen, images, broken, report)
+        if by_hand or plan:
+            self.logs = self._log_folder()
+            scratch = Path(tempfile.mkdtemp(prefix="payload-", dir=self.logs))
+            try:
+                self._payloads(scratch, {run.agent for run in plan} or set(self._agents(chosen[0].needs)[:1] or ["none"]))
+                self.accel = qemu.accelerator(self.tools, images[0], self.cache)
+                if by_hand:
+                    return self._by_hand(images[0], chosen[0])
+                self._run_all(plan, report)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+            progress(f"logs: {self.logs}")
+        return report.finish()
+
+    # -- what to run --------------------------------------------------------------------------------------------------
+
+    def _kernels(self, assets: Assets) -> Tuple[List[KernelImage], Dict[str, str]]:
+        """Those that could be built, and why the others could not."""
+        images, broken = [], {}
+        for kernel, wanted in kernels.choose(self.options.kernel):
+            try:
+                images.append(assets.kernel(kernel, self.tools, wanted, self.options.update))
+            except RunnerError as error:
+                broken[wanted or kernel.label] = str(error)
+        return images, broken
+
+    def _agents(self, needs: str) -> List[str]:
+        """Who loads the plugin for a scenario with this marker; nothing if it cannot be run here."""
+        if needs == "no-agent":
+            return ["none"]
+        choice = self.options.nomad
+        if choice == "auto":
+            choice = "both" if payload.real_nomad() else "pluginhost"
+        agents = {"pluginhost": ["pluginhost"], "real": ["nomad"], "both": ["pluginhost", "nomad"]}[choice]
+        only = {"nomad-real": "nomad", "pluginhost": "pluginhost"}.get(needs)
+        return [agent for agent in agents if only in (None, agent)]
+
+    def _plan(self, chosen: List[Scenario], images: List[KernelImage], broken: Dict[str, str], report: Report) -> List[Run]:
+        plan = []
+        for label, reason in broken.items():
+            for item in chosen:
+                if not item.kernel_mismatch(label) if label != "sid" else True:
+                    report.failed(label, item.name, "", 0.0, f"no kernel {label}: {reason}")
+        for image in images:
+            for item in chosen:
+                lsm_off = item.lsm == "off" or self.options.lsm_off
+                label = Run(item, image, lsm_off, "").label
+                mismatch = item.kernel_mismatch(image.version)
+                if not mismatch and self.options.lsm_off and item.lsm == "on":
+                    mismatch = "for kernels with Landlock on"
+                if mismatch:
+                    report.not_applicable(label, item.name, mismatch)
+                    continue
+                agents = self._agents(item.needs)
+                if not agents:
+                    hint = "set NOMAD_BIN" if item.needs == "nomad-real" else "--nomad"
+                    report.skipped(label, item.name, f"needs {item.needs}, which this run has not ({hint})")
+                plan += [Run(item, image, lsm_off, agent) for agent in agents]
+        return plan
+
+    # -- what it needs ------------------------------------------------------------------------------------------------
+
+    def _log_folder(self) -> Path:
+        if self.options.logs:
+            folder = Path(self.options.logs).resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        base = payload.PROJECT / "target" / "vm-logs"
+        base.mkdir(parents=True, exist_ok=True)
+        folder = base / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        folder.mkdir()
+        for old in sorted(path for path in base.iterdir() if path.is_dir())[:-KEPT_LOG_FOLDERS]:
+            shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+    def _payloads(self, scratch: Path, agents: "set[str]") -> None:
+        """One image for each agent; without an agent any of them will do, as its unit is masked then."""
+        plugin = payload.build_plugin(self.options.plugin)
+        wanted = sorted(agents - {"none"}) or self._agents("agent")[:1]
+        host = None if self.options.nomad == "real" else payload.build_pluginhost(self.options.pluginhost)
+        for agent in wanted:
+            binary = payload.real_nomad() if agent == "nomad" else host
+            if binary is None:
+                raise RunnerError("--nomad real: there is no nomad; set NOMAD_BIN, or put it on PATH")
+            extra = Path(self.options.payload) if self.options.payload else None
+            tree, image = scratch / agent, scratch / f"{agent}.erofs"
+            payload.assemble(tree, plugin, binary, host, extra)
+            payload.make_image(self.tools, tree, image)
+            shutil.rmtree(tree)
+            self.payloads[agent] = image
+        if "none" in agents:
+            self.payloads["none"] = self.payloads[wanted[0]]
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def _machine(self, run: Run, folder: Path, transcript: Transcript, timeout: float) -> Machine:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = folder / "state.img"
+        payload.make_state_disk(self.tools, state, qemu.STATE_DISK_GIB)
+        disks = qemu.Disks(self.root, self.payloads[run.agent], state)
+        extra = "systemd.mask=nomad.service" if run.agent == "none" else ""
+        command = qemu.guest_arguments(self.tools, self.accel, run.kernel, disks, run.lsm_off, extra)
+        machine = Machine("machine", command, folder, transcript, time.monotonic() + timeout, run.kernel.version)
+        with self._lock:
+            if self._stopping:
+                raise KeyboardInterrupt
+            self._live[id(machine)] = machine
+        return machine
+
+    def _one(self, run: Run) -> Tuple[Outcome, str]:
+        name = f"{run.label}-{run.scenario.name}-{run.agent}".replace(" ", "-").replace("=", "-")
+        folder = self.logs / name
+        folder.mkdir(parents=True, exist_ok=True)
+        transcript = Transcript(folder / "driver.log")
+        machine = self._machine(run, folder, transcript, self.options.timeout)
+        try:
+            outcome = Driver([machine], transcript, folder, SCENARIOS).run(run.scenario)
+        finally:
+            machine.kill()
+            transcript.close()
+            with self._lock:
+                self._live.pop(id(machine), None)
+            if not self.options.keep:
+                (folder / "state.img").unlink(missing_ok=True)
+        detail = "" if outcome.passed else f"\nconsole, last lines:\n{machine.console_tail()}\nlogs: {folder}"
+        return outcome, detail
+
+    def _run_all(self, plan: List[Run], report: Report) -> None:
+        jobs = self.options.jobs or max(1, (os.cpu_count() or 1) // qemu.CPUS)
+        progress(f"{len(plan)} to run, {jobs} at a time, {'KVM' if self.accel == 'kvm' else 'emulated (TCG)'}")
+
+        def task(run: Run) -> None:
+            if self._stopping:
+                return
+            outcome, detail = self._one(run)
+            if not self._stopping:
+                report.finished(run.label, run.scenario.name, run.agent, outcome, detail)
+
+        pool = ThreadPoolExecutor(max_workers=jobs)
+        futures = [pool.submit(task, run) for run in plan]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            self._stopping = True
+            for future in futures:
+                future.cancel()
+            with self._lock:
+                live = list(self._live.values())
+            for machine in live:
+                machine.terminate()
+            raise
+        finally:
+            pool.shutdown(wait=True)
+
+    def _by_hand(self, kernel: KernelImage, chosen: Scenario) -> int:
+        agent = sorted(self.payloads)[0]
+        run = Run(chosen, kernel, self.options.lsm_off or chosen.lsm == "off", agent)
+        folder = self.logs / "by-hand"
+        folder.mkdir(parents=True, exist_ok=True)
+        transcript = Transcript(folder / "driver.log", echo=None if self.options.shell else progress)
+        machine = self._machine(run, folder, transcript, float("inf"))
+        driver = Driver([machine], transcript, folder, SCENARIOS)
+        try:
+            progress(f"booting {kernel.version} with {agent} as the agent")
+            if self.options.shell:
+                machine.shell_interact()
+            else:
+                names = driver.script_globals()
+                machine.connect()
+                names["test_script"] = lambda: exec(compile(chosen.path.read_text(), str(chosen.path), "exec"), names)  # pylint: disable=exec-used
+                code.interact(f"`machine` is up; test_script() runs {chosen.name}; Ctrl-D ends it.", local=names, exitmsg="")
+        finally:
+            driver.stop()
+            transcript.close()
+        return 0

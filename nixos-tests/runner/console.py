@@ -1,0 +1,20 @@
+"""Progress lines on standard error. Results go to standard output, so that the two can be told apart."""
+
+import sys
+import threading
+import time
+
+_START = time.monotonic()
+_LOCK = threading.Lock()
+
+
+def progress(text: str) -> None:
+    """One line with the seconds since the start."""
+    with _LOCK:
+        print(f"[{time.monotonic() - _START:6.1f}s] {text}", file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """One line of the report; may hold several lines that belong together."""
+    with _LOCK:
+        print(text, flush=True)

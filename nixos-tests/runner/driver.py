@@ -1,0 +1,109 @@
+"""Runs one scenario: gives it the NixOS driver's globals, and makes a result of how it ended."""
+
+import contextlib
+import linecache
+import time
+import traceback
+import unittest
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from .errors import CommandError, MachineError
+from .machine import Machine, retry
+from .scenario import PRELUDE, Scenario
+from .transcript import Transcript
+
+# A guest that still answers hands over its journal within this.
+JOURNAL_TIMEOUT_S = 60
+
+
+class Outcome(NamedTuple):
+    passed: bool
+    seconds: float
+    boot_seconds: Optional[float]
+    subtests: List[Any]
+    reason: str  # empty if passed
+
+
+class Driver:
+    """The machines and the globals of one scenario. One machine today; a second is one more in `machines`."""
+
+    def __init__(self, machines: List[Machine], transcript: Transcript, folder: Path, scenarios: Path) -> None:
+        self.machines = machines
+        self._log = transcript
+        self._folder = folder
+        self._prelude = scenarios / PRELUDE
+
+    def script_globals(self) -> Dict[str, Any]:
+        case = unittest.TestCase()
+        case.maxDiff = None
+        names: Dict[str, Any] = {
+            "__name__": "scenario",
+            "start_all": self.start_all,
+            "join_all": self.join_all,
+            "subtest": self._log.subtest,
+            "retry": retry,
+            "t": case,
+            "machines": self.machines,
+            "print": lambda *words, **_: self._log.event(" ".join(str(word) for word in words)),
+        }
+        for machine in self.machines:
+            names[machine.name.replace("-", "_")] = machine
+        if len(self.machines) == 1:
+            names["machine"] = self.machines[0]
+        if self._prelude.exists():
+            _execute(self._prelude, names)
+        return names
+
+    def start_all(self) -> None:
+        for machine in self.machines:
+            machine.start()
+
+    def join_all(self) -> None:
+        """Waits until every machine has ended by itself."""
+        for machine in self.machines:
+            machine.wait_for_shutdown()
+
+    def run(self, scenario: Scenario) -> Outcome:
+        started = time.monotonic()
+        reason = ""
+        try:
+            _execute(scenario.path, self.script_globals())
+        except (CommandError, MachineError, AssertionError) as error:
+            reason = f"{_place(error, scenario.path)}{type(error).__name__}: {error}"
+        except Exception:  # a mistake in the scenario is a failure like any other
+            reason = traceback.format_exc().rstrip()
+        seconds = time.monotonic() - started
+        if reason:
+            self._log.event("FAIL: " + reason)
+            self.collect()
+        self.stop()
+        return Outcome(not reason, seconds, self.machines[0].boot_seconds, self._log.subtests, reason)
+
+    def collect(self) -> None:
+        """The guest's own journal, as long as it answers."""
+        for machine in self.machines:
+            if not machine.is_up():
+                continue
+            machine.extend_deadline(JOURNAL_TIMEOUT_S)
+            with contextlib.suppress(MachineError, CommandError, ValueError):
+                _, journal = machine.execute("journalctl --no-pager -b", timeout=JOURNAL_TIMEOUT_S)
+                (self._folder / f"{machine.name}-journal.log").write_text(journal, encoding="utf-8")
+
+    def stop(self) -> None:
+        for machine in self.machines:
+            machine.kill()
+
+
+def _execute(path: Path, names: Dict[str, Any]) -> None:
+    # compiled apart from the prelude, so that a traceback has the file's own line numbers
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)  # pylint: disable=exec-used
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """"boot.py:12: `the line`" of the innermost frame in the scenario."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if not frames:
+        return ""
+    line = linecache.getline(str(path), frames[-1].lineno or 0).strip()
+    return f"{path.name}:{frames[-1].lineno}: `{line}`\n"

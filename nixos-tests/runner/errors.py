@@ -1,0 +1,13 @@
+"""Errors that end a step with one sentence for the user instead of a traceback."""
+
+
+class RunnerError(Exception):
+    """Something on this host or on the command line is missing or wrong; the text says what to do."""
+
+
+class MachineError(Exception):
+    """The guest crashed, panicked, ran out of time, or its shell is gone."""
+
+
+class CommandError(Exception):
+    """A command in the guest had another outcome than the scenario demands."""
