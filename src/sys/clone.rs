@@ -20,11 +20,12 @@ pub struct Child {
     pub pidfd: OwnedFd,
 }
 
-/// First number that [`Spawn::fds`] may come from, so that placing one never overwrites another.
+/// First number that a descriptor of a [`Spawn`] may have, so that placing one never overwrites another.
 pub const FIRST_FREE_FD: RawFd = 16;
 
 /// What the plugin hands to a new process. Everything is prepared before the clone: in the child of a threaded process
-/// only async-signal-safe calls are allowed (signal-safety(7)).
+/// only async-signal-safe calls are allowed (signal-safety(7)). Every descriptor but the cgroup's must be
+/// [`FIRST_FREE_FD`] or higher.
 #[derive(Debug)]
 pub struct Spawn<'a> {
     /// The program, opened `O_PATH`: execveat(2) with `AT_EMPTY_PATH`.
@@ -34,7 +35,7 @@ pub struct Spawn<'a> {
     pub namespaces: u64,
     /// The cgroup v2 directory that the process starts in; none = the caller's own.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// Descriptors for the child: `fds[i]` becomes number `first_fd + i`. Each must be [`FIRST_FREE_FD`] or higher.
+    /// Descriptors for the child: `fds[i]` becomes number `first_fd + i`.
     pub fds: &'a [BorrowedFd<'a>],
     pub first_fd: RawFd,
     /// Replaces standard input, output and error; none = inherited.
@@ -46,7 +47,10 @@ pub struct Spawn<'a> {
 /// Starts `spawn.program` with an empty environment, every signal at its default but blocked, no other descriptor open.
 pub fn spawn(spawn: &Spawn<'_>) -> Result<Child> {
     let mut argv = [std::ptr::null::<c_char>(); 4];
-    if spawn.argv.len() >= argv.len() || spawn.fds.iter().any(|fd| fd.as_raw_fd() < FIRST_FREE_FD) {
+    let used = [spawn.program, spawn.report].into_iter().chain(spawn.stdio).chain(spawn.fds.iter().copied());
+    let mut low = used.filter(|fd| fd.as_raw_fd() < FIRST_FREE_FD);
+    let last = spawn.first_fd + spawn.fds.len() as RawFd;
+    if spawn.argv.len() >= argv.len() || low.next().is_some() || last > FIRST_FREE_FD {
         return Err(Errno::EINVAL);
     }
     for (slot, arg) in argv.iter_mut().zip(spawn.argv) {
@@ -154,4 +158,97 @@ unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Ch
     // SAFETY: the kernel has just made this descriptor for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Some(Child { pid: Pid::from_raw(pid as i32), pidfd }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write, pipe};
+    use std::os::fd::AsFd;
+
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::Mode;
+    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+
+    use super::*;
+    use crate::sys::fd::duplicate_from;
+
+    fn program(path: &str) -> OwnedFd {
+        let program = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        duplicate_from(program.as_fd(), FIRST_FREE_FD).unwrap()
+    }
+
+    /// Runs `sh -c script` with a pipe as its descriptor 3; returns what it wrote there and how it ended.
+    fn run(script: &CStr, report: BorrowedFd<'_>, program: BorrowedFd<'_>) -> (String, WaitStatus) {
+        let (mut reader, low) = pipe().unwrap();
+        let writer = duplicate_from(low.as_fd(), FIRST_FREE_FD).unwrap();
+        drop(low);
+        let child = spawn(&Spawn {
+            program,
+            argv: &[c"sh", c"-c", script],
+            namespaces: 0,
+            cgroup: None,
+            fds: &[writer.as_fd()],
+            first_fd: 3,
+            stdio: None,
+            report,
+        })
+        .unwrap();
+        drop(writer);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        (text, waitid(Id::PIDFd(child.pidfd.as_fd()), WaitPidFlag::WEXITED).unwrap())
+    }
+
+    #[test]
+    fn the_child_has_its_descriptors_and_no_other_and_no_environment() {
+        let leaked = File::open("/dev/null").unwrap();
+        let leaked = duplicate_from(leaked.as_fd(), 40).unwrap();
+        nix::fcntl::fcntl(&leaked, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        let report = duplicate_from(leaked.as_fd(), FIRST_FREE_FD).unwrap();
+        let script = c"for n in 3 4 16 40; do [ -e /proc/self/fd/$n ] && echo $n >&3; done; echo home=$HOME >&3; exit 7";
+        let (text, status) = run(script, report.as_fd(), program("/bin/sh").as_fd());
+        assert_eq!(text, "3\nhome=\n");
+        assert!(matches!(status, WaitStatus::Exited(_, 7)), "{status:?}");
+    }
+
+    #[test]
+    fn an_exec_that_fails_sends_its_errno() {
+        let (mut reader, writer) = pipe().unwrap();
+        let report = duplicate_from(writer.as_fd(), FIRST_FREE_FD).unwrap();
+        drop(writer);
+        let (_, status) = run(c"", report.as_fd(), program("/etc/passwd").as_fd());
+        drop(report);
+        let mut errno = [0; 4];
+        reader.read_exact(&mut errno).unwrap();
+        assert_eq!(i32::from_ne_bytes(errno), Errno::EACCES as i32);
+        assert!(matches!(status, WaitStatus::Exited(_, 127)), "{status:?}");
+    }
+
+    #[test]
+    fn a_descriptor_that_would_be_overwritten_is_refused() {
+        let mut low = File::options().write(true).open("/dev/null").unwrap();
+        low.write_all(b"").unwrap();
+        let low = nix::unistd::dup(&low).unwrap();
+        let high = duplicate_from(low.as_fd(), FIRST_FREE_FD).unwrap();
+        let attempt = |program: BorrowedFd<'_>, report: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], first_fd| {
+            let argv = [c"true"];
+            let argv: &[&CStr] = &argv;
+            spawn(&Spawn { program, argv, namespaces: 0, cgroup: None, fds, first_fd, stdio: None, report })
+        };
+        if low.as_raw_fd() < FIRST_FREE_FD {
+            for (program, report, fd) in [(&low, &high, &high), (&high, &low, &high), (&high, &high, &low)] {
+                let refused = attempt(program.as_fd(), report.as_fd(), &[fd.as_fd()], 3);
+                assert_eq!(refused.unwrap_err(), Errno::EINVAL);
+            }
+        }
+        let refused = attempt(high.as_fd(), high.as_fd(), &[high.as_fd()], FIRST_FREE_FD);
+        assert_eq!(refused.unwrap_err(), Errno::EINVAL);
+    }
+
+    #[test]
+    fn a_test_process_has_more_than_one_thread() {
+        // The harness runs this on a thread of its own; a fork of it must be refused.
+        assert!(SingleThreaded::check().is_err());
+    }
 }

@@ -84,10 +84,12 @@ fn system<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> LaunchErr
 
 impl Launcher {
     pub fn new(run_dir: &Path) -> Result<Self, LaunchError> {
-        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let program = open("/proc/self/exe", flags, Mode::empty()).map_err(system("open /proc/self/exe"))?;
-        let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(system("open /dev/null"))?;
+        let high = |path: &str, flags: OFlag| {
+            open(path, flags | OFlag::O_CLOEXEC, Mode::empty())
+                .and_then(|fd| sys::fd::duplicate_from(fd.as_fd(), sys::clone::FIRST_FREE_FD))
+        };
+        let program = high("/proc/self/exe", OFlag::O_PATH).map_err(system("open /proc/self/exe"))?;
+        let null = high("/dev/null", OFlag::O_RDWR).map_err(system("open /dev/null"))?;
         Ok(Self { program, null, run_dir: run_dir.to_owned() })
     }
 
@@ -148,7 +150,7 @@ impl Launcher {
                 Stdio::Fifos { .. } => Some(self.null.as_fd()),
                 Stdio::Inherited => None,
             },
-            report: report.as_fd(),
+            report: passed[1].as_fd(),
         })
         .map_err(system("clone the shim"))?;
         // The shim has its own copies now; ours would keep the socket open.
