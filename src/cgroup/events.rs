@@ -1,11 +1,12 @@
 //! `cgroup.events` and `memory.events`: is anyone alive, did the OOM killer strike.
 
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::uio::pread;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::errno_of;
@@ -77,9 +78,53 @@ impl Cgroup {
 
     /// The OOM counters; `None` where the cgroup has no memory controller.
     pub fn oom(&self) -> Result<Option<OomCounts>, CgroupError> {
-        let Some(text) = self.read_if_there(MEMORY_EVENTS)? else { return Ok(None) };
-        let count = |key| flat_keyed(&text, key).unwrap_or(0);
-        Ok(Some(OomCounts { oom_kill: count("oom_kill"), oom: count("oom") }))
+        Ok(self.read_if_there(MEMORY_EVENTS)?.map(|text| OomCounts::parse(&text)))
+    }
+
+    /// Follows the OOM counters; `None` where the cgroup has no memory controller. Needs a tokio runtime with IO.
+    pub fn watch_oom(&self) -> Result<Option<OomWatch>, CgroupError> {
+        let path = self.path().join(MEMORY_EVENTS);
+        let file = match self.open_file(MEMORY_EVENTS) {
+            Ok(file) => file,
+            Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match async_fd::register(file.into(), Interest::PRIORITY) {
+            Ok(file) => Ok(Some(OomWatch { file, path })),
+            Err(error) => Err(CgroupError::Sys { step: "watch", path, errno: errno_of(&error) }),
+        }
+    }
+}
+
+impl OomCounts {
+    fn parse(text: &str) -> Self {
+        let count = |key| flat_keyed(text, key).unwrap_or(0);
+        Self { oom_kill: count("oom_kill"), oom: count("oom") }
+    }
+}
+
+/// An open `memory.events`.
+#[derive(Debug)]
+pub struct OomWatch {
+    file: AsyncFd<OwnedFd>,
+    path: PathBuf,
+}
+
+impl OomWatch {
+    /// Waits until the file differs from what was last read here, and reads it. The first call returns at once.
+    /// [`CgroupError::is_gone`]: the cgroup was removed.
+    pub async fn changed(&self) -> Result<OomCounts, CgroupError> {
+        let failed = |step| move |errno| CgroupError::Sys { step, path: self.path.clone(), errno };
+        let mut ready = self
+            .file
+            .ready(Interest::PRIORITY)
+            .await
+            .map_err(|error| failed("wait for a change of")(errno_of(&error)))?;
+        // Cleared before the read: a change after the read makes the descriptor ready anew.
+        ready.clear_ready();
+        let mut bytes = [0; CGROUP_EVENTS_MAX];
+        let length = pread(self.file.get_ref(), &mut bytes, 0).map_err(failed("read"))?;
+        Ok(OomCounts::parse(&String::from_utf8_lossy(&bytes[..length])))
     }
 }
 

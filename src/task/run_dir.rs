@@ -1,16 +1,29 @@
 //! `/run/nomad-driver-exec2/<task>/`: what the driver keeps of a task where only root can reach it.
+//!
+//! * `exit`: how the task ended, written by its shim.
+//! * `shim`: who the shim is, written by the plugin as soon as there is one.
+//! * `starting`: which plugin is at work on the start; removed when Nomad is told that the task runs. Where it outlives its
+//!   plugin, Nomad never learned of the task, and nobody will ever ask for it.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::identity::Identity;
 use crate::shim::exit::{Exit, MAX_LINE, Malformed};
 
 /// Gone after a reboot, as the tasks are.
 pub const RUN_DIR: &str = "/run/nomad-driver-exec2";
 /// The file that the shim writes when the task has ended.
 const EXIT_FILE: &str = "exit";
+const SHIM_FILE: &str = "shim";
+const STARTING_FILE: &str = "starting";
+/// Longest record of the plugin's own, bytes: an [`Identity`] as JSON has less than 100.
+const MAX_RECORD: u64 = 1024;
 /// NAME_MAX is 255 (limits.h); a longer name is cut and told apart by a hash.
 const MAX_NAME: usize = 200;
 
@@ -37,7 +50,16 @@ impl RunDir {
         Self { path: base.join(name(task_id)) }
     }
 
-    /// Makes the directory and an empty exit-status file, and returns the file opened for writing.
+    /// A directory that is there, by its path.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the directory, marks the start as begun, and returns the exit-status file opened for writing.
     pub fn create(&self) -> Result<File, RunDirError> {
         if let Some(base) = self.path.parent() {
             make_private(base)?;
@@ -45,32 +67,54 @@ impl RunDir {
         // What an earlier life of the same task left behind is not this one's.
         self.remove()?;
         make_private(&self.path)?;
-        let path = self.exit_file();
-        File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| RunDirError::Io { step: "create", path, error })
+        let own = Identity::of(std::process::id() as i32)
+            .map_err(|error| RunDirError::Io { step: "identify this plugin for", path: self.path.clone(), error })?;
+        self.write(STARTING_FILE, &own)?;
+        let file = self.new_file(EXIT_FILE)?;
+        // The space is taken now: at the task's end a full file system must not cost its exit status.
+        file.write_all_at(&BLANK, 0).map_err(|error| self.failed("write", EXIT_FILE)(error))?;
+        Ok(file)
+    }
+
+    /// Notes who the shim is.
+    pub fn record_shim(&self, shim: &Identity) -> Result<(), RunDirError> {
+        self.write(SHIM_FILE, shim)
+    }
+
+    /// Notes that Nomad is about to learn that the task runs.
+    pub fn started(&self) -> Result<(), RunDirError> {
+        std::fs::remove_file(self.path.join(STARTING_FILE)).map_err(self.failed("remove", STARTING_FILE))
+    }
+
+    /// Who the shim is or was; none if the start did not come so far.
+    pub fn shim(&self) -> Option<Identity> {
+        self.read(SHIM_FILE)
+    }
+
+    /// The plugin that began the start and did not finish it.
+    pub fn starting(&self) -> Option<Identity> {
+        self.read(STARTING_FILE)
     }
 
     /// How the task ended; none while nothing has been written.
     pub fn exit(&self) -> Result<Option<Exit>, RunDirError> {
-        let path = self.exit_file();
-        let io = |step| move |path, error| RunDirError::Io { step, path, error };
-        let file = File::options()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(&path)
-            .map_err(|error| io("open")(path.clone(), error))?;
-        let mut line = String::new();
-        file.take(MAX_LINE as u64 + 1)
-            .read_to_string(&mut line)
-            .map_err(|error| io("read")(path.clone(), error))?;
-        if line.is_empty() {
+        let mut text = String::new();
+        self.open(EXIT_FILE)
+            .and_then(|file| file.take(MAX_LINE as u64 + 1).read_to_string(&mut text))
+            .map_err(self.failed("read", EXIT_FILE))?;
+        if text.as_bytes() == BLANK {
             return Ok(None);
         }
-        line.parse().map(Some).map_err(|error| RunDirError::Malformed { path, error })
+        let line = match text.find('\n') {
+            Some(end) if text.len() == MAX_LINE && text[end + 1..].bytes().all(|b| b == b' ') => &text[..=end],
+            _ => &text,
+        };
+        line.parse().map(Some).map_err(|error| RunDirError::Malformed { path: self.path.join(EXIT_FILE), error })
+    }
+
+    /// When the task ended, or nearly: for telling old entries.
+    pub fn modified(&self) -> io::Result<std::time::SystemTime> {
+        std::fs::symlink_metadata(self.path.join(EXIT_FILE))?.modified()
     }
 
     /// Removes the directory and what is in it; it may be gone already.
@@ -83,8 +127,52 @@ impl RunDir {
         }
     }
 
-    fn exit_file(&self) -> PathBuf {
-        self.path.join(EXIT_FILE)
+    fn failed(&self, step: &'static str, file: &str) -> impl Fn(io::Error) -> RunDirError + use<> {
+        let path = self.path.join(file);
+        move |error| RunDirError::Io { step, path: path.clone(), error }
+    }
+
+    fn new_file(&self, name: &str) -> Result<File, RunDirError> {
+        File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.path.join(name))
+            .map_err(self.failed("create", name))
+    }
+
+    /// Nothing but a plain file is read, and nothing but its beginning.
+    fn open(&self, name: &str) -> io::Result<File> {
+        File::options()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(self.path.join(name))
+    }
+
+    fn write(&self, name: &str, record: &impl Serialize) -> Result<(), RunDirError> {
+        let bytes = serde_json::to_vec(record).map_err(|error| self.failed("encode", name)(error.into()))?;
+        self.new_file(name)?.write_all_at(&bytes, 0).map_err(self.failed("write", name))
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        let mut bytes = Vec::new();
+        self.open(name).ok()?.take(MAX_RECORD).read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+}
+
+/// An exit-status file before the task's end.
+const BLANK: [u8; MAX_LINE] = [b' '; MAX_LINE];
+
+/// The entries below `base`; none if it is not there.
+pub fn entries(base: &Path) -> Result<Vec<RunDir>, RunDirError> {
+    let failed = |error| RunDirError::Io { step: "list", path: base.to_owned(), error };
+    match std::fs::read_dir(base) {
+        Ok(found) => found
+            .map(|entry| entry.map(|entry| RunDir::at(entry.path())).map_err(failed))
+            .collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -158,14 +246,37 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let dir = dir(&base);
         dir.create().unwrap();
-        let path = dir.exit_file();
-        std::fs::write(&path, "v1 code=0 signal=0 at=1").unwrap();
-        assert!(matches!(dir.exit(), Err(RunDirError::Malformed { .. })), "truncated");
+        let path = dir.path.join(EXIT_FILE);
+        for (what, text) in [
+            ("empty", String::new()),
+            ("truncated", "v1 code=0 signal=0 at=1".into()),
+            ("short", "v1 code=0 signal=0 at=1\n".to_owned() + " "),
+            ("forged tail", format!("{:<127}x", "v1 code=0 signal=0 at=1\n")),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert!(matches!(dir.exit(), Err(RunDirError::Malformed { .. })), "{what}");
+        }
         std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
         assert!(matches!(dir.exit(), Err(RunDirError::Malformed { .. })), "huge");
         std::fs::remove_file(&path).unwrap();
         symlink("/etc/passwd", &path).unwrap();
         assert!(matches!(dir.exit(), Err(RunDirError::Io { .. })), "a symbolic link");
+    }
+
+    #[test]
+    fn a_start_leaves_its_mark_until_it_is_done() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = dir(&base);
+        assert_eq!(entries(&base.path().join("run")).unwrap().len(), 0);
+        dir.create().unwrap();
+        let own = Identity::of(std::process::id() as i32).unwrap();
+        assert_eq!((dir.starting(), dir.shim()), (Some(own), None));
+        dir.record_shim(&own).unwrap();
+        dir.started().unwrap();
+        assert_eq!((dir.starting(), dir.shim()), (None, Some(own)));
+        let found = entries(&base.path().join("run")).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].path(), dir.path());
     }
 
     #[test]

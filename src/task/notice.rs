@@ -1,0 +1,153 @@
+//! What happens to tasks, for whoever wants to know: Nomad's TaskEvents, the `run` verb.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::broadcast;
+
+use super::running::Task;
+use super::signal::SignalNumber;
+
+/// Notices that a slow listener may be behind before it loses the oldest; the memory for them is bounded by this.
+const BACKLOG: usize = 256;
+
+/// Something that happened to a task.
+#[derive(Debug, Clone)]
+pub struct Notice {
+    pub task_id: String,
+    pub alloc_id: String,
+    pub task_name: String,
+    pub at: SystemTime,
+    pub what: What,
+}
+
+/// What it was.
+#[derive(Debug, Clone)]
+pub enum What {
+    /// Its program runs.
+    Started { user: String, uid: u32, landlock_abi: u32, defaults: bool, unveiled: Vec<String> },
+    /// It could not be started; the sentence says why.
+    NotStarted(String),
+    /// The kernel killed processes of it for want of memory. `limit` and `peak` in bytes.
+    OomKill { kills: u64, limit: Option<u64>, peak: Option<u64> },
+    /// It was still there when its time to stop was over.
+    Killed { signal: SignalNumber, grace: Duration },
+    /// The job names a kill_signal that is none.
+    BadKillSignal(String),
+    /// It was found again after a restart of the plugin.
+    Recovered { running: bool },
+}
+
+impl std::fmt::Display for What {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Started { user, uid, landlock_abi, defaults, unveiled } => {
+                write!(f, "Sandbox: user {user} ({uid}), Landlock ABI {landlock_abi}, unveiled: ")?;
+                let defaults = defaults.then_some("the defaults").into_iter();
+                let all: Vec<&str> = defaults.chain(unveiled.iter().map(String::as_str)).collect();
+                f.write_str(if all.is_empty() { "nothing" } else { "" })?;
+                f.write_str(&all.join(", "))
+            }
+            Self::NotStarted(why) => f.write_str(why),
+            Self::OomKill { kills, limit, peak } => {
+                let processes = if *kills == 1 { "a process" } else { "processes" };
+                write!(f, "Out of memory: the kernel killed {processes} of the task (kills: {kills}")?;
+                if let Some(limit) = limit {
+                    write!(f, ", limit: {}", Mib(*limit))?;
+                }
+                if let Some(peak) = peak {
+                    write!(f, ", peak: {}", Mib(*peak))?;
+                }
+                f.write_str(")")
+            }
+            Self::Killed { signal, grace } => {
+                write!(f, "Killed: the task was still running {grace:?} after {signal}")
+            }
+            Self::BadKillSignal(why) => write!(f, "kill_signal: {why}; stopping with SIGINT instead"),
+            Self::Recovered { running: true } => f.write_str("Recovered: the driver was restarted, the task kept running"),
+            Self::Recovered { running: false } => {
+                f.write_str("Recovered: the task ended while the driver was restarted")
+            }
+        }
+    }
+}
+
+/// Bytes for people.
+struct Mib(u64);
+
+impl std::fmt::Display for Mib {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} MiB", self.0 as f64 / f64::from(1 << 20))
+    }
+}
+
+/// One broadcast for all tasks; clones share it.
+#[derive(Debug, Clone)]
+pub struct Notices(broadcast::Sender<Notice>);
+
+impl Default for Notices {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(BACKLOG))
+    }
+}
+
+impl Notices {
+    pub fn about(&self, task: &Task, what: What) {
+        self.send(Notice {
+            task_id: task.id.clone(),
+            alloc_id: task.alloc_id.clone(),
+            task_name: task.name.clone(),
+            at: SystemTime::now(),
+            what,
+        });
+    }
+
+    pub fn send(&self, notice: Notice) {
+        tracing::info!(task = notice.task_id, "{}", notice.what);
+        // Nobody listens between two agents; the log line remains.
+        let _ = self.0.send(notice);
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
+        self.0.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences() {
+        let started = |defaults, unveiled: &[&str]| {
+            let unveiled = unveiled.iter().map(|rule| (*rule).to_owned()).collect();
+            What::Started { user: "nomad-80000".into(), uid: 80_000, landlock_abi: 6, defaults, unveiled }.to_string()
+        };
+        assert_eq!(
+            started(true, &["r:/srv"]),
+            "Sandbox: user nomad-80000 (80000), Landlock ABI 6, unveiled: the defaults, r:/srv"
+        );
+        assert!(started(false, &[]).ends_with("unveiled: nothing"));
+        let oom = What::OomKill { kills: 1, limit: Some(50 << 20), peak: None };
+        assert_eq!(
+            oom.to_string(),
+            "Out of memory: the kernel killed a process of the task (kills: 1, limit: 50.0 MiB)"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_slow_listener_loses_the_oldest_and_is_told_how_many() {
+        let notices = Notices::default();
+        let mut slow = notices.subscribe();
+        for number in 0..BACKLOG + 3 {
+            notices.send(Notice {
+                task_id: number.to_string(),
+                alloc_id: String::new(),
+                task_name: String::new(),
+                at: SystemTime::now(),
+                what: What::Recovered { running: true },
+            });
+        }
+        assert!(matches!(slow.recv().await, Err(broadcast::error::RecvError::Lagged(3))));
+        assert_eq!(slow.recv().await.unwrap().task_id, "3");
+    }
+}
