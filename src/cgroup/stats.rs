@@ -49,6 +49,11 @@ pub struct Stats {
 }
 
 impl Cgroup {
+    /// `memory.max`, bytes; `None` for no limit, or no memory controller.
+    pub fn memory_limit(&self) -> Result<Option<u64>, CgroupError> {
+        Ok(self.read_if_there("memory.max")?.and_then(|text| text.trim().parse().ok()))
+    }
+
     /// Reads the statistics: five small files. [`CgroupError::is_gone`] tells a cgroup that was removed meanwhile.
     pub fn stats(&self) -> Result<Stats, CgroupError> {
         let number = |name: &str| -> Result<Option<u64>, CgroupError> {

@@ -16,6 +16,7 @@ use crate::sandbox::capabilities::CapList;
 use crate::sandbox::unveil::Unveil;
 use crate::shim::report::StartError;
 use crate::task::launch::{LaunchError, Launcher};
+use crate::task::notice::Notices;
 use crate::task::run_dir::RUN_DIR;
 use crate::task::running::{Names, Task};
 use crate::task::signal::SignalNumber;
@@ -161,7 +162,8 @@ fn supervise(spec: &TaskSpec) -> anyhow::Result<u8> {
         let signals = FORWARDED.map(|number| signal(SignalKind::from_raw(number)));
         let launched = Launcher::new(Path::new(RUN_DIR))?.launch(spec)?;
         let names = Names { id: spec.id.clone(), alloc_id: String::new(), name: spec.name.clone() };
-        let task = Task::adopt(names, launched)?;
+        let notices = Notices::default();
+        let task = Task::adopt(names, launched, &notices)?;
         for (number, signals) in FORWARDED.into_iter().zip(signals) {
             forward(number, signals.context("listen for signals")?, Arc::clone(&task));
         }

@@ -41,7 +41,16 @@ impl BasePlugin for Driver {
     ) -> Result<Response<SetConfigResponse>, Status> {
         let request = request.into_inner();
         let plugin = PluginConfig::decode(&request.msgpack_config).map_err(RpcError::from)?;
-        let topology = request.nomad_config.and_then(|nomad| nomad.driver?.topology);
+        // Without it Nomad only wants to know whether the config is right: this process will never run a task, and must
+        // leave alone what belongs to one that does.
+        let agent = request.nomad_config.and_then(|nomad| nomad.driver);
+        if agent.is_some() {
+            let driver = self.clone();
+            tokio::task::spawn_blocking(move || driver.0.launcher.sweep())
+                .await
+                .map_err(|error| RpcError::Worker(error.to_string()))?;
+        }
+        let topology = agent.and_then(|agent| agent.topology);
         let mhz_per_core = topology.and_then(|topology| mhz_per_core(&self::topology(&topology)));
         tracing::debug!(?plugin, ?mhz_per_core, "configured");
         self.configure(Settings { plugin, mhz_per_core });

@@ -1,52 +1,56 @@
-//! TaskEvents: one broadcast, any number of subscribers.
+//! TaskEvents: the notices about tasks, for any number of subscribers.
 
-use std::time::SystemTime;
+use std::collections::HashMap;
 
-use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
 use crate::proto::driver::DriverTaskEvent;
-use crate::task::running::Task;
+use crate::task::notice::{Notice, Notices, What};
 
-/// Events that a slow subscriber may be behind before it loses the oldest; memory for it is bounded by this.
-const BACKLOG: usize = 256;
+/// Stays open for as long as the plugin lives: Nomad would reconnect in a busy loop.
+pub fn stream(notices: &Notices) -> impl Stream<Item = Result<DriverTaskEvent, Status>> + Send + use<> {
+    BroadcastStream::new(notices.subscribe()).filter_map(|notice| match notice {
+        Ok(notice) => Some(Ok(event(notice))),
+        Err(BroadcastStreamRecvError::Lagged(lost)) => {
+            tracing::warn!(lost, "a subscriber of the task events is too slow and has lost the oldest");
+            None
+        }
+    })
+}
 
-/// Where events go.
-#[derive(Debug)]
-pub struct Events(broadcast::Sender<DriverTaskEvent>);
-
-impl Default for Events {
-    fn default() -> Self {
-        Self(broadcast::Sender::new(BACKLOG))
+fn event(notice: Notice) -> DriverTaskEvent {
+    DriverTaskEvent {
+        task_id: notice.task_id,
+        alloc_id: notice.alloc_id,
+        task_name: notice.task_name,
+        timestamp: Some(notice.at.into()),
+        message: notice.what.to_string(),
+        annotations: annotations(&notice.what),
     }
 }
 
-impl Events {
-    /// Tells every subscriber something about a task; Nomad shows it in `nomad alloc status`.
-    pub fn emit(&self, task: &Task, message: String, annotations: &[(&str, String)]) {
-        tracing::info!(task = task.id, message);
-        // No subscriber: between two agents nobody listens, and the log line above remains.
-        let _ = self.0.send(DriverTaskEvent {
-            task_id: task.id.clone(),
-            alloc_id: task.alloc_id.clone(),
-            task_name: task.name.clone(),
-            timestamp: Some(SystemTime::now().into()),
-            message,
-            annotations: annotations.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
-        });
-    }
-
-    /// Stays open for as long as the plugin lives: Nomad would reconnect in a busy loop.
-    pub fn subscribe(&self) -> impl Stream<Item = Result<DriverTaskEvent, Status>> + Send + use<> {
-        BroadcastStream::new(self.0.subscribe()).filter_map(|event| match event {
-            Ok(event) => Some(Ok(event)),
-            Err(BroadcastStreamRecvError::Lagged(lost)) => {
-                tracing::warn!(lost, "a subscriber of the task events is too slow and has lost some");
-                None
-            }
-        })
-    }
+/// The same for programs.
+fn annotations(what: &What) -> HashMap<String, String> {
+    let pairs: Vec<(&str, String)> = match what {
+        What::Started { uid, landlock_abi, defaults, unveiled, .. } => vec![
+            ("uid", uid.to_string()),
+            ("landlock_abi", landlock_abi.to_string()),
+            ("unveil_defaults", defaults.to_string()),
+            ("unveil", unveiled.join(",")),
+        ],
+        What::OomKill { kills, limit, peak } => {
+            [("oom_kills", Some(*kills)), ("limit_bytes", *limit), ("peak_bytes", *peak)]
+                .into_iter()
+                .filter_map(|(key, value)| Some((key, value?.to_string())))
+                .collect()
+        }
+        What::Killed { signal, grace } => {
+            vec![("signal", signal.to_string()), ("grace_ms", grace.as_millis().to_string())]
+        }
+        What::NotStarted(_) | What::BadKillSignal(_) | What::Recovered { .. } => Vec::new(),
+    };
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

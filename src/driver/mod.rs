@@ -19,9 +19,9 @@ use crate::config::PluginConfig;
 use crate::proto::base::base_plugin_server::BasePluginServer;
 use crate::proto::driver::driver_server::DriverServer;
 use crate::task::launch::{LaunchError, Launcher};
+use crate::task::notice::Notices;
 use crate::task::run_dir::RUN_DIR;
 use crate::task::store::Store;
-use events::Events;
 
 /// The name that jobs write: `driver = "exec2"`.
 pub const NAME: &str = "exec2";
@@ -45,7 +45,7 @@ struct Inner {
     configured: watch::Sender<u64>,
     launcher: Launcher,
     store: Arc<Store>,
-    events: Events,
+    notices: Notices,
 }
 
 /// The driver; clones share everything.
@@ -65,7 +65,7 @@ impl Driver {
             configured: watch::Sender::new(0),
             launcher: Launcher::new(run_dir)?,
             store: Arc::default(),
-            events: Events::default(),
+            notices: Notices::default(),
         })))
     }
 

@@ -9,12 +9,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status::RpcError;
-use super::{Driver, request, stats};
+use super::{Driver, events, request, stats};
 use crate::cgroup::CpuSampler;
 use crate::config::TaskConfig;
 use crate::proto::driver::driver_server::Driver as DriverRpc;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, *};
+use crate::sys;
+use crate::task::launch::Launched;
+use crate::task::notice::{Notice, What};
 use crate::task::recover::{Recovered, recover};
 use crate::task::running::{Ended, Names, Task};
 use crate::task::signal::{self, SignalNumber};
@@ -82,12 +85,12 @@ impl DriverRpc for Driver {
             "" => SignalNumber::SIGINT,
             name => signal::parse(name).unwrap_or_else(|error| {
                 // An error here would leave the task running for good.
-                self.0.events.emit(&task, format!("kill_signal: {error}; stopping with SIGINT"), &[]);
+                self.0.notices.about(&task, What::BadKillSignal(error.to_string()));
                 SignalNumber::SIGINT
             }),
         };
         tracing::debug!(task = task_id, %signal, ?grace, "stop");
-        task.stop(signal, grace).await.map_err(RpcError::from)?;
+        task.stop(signal, grace, &self.0.notices).await.map_err(RpcError::from)?;
         Ok(Response::new(StopTaskResponse {}))
     }
 
@@ -154,7 +157,7 @@ impl DriverRpc for Driver {
     }
 
     async fn task_events(&self, _: Request<TaskEventsRequest>) -> Reply<Self::TaskEventsStream> {
-        Ok(Response::new(Box::pin(self.0.events.subscribe())))
+        Ok(Response::new(Box::pin(events::stream(&self.0.notices))))
     }
 
     async fn signal_task(&self, request: Request<SignalTaskRequest>) -> Reply<SignalTaskResponse> {
@@ -197,36 +200,24 @@ impl Driver {
     async fn start(&self, config: proto::TaskConfig) -> Result<TaskHandle, RpcError> {
         let reservation = self.0.store.reserve(&config.id)?;
         let driver = self.clone();
-        let begun = move || -> Result<_, RpcError> {
-            let spec = request::task_spec(&config, &driver.settings())?;
-            tracing::info!(
-                task = spec.id,
-                command = spec.shim.command,
-                uid = spec.shim.uid,
-                rules = spec.shim.rules.len(),
-                limits = ?spec.limits,
-                "start"
-            );
-            let launched = driver.0.launcher.launch(&spec)?;
-            let names = Names { id: spec.id, alloc_id: spec.alloc_id, name: spec.name };
-            Ok((config, names, launched))
+        let begin = move || {
+            let started = driver.launch(&config);
+            (config, started)
         };
-        let (config, names, launched) = tokio::task::spawn_blocking(begun)
-            .await
-            .map_err(|error| RpcError::Worker(error.to_string()))??;
-        let task = Task::adopt(names, launched)?;
-        let state = task
-            .state()
-            .map_err(|error| RpcError::Worker(error.to_string()))
-            .and_then(|state| Ok(state.encode()?));
-        let state = match state {
+        let (config, started) =
+            tokio::task::spawn_blocking(begin).await.map_err(|error| RpcError::Worker(error.to_string()))?;
+        let (launched, what) = started.inspect_err(|error| self.tell_failure(&config, error))?;
+        let task = Task::adopt(names(&config), launched, &self.0.notices)?;
+        let state = match self.ready(&task) {
             Ok(state) => state,
             Err(error) => {
                 // Nomad could never find it again.
                 task.kill().await?;
+                task.forget()?;
                 return Err(error);
             }
         };
+        self.0.notices.about(&task, what);
         reservation.keep(task);
         Ok(TaskHandle {
             version: HANDLE_VERSION,
@@ -236,22 +227,60 @@ impl Driver {
         })
     }
 
+    /// The blocking part of a start.
+    fn launch(&self, config: &proto::TaskConfig) -> Result<(Launched, What), RpcError> {
+        let settings = self.settings();
+        let spec = request::task_spec(config, &settings)?;
+        tracing::debug!(task = spec.id, command = spec.shim.command, limits = ?spec.limits, "start");
+        let launched = self.0.launcher.launch(&spec)?;
+        let what = What::Started {
+            user: config.user.clone(),
+            uid: spec.shim.uid,
+            landlock_abi: sys::landlock::abi().unwrap_or(0),
+            defaults: settings.plugin.unveil_defaults,
+            unveiled: spec.asked,
+        };
+        Ok((launched, what))
+    }
+
+    /// The last steps before Nomad is told: from here on the task is Nomad's.
+    fn ready(&self, task: &Task) -> Result<Vec<u8>, RpcError> {
+        let state = task.state().map_err(|error| RpcError::Worker(error.to_string()))?.encode()?;
+        task.started()?;
+        Ok(state)
+    }
+
+    fn tell_failure(&self, config: &proto::TaskConfig, error: &RpcError) {
+        self.0.notices.send(Notice {
+            task_id: config.id.clone(),
+            alloc_id: config.alloc_id.clone(),
+            task_name: config.name.clone(),
+            at: std::time::SystemTime::now(),
+            what: What::NotStarted(error.to_string()),
+        });
+    }
+
     async fn recover(&self, handle: TaskHandle) -> Result<(), RpcError> {
         let config = handle.config.ok_or(RpcError::Absent("config in its handle"))?;
         let Ok(reservation) = self.0.store.reserve(&config.id) else {
             // Asked twice, or the plugin never died: nothing to do.
             return Ok(());
         };
+        let names = names(&config);
         let run_dir = self.0.launcher.run_dir(&config.id);
-        let names = Names { id: config.id, alloc_id: config.alloc_id, name: config.name };
+        let notices = &self.0.notices;
         let task = match recover(handle.version, &handle.driver_state, run_dir)? {
-            Recovered::Running(launched) => Task::adopt(names, *launched)?,
+            Recovered::Running(launched) => Task::adopt(names, *launched, notices)?,
             Recovered::Ended { state, run_dir, ended } => Task::already_ended(names, &state, run_dir, ended),
         };
-        tracing::info!(task = task.id, ended = ?task.ended(), "recovered");
+        notices.about(&task, What::Recovered { running: task.ended().is_none() });
         reservation.keep(task);
         Ok(())
     }
+}
+
+fn names(config: &proto::TaskConfig) -> Names {
+    Names { id: config.id.clone(), alloc_id: config.alloc_id.clone(), name: config.name.clone() }
 }
 
 fn capabilities() -> DriverCapabilities {

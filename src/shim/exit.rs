@@ -29,6 +29,14 @@ impl Exit {
         Self { code: 128 + signal, signal, at: now() }
     }
 
+    /// From a status of wait(2), for the present.
+    pub fn from_wait_status(status: i32) -> Self {
+        match status & 0x7f {
+            0 => Self::exited(status >> 8 & 0xff),
+            signal => Self::signalled(signal),
+        }
+    }
+
     /// One write at offset 0, so that a reader sees all of it or nothing.
     pub fn write(&self, file: &File) -> std::io::Result<()> {
         file.write_all_at(self.to_string().as_bytes(), 0)
@@ -92,6 +100,17 @@ mod tests {
             assert!(line.len() <= MAX_LINE);
             assert_eq!(line.parse(), Ok(exit));
         }
+    }
+
+    #[test]
+    fn a_wait_status_has_the_code_or_the_signal() {
+        let of = |status| {
+            let exit = Exit::from_wait_status(status);
+            (exit.code, exit.signal)
+        };
+        assert_eq!(of(7 << 8), (7, 0));
+        assert_eq!(of(9), (137, 9));
+        assert_eq!(of(11 | 0x80), (139, 11), "with a core dump");
     }
 
     #[test]

@@ -33,6 +33,30 @@ pub fn signal_group_by_number(leader: i32, signal: i32) -> Result<()> {
     Errno::result(unsafe { libc::kill(-leader, signal) }).map(drop)
 }
 
+/// `struct pidfd_info` of `linux/pidfd.h` as of Linux 6.15.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroupid: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+/// `PIDFD_INFO_EXIT`: ask for, and say that there is, an exit status.
+const INFO_EXIT: u64 = 1 << 3;
+/// `PIDFD_GET_INFO`: `_IOWR(0xFF, 11, struct pidfd_info)` with the size above, which the kernel takes as the version.
+const GET_INFO: u64 = 3 << 30 | (size_of::<PidfdInfo>() as u64) << 16 | 0xff << 8 | 11;
+
+/// The wait(2) status of a process that has ended and been reaped, also by somebody else; none while it has not.
+/// ENOTTY, EINVAL: the kernel is older than 6.15 and does not remember.
+pub fn exit_status(process: BorrowedFd<'_>) -> Result<Option<i32>> {
+    let mut info = PidfdInfo { mask: INFO_EXIT, ..PidfdInfo::default() };
+    // SAFETY: the kernel writes no more than the size that is part of the request, into a struct of that size.
+    Errno::result(unsafe { libc::ioctl(process.as_raw_fd(), GET_INFO as _, &raw mut info) })?;
+    Ok((info.mask & INFO_EXIT != 0).then_some(info.exit_code))
+}
+
 fn send(process: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> Result<()> {
     let no_info: *const libc::siginfo_t = std::ptr::null();
     // SAFETY: a null siginfo is allowed and means what kill(2) would fill in; the rest are integers.
@@ -56,5 +80,27 @@ mod tests {
         assert_eq!(signal(fd.as_fd(), libc::SIGKILL), Ok(()));
         assert!(!child.wait().unwrap().success());
         assert_eq!(signal(fd.as_fd(), 0), Err(Errno::ESRCH));
+    }
+
+    #[test]
+    fn a_reaped_process_is_remembered_where_the_kernel_can() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read x; exit 7"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let fd = open(child.id() as i32).unwrap();
+        let running = exit_status(fd.as_fd());
+        drop(child.stdin.take());
+        assert_eq!(child.wait().unwrap().code(), Some(7));
+        match running {
+            Ok(status) => {
+                assert_eq!(status, None);
+                assert_eq!(exit_status(fd.as_fd()), Ok(Some(7 << 8)));
+            }
+            Err(errno) => {
+                assert!(matches!(errno, Errno::ENOTTY | Errno::EINVAL), "before Linux 6.15: {errno}")
+            }
+        }
     }
 }

@@ -15,9 +15,10 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use super::identity::Identity;
 use super::run_dir::{RunDir, RunDirError};
 use super::spec::TaskSpec;
+use super::sweep;
 use crate::cgroup::{Cgroup, CgroupError, OomCounts};
 use crate::shim::fds;
-use crate::shim::report::{self, StartError};
+use crate::shim::report::{self, Receiver, StartError};
 use crate::shim::spec::Stdio;
 use crate::sys;
 
@@ -71,6 +72,16 @@ pub enum LaunchError {
     Start(#[from] StartError),
 }
 
+impl Launched {
+    /// Ends a task that cannot be looked after.
+    pub fn abandon(self) {
+        kill_and_reap(&self.shim);
+        if let Err(error) = self.run_dir.remove() {
+            tracing::error!(%error, "forget a task that was given up");
+        }
+    }
+}
+
 impl LaunchError {
     /// Whether the job is at fault, so that Nomad should not try again on this host.
     pub fn is_jobs_fault(&self) -> bool {
@@ -93,6 +104,11 @@ impl Launcher {
         Ok(Self { program, null, run_dir: run_dir.to_owned() })
     }
 
+    /// Removes what nobody will ask for any more; see [`sweep::sweep`].
+    pub fn sweep(&self) {
+        sweep::sweep(&self.run_dir);
+    }
+
     pub fn run_dir(&self, task_id: &str) -> RunDir {
         RunDir::of(&self.run_dir, task_id)
     }
@@ -105,8 +121,9 @@ impl Launcher {
         }
         let oom_before = cgroup.as_ref().map(Cgroup::oom).transpose()?.flatten().unwrap_or_default();
         let run_dir = self.run_dir(&spec.id);
+        sweep::end_earlier(&run_dir);
         let exit = run_dir.create()?;
-        match self.start(spec, cgroup.as_ref(), exit) {
+        match self.start(spec, cgroup.as_ref(), &run_dir, exit) {
             Ok(Started { shim, shim_id, task, task_id }) => {
                 let started_at = SystemTime::now();
                 Ok(Launched {
@@ -128,7 +145,13 @@ impl Launcher {
     }
 
     /// The shim and the task, both running. A shim whose task did not start is killed and reaped.
-    fn start(&self, spec: &TaskSpec, cgroup: Option<&Cgroup>, exit: File) -> Result<Started, LaunchError> {
+    fn start(
+        &self,
+        spec: &TaskSpec,
+        cgroup: Option<&Cgroup>,
+        run_dir: &RunDir,
+        exit: File,
+    ) -> Result<Started, LaunchError> {
         let spec_fd = spec_file(spec)?;
         let (receiver, report) = report::pair().map_err(system("make the report socket"))?;
         let given = [spec_fd.as_fd(), report.as_fd(), exit.as_fd()];
@@ -156,20 +179,26 @@ impl Launcher {
         // The shim has its own copies now; ours would keep the socket open.
         drop((report, passed));
         let shim = child.pidfd;
-        receiver
-            .wait(START_LIMIT)
-            .map_err(LaunchError::from)
-            .and_then(|task| {
-                let shim_id = Identity::behind(&shim).map_err(system("identify the shim"))?;
-                let task_id = match Identity::behind(&task) {
-                    Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => None,
-                    found => Some(found.map_err(system("identify the task"))?),
-                };
-                Ok((shim_id, task, task_id))
-            })
+        started(&shim, &receiver, run_dir)
             .inspect_err(|_| kill_and_reap(&shim))
             .map(|(shim_id, task, task_id)| Started { shim, shim_id, task, task_id })
     }
+}
+
+/// Notes who the shim is, and waits until the task runs: who the shim is, the task's pidfd, who the task is.
+fn started(
+    shim: &OwnedFd,
+    receiver: &Receiver,
+    run_dir: &RunDir,
+) -> Result<(Identity, OwnedFd, Option<Identity>), LaunchError> {
+    let shim_id = Identity::behind(shim).map_err(system("identify the shim"))?;
+    run_dir.record_shim(&shim_id)?;
+    let task = receiver.wait(START_LIMIT)?;
+    let task_id = match Identity::behind(&task) {
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => None,
+        found => Some(found.map_err(system("identify the task"))?),
+    };
+    Ok((shim_id, task, task_id))
 }
 
 /// The spec in a sealed memfd: nothing on disk, nothing in `ps`, and nobody can change it any more.

@@ -63,7 +63,9 @@ impl std::fmt::Display for What {
                 write!(f, "Killed: the task was still running {grace:?} after {signal}")
             }
             Self::BadKillSignal(why) => write!(f, "kill_signal: {why}; stopping with SIGINT instead"),
-            Self::Recovered { running: true } => f.write_str("Recovered: the driver was restarted, the task kept running"),
+            Self::Recovered { running: true } => {
+                f.write_str("Recovered: the driver was restarted, the task kept running")
+            }
             Self::Recovered { running: false } => {
                 f.write_str("Recovered: the task ended while the driver was restarted")
             }
@@ -120,7 +122,8 @@ mod tests {
     fn sentences() {
         let started = |defaults, unveiled: &[&str]| {
             let unveiled = unveiled.iter().map(|rule| (*rule).to_owned()).collect();
-            What::Started { user: "nomad-80000".into(), uid: 80_000, landlock_abi: 6, defaults, unveiled }.to_string()
+            What::Started { user: "nomad-80000".into(), uid: 80_000, landlock_abi: 6, defaults, unveiled }
+                .to_string()
         };
         assert_eq!(
             started(true, &["r:/srv"]),

@@ -44,7 +44,7 @@ pub fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Recovered,
     let Some(shim) = state.shim.open()? else {
         return match run_dir.exit() {
             Ok(Some(_)) => {
-                let ended = ending(&run_dir, cgroup.as_ref(), oom_before);
+                let ended = ending(&run_dir, None, cgroup.as_ref(), oom_before);
                 Ok(Recovered::Ended { state, run_dir, ended })
             }
             Ok(None) => Err(RecoverError::NoTrace("its shim was killed".into())),

@@ -67,8 +67,11 @@ impl RunDir {
         // What an earlier life of the same task left behind is not this one's.
         self.remove()?;
         make_private(&self.path)?;
-        let own = Identity::of(std::process::id() as i32)
-            .map_err(|error| RunDirError::Io { step: "identify this plugin for", path: self.path.clone(), error })?;
+        let own = Identity::of(std::process::id() as i32).map_err(|error| RunDirError::Io {
+            step: "identify this plugin for",
+            path: self.path.clone(),
+            error,
+        })?;
         self.write(STARTING_FILE, &own)?;
         let file = self.new_file(EXIT_FILE)?;
         // The space is taken now: at the task's end a full file system must not cost its exit status.
@@ -106,10 +109,14 @@ impl RunDir {
             return Ok(None);
         }
         let line = match text.find('\n') {
-            Some(end) if text.len() == MAX_LINE && text[end + 1..].bytes().all(|b| b == b' ') => &text[..=end],
+            Some(end) if text.len() == MAX_LINE && text[end + 1..].bytes().all(|b| b == b' ') => {
+                &text[..=end]
+            }
             _ => &text,
         };
-        line.parse().map(Some).map_err(|error| RunDirError::Malformed { path: self.path.join(EXIT_FILE), error })
+        line.parse()
+            .map(Some)
+            .map_err(|error| RunDirError::Malformed { path: self.path.join(EXIT_FILE), error })
     }
 
     /// When the task ended, or nearly: for telling old entries.
@@ -168,9 +175,7 @@ const BLANK: [u8; MAX_LINE] = [b' '; MAX_LINE];
 pub fn entries(base: &Path) -> Result<Vec<RunDir>, RunDirError> {
     let failed = |error| RunDirError::Io { step: "list", path: base.to_owned(), error };
     match std::fs::read_dir(base) {
-        Ok(found) => found
-            .map(|entry| entry.map(|entry| RunDir::at(entry.path())).map_err(failed))
-            .collect(),
+        Ok(found) => found.map(|entry| entry.map(|entry| RunDir::at(entry.path())).map_err(failed)).collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(failed(error)),
     }

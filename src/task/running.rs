@@ -13,10 +13,11 @@ use tokio::time::timeout;
 
 use super::identity::{Identity, boot_id};
 use super::launch::Launched;
+use super::notice::{Notices, What};
 use super::run_dir::RunDir;
 use super::signal::SignalNumber;
 use super::state::DriverState;
-use crate::cgroup::{Cgroup, OomCounts};
+use crate::cgroup::{Cgroup, OomCounts, OomWatch};
 use crate::shim::exit::Exit;
 use crate::sys;
 
@@ -78,13 +79,17 @@ pub struct Names {
 }
 
 impl Task {
-    /// Takes over a task that was just started, and watches for its end.
-    pub fn adopt(names: Names, launched: Launched) -> Result<Arc<Self>, TaskError> {
+    /// Takes over a task that was just started or found again, and watches for its end. On an error the task is gone.
+    pub fn adopt(names: Names, launched: Launched, notices: &Notices) -> Result<Arc<Self>, TaskError> {
+        let watchers = watchers(&launched);
+        let (shim_end, oom_events) = match watchers {
+            Ok(watchers) => watchers,
+            Err(error) => {
+                launched.abandon();
+                return Err(error);
+            }
+        };
         let Launched { shim, task, shim_id, task_id, cgroup, run_dir, started_at, oom_before } = launched;
-        let watcher = shim
-            .try_clone()
-            .and_then(|shim| sys::async_fd::register(shim, Interest::READABLE))
-            .map_err(|error| TaskError::System { step: "watch the shim", error })?;
         let (end, ended) = watch::channel(None);
         let this = Arc::new(Self {
             id: names.id,
@@ -100,7 +105,10 @@ impl Task {
             oom_before,
             ended,
         });
-        tokio::spawn(watch_end(Arc::clone(&this), watcher, end));
+        if let Some(events) = oom_events {
+            tokio::spawn(watch_oom(Arc::clone(&this), events, notices.clone()));
+        }
+        tokio::spawn(watch_end(Arc::clone(&this), shim_end, end));
         Ok(this)
     }
 
@@ -120,6 +128,11 @@ impl Task {
             oom_before: OomCounts::default(),
             ended: watch::channel(Some(ended)).1,
         })
+    }
+
+    /// Notes that Nomad is about to learn of the task.
+    pub fn started(&self) -> Result<(), super::run_dir::RunDirError> {
+        self.run_dir.started()
     }
 
     /// What Nomad keeps for RecoverTask.
@@ -178,11 +191,17 @@ impl Task {
     }
 
     /// Signals the task, gives it `grace` to end, then kills all of it. Returns when the last process is gone.
-    pub async fn stop(&self, signal: SignalNumber, grace: Duration) -> Result<Ended, TaskError> {
+    pub async fn stop(
+        &self,
+        signal: SignalNumber,
+        grace: Duration,
+        notices: &Notices,
+    ) -> Result<Ended, TaskError> {
         self.signal(signal)?;
         if let Ok(ended) = timeout(grace, self.wait()).await {
             return Ok(ended);
         }
+        notices.about(self, What::Killed { signal, grace });
         self.kill().await
     }
 
@@ -220,6 +239,22 @@ impl Task {
     }
 }
 
+/// Registrations with the reactor: the shim's end, and the cgroup's OOM counters where it has them.
+fn watchers(launched: &Launched) -> Result<(AsyncFd<OwnedFd>, Option<OomWatch>), TaskError> {
+    let system = |step| move |error| TaskError::System { step, error };
+    let shim = launched.shim.try_clone().map_err(system("watch the shim"))?;
+    let shim = sys::async_fd::register(shim, Interest::READABLE).map_err(system("watch the shim"))?;
+    let oom = launched.cgroup.as_ref().map(Cgroup::watch_oom).transpose();
+    // A cgroup that is gone kills nobody any more.
+    let oom = match oom {
+        Err(error) if error.is_gone() => None,
+        found => {
+            found.map_err(|error| system("watch for OOM kills")(std::io::Error::other(error)))?.flatten()
+        }
+    };
+    Ok((shim, oom))
+}
+
 /// Waits for the shim, which ends last of all, reaps it if it is our child, and publishes how the task ended.
 async fn watch_end(task: Arc<Task>, shim: AsyncFd<OwnedFd>, end: watch::Sender<Option<Ended>>) {
     // A pidfd becomes readable when the process has ended, and stays so.
@@ -229,26 +264,69 @@ async fn watch_end(task: Arc<Task>, shim: AsyncFd<OwnedFd>, end: watch::Sender<O
     }
     // ECHILD: a plugin before this one started it, and init reaps it.
     let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
-    let ended = ending(&task.run_dir, task.cgroup.as_ref(), task.oom_before);
+    let ended = ending(&task.run_dir, task.leader.as_ref(), task.cgroup.as_ref(), task.oom_before);
     tracing::info!(
         task = task.id,
         code = ended.exit.code,
         signal = ended.exit.signal,
         oom = ended.oom_killed,
+        lost = ended.lost,
         "task ended"
     );
     end.send_replace(Some(ended));
 }
 
+/// Tells of every OOM kill, also of a child whose parent goes on, until the task ends.
+async fn watch_oom(task: Arc<Task>, events: OomWatch, notices: Notices) {
+    let mut known = task.oom_before.oom_kill;
+    loop {
+        let counts = tokio::select! {
+            counts = events.changed() => counts,
+            // The kill that ended the task is told, too: one last look.
+            _ = task.wait() => {
+                let counts = task.cgroup.as_ref().and_then(|cgroup| cgroup.oom().ok().flatten());
+                tell_oom(&task, counts.unwrap_or_default(), &mut known, &notices);
+                return;
+            }
+        };
+        match counts {
+            Ok(counts) => tell_oom(&task, counts, &mut known, &notices),
+            Err(error) if error.is_gone() => return,
+            Err(error) => {
+                tracing::warn!(task = task.id, %error, "no more news of OOM kills");
+                return;
+            }
+        }
+    }
+}
+
+fn tell_oom(task: &Task, counts: OomCounts, known: &mut u64, notices: &Notices) {
+    if counts.oom_kill <= *known {
+        return;
+    }
+    let kills = counts.oom_kill - std::mem::replace(known, counts.oom_kill);
+    let limit = task.cgroup.as_ref().and_then(|cgroup| cgroup.memory_limit().ok().flatten());
+    let peak = task.cgroup.as_ref().and_then(|cgroup| cgroup.stats().ok()?.memory.peak);
+    notices.about(task, What::OomKill { kills, limit, peak });
+}
+
 /// What the shim wrote, and whether the memory limit is behind it.
-pub fn ending(run_dir: &RunDir, cgroup: Option<&Cgroup>, oom_before: OomCounts) -> Ended {
+pub fn ending(
+    run_dir: &RunDir,
+    leader: Option<&OwnedFd>,
+    cgroup: Option<&Cgroup>,
+    oom_before: OomCounts,
+) -> Ended {
     let (exit, lost) = match run_dir.exit() {
         Ok(Some(exit)) => (exit, false),
-        // A shim that was killed took the task with it, by SIGKILL.
-        Ok(None) => (Exit::signalled(libc::SIGKILL), true),
-        Err(error) => {
-            tracing::error!(%error, "the exit status cannot be used; reporting the task as killed");
-            (Exit::signalled(libc::SIGKILL), true)
+        written => {
+            if let Err(error) = written {
+                tracing::error!(%error, "the exit status cannot be used");
+            }
+            // Since Linux 6.15 the kernel remembers it for whoever holds a pidfd. Without that: a shim that was killed
+            // took the task with it, by SIGKILL.
+            let remembered = leader.and_then(|leader| sys::pidfd::exit_status(leader.as_fd()).ok().flatten());
+            (remembered.map_or_else(|| Exit::signalled(libc::SIGKILL), Exit::from_wait_status), true)
         }
     };
     let oom = cgroup.and_then(|cgroup| cgroup.oom().ok().flatten()).unwrap_or(oom_before);
