@@ -207,6 +207,14 @@ func (a *Agent) stop() {
 		go func() { defer wg.Done(); m.stop() }()
 	}
 	wg.Wait()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, ar := range a.allocs {
+		if !ar.store.snapshot().terminal() {
+			return // its tasks still write
+		}
+	}
+	stopLogmon(a.logSocket)
 }
 
 // nodeVars are the names that ${node.…}, ${attr.…} and ${meta.…} stand for.
