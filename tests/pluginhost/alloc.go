@@ -13,6 +13,7 @@ type Alloc struct {
 	ID            string
 	Namespace     string
 	EvalID        string
+	JobType       string
 	Name          string
 	NodeID        string
 	NodeName      string
@@ -56,10 +57,7 @@ type allocatedResources struct {
 }
 
 type allocatedTask struct {
-	Cpu struct {
-		CpuShares     int64
-		ReservedCores []int
-	}
+	Cpu    struct{ CpuShares int64 }
 	Memory struct{ MemoryMB, MemoryMaxMB int64 }
 }
 

@@ -132,7 +132,7 @@ func TestTaskEnvironment(t *testing.T) {
 			t.Errorf("%s is %q, not %q", k, e.env[k], want)
 		}
 	}
-	for _, k := range []string{"VAULT_TOKEN", "NOMAD_MEMORY_MAX_LIMIT", "NOMAD_CPU_CORES"} {
+	for _, k := range []string{"VAULT_TOKEN", "NOMAD_MEMORY_MAX_LIMIT", "NOMAD_TOKEN_default"} {
 		if v, ok := e.env[k]; ok {
 			t.Errorf("%s = %q should not be there", k, v)
 		}
@@ -281,6 +281,11 @@ func TestSmallThings(t *testing.T) {
 	if got, err := parseCPUList("0-2,5"); err != nil || !reflect.DeepEqual(got, []int{0, 1, 2, 5}) {
 		t.Errorf("%v, %v", got, err)
 	}
+	for want, list := range map[string][]int{" ": nil, "3": {3}, "0-2,5,7-8": {7, 0, 2, 1, 8, 5}} {
+		if got := cpuList(list); got != want {
+			t.Errorf("%v: %q", list, got)
+		}
+	}
 	for v, want := range map[string]bool{"1.2.3": true, "v2.0.0": true, "0.1.0-rc.1+x": true, "1.2": false, "": false, "a.b.c": false, "1.2.3.4": false} {
 		if validVersion(v) != want {
 			t.Errorf("version %q", v)
@@ -289,10 +294,10 @@ func TestSmallThings(t *testing.T) {
 	if a, err := bridgeAddress(map[string]bool{"172.26.64.2": true}); err != nil || a != "172.26.64.3" {
 		t.Errorf("%s, %v", a, err)
 	}
-	p := newUserPool()
+	p := &userPool{next: dynamicUserMax, used: map[int]bool{dynamicUserMin: true}}
 	a, _ := p.acquire()
 	b, _ := p.acquire()
-	if a != "nomad-80000" || b != "nomad-80001" {
+	if a != "nomad-89999" || b != "nomad-80001" {
 		t.Errorf("%s, %s", a, b)
 	}
 	if id := newUUID(); len(id) != 36 || id[14] != '4' {
