@@ -188,7 +188,7 @@ func (a *Agent) allocViews(prefix string) ([]*Alloc, error) {
 // apiView is an alloc without the client's own state.
 func apiView(ar *allocRunner) *Alloc {
 	s := ar.store.snapshot()
-	s.Local = nil
+	s.Index, s.Ports, s.Cores, s.NetMode, s.Local = 0, nil, nil, "", nil
 	return s
 }
 
