@@ -78,6 +78,9 @@ func newAgent(cfg *AgentConfig, log hclog.Logger) (*Agent, error) {
 	}
 	a.logSocket = filepath.Join(a.stateDir, "logmon.sock")
 	a.ctx, a.cancel = context.WithCancel(context.Background())
+	if err := os.MkdirAll(cfg.DataDir, 0o755); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(a.stateDir, 0o700); err != nil {
 		return nil, err
 	}
@@ -106,7 +109,10 @@ func newAgent(cfg *AgentConfig, log hclog.Logger) (*Agent, error) {
 	if a.topo, err = readTopology(cfg.TotalCPU); err != nil {
 		return nil, err
 	}
-	if err := initCgroups(a.topo.cpuset()); err != nil {
+	if err := initCgroups(cpuList(a.topo.ids())); err != nil {
+		return nil, fmt.Errorf("cgroups: %w", err)
+	}
+	if err := a.partition(); err != nil {
 		return nil, fmt.Errorf("cgroups: %w", err)
 	}
 	return a, nil
@@ -207,6 +213,14 @@ func (a *Agent) stop() {
 		go func() { defer wg.Done(); m.stop() }()
 	}
 	wg.Wait()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, ar := range a.allocs {
+		if !ar.store.snapshot().terminal() {
+			return // its tasks still write
+		}
+	}
+	stopLogmon(a.logSocket)
 }
 
 // nodeVars are the names that ${node.…}, ${attr.…} and ${meta.…} stand for.

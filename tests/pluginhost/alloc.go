@@ -13,6 +13,7 @@ type Alloc struct {
 	ID            string
 	Namespace     string
 	EvalID        string
+	JobType       string
 	Name          string
 	NodeID        string
 	NodeName      string
@@ -35,12 +36,12 @@ type Alloc struct {
 	ModifyTime         int64
 
 	// What follows is the client's own state.
-	Index     int                   `json:"x_index"`
-	Ports     []allocPort           `json:"x_ports"`
-	Cores     map[string][]int      `json:"x_cores"`
-	NetMode   string                `json:"x_net_mode"`
-	Local     map[string]*taskLocal `json:"x_local"`
-	Destroyed bool                  `json:"x_destroyed"`
+	Index     int                   `json:"x_index,omitempty"`
+	Ports     []allocPort           `json:"x_ports,omitempty"`
+	Cores     map[string][]int      `json:"x_cores,omitempty"`
+	NetMode   string                `json:"x_net_mode,omitempty"`
+	Local     map[string]*taskLocal `json:"x_local,omitempty"`
+	Destroyed bool                  `json:"x_destroyed,omitempty"`
 }
 
 // allocPort is a port that an alloc got.
@@ -56,10 +57,7 @@ type allocatedResources struct {
 }
 
 type allocatedTask struct {
-	Cpu struct {
-		CpuShares     int64
-		ReservedCores []int
-	}
+	Cpu    struct{ CpuShares int64 }
 	Memory struct{ MemoryMB, MemoryMaxMB int64 }
 }
 

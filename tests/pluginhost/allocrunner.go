@@ -61,7 +61,7 @@ func (ar *allocRunner) run() {
 			ar.agent.log.Error("cannot remove the network namespace", "alloc", short(a.ID), "error", err)
 		}
 	}
-	ar.agent.releasePorts(a)
+	ar.agent.release(a)
 	close(ar.done)
 }
 
@@ -290,8 +290,10 @@ func (ar *allocRunner) updateLocal(name string, f func(*taskLocal)) {
 // stop is the end that the user asked for.
 func (ar *allocRunner) stop() {
 	ar.once.Do(func() {
-		ar.store.update(func(a *Alloc) { a.DesiredStatus = "stop" })
-		go ar.killAll(true)
+		if !ar.store.snapshot().terminal() {
+			ar.store.update(func(a *Alloc) { a.DesiredStatus = "stop" })
+			go ar.killAll(true)
+		}
 	})
 }
 
@@ -310,7 +312,11 @@ func (ar *allocRunner) destroy(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // never delete through a mount
 	}
-	ar.store.update(func(a *Alloc) { a.Destroyed = true })
+	var again bool
+	ar.store.update(func(a *Alloc) { again, a.Destroyed = a.Destroyed, true })
+	if again {
+		return nil
+	}
 	if err := os.RemoveAll(newTaskDir(ar.agent.allocsDir, "", a.ID, "x").Alloc); err != nil {
 		return err
 	}

@@ -69,6 +69,18 @@ func activate(dir string) error {
 	return nil
 }
 
+// partition divides the cores between the tasks that reserved some and all
+// others. Nomad leaves the task's own cpuset to the driver.
+func partition(share, reserved []int) error {
+	for slice, cores := range map[string][]int{"share.slice": share, "reserve.slice": reserved} {
+		file := filepath.Join(cgroupRoot, cgroupParent, slice, "cpuset.cpus")
+		if err := os.WriteFile(file, []byte(cpuList(cores)), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // taskCgroup is the path of a task's cgroup.
 func taskCgroup(allocID, task string, reserved bool) string {
 	part := "share.slice"
@@ -76,18 +88,6 @@ func taskCgroup(allocID, task string, reserved bool) string {
 		part = "reserve.slice"
 	}
 	return filepath.Join(cgroupRoot, cgroupParent, part, allocID+"."+task+".scope")
-}
-
-// makeCgroup creates a task's cgroup. A task with cores of its own gets them
-// in its cpuset.
-func makeCgroup(path string, cores []int) error {
-	if err := os.MkdirAll(path, 0o755); err != nil {
-		return err
-	}
-	if len(cores) == 0 {
-		return nil
-	}
-	return os.WriteFile(filepath.Join(path, "cpuset.cpus"), []byte(joinInts(cores)), 0o644)
 }
 
 // removeCgroup kills what is left in a cgroup and removes it, with the cgroups

@@ -61,11 +61,7 @@ func call(method, path string, query url.Values, body, into any) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		err := errors.New(strings.TrimSpace(string(raw)))
-		if resp.StatusCode == http.StatusConflict {
-			return &exitError{code: 2, err: err}
-		}
-		return err
+		return errors.New(strings.TrimSpace(string(raw)))
 	}
 	if into == nil {
 		return nil

@@ -39,8 +39,9 @@ func allocStatusVerb(args []string, out io.Writer) error {
 		return printJSON(out, &a)
 	}
 	pairs(out, [][2]string{
-		{"ID", a.ID}, {"Name", a.Name}, {"Node ID", short(a.NodeID)}, {"Job ID", a.JobID}, {"Job Version", fmt.Sprint(a.JobVersion)},
+		{"ID", a.ID}, {"Eval ID", short(a.EvalID)}, {"Name", a.Name}, {"Node ID", short(a.NodeID)}, {"Node Name", a.NodeName}, {"Job ID", a.JobID}, {"Job Version", fmt.Sprint(a.JobVersion)},
 		{"Client Status", a.ClientStatus}, {"Client Description", a.ClientDescription}, {"Desired Status", a.DesiredStatus},
+		{"Created", ago(a.CreateTime)}, {"Modified", ago(a.ModifyTime)},
 	})
 	for _, name := range sortedKeys(a.TaskStates) {
 		ts := a.TaskStates[name]

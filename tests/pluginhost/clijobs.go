@@ -47,10 +47,7 @@ func jobRunVerb(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var answer struct {
-		EvalID   string
-		AllocIDs []string
-	}
+	var answer registered
 	if err := call("POST", "/v1/jobs", nil, j, &answer); err != nil {
 		return err
 	}
@@ -60,9 +57,16 @@ func jobRunVerb(args []string, out io.Writer) error {
 	}
 	fmt.Fprintf(out, "==> Monitoring evaluation %q\n    Evaluation triggered by job %q\n", short(answer.EvalID), j.ID)
 	for _, id := range answer.AllocIDs {
-		fmt.Fprintf(out, "    Allocation %q created\n", short(id))
+		var a Alloc
+		if err := call("GET", "/v1/allocation", url.Values{"id": {id}}, nil, &a); err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "    Allocation %q created: node %q, group %q\n", short(id), short(a.NodeID), a.TaskGroup)
 	}
 	fmt.Fprintf(out, "    Evaluation status changed: \"pending\" -> \"complete\"\n==> Evaluation %q finished with status \"complete\"\n", short(answer.EvalID))
+	if answer.Unplaced != "" {
+		return &exitError{code: 2, err: fmt.Errorf("    * Failed to place all allocations: %s", answer.Unplaced)}
+	}
 	if j.Type != "service" {
 		return nil
 	}
@@ -161,7 +165,8 @@ func jobStatusVerb(args []string, out io.Writer) error {
 	}
 	pairs(out, [][2]string{
 		{"ID", d.Job.ID}, {"Name", d.Job.Name}, {"Submit Date", time.Unix(0, d.Job.SubmitTime).Format(time.RFC3339)},
-		{"Type", d.Job.Type}, {"Priority", fmt.Sprint(d.Job.Priority)}, {"Namespace", d.Job.Namespace}, {"Status", status},
+		{"Type", d.Job.Type}, {"Priority", fmt.Sprint(d.Job.Priority)}, {"Datacenters", "*"}, {"Namespace", d.Job.Namespace},
+		{"Node Pool", "default"}, {"Status", status},
 		{"Periodic", "false"}, {"Parameterized", "false"},
 	})
 	if *shortForm {

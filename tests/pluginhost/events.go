@@ -63,6 +63,11 @@ type TaskEvent struct {
 	Signal         int
 	DriverError    string
 	RestartReason  string
+	SetupError     string
+	DriverMessage  string
+	// ValidationError is set when the config block does not fit the schema.
+	ValidationError string
+	FailedSibling   string
 }
 
 func newEvent(kind, display string) *TaskEvent {
@@ -71,6 +76,23 @@ func newEvent(kind, display string) *TaskEvent {
 
 func (e *TaskEvent) with(key, value string) *TaskEvent {
 	e.Details[key] = value
+	// Nomad's API has most of them a second time, as deprecated fields.
+	switch key {
+	case "message":
+		e.Message = value
+	case "restart_reason":
+		e.RestartReason = value
+	case "setup_error":
+		e.SetupError = value
+	case "driver_error":
+		e.DriverError = value
+	case "driver_message":
+		e.DriverMessage = value
+	case "validation_error":
+		e.ValidationError = value
+	case "failed_sibling":
+		e.FailedSibling = value
+	}
 	return e
 }
 
@@ -101,7 +123,6 @@ func terminatedEvent(r exitResult) *TaskEvent {
 // Nomad honours it, but does not show it.
 func driverFailureEvent(err error) *TaskEvent {
 	e := newEvent(eventDriverFailure, err.Error()).with("driver_error", err.Error())
-	e.DriverError = err.Error()
 	return e.with("recoverable", strconv.FormatBool(isRecoverable(err)))
 }
 

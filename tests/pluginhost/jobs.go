@@ -15,17 +15,6 @@ import (
 // register runs a job: new allocs for a new or changed job, none for one that
 // is the same and was not stopped.
 func (a *Agent) register(j *Job) (evalID string, ids []string, err error) {
-	for _, g := range j.TaskGroups {
-		for _, t := range g.Tasks {
-			m := a.managers[t.Driver]
-			if m == nil {
-				return "", nil, placementErrorf("group %q: task %q: missing drivers: no plugin here offers driver %q", g.Name, t.Name, t.Driver)
-			}
-			if fp := m.fingerprint(); !fp.Healthy {
-				return "", nil, placementErrorf("group %q: task %q: driver %q is not healthy: %s", g.Name, t.Name, t.Driver, fp.HealthDescription)
-			}
-		}
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	evalID = newUUID()
@@ -45,16 +34,35 @@ func (a *Agent) register(j *Job) (evalID string, ids []string, err error) {
 	if err := a.saveJob(j); err != nil {
 		return "", nil, err
 	}
+	if err := a.placeable(j); err != nil {
+		return evalID, nil, err
+	}
 	for _, g := range j.TaskGroups {
 		for i := range g.Count {
 			id, err := a.place(j, g, i, evalID, "")
 			if err != nil {
-				return "", ids, err
+				return evalID, ids, err
 			}
 			ids = append(ids, id)
 		}
 	}
 	return evalID, ids, nil
+}
+
+// placeable says which driver is missing or not healthy.
+func (a *Agent) placeable(j *Job) error {
+	for _, g := range j.TaskGroups {
+		for _, t := range g.Tasks {
+			m := a.managers[t.Driver]
+			if m == nil {
+				return placementErrorf("group %q, task %q: missing drivers: no plugin here offers driver %q", g.Name, t.Name, t.Driver)
+			}
+			if fp := m.fingerprint(); !fp.Healthy {
+				return placementErrorf("group %q, task %q: missing drivers: %q is not healthy: %s", g.Name, t.Name, t.Driver, fp.HealthDescription)
+			}
+		}
+	}
+	return nil
 }
 
 // sameJob compares what the file says.
@@ -72,7 +80,7 @@ func sameJob(x, y *Job) bool {
 func (a *Agent) place(j *Job, g *TaskGroup, index int, evalID, previous string) (string, error) {
 	a.serial++
 	al := &Alloc{
-		ID: newUUID(), Namespace: j.Namespace, EvalID: evalID, Name: fmt.Sprintf("%s.%s[%d]", j.ID, g.Name, index),
+		ID: newUUID(), Namespace: j.Namespace, EvalID: evalID, JobType: j.Type, Name: fmt.Sprintf("%s.%s[%d]", j.ID, g.Name, index),
 		NodeID: a.nodeID, NodeName: a.cfg.Name, JobID: j.ID, Job: j, JobVersion: j.Version, TaskGroup: g.Name,
 		DesiredStatus: "run", ClientStatus: "pending", TaskStates: map[string]*TaskState{}, PreviousAllocation: previous,
 		CreateIndex: a.serial, ModifyIndex: a.serial, CreateTime: time.Now().UnixNano(), ModifyTime: time.Now().UnixNano(),
@@ -87,7 +95,7 @@ func (a *Agent) place(j *Job, g *TaskGroup, index int, evalID, previous string) 
 		al.TaskStates[t.Name] = &TaskState{State: statePending, Events: []*TaskEvent{newEvent(eventReceived, "Task received by client")}}
 		al.Local[t.Name] = &taskLocal{}
 		at := allocatedTask{}
-		at.Cpu.CpuShares, at.Cpu.ReservedCores = int64(t.Resources.CPU), al.Cores[t.Name]
+		at.Cpu.CpuShares = a.cpuShares(t, al.Cores[t.Name])
 		at.Memory.MemoryMB, at.Memory.MemoryMaxMB = int64(t.Resources.MemoryMB), int64(t.Resources.MemoryMaxMB)
 		al.AllocatedResources.Tasks[t.Name] = at
 	}
@@ -117,6 +125,11 @@ func (a *Agent) reserve(al *Alloc, g *TaskGroup) error {
 			}
 			a.cores[a.topo.Cores[i].ID] = true
 			al.Cores[t.Name] = append(al.Cores[t.Name], a.topo.Cores[i].ID)
+		}
+	}
+	if len(al.Cores) > 0 {
+		if err := a.partition(); err != nil {
+			return err
 		}
 	}
 	if g.Network == nil {
@@ -156,8 +169,8 @@ func (a *Agent) reserve(al *Alloc, g *TaskGroup) error {
 	return nil
 }
 
-// releasePorts gives back what reserve took.
-func (a *Agent) releasePorts(al *Alloc) {
+// release gives back what reserve took.
+func (a *Agent) release(al *Alloc) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range al.Ports {
@@ -168,6 +181,24 @@ func (a *Agent) releasePorts(al *Alloc) {
 			delete(a.cores, c)
 		}
 	}
+	if len(al.Cores) > 0 {
+		if err := a.partition(); err != nil {
+			a.log.Error("cannot give cores back", "error", err)
+		}
+	}
+}
+
+// partition tells the kernel which cores are reserved.
+func (a *Agent) partition() error {
+	var share, reserved []int
+	for _, c := range a.topo.ids() {
+		if a.cores[c] {
+			reserved = append(reserved, c)
+		} else {
+			share = append(share, c)
+		}
+	}
+	return partition(share, reserved)
 }
 
 // deregister stops a job; purge forgets it.
@@ -183,6 +214,9 @@ func (a *Agent) deregister(id string, purge bool) (string, error) {
 	for _, ar := range a.allocs {
 		if ar.store.snapshot().JobID == id {
 			ar.stop()
+			if purge {
+				go a.forget(ar)
+			}
 		}
 	}
 	if !purge {
@@ -206,11 +240,14 @@ func (a *Agent) saveJob(j *Job) error {
 
 // stopAlloc stops one alloc and places another in its stead.
 func (a *Agent) stopAlloc(ar *allocRunner) (string, error) {
+	evalID := newUUID()
+	if ar.store.snapshot().terminal() {
+		return evalID, nil
+	}
 	ar.stop()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := ar.store.snapshot()
-	evalID := newUUID()
 	if j := a.jobs[s.JobID]; j != nil && !j.Stop && j.Version == s.JobVersion && s.NextAllocation == "" {
 		id, err := a.place(j, ar.group, s.Index, evalID, s.ID)
 		if err != nil {

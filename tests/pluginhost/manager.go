@@ -70,11 +70,7 @@ func (m *driverManager) start(ctx context.Context) error {
 	if err := m.tryConfig(); err != nil {
 		return err
 	}
-	d, err := m.dispense()
-	if err != nil {
-		return err
-	}
-	if err := m.readSchema(d); err != nil {
+	if err := m.connect(); err != nil {
 		return err
 	}
 	go m.fingerprints()
@@ -86,6 +82,26 @@ func (m *driverManager) start(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+// connect is the third launch. A plugin that was reattached may die of its
+// first log line, because nobody reads its stderr any more: then a new one has
+// to do.
+func (m *driverManager) connect() error {
+	for {
+		d, err := m.dispense()
+		if err != nil {
+			return err
+		}
+		if err = m.readSchema(d); err == nil || !d.reattached {
+			return err
+		}
+		select {
+		case <-d.gone.Done():
+		case <-time.After(3 * time.Second):
+			return err
+		}
+	}
 }
 
 // describe is the first launch: who are you, what can be configured?

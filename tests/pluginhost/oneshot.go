@@ -138,7 +138,6 @@ func oneshot(t *tracer, cfg *AgentConfig, bin string, job *Job, verbose, strict 
 	if err := a.collectGarbage(); err != nil {
 		t.say("cleanup", err.Error(), nil)
 	}
-	stopLogmon(a.logSocket)
 	if v := a.violations.all(); strict && len(v) > 0 {
 		return violationExit, fmt.Errorf("%d protocol violations, the first: %s", len(v), v[0].Text)
 	}

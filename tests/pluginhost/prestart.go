@@ -39,7 +39,7 @@ func (tr *taskRunner) prestart() (*pb.TaskConfig, error) {
 	}
 	cores := a.Cores[tr.task.Name]
 	cgroup := taskCgroup(a.ID, tr.task.Name, len(cores) > 0)
-	if err := makeCgroup(cgroup, cores); err != nil {
+	if err := os.MkdirAll(cgroup, 0o755); err != nil {
 		return nil, fmt.Errorf("failed to create the task's cgroup: %w", err)
 	}
 	tokens, err := tr.writeTokens(a)
@@ -52,7 +52,7 @@ func (tr *taskRunner) prestart() (*pb.TaskConfig, error) {
 	in := envInput{
 		alloc: a, group: tr.alloc.group, task: tr.task, node: tr.agent.nodeVars(),
 		allocDir: tr.dir.mountAlloc(), localDir: tr.dir.mountLocal(), secretsDir: tr.dir.mountSecrets(),
-		cpu: tr.cpuShares(cores), tokens: tokens, hostEnv: os.Environ(),
+		cpu: tr.agent.cpuShares(tr.task, cores), tokens: tokens, hostEnv: os.Environ(),
 	}
 	if in.templateEnv, err = renderTemplates(tr.task, buildEnv(in), tr.dir); err != nil {
 		return nil, err
@@ -61,18 +61,18 @@ func (tr *taskRunner) prestart() (*pb.TaskConfig, error) {
 	return tr.taskConfig(a, cgroup, cores), nil
 }
 
-// cpuShares is the task's share in MHz.
-func (tr *taskRunner) cpuShares(cores []int) int64 {
+// cpuShares is a task's share in MHz.
+func (a *Agent) cpuShares(t *Task, cores []int) int64 {
 	if len(cores) > 0 {
-		return int64(tr.agent.topo.perCore()) * int64(len(cores))
+		return int64(a.topo.perCore()) * int64(len(cores))
 	}
-	return int64(tr.task.Resources.CPU)
+	return int64(t.Resources.CPU)
 }
 
 // taskConfig is what the driver gets, less its own config block.
 func (tr *taskRunner) taskConfig(a *Alloc, cgroup string, cores []int) *pb.TaskConfig {
 	r := tr.task.Resources
-	cpu := tr.cpuShares(cores)
+	cpu := tr.agent.cpuShares(tr.task, cores)
 	stdout, stderr := fifoPaths(tr.dir.Logs, tr.task.Name)
 	cfg := &pb.TaskConfig{
 		Id:   a.ID + "/" + tr.task.Name + "/" + short(newUUID()),

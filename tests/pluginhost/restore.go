@@ -23,7 +23,7 @@ func (a *Agent) restoreAll() error {
 	if err != nil {
 		return err
 	}
-	return eachJSON(filepath.Join(a.stateDir, "allocs"), func(path string) error {
+	err = eachJSON(filepath.Join(a.stateDir, "allocs"), func(path string) error {
 		al := &Alloc{}
 		if err := readJSON(path, al); err != nil {
 			return err
@@ -55,6 +55,12 @@ func (a *Agent) restoreAll() error {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.partition()
 }
 
 // collectGarbage destroys the allocs of jobs that are over.
@@ -72,18 +78,28 @@ func (a *Agent) collectGarbage() error {
 	var errs []error
 	for _, ar := range old {
 		ctx, cancel := context.WithTimeout(a.ctx, 30*time.Second)
-		err := ar.destroy(ctx)
+		errs = append(errs, a.destroy(ctx, ar))
 		cancel()
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		id := ar.store.snapshot().ID
-		a.mu.Lock()
-		delete(a.allocs, id)
-		a.mu.Unlock()
 	}
 	return errors.Join(errs...)
+}
+
+// destroy removes an alloc and its folders once its tasks are gone.
+func (a *Agent) destroy(ctx context.Context, ar *allocRunner) error {
+	if err := ar.destroy(ctx); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.allocs, ar.store.snapshot().ID)
+	return nil
+}
+
+// forget is destroy for a purged job, which nobody waits for.
+func (a *Agent) forget(ar *allocRunner) {
+	if err := a.destroy(a.ctx, ar); err != nil && a.ctx.Err() == nil {
+		a.log.Error("cannot remove an allocation", "error", err)
+	}
 }
 
 // eachJSON calls f for each .json file of a folder that may not exist.

@@ -16,7 +16,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
-// placementError is a job that no node can run: exit code 2 of `job run`.
+// placementError is a job that no node can run: it is registered, and `job run`
+// exits with 2.
 type placementError struct{ error }
 
 func placementErrorf(format string, args ...any) error {
@@ -66,11 +67,7 @@ func (a *Agent) handler() http.Handler {
 func answer(w http.ResponseWriter, r *http.Request, f func(*http.Request) (any, error)) {
 	v, err := f(r)
 	if err != nil {
-		code := http.StatusInternalServerError
-		if errors.As(err, new(placementError)) {
-			code = http.StatusConflict
-		}
-		http.Error(w, err.Error(), code)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -191,7 +188,7 @@ func (a *Agent) allocViews(prefix string) ([]*Alloc, error) {
 // apiView is an alloc without the client's own state.
 func apiView(ar *allocRunner) *Alloc {
 	s := ar.store.snapshot()
-	s.Local = nil
+	s.Index, s.Ports, s.Cores, s.NetMode, s.Local = 0, nil, nil, "", nil
 	return s
 }
 
@@ -217,13 +214,24 @@ func (a *Agent) allocByPrefix(prefix string) (*allocRunner, error) {
 	return found, nil
 }
 
+// registered answers a job's registration. Unplaced says why it cannot run here.
+type registered struct {
+	EvalID, JobID, Unplaced string
+	AllocIDs                []string
+}
+
 func (a *Agent) registerRequest(r *http.Request) (any, error) {
 	j := &Job{}
 	if err := json.NewDecoder(r.Body).Decode(j); err != nil {
 		return nil, err
 	}
 	eval, ids, err := a.register(j)
-	return map[string]any{"EvalID": eval, "JobID": j.ID, "AllocIDs": ids}, err
+	answer := registered{EvalID: eval, JobID: j.ID, AllocIDs: ids}
+	var unplaced placementError
+	if errors.As(err, &unplaced) {
+		answer.Unplaced, err = unplaced.Error(), nil
+	}
+	return answer, err
 }
 
 // pick returns the named task, or the only one.
@@ -350,11 +358,10 @@ func (a *Agent) taskRequest(r *http.Request, tr *taskRunner) (any, error) {
 	switch r.PathValue("op") {
 	case "signal":
 		sig := r.FormValue("signal")
-		tr.emit(newEvent(eventSignaling, "Task being sent signal "+sig+": User requested task to be signalled").
-			with("task_signal", sig).with("task_signal_reason", "User requested task to be signalled"))
+		tr.emit(newEvent(eventSignaling, "Task being sent a signal"))
 		return map[string]string{}, d.signalTask(id, sig)
 	case "restart":
-		tr.emit(newEvent(eventRestartSignal, "User requested task to restart"))
+		tr.emit(newEvent(eventRestartSignal, "User requested running tasks to restart"))
 		tr.mu.Lock()
 		tr.restartBy = true
 		tr.mu.Unlock()

@@ -121,14 +121,11 @@ func buildEnv(in envInput) *taskEnv {
 		"NOMAD_ALLOC_ID": a.ID, "NOMAD_SHORT_ALLOC_ID": short(a.ID), "NOMAD_ALLOC_NAME": a.Name,
 		"NOMAD_GROUP_NAME": a.TaskGroup, "NOMAD_ALLOC_INDEX": strconv.Itoa(a.Index), "NOMAD_TASK_NAME": t.Name,
 		"NOMAD_JOB_ID": a.JobID, "NOMAD_JOB_NAME": a.Job.Name, "NOMAD_DC": "dc1", "NOMAD_NAMESPACE": a.Job.Namespace,
-		"NOMAD_REGION": a.Job.Region, "NOMAD_PARENT_CGROUP": cgroupParent,
+		"NOMAD_REGION": a.Job.Region, "NOMAD_PARENT_CGROUP": cgroupParent, "NOMAD_CPU_CORES": cpuList(a.Cores[t.Name]),
 		"NOMAD_CPU_LIMIT": strconv.FormatInt(in.cpu, 10), "NOMAD_MEMORY_LIMIT": strconv.Itoa(t.Resources.MemoryMB),
 	}
 	if t.Resources.MemoryMaxMB != 0 {
 		env["NOMAD_MEMORY_MAX_LIMIT"] = strconv.Itoa(t.Resources.MemoryMaxMB)
-	}
-	if cores := a.Cores[t.Name]; len(cores) > 0 {
-		env["NOMAD_CPU_CORES"] = joinInts(cores)
 	}
 	portEnv(env, a)
 	for name, token := range in.tokens {

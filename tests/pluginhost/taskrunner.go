@@ -133,7 +133,6 @@ func (tr *taskRunner) restarting(reason string, delay time.Duration) {
 		display = reason + " - " + display
 	}
 	ev := newEvent(eventRestarting, display).with("restart_reason", reason).with("start_delay", fmt.Sprint(int64(delay)))
-	ev.RestartReason = reason
 	tr.alloc.updateTask(tr.task.Name, func(ts *TaskState) {
 		ts.State = statePending
 		ts.Restarts++

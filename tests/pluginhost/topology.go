@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -77,13 +78,36 @@ func (t *topology) total() uint64 {
 // perCore is what a task with reserved cores gets for each, in MHz.
 func (t *topology) perCore() uint64 { return t.total() / uint64(max(len(t.Cores), 1)) }
 
-// cpuset is all cores, for nomad.slice.
-func (t *topology) cpuset() string {
+// ids lists all cores.
+func (t *topology) ids() []int {
 	ids := make([]int, len(t.Cores))
 	for i, c := range t.Cores {
 		ids[i] = c.ID
 	}
-	return joinInts(ids)
+	return ids
+}
+
+// cpuList writes the kernel's list format, "0-3,8". An empty list is a space,
+// as in Nomad: the kernel needs something to read.
+func cpuList(ids []int) string {
+	ids = slices.Sorted(slices.Values(ids))
+	var parts []string
+	for i := 0; i < len(ids); {
+		k := i
+		for k+1 < len(ids) && ids[k+1] == ids[k]+1 {
+			k++
+		}
+		part := strconv.Itoa(ids[i])
+		if k > i {
+			part += "-" + strconv.Itoa(ids[k])
+		}
+		parts = append(parts, part)
+		i = k + 1
+	}
+	if len(parts) == 0 {
+		return " "
+	}
+	return strings.Join(parts, ",")
 }
 
 func (t *topology) proto() *pb.ClientTopology {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os/user"
 	"strconv"
 	"strings"
@@ -21,7 +22,11 @@ type userPool struct {
 	used map[int]bool
 }
 
-func newUserPool() *userPool { return &userPool{next: dynamicUserMin, used: map[int]bool{}} }
+// newUserPool begins somewhere in the range, so that a restarted host does not
+// hand out the users of just now again.
+func newUserPool() *userPool {
+	return &userPool{next: dynamicUserMin + rand.IntN(dynamicUserMax-dynamicUserMin+1), used: map[int]bool{}}
+}
 
 // acquire returns a user name of the form nomad-80123.
 func (p *userPool) acquire() (string, error) {
