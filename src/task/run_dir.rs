@@ -243,7 +243,7 @@ mod tests {
         assert!(dir.exit().unwrap().is_none(), "a new start forgets the old end");
         dir.remove().unwrap();
         dir.remove().unwrap();
-        assert!(matches!(dir.exit(), Err(RunDirError::Io { step: "open", .. })));
+        assert!(matches!(dir.exit(), Err(RunDirError::Io { step: "read", .. })));
     }
 
     #[test]
