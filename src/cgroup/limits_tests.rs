@@ -4,7 +4,7 @@ use super::super::testing::{TempTree, task_cgroup};
 use super::*;
 
 fn request(memory_mb: i64, memory_max_mb: i64, cpu_mhz: i64) -> ResourceRequest {
-    ResourceRequest { memory_mb, memory_max_mb, cpu_mhz, cores: None }
+    ResourceRequest { memory_mb, memory_max_mb, cpu_mhz, cores: None, oom_group: false }
 }
 
 fn mhz(n: u64) -> Option<NonZeroU64> {
@@ -83,8 +83,13 @@ fn cpu_lists() {
 fn apply_writes_every_file() {
     let tree = TempTree::new();
     let cgroup = task_cgroup(&tree, "a.scope");
-    let request = ResourceRequest { cores: CpuSet::from_nomad("1,3").unwrap(), ..request(150, 250, 4000) };
+    let request = ResourceRequest {
+        cores: CpuSet::from_nomad("1,3").unwrap(),
+        oom_group: true,
+        ..request(150, 250, 4000)
+    };
     cgroup.apply(&Limits::plan(&request, mhz(2000))).unwrap();
+    assert!(tree.read("a.scope/memory.oom.group").starts_with('1'));
     assert_eq!(tree.read("a.scope/memory.max"), "262144000");
     assert_eq!(tree.read("a.scope/memory.low"), "157286400");
     assert_eq!(tree.read("a.scope/cpu.max"), "200000 100000");
@@ -97,11 +102,13 @@ fn apply_resets_what_an_earlier_run_left() {
     let cgroup = task_cgroup(&tree, "a.scope");
     tree.file("a.scope/cpu.max", "1000 100000\n");
     tree.file("a.scope/memory.low", "4096\n");
+    tree.file("a.scope/memory.oom.group", "1\n");
     tree.file("a.scope/memory.max", "4096\n");
     cgroup.apply(&Limits::UNLIMITED).unwrap();
     assert_eq!(tree.read("a.scope/memory.max"), "max");
     assert_eq!(tree.read("a.scope/memory.low"), "0");
     assert_eq!(tree.read("a.scope/cpu.max"), "max 100000");
+    assert!(tree.read("a.scope/memory.oom.group").starts_with('0'));
     // A task with `cpu` must stay on its parent's CPUs, whatever they become.
     assert_eq!(tree.read("a.scope/cpuset.cpus"), "\n");
 }
@@ -143,7 +150,7 @@ proptest! {
         cores in prop::option::of(0u32..=65535),
     ) {
         let cores = cores.map(|n| n.to_string().parse().unwrap());
-        let request = ResourceRequest { memory_mb: memory, memory_max_mb: memory_max, cpu_mhz: cpu, cores };
+        let request = ResourceRequest { memory_mb: memory, memory_max_mb: memory_max, cpu_mhz: cpu, cores, oom_group: false };
         let limits = Limits::plan(&request, mhz(per_core));
         if let Some(max) = limits.cpu_max {
             prop_assert!((CPU_QUOTA_MIN_US..=CPU_QUOTA_MAX_US).contains(&max.quota_us));

@@ -49,18 +49,22 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 #[ignore = "needs root and cgroup v2"]
 fn limits_read_back() {
     let cgroup = made("limits");
-    let request = ResourceRequest { memory_mb: 150, memory_max_mb: 250, cpu_mhz: 1000, cores: None };
+    let request =
+        ResourceRequest { memory_mb: 150, memory_max_mb: 250, cpu_mhz: 1000, cores: None, oom_group: true };
     cgroup.apply(&Limits::plan(&request, std::num::NonZeroU64::new(2000))).unwrap();
     assert_eq!(value(&cgroup, "memory.max"), "262144000");
     assert_eq!(value(&cgroup, "memory.low"), "157286400");
     assert_eq!(value(&cgroup, "cpu.max"), "50000 100000");
+    assert_eq!(value(&cgroup, "memory.oom.group"), "1");
     cgroup.apply(&Limits::UNLIMITED).unwrap();
     assert_eq!(value(&cgroup, "memory.max"), "max");
     assert_eq!(value(&cgroup, "memory.low"), "0");
     assert_eq!(value(&cgroup, "cpu.max"), "max 100000");
+    assert_eq!(value(&cgroup, "memory.oom.group"), "0");
     // The extremes of a plan are numbers that the kernel takes.
     for (mib, mhz) in [(1, 1), (i64::MAX, i64::MAX)] {
-        let request = ResourceRequest { memory_mb: mib, memory_max_mb: 0, cpu_mhz: mhz, cores: None };
+        let request =
+            ResourceRequest { memory_mb: mib, memory_max_mb: 0, cpu_mhz: mhz, cores: None, oom_group: false };
         cgroup.apply(&Limits::plan(&request, std::num::NonZeroU64::new(2000))).unwrap();
     }
     cgroup.remove().unwrap();

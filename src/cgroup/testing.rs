@@ -57,6 +57,7 @@ const TASK_FILES: [(&str, &str); 13] = [
     ("cpuset.cpus", "\n"),
     ("memory.max", "max\n"),
     ("memory.low", "0\n"),
+    ("memory.oom.group", "0\n"),
     ("memory.current", "8388608\n"),
     ("memory.peak", "16777216\n"),
     ("memory.stat", "anon 4194304\nfile 2097152\nkernel 1048576\nkernel_stack 65536\nsock 0\n"),

@@ -124,6 +124,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         cap_add: capabilities,
         cap_drop: CapList::default(),
         work_dir: args.work_dir.clone(),
+        oom_group: false,
     };
     let env = std::env::vars().chain(scratch.variables()).collect();
     let task_id = format!("run-{id}");
@@ -200,6 +201,7 @@ fn limits(args: &Args) -> anyhow::Result<Limits> {
             memory_max_mb: 0,
             cpu_mhz: args.cpu.unwrap_or(0),
             cores: None,
+            oom_group: false,
         },
         mhz_per_core,
     );

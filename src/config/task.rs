@@ -18,7 +18,8 @@ const OOM_SCORE_ADJ: &str = "oom_score_adj";
 const CAP_ADD: &str = "cap_add";
 const CAP_DROP: &str = "cap_drop";
 const WORK_DIR: &str = "work_dir";
-const OPTIONS: &[&str] = &[COMMAND, ARGS, UNVEIL, OOM_SCORE_ADJ, CAP_ADD, CAP_DROP, WORK_DIR];
+const OOM_GROUP: &str = "oom_group";
+const OPTIONS: &[&str] = &[COMMAND, ARGS, UNVEIL, OOM_SCORE_ADJ, CAP_ADD, CAP_DROP, WORK_DIR, OOM_GROUP];
 
 /// What a job may set as `oom_score_adj`. The kernel's range is -1000 to 1000 (proc_pid_oom_score_adj(5)), but below
 /// 0 a task would be spared at the cost of the host and of its neighbours, and -1000 would exempt it for good.
@@ -44,6 +45,9 @@ pub struct TaskConfig {
     /// `work_dir`: an absolute path without `..`, or a path relative to the parent of the task directory that has
     /// no `..` left (`.` is that parent). None means the task directory.
     pub work_dir: Option<PathBuf>,
+    /// `oom_group`: when memory runs out, all processes of the task are killed, not one of them (`memory.oom.group`). For
+    /// a task whose processes are of no use without each other, so that it ends and Nomad restarts it whole.
+    pub oom_group: bool,
 }
 
 impl TaskConfig {
@@ -57,6 +61,7 @@ impl TaskConfig {
             hclspec::optional(CAP_ADD, hclspec::STRINGS),
             hclspec::optional(CAP_DROP, hclspec::STRINGS),
             hclspec::optional(WORK_DIR, hclspec::STRING),
+            hclspec::optional(OOM_GROUP, hclspec::BOOL),
         ])
     }
 
@@ -96,6 +101,7 @@ impl TaskConfig {
                 Some(dir) if !dir.is_empty() => Some(work_dir(&dir)?),
                 _ => None,
             },
+            oom_group: options.flag(OOM_GROUP)?.unwrap_or(false),
         })
     }
 }
@@ -111,6 +117,7 @@ impl fmt::Debug for TaskConfig {
             .field("cap_add", &self.cap_add)
             .field("cap_drop", &self.cap_drop)
             .field("work_dir", &self.work_dir)
+            .field("oom_group", &self.oom_group)
             .finish()
     }
 }

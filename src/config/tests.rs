@@ -408,6 +408,7 @@ fn schemas_are_those_of_the_documented_options() {
             row("cap_add", "list(string)", false, None),
             row("cap_drop", "list(string)", false, None),
             row("command", "string", true, None),
+            row("oom_group", "bool", false, None),
             row("oom_score_adj", "number", false, None),
             row("unveil", "list(string)", false, None),
             row("work_dir", "string", false, None),

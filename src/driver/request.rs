@@ -33,14 +33,18 @@ pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSp
             logs: Logs::Fifos { stdout: Path::new(&task.stdout_path), stderr: Path::new(&task.stderr_path) },
             netns: netns.as_deref(),
             cgroup: Some(&cgroup),
-            limits: limits(resources, settings)?,
+            limits: limits(resources, &config, settings)?,
             config: &config,
         },
         &settings.plugin,
     )?)
 }
 
-fn limits(resources: Option<&proto::Resources>, settings: &Settings) -> Result<Limits, RpcError> {
+fn limits(
+    resources: Option<&proto::Resources>,
+    config: &TaskConfig,
+    settings: &Settings,
+) -> Result<Limits, RpcError> {
     let resources = resources.ok_or(RpcError::Absent("resources"))?;
     let allocated = resources.allocated_resources.as_ref().ok_or(RpcError::Absent("allocated resources"))?;
     let memory = allocated.memory.as_ref().ok_or(RpcError::Absent("memory resources"))?;
@@ -51,6 +55,7 @@ fn limits(resources: Option<&proto::Resources>, settings: &Settings) -> Result<L
         memory_max_mb: memory.memory_max_mb,
         cpu_mhz: cpu.cpu_shares,
         cores: CpuSet::from_nomad(cpus).map_err(|error| RpcError::BadValue(error.to_string()))?,
+        oom_group: config.oom_group,
     };
     Ok(Limits::plan(&request, settings.mhz_per_core))
 }
