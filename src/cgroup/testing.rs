@@ -43,7 +43,7 @@ impl TempTree {
 }
 
 /// The files that Linux 6.12 shows in a task's cgroup, as far as this module touches them.
-const TASK_FILES: [(&str, &str); 13] = [
+const TASK_FILES: [(&str, &str); 14] = [
     ("cgroup.type", "domain\n"),
     ("cgroup.controllers", "cpuset cpu io memory pids\n"),
     ("cgroup.events", "populated 1\nfrozen 0\n"),
