@@ -87,9 +87,9 @@ with subtest("capabilities: a dynamic user listens on port 80"):
     stop_job("capabilities")
 
 with subtest("bridge: served from the group's own network namespace"):
-    example("bridge", "running")
-    info = poll("the service is registered", lambda: nomad_json("service info -json exec2-bridge"), ALLOC_TIMEOUT_S)
-    t.assertIn("Served from inside a network namespace.", page(f"{info[0]['Address']}:{info[0]['Port']}"))
+    alloc = example("bridge", "running")
+    port = next(port["Value"] for port in alloc["AllocatedResources"]["Shared"]["Ports"] if port["Label"] == "http")
+    t.assertIn("Served from inside a network namespace.", page(f"{host_address()}:{port}"))
     machine.fail("nc -z -w 5 localhost 8000")
     stop_job("bridge")
 
