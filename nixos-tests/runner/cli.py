@@ -118,7 +118,8 @@ class Session:
             self.logs = self._log_folder()
             scratch = Path(tempfile.mkdtemp(prefix="payload-", dir=self.logs))
             try:
-                self._payloads(scratch, {run.agent for run in plan} or set(self._agents(chosen[0].needs)[:1] or ["none"]))
+                unit_tests = any(run.scenario.needs == "unit-tests" for run in plan)
+                self._payloads(scratch, {run.agent for run in plan} or set(self._agents(chosen[0].needs)[:1] or ["none"]), unit_tests)
                 self.accel = qemu.accelerator(self.tools, images[0], self.cache)
                 if by_hand:
                     return self._by_hand(images[0], chosen[0])
@@ -142,7 +143,7 @@ class Session:
 
     def _agents(self, needs: str) -> List[str]:
         """Who loads the plugin for a scenario with this marker; nothing if it cannot be run here."""
-        if needs == "no-agent":
+        if needs in ("no-agent", "unit-tests"):
             return ["none"]
         choice = self.options.nomad
         if choice == "auto":
@@ -189,18 +190,19 @@ class Session:
             shutil.rmtree(old, ignore_errors=True)
         return folder
 
-    def _payloads(self, scratch: Path, agents: "set[str]") -> None:
+    def _payloads(self, scratch: Path, agents: "set[str]", with_unit_tests: bool) -> None:
         """One image for each agent; without an agent any of them will do, as its unit is masked then."""
         plugin = payload.build_plugin(self.options.plugin)
         wanted = sorted(agents - {"none"}) or self._agents("agent")[:1]
         host = None if self.options.nomad == "real" else payload.build_pluginhost(self.options.pluginhost)
+        unit_tests = payload.build_unit_tests() if with_unit_tests else None
         for agent in wanted:
             binary = payload.real_nomad() if agent == "nomad" else host
             if binary is None:
                 raise RunnerError("--nomad real: there is no nomad; set NOMAD_BIN, or put it on PATH")
             extra = Path(self.options.payload) if self.options.payload else None
             tree, image = scratch / agent, scratch / f"{agent}.erofs"
-            payload.assemble(tree, plugin, binary, host, extra)
+            payload.assemble(tree, plugin, binary, host, unit_tests, extra)
             payload.make_image(self.tools, tree, image)
             shutil.rmtree(tree)
             self.payloads[agent] = image

@@ -3,6 +3,7 @@
 It becomes a read-only disk that is stacked on the root, so that no guest spends time on copying.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ PLUGIN_NAME = "nomad-driver-exec2"
 RUST_TARGET = "x86_64-unknown-linux-musl"
 GO_BUILD_TIMEOUT_S = 1200
 CARGO_BUILD_TIMEOUT_S = 2400
+
+UNIT_TESTS = "usr/local/libexec/exec2-unit-tests"
 
 MACHINE_ID = "0123456789abcdef0123456789abcdef"  # fixed, so that systemd takes no boot for the first one
 UNIT_FOLDER = "etc/systemd/system"
@@ -61,6 +64,18 @@ def build_pluginhost(option: Optional[str]) -> Path:
     return _existing(result, "go build")
 
 
+def build_unit_tests() -> Path:
+    """The crate's unit tests as a program, for those of them that need a real kernel and root."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or PROJECT / "target")
+    output = _build("the unit tests", ["cargo", "test", "--quiet", "--locked", "--lib", "--no-run", "--message-format=json"], PROJECT,
+                    {"CARGO_TARGET_DIR": str(target)}, CARGO_BUILD_TIMEOUT_S, "other scenarios")  # fmt: skip
+    for line in output.splitlines():
+        message = json.loads(line) if line.startswith("{") else {}
+        if message.get("executable") and "lib" in message["target"]["kind"]:
+            return _existing(Path(message["executable"]), "cargo test")
+    raise RunnerError("cargo test --no-run names no test program")
+
+
 def real_nomad() -> Optional[Path]:
     """NOMAD_BIN, or `nomad` on PATH."""
     named = os.environ.get("NOMAD_BIN")
@@ -76,7 +91,7 @@ def _existing(path: Path, source: str) -> Path:
     return path.resolve()
 
 
-def _build(what: str, command: list, folder: Path, extra: Dict[str, str], timeout: float, instead: str) -> None:
+def _build(what: str, command: list, folder: Path, extra: Dict[str, str], timeout: float, instead: str) -> str:
     if not shutil.which(command[0]):
         raise RunnerError(f"{command[0]} is not on PATH, and {what} has to be built; install it, or use {instead}")
     progress(f"building {what}: {' '.join(command[:2])}")
@@ -84,9 +99,11 @@ def _build(what: str, command: list, folder: Path, extra: Dict[str, str], timeou
                           stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False)  # fmt: skip
     if done.returncode != 0:
         raise RunnerError(f"building {what} failed ({' '.join(command)}):\n{done.stdout.rstrip()}")
+    return done.stdout
 
 
-def assemble(folder: Path, plugin: Path, agent: Path, pluginhost: Optional[Path], extra: Optional[Path]) -> None:
+def assemble(folder: Path, plugin: Path, agent: Path, pluginhost: Optional[Path], unit_tests: Optional[Path],
+             extra: Optional[Path]) -> None:  # fmt: skip
     """A folder that looks like a root file system."""
     shutil.copytree(HERE / "guest" / "root", folder, symlinks=True)
     units = folder / UNIT_FOLDER
@@ -104,6 +121,8 @@ def assemble(folder: Path, plugin: Path, agent: Path, pluginhost: Optional[Path]
     _place(agent, folder / "usr/local/bin/nomad")
     if pluginhost:
         _place(pluginhost, folder / "usr/local/bin/pluginhost")
+    if unit_tests:
+        _place(unit_tests, folder / UNIT_TESTS)
     examples = folder / "etc/exec2-examples"
     examples.mkdir(parents=True)
     for job in sorted((PROJECT / "examples").glob("*.nomad.hcl")):

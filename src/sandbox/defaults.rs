@@ -51,6 +51,7 @@ pub const DEFAULTS: &[Default] = &[
     d(R, "/etc/localtime"),
     d(R, "/usr/share/common-licenses"),
     d(R, "/etc/alternatives"),
+    d(R, "/etc/mime.types"),
     // Name resolution.
     d(R, "/etc/hosts"),
     d(R, "/etc/host.conf"),
