@@ -126,7 +126,10 @@ func (c *AgentConfig) merge(raw map[string]any) error {
 			}
 			for _, block := range objects(plugins[label]) {
 				for _, config := range objects(block["config"]) {
-					maps.Copy(c.Plugins[label], config)
+					// A later file's options take the place of all earlier ones.
+					if len(config) > 0 {
+						c.Plugins[label] = maps.Clone(config)
+					}
 				}
 			}
 		}
