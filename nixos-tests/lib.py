@@ -73,6 +73,14 @@ def wait_for_driver(healthy=True):
     return poll(f"driver healthy={healthy}", settled, AGENT_TIMEOUT_S)
 
 
+def configure(**options):
+    """Restarts the agent with these options of the plugin, in place of all that it had."""
+    lines = "".join(f"{option} = {json.dumps(value)}\n" for option, value in options.items())
+    write("/etc/nomad.d/scenario.hcl", f'plugin "nomad-driver-exec2" {{\nconfig {{\n{lines}}}\n}}\n')
+    machine.succeed("systemctl restart nomad.service")
+    wait_for_driver()
+
+
 def write(path, text):
     """A text file in the guest."""
     quoted = shlex.quote(path)
@@ -159,3 +167,149 @@ def stop_job(job):
     nomad(f"job stop -purge -detach {shlex.quote(job)}")
     for alloc_id in ids:
         machine.wait_until_succeeds(f"! ls -d /sys/fs/cgroup/nomad.slice/*/{alloc_id}.*.scope 2>/dev/null", timeout=CLEANUP_TIMEOUT_S)
+
+
+# -- jobs as text ------------------------------------------------------------------------------------------------------
+# In arguments `${NAME}` is for Nomad to fill in; scripts have to write `$NAME`.
+
+
+def task(name, command, *args, cpu=500, memory=64, extra="", **config):
+    """A task block: `config` has further options of the driver, `extra` is HCL beside them."""
+    options = {"command": command, "args": list(args), **config}
+    lines = "\n".join(f"      {option} = {json.dumps(value)}" for option, value in options.items())
+    return f"""
+  task {json.dumps(name)} {{
+    driver = "exec2"
+    config {{
+{lines}
+    }}
+    resources {{
+      cpu    = {cpu}
+      memory = {memory}
+    }}
+    {extra}
+  }}"""
+
+
+PRESTART = 'lifecycle { hook = "prestart" }'
+
+
+def group(name, *tasks, attempts=0, count=1, extra=""):
+    """A group that is never rescheduled, and restarted `attempts` times after a second each."""
+    return f"""
+ group {json.dumps(name)} {{
+  count = {count}
+  restart {{
+    attempts = {attempts}
+    delay    = "1s"
+    interval = "10m"
+    mode     = "fail"
+  }}
+  reschedule {{
+    attempts  = 0
+    unlimited = false
+  }}
+  {extra}
+{"".join(tasks)}
+ }}"""
+
+
+def job(name, *groups, kind="batch"):
+    return f'job {json.dumps(name)} {{\n type = "{kind}"\n{"".join(groups)}\n}}\n'
+
+
+def wait_for_groups(name, wanted=None):
+    """The newest allocation of each group, by name, once all are over, or as `wanted` (group: status) says."""
+
+    def settled():
+        newest = {alloc["TaskGroup"]: alloc for alloc in allocs(name)}
+        if wanted is None:
+            return newest if newest and all(alloc["ClientStatus"] in TERMINAL for alloc in newest.values()) else None
+        statuses = {group: alloc["ClientStatus"] for group, alloc in newest.items()}
+        for group, status in statuses.items():
+            if status in TERMINAL and status != wanted.get(group, status):
+                raise AssertionError(f"{name}, group {group}: {status}, not {wanted[group]}: {all_messages(newest[group]['ID'])}")
+        return newest if all(statuses.get(group) == status for group, status in wanted.items()) else None
+
+    return {group: alloc_status(alloc["ID"]) for group, alloc in poll(f"job {name} is settled", settled, ALLOC_TIMEOUT_S).items()}
+
+
+def all_messages(alloc_id):
+    """The events' texts of all tasks of an allocation."""
+    alloc = alloc_status(alloc_id)
+    return {name: messages(alloc, name) for name in alloc["TaskStates"] or {}}
+
+
+def driver_errors(alloc, task=None):
+    """Why the task could not be started, once for each try."""
+    return [event["DisplayMessage"] for event in task_state(alloc, task)["Events"] if event["Type"] == "Driver Failure"]
+
+
+# -- what a task may do ------------------------------------------------------------------------------------------------
+
+# Runs in a task: tries each of the given actions, "ACTION PATH…", and prints "ok" or the errno for each as one JSON object.
+PROBE = r'''
+import errno, json, os, stat, sys
+
+def read(path):
+    with open(path, "rb", 0) as file:
+        file.read(1)
+
+def execute(path):
+    child = os.fork()
+    if child == 0:
+        try:
+            os.execv(path, [path])
+        except OSError as error:
+            os._exit(error.errno)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        raise OSError(code, "exec")
+
+def node(kind, device=0):
+    return lambda path: os.mknod(path, kind | 0o777, device)
+
+actions = {
+    "read": read,
+    "list": os.listdir,
+    "write": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK)),
+    "truncate": lambda path: os.truncate(path, 0),
+    "exec": execute,
+    # no open file is needed for this, so it asks for no right but the one to create
+    "create": node(stat.S_IFREG),
+    "fifo": node(stat.S_IFIFO),
+    "socket": node(stat.S_IFSOCK),
+    "char": node(stat.S_IFCHR, os.makedev(1, 3)),
+    "block": node(stat.S_IFBLK, os.makedev(7, 0)),
+    "mkdir": os.mkdir,
+    "rmdir": os.rmdir,
+    "remove": os.unlink,
+    "rename": os.rename,
+    "link": os.link,
+    "symlink": os.symlink,
+}
+with open("/proc/self/cgroup") as file:
+    os.environ["CGROUP"] = "/sys/fs/cgroup" + file.read().strip().split(":", 2)[2]
+results = {}
+for probe in json.loads(sys.argv[1]):
+    action, *paths = os.path.expandvars(probe).split(" ")
+    try:
+        actions[action](*paths)
+        results[probe] = "ok"
+    except OSError as error:
+        results[probe] = errno.errorcode.get(error.errno, str(error.errno))
+print(json.dumps(results))
+'''
+
+
+def probe(name, wanted, cpu=1000, **options):
+    """A task that tries the actions named by the keys of `wanted`; paths may have `$NAME` in them."""
+    return task(name, "python3", "-ISc", PROBE, json.dumps(list(wanted)), cpu=cpu, **options)
+
+
+def check_probes(alloc, task, wanted):
+    """Compares what a task of probe() found with what was wanted: "ok" or an errno."""
+    found = json.loads(wait_for_log(alloc, "}", task))
+    t.assertEqual(found.keys(), wanted.keys())
+    differences = [f"{probe}: {found[probe]}, not {wanted[probe]}" for probe in wanted if found[probe] != wanted[probe]]
+    t.assertEqual(differences, [])

@@ -1,0 +1,283 @@
+# A task reaches what it was unveiled, in the way in which it was, and nothing beside it.
+
+OK, DENIED = "ok", "EACCES"
+# Put beside others; everybody may read, write and execute them: where that is refused, it is by Landlock.
+PROGRAM, DATA = "exec2-program", "exec2-data"
+
+# The table of docs/security.md.
+DEFAULTS = {
+    "rx": """/bin /usr/bin /usr/local/bin /lib /lib64 /usr/lib /usr/lib64 /usr/libexec /usr/local/lib /usr/local/lib64
+             /run/current-system/sw""",
+    "r": """/etc/ld.so.conf /etc/ld.so.cache /etc/ld.so.conf.d /dev/zero /dev/random /dev/urandom /usr/share/locale
+            /usr/share/zoneinfo /etc/localtime /usr/share/common-licenses /etc/alternatives /etc/hosts /etc/host.conf /etc/hostname
+            /etc/nsswitch.conf /etc/gai.conf /etc/services /etc/protocols /etc/resolv.conf /run/systemd/resolve /etc/ssl/certs
+            /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem /etc/pki/tls/certs /etc/pki/tls/cacert.pem /etc/pki/ca-trust/extracted
+            /usr/share/ca-certificates /proc /sys/devices/system/cpu""",
+    "rw": "/dev/null /dev/full",
+}
+# Beside, above and below what is granted.
+NEIGHBOURS = "/etc /etc/ssl /usr /usr/sbin /usr/share /usr/local /usr/local/sbin /opt /srv /var/lib /var/tmp /tmp /root /home /run"
+FILES = "/etc/passwd /etc/group /etc/shadow /etc/fstab /etc/machine-id /etc/ssl/openssl.cnf"
+DEVICES = "/dev/tty /dev/ptmx /dev/kmsg /dev/mem /dev/vda"
+FOLDERS = "/ /dev /dev/shm /sys /sys/fs/cgroup /sys/kernel /run/nomad-driver-exec2 /opt/nomad /opt/nomad/data"
+
+wait_for_driver()
+abi = landlock_abi()
+shell = machine.succeed("readlink -f /bin/sh").strip()
+
+
+def existing(*lists):
+    """Those of the paths that the guest has, as {path: is it a folder}."""
+    paths = " ".join(lists).split()
+    lines = machine.succeed(f"for p in {' '.join(paths)}; do if [ -d $p ]; then echo $p d; elif [ -e $p ]; then echo $p f; fi; done")
+    return {path: kind == "d" for path, kind in (line.split() for line in lines.splitlines())}
+
+
+def plant(folders):
+    """Puts both files into each folder that can be written to, and returns those."""
+    return machine.succeed(
+        f"for d in {' '.join(folders)}; do"
+        f" cp {shell} $d/{PROGRAM} 2>/dev/null && echo x > $d/{DATA} && chmod 777 $d/{PROGRAM} $d/{DATA} && echo $d; done; true"
+    ).split()
+
+
+def defaults():
+    """What is to be expected of every default path, and of its denied twins."""
+    wanted = {}
+    for mode, paths in DEFAULTS.items():
+        found = existing(paths)
+        folders = [path for path, folder in found.items() if folder]
+        planted = plant(path for path in folders if not path.startswith(("/proc", "/sys")))
+        t.assertTrue(found)
+        for path, folder in found.items():
+            wanted[f"list {path}" if folder else f"read {path}"] = OK
+            if not folder:
+                wanted[f"write {path}"] = OK if "w" in mode else DENIED
+        for path in planted:
+            wanted[f"read {path}/{DATA}"] = OK
+            wanted[f"exec {path}/{PROGRAM}"] = OK if "x" in mode else DENIED
+            for action in ("write", "remove"):
+                wanted[f"{action} {path}/{DATA}"] = DENIED
+            for action in ("create", "mkdir"):
+                wanted[f"{action} {path}/exec2-new"] = DENIED
+    return wanted
+
+
+def neighbours():
+    wanted = {}
+    for path in plant(existing(NEIGHBOURS)):
+        wanted[f"list {path}"] = DENIED
+        for action in ("read", "write", "remove"):
+            wanted[f"{action} {path}/{DATA}"] = DENIED
+        wanted[f"exec {path}/{PROGRAM}"] = DENIED
+        wanted[f"create {path}/exec2-new"] = DENIED
+    for path in existing(FILES, DEVICES):
+        wanted[f"read {path}"] = DENIED
+        wanted[f"write {path}"] = DENIED
+    for path in existing(FOLDERS):
+        wanted[f"list {path}"] = DENIED
+        wanted[f"create {path}/exec2-new"] = DENIED
+    return wanted
+
+
+def own_folder(path):
+    """Everything but device nodes is allowed in the task's own folders."""
+    return {
+        f"list {path}": OK,
+        f"create {path}/new": OK,
+        f"read {path}/new": OK,
+        f"write {path}/new": OK,
+        f"truncate {path}/new": OK,
+        f"mkdir {path}/folder": OK,
+        f"link {path}/new {path}/linked": OK,
+        f"rename {path}/linked {path}/renamed": OK,
+        # ABI 2 came with 5.19
+        f"rename {path}/renamed {path}/folder/moved": OK if abi >= 2 else "EXDEV",
+        f"symlink /etc/passwd {path}/passwd": OK,
+        f"read {path}/passwd": DENIED,
+        f"symlink /etc/hosts {path}/hosts": OK,
+        f"read {path}/hosts": OK,
+        f"fifo {path}/fifo": OK,
+        f"socket {path}/socket": OK,
+        f"remove {path}/fifo": OK,
+        f"char {path}/char": DENIED,
+        f"block {path}/block": DENIED,
+    }
+
+
+def others(mounts, neighbour, sibling, cgroup):
+    """Another allocation, and another task of the same one."""
+    wanted = {f"list {mounts}": DENIED, "list $NOMAD_TASK_DIR/..": DENIED, f"list {mounts}/{neighbour}": DENIED}
+    for folder in ("local", "alloc", "secrets", "tmp"):
+        wanted[f"list {mounts}/{neighbour}/{folder}"] = DENIED
+        wanted[f"read {mounts}/{neighbour}/{folder}/mark"] = DENIED
+        wanted[f"create {mounts}/{neighbour}/{folder}/new"] = DENIED
+        if folder != "alloc":
+            wanted[f"read {mounts}/{sibling}/{folder}/mark"] = DENIED
+    wanted["read $NOMAD_ALLOC_DIR/mark"] = OK
+    wanted["read $NOMAD_ALLOC_DIR/link"] = DENIED
+    wanted["list $CGROUP"] = OK
+    wanted["read $CGROUP/memory.max"] = OK
+    wanted["write $CGROUP/memory.max"] = DENIED
+    wanted["write $CGROUP/cgroup.procs"] = DENIED
+    wanted[f"list {cgroup}"] = DENIED
+    wanted[f"read {cgroup}/memory.max"] = DENIED
+    return wanted
+
+
+MARK = 'for d in $NOMAD_TASK_DIR $NOMAD_ALLOC_DIR $NOMAD_SECRETS_DIR $TMPDIR; do echo x > $d/mark; chmod 666 $d/mark; chmod 777 $d; done'
+
+with subtest("a neighbour with files that everybody may read"):
+    run_job(job("neighbour", group("g", task("t", "sh", "-c", MARK + "; echo $NOMAD_TASK_DIR; cut -d: -f3 /proc/self/cgroup; echo ready; exec sleep 3600"))))
+    neighbour = wait_for_alloc("neighbour", "running")
+    folder, cgroup = wait_for_log(neighbour, "ready").split()[:2]
+    mounts = folder.rsplit("/", 2)[0]
+
+with subtest("files for unveil to grant"):
+    modes = ["r", "w", "x", "c", "rx", "wc", "rwxc"]
+    machine.succeed(
+        f"mkdir -p /srv/exec2/; cd /srv/exec2; for d in {' '.join(modes)} none; do mkdir $d; cp {shell} $d/file; touch $d/old $d/gone; done;"
+        f" mkdir a:b files; for f in a:b/file files/read files/write files/exec files/run files/none; do cp {shell} $f; done; chmod -R 777 /srv/exec2"
+    )
+
+
+def granted(mode):
+    """What a folder of that mode allows; `none` is not unveiled."""
+    path = f"/srv/exec2/{mode}"
+    may = lambda *letters: OK if mode != "none" and all(letter in mode for letter in letters) else DENIED
+    return {
+        f"list {path}": may("r"),
+        f"read {path}/file": may("r"),
+        f"write {path}/file": may("w"),
+        # the kernel opens a program for reading as well
+        f"exec {path}/file": may("r", "x"),
+        f"create {path}/new": may("c"),
+        f"mkdir {path}/folder": may("c"),
+        f"symlink file {path}/link": may("c"),
+        f"fifo {path}/fifo": may("c"),
+        f"rename {path}/old {path}/renamed": may("c"),
+        f"remove {path}/gone": may("c"),
+        # ABI 3 came with 6.2
+        f"truncate {path}/file": may("w") if abi >= 3 else OK,
+    }
+
+
+unveiled = {probe: result for mode in modes + ["none"] for probe, result in granted(mode).items()}
+unveiled.update(
+    {
+        "list /srv/exec2": DENIED,
+        # what is moved must not gain rights on its way
+        "create /srv/exec2/c/a": OK,
+        "rename /srv/exec2/c/a /srv/exec2/wc/a": "EXDEV",
+        "rename /srv/exec2/c/a /srv/exec2/none/a": DENIED if abi >= 2 else "EXDEV",
+        "create /srv/exec2/rwxc/a": OK,
+        "rename /srv/exec2/rwxc/a /srv/exec2/c/b": OK if abi >= 2 else "EXDEV",
+        "list /srv/exec2/a:b": OK,
+        "read /srv/exec2/a:b/file": OK,
+        "write /srv/exec2/a:b/file": DENIED,
+        "read /srv/exec2/files/read": OK,
+        "write /srv/exec2/files/read": DENIED,
+        "write /srv/exec2/files/write": OK,
+        "read /srv/exec2/files/write": DENIED,
+        "read /srv/exec2/files/exec": DENIED,
+        "exec /srv/exec2/files/run": OK,
+        "exec /srv/exec2/files/read": DENIED,
+        "read /srv/exec2/files/none": DENIED,
+        "list /srv/exec2/files": DENIED,
+        "remove /srv/exec2/files/write": DENIED,
+        # the agent's unveil_paths
+        "read /etc/mime.types": OK,
+        "write /etc/mime.types": DENIED,
+    }
+)
+unveil = [f"{mode}:/srv/exec2/{mode}" for mode in modes] + ["r:/srv/exec2/a:b", "r:/srv/exec2/files/read", "w:/srv/exec2/files/write", "x:/srv/exec2/files/exec", "xr:/srv/exec2/files/run"]
+
+by_default = {
+    **defaults(),
+    **neighbours(),
+    **own_folder("$NOMAD_TASK_DIR"),
+    **own_folder("$NOMAD_SECRETS_DIR"),
+    **own_folder("$TMPDIR"),
+    **others(mounts, f"{neighbour['ID']}-t", "$NOMAD_ALLOC_ID-sibling", f"/sys/fs/cgroup{cgroup}"),
+    "create $NOMAD_ALLOC_DIR/$NOMAD_TASK_NAME": OK,
+    "write /dev/stdout": OK,
+    "write /dev/stderr": OK,
+    "read /proc/1/environ": DENIED,
+    "read /proc/self/environ": OK,
+    "read /proc/sys/kernel/core_pattern": OK,
+    "write /proc/sys/kernel/core_pattern": DENIED,
+}
+
+with subtest("the jobs"):
+    link = "ln -s /etc/passwd $NOMAD_ALLOC_DIR/link"
+    run_job(
+        job(
+            "isolation",
+            group(
+                "defaults",
+                task("sibling", "sh", "-c", f"{MARK}; {link}", extra=PRESTART),
+                probe("dynamic", by_default),
+                # no file's mode is in root's way: what it is refused, it is by Landlock
+                probe("root", by_default, extra='user = "root"'),
+            ),
+            group("modes", probe("t", unveiled, unveil=unveil)),
+            group("link", task("sibling", "sh", "-c", link, extra=PRESTART), task("t", "true", unveil=["r:${NOMAD_ALLOC_DIR}/link"])),
+            group("env", task("t", "true", extra='env { NOMAD_TASK_DIR = "/" }')),
+        )
+    )
+    done = wait_for_groups("isolation")
+
+with subtest("a dynamic user: every default and its neighbours"):
+    check_probes(done["defaults"], "dynamic", by_default)
+
+with subtest("root: the same"):
+    check_probes(done["defaults"], "root", by_default)
+
+with subtest("each mode grants what it says and no more"):
+    check_probes(done["modes"], "t", unveiled)
+
+with subtest("a rule through a link of a task's making is refused"):
+    t.assertEqual(done["link"]["ClientStatus"], "failed")
+    (error,) = driver_errors(done["link"], "t")
+    t.assertRegex(error, r'unveil "r:.*/alloc/link": .*symbolic links below .* are not followed: a task could have made them')
+
+with subtest("a job that says where its folders are does not start"):
+    t.assertEqual(done["env"]["ClientStatus"], "failed")
+    (error,) = driver_errors(done["env"], "t")
+    t.assertIn('NOMAD_TASK_DIR="/" is not the task directory of this task; Nomad sets it, so remove NOMAD_TASK_DIR from the env block of the job', error)
+
+with subtest("an operator who keeps the policy to himself"):
+    configure(unveil_by_task=False)
+    poll("the node says so", lambda: node()["Attributes"]["driver.exec2.unveil.tasks"] == "false", AGENT_TIMEOUT_S)
+    outside = task("t", "true", work_dir="/srv/exec2")
+    capable = task("t", "true", cap_add=["net_bind_service"])
+    run_job(job("policy", group("unveil", task("t", "true", unveil=["r:/etc/hosts"])), group("work-dir", outside), group("caps", capable), group("none", task("t", "true"))))
+    done = wait_for_groups("policy")
+    t.assertEqual({name: alloc["ClientStatus"] for name, alloc in done.items()}, {"unveil": "failed", "work-dir": "failed", "caps": "failed", "none": "complete"})
+    (error,) = driver_errors(done["unveil"])
+    t.assertIn("the task sets unveil, which the agent's plugin option unveil_by_task does not allow; remove unveil from the task, or set unveil_by_task = true", error)
+    (error,) = driver_errors(done["work-dir"])
+    t.assertIn('work_dir "/srv/exec2" is outside the task\'s own directories', error)
+    (error,) = driver_errors(done["caps"])
+    t.assertRegex(error, "net_bind_service.*allow_caps")
+
+with subtest("without defaults: what is unveiled, and nothing else"):
+    configure(unveil_by_task=True, unveil_defaults=False, unveil_paths=["r:/etc/mime.types"])
+    poll("the node says so", lambda: node()["Attributes"]["driver.exec2.unveil.defaults"] == "false", AGENT_TIMEOUT_S)
+    programs = [f"rx:{path}" for path in existing("/usr /lib /lib64 /nix/store")] + ["r:/etc/ld.so.cache", "r:/proc"]
+    bare = {
+        "read /etc/mime.types": OK,
+        f"exec {shell}": OK,
+        "read /etc/hosts": DENIED,
+        "write /dev/null": DENIED,
+        "list $NOMAD_TASK_DIR": DENIED,
+        "create $NOMAD_TASK_DIR/new": DENIED,
+        "list $NOMAD_ALLOC_DIR": DENIED,
+        "list $TMPDIR": DENIED,
+        "list $CGROUP": DENIED,
+    }
+    run_job(job("bare", group("some", probe("t", bare, unveil=programs)), group("nothing", task("t", "true"))))
+    done = wait_for_groups("bare", {"some": "complete", "nothing": "failed"})
+    check_probes(done["some"], "t", bare)
+    (error,) = driver_errors(done["nothing"])
+    t.assertRegex(error, 'run command ".*/true": Permission denied .it is not executable for the task\'s user, or not unveiled with x')
