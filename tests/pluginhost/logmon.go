@@ -62,8 +62,13 @@ func logmonCall(socket string, req logRequest) error {
 	return nil
 }
 
+// logmonStart is held while somebody looks for the collector and starts it: a second one would take the socket of the first.
+var logmonStart sync.Mutex
+
 // ensureLogmon starts the collector unless one already answers.
 func ensureLogmon(socket string) error {
+	logmonStart.Lock()
+	defer logmonStart.Unlock()
 	if logmonCall(socket, logRequest{Op: "ping"}) == nil {
 		return nil
 	}
