@@ -73,8 +73,8 @@ func dynamicID(name string) (int, bool) {
 	return id, err == nil && id >= 0
 }
 
-// lookupUser returns uid and gid of a dynamic user, a named user, or a number.
-// An empty name is root, as in the Nomad client.
+// lookupUser returns uid and gid of a dynamic or a named user; the Nomad client
+// knows no numbers. An empty name is root, as there.
 func lookupUser(name string) (uid, gid int, err error) {
 	if name == "" {
 		return 0, 0, nil
@@ -84,9 +84,7 @@ func lookupUser(name string) (uid, gid int, err error) {
 	}
 	u, err := user.Lookup(name)
 	if err != nil {
-		if u, err = user.LookupId(name); err != nil {
-			return 0, 0, fmt.Errorf("failed to look up user %q: %w", name, err)
-		}
+		return 0, 0, fmt.Errorf("failed to look up user %q: %w", name, err)
 	}
 	if uid, err = strconv.Atoi(u.Uid); err != nil {
 		return 0, 0, err
