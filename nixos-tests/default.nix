@@ -55,8 +55,8 @@ let
       script = prelude + text;
       kernels = marker text "kernels" ">= 5.15";
       lsmOff = marker text "lsm" "on" == "off";
-      # `pluginhost` needs the test host, which a NixOS machine has not; `debian` needs dpkg.
-      wanted = !lib.elem (marker text "needs" "agent") [ "pluginhost" "debian" ];
+      # A NixOS machine has neither the test host nor dpkg.
+      wanted = marker text "needs" "agent" != "pluginhost" && file != "packages.py";
       agent = marker text "needs" "agent" != "no-agent";
       nodes.machine = { };
     }
