@@ -18,7 +18,7 @@ let
             nixpkgs.config.allowUnfreePredicate = package: lib.getName package == "nomad";
             networking.hostName = "demo";
             services.getty.autologinUser = "root";
-            users.motd = ''
+            environment.etc."demo-help".text = ''
 
               Nomad is starting; the example jobs are in /etc/exec2-examples.
 
@@ -27,7 +27,9 @@ let
                 nomad job allocs env
 
               `poweroff` ends the machine.
+
             '';
+            environment.loginShellInit = "cat /etc/demo-help";
             # Only `system.build.vm` is meant to be run, which brings its own disk and boot loader; these let the system be evaluated.
             fileSystems."/" = {
               device = "/dev/disk/by-label/nixos";
