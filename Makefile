@@ -14,6 +14,16 @@ PLUGIN     := $(PLUGIN_DIR)/$(NAME)
 OUT        := $(abspath $(or $(CARGO_TARGET_DIR),target))
 PLUGINHOST := $(OUT)/pluginhost
 PREFIX     ?= /usr/local
+# The target as Debian and Go name it.
+ARCH       := $(patsubst x86_64-%,amd64,$(patsubst aarch64-%,arm64,$(TARGET)))
+PACKAGES   := $(OUT)/packages
+RELEASE    := $(OUT)/release-files
+# Laid over the guests' root, for the scenario `packages`: this version and one to upgrade to.
+VM_PAYLOAD := $(OUT)/vm-payload
+
+# Where it was built must not show in the binary: the same source gives the same bytes in every folder.
+CARGO_HOME_DIR := $(or $(CARGO_HOME),$(HOME)/.cargo)
+REPRODUCIBLE := --remap-path-prefix=$(CARGO_HOME_DIR)=/cargo --remap-path-prefix=$(CURDIR)=/src --remap-path-prefix=$(OUT)=/target
 
 # Kernels that the tests boot, as nixos-tests/run names them (`sid` has the
 # newest). Each scenario says which of them it is for: 5.10 has no Landlock, and
@@ -36,14 +46,36 @@ help: ## This list
 .PHONY: build
 build: setup-build ## The static plugin: bin/nomad-driver-exec2
 	$(call say,build $(NAME) for $(TARGET))
-	cargo build --release --locked --target $(TARGET)
+	RUSTFLAGS="$(RUSTFLAGS) $(REPRODUCIBLE)" cargo build --release --locked --target $(TARGET)
 	install -D -m 755 $(OUT)/$(TARGET)/release/$(NAME) $(PLUGIN)
 
 .PHONY: install
-install: ## Install the built plugin and man page below PREFIX (/usr/local)
+install: ## Install the built plugin and what belongs to it below PREFIX (/usr/local)
 	@test -x $(PLUGIN) || { echo 'nothing built yet: make build' >&2; exit 1; }
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(PREFIX)/bin/$(NAME)
 	install -D -m 644 packaging/$(NAME).8 $(DESTDIR)$(PREFIX)/share/man/man8/$(NAME).8
+	install -D -m 644 packaging/completions/$(NAME).bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$(NAME)
+	install -D -m 644 packaging/completions/_$(NAME) $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_$(NAME)
+	install -D -m 644 packaging/completions/$(NAME).fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/$(NAME).fish
+	install -D -m 644 packaging/examples/exec2.hcl $(DESTDIR)$(PREFIX)/share/doc/$(NAME)/examples/exec2.hcl
+
+pack = PATH="$$(scripts/setup --nfpm-dir):$$PATH" scripts/package --plugin $(PLUGIN) --inventory $(OUT)/inventory --arch $(ARCH)
+
+.PHONY: packages
+packages: setup-pack build ## .deb and .rpm of the built plugin, in target/packages
+	$(call say,pack)
+	rm -rf $(PACKAGES)
+	python3 packaging/inventory.py $(TARGET) $(OUT)/inventory
+	$(pack) --out $(PACKAGES) deb rpm
+	@ls -l $(PACKAGES)
+
+.PHONY: release
+release: setup-pack build ## What a release has, in target/release-files: packages, tarball, SBOM, SHA256SUMS
+	$(call say,pack a release)
+	rm -rf $(RELEASE)
+	python3 packaging/inventory.py $(TARGET) $(OUT)/inventory
+	$(pack) --out $(RELEASE) deb rpm tar sums
+	@cat $(RELEASE)/SHA256SUMS
 
 .PHONY: pluginhost
 pluginhost: setup-go
@@ -78,10 +110,24 @@ test-go: setup-go ## gofmt, vet and tests of the test host
 	$(call say,go vet and go test)
 	cd tests/pluginhost && test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./... && go test ./...
 
+.PHONY: test-packages
+test-packages: setup-pack setup-payload ## Payload of the packages, and the same bytes from another folder
+	$(call say,packages)
+	@scripts/check-packages
+
+.PHONY: test-nix
+test-nix: setup-lint setup-payload ## The flake, as far as this machine can
+	$(call say,the flake)
+	@scripts/check-nix
+
 .PHONY: test-vm
-test-vm: setup-vm build pluginhost ## Scenarios in VMs with kernels VM_KERNELS
+test-vm: setup-vm setup-pack build pluginhost ## Scenarios in VMs with kernels VM_KERNELS
 	$(call say,scenarios on Linux $(VM_KERNELS))
-	nixos-tests/run --kernel $(VM_KERNELS) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST)
+	python3 packaging/inventory.py $(TARGET) $(OUT)/inventory
+	rm -rf $(VM_PAYLOAD)
+	$(pack) --out $(VM_PAYLOAD)/srv/exec2-packages/this deb rpm
+	VERSION=999.0.0 $(pack) --out $(VM_PAYLOAD)/srv/exec2-packages/next deb rpm
+	nixos-tests/run --kernel $(VM_KERNELS) --payload $(VM_PAYLOAD) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST)
 
 ## Trying it
 
@@ -101,7 +147,7 @@ setup-all:
 	@scripts/setup build lint go vm
 setup-demo:
 	@scripts/setup build go vm
-setup-build setup-lint setup-go setup-vm: setup-%:
+setup-build setup-lint setup-go setup-vm setup-pack setup-payload: setup-%:
 	@scripts/setup $*
 
 .PHONY: clean

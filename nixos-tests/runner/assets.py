@@ -28,7 +28,7 @@ TOOLS_PACKAGES = ("busybox-static", "e2fsprogs", "erofs-utils", "kmod", "lz4", "
 ROOT_SUITE = "trixie"
 ROOT_PACKAGES = (
     "attr", "ca-certificates", "containernetworking-plugins", "curl", "dbus", "default-jdk-headless", "iproute2", "iptables",
-    "iputils-ping", "kmod", "libcap2-bin", "media-types", "netcat-openbsd", "nftables", "passwd", "procps", "python3", "strace",
+    "iputils-ping", "kmod", "libcap2-bin", "media-types", "netcat-openbsd", "nftables", "passwd", "procps", "python3", "rpm", "strace",
     "systemd", "systemd-sysv", "util-linux",
 )  # fmt: skip
 # Documentation, translations, and the parts of the JDK that only jlink and debuggers read.

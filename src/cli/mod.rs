@@ -1,15 +1,16 @@
-//! What people type: `run`, `check`, `--help`, `--version`.
+//! What people type: `run`, `check`, `validate-config`, `--help`, `--version`.
 
 mod check;
 mod cpu;
 mod run;
 mod scratch;
+mod validate;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Exit status of a program that was called wrongly, as clap and most shells' builtins use it.
 const USAGE: u8 = 2;
@@ -38,6 +39,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check a configuration of the plugin before an agent gets it
+    ValidateConfig(validate::Args),
+}
+
+/// The whole command line, for what is made from it: shell completions.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs what the command line says.
@@ -45,6 +53,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(args) {
         Ok(Cli { command: Command::Run(args) }) => run::main(args),
         Ok(Cli { command: Command::Check { json } }) => check::check(json),
+        Ok(Cli { command: Command::ValidateConfig(args) }) => validate::main(&args),
         Err(error) => {
             // A closed stdout or stderr has nobody to tell.
             let _ = error.print();

@@ -10,7 +10,6 @@ const UNVEIL_DEFAULTS: &str = "unveil_defaults";
 const UNVEIL_PATHS: &str = "unveil_paths";
 const UNVEIL_BY_TASK: &str = "unveil_by_task";
 const ALLOW_CAPS: &str = "allow_caps";
-const OPTIONS: &[&str] = &[UNVEIL_DEFAULTS, UNVEIL_PATHS, UNVEIL_BY_TASK, ALLOW_CAPS];
 
 /// What the operator decides for all tasks of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +36,9 @@ impl Default for PluginConfig {
 }
 
 impl PluginConfig {
+    /// The names of all options.
+    pub const OPTIONS: &[&str] = &[UNVEIL_DEFAULTS, UNVEIL_PATHS, UNVEIL_BY_TASK, ALLOW_CAPS];
+
     /// The schema for BasePlugin.ConfigSchema.
     pub fn schema() -> Spec {
         let defaults = Self::default();
@@ -50,12 +52,12 @@ impl PluginConfig {
 
     /// Reads `msgpack_config` of BasePlugin.SetConfig. No bytes mean that nothing is set.
     pub fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
-        Self::from_options(Options::from_msgpack(Scope::Plugin, OPTIONS, msgpack)?)
+        Self::from_options(Options::from_msgpack(Scope::Plugin, Self::OPTIONS, msgpack)?)
     }
 
     /// Reads the same options from a JSON object.
     pub fn decode_json(json: &str) -> Result<Self, ConfigError> {
-        Self::from_options(Options::from_json(Scope::Plugin, OPTIONS, json)?)
+        Self::from_options(Options::from_json(Scope::Plugin, Self::OPTIONS, json)?)
     }
 
     fn from_options(mut options: Options) -> Result<Self, ConfigError> {

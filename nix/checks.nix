@@ -1,0 +1,67 @@
+# `nix flake check`, but for the VM tests.
+{
+  lib,
+  pkgs,
+  nixpkgs,
+  module,
+  packages,
+  docs,
+  system,
+}:
+let
+  plugin = packages.default;
+
+  # The sources and crates of the plugin, with other commands than a build.
+  cargo =
+    name: tools: command:
+    plugin.overrideAttrs (old: {
+      pname = "nomad-driver-exec2-${name}";
+      nativeBuildInputs = old.nativeBuildInputs ++ tools;
+      buildPhase = ''
+        runHook preBuild
+        ${command}
+        runHook postBuild
+      '';
+      doCheck = false;
+      installPhase = "touch $out";
+      postInstall = "";
+      doInstallCheck = false;
+      dontFixup = true;
+      meta = { };
+    });
+  target = "--offline --locked --target ${plugin.stdenv.hostPlatform.rust.rustcTarget}";
+in
+{
+  package = plugin;
+  inherit (packages) deb rpm release;
+
+  tests = cargo "tests" [ ] "cargo test ${target}";
+  clippy = cargo "clippy" [ pkgs.clippy ] "cargo clippy ${target} --all-targets -- -D warnings";
+  fmt = cargo "fmt" [ pkgs.rustfmt ] "cargo fmt --check";
+  deny = cargo "deny" [ pkgs.cargo-deny ] "cargo-deny --offline --locked check bans licenses sources";
+
+  payload = pkgs.runCommand "exec2-payload" {
+    nativeBuildInputs = [
+      pkgs.dpkg
+      pkgs.python3
+      pkgs.rpm
+    ];
+  } "python3 ${../packaging/check_payload.py} ${packages.deb}/*.deb ${packages.rpm}/*.rpm > $out";
+
+  # The page has the options as the module has them.
+  docs = pkgs.runCommand "exec2-docs" { } ''
+    awk -f ${./splice.awk} -v options=${docs} ${../docs/nixos.md} > page
+    diff -u ${../docs/nixos.md} page || { echo "docs/nixos.md is out of date: nix run .#update-docs"; exit 1; }
+    touch $out
+  '';
+}
+// import ./module-checks.nix {
+  inherit
+    lib
+    pkgs
+    nixpkgs
+    module
+    plugin
+    system
+    ;
+}

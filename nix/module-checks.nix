@@ -1,0 +1,134 @@
+# What the module makes of configurations: values, assertions, and files that are handed to the plugin.
+{
+  lib,
+  pkgs,
+  nixpkgs,
+  module,
+  plugin,
+  system,
+}:
+let
+  machine =
+    configuration:
+    (lib.nixosSystem {
+      modules = [
+        module
+        {
+          nixpkgs.hostPlatform = system;
+          nixpkgs.config.allowUnfreePredicate = package: lib.getName package == "nomad";
+          services.nomad.enable = true;
+          services.nomad-driver-exec2.enable = true;
+          fileSystems."/" = {
+            device = "/dev/vda";
+            fsType = "ext4";
+          };
+          boot.loader.grub.device = "/dev/vda";
+          system.stateVersion = "26.05";
+        }
+        configuration
+      ];
+    }).config;
+  label = "nomad-driver-exec2";
+  options = config: config.services.nomad.settings.plugin.${label}.config;
+  complaints = config: map (one: one.message) (lib.filter (one: !one.assertion) config.assertions);
+  complains = text: configuration: lib.any (lib.hasInfix text) (complaints (machine configuration));
+
+  defaults = machine { };
+  # A second driver's plugin, options in the attribute form, and one that this version of the module does not know.
+  rich = machine {
+    services.nomad.settings.plugin.docker.config.allow_privileged = false;
+    services.nomad.extraSettingsPlugins = [ other ];
+    services.nomad-driver-exec2.settings = {
+      unveil_by_task = true;
+      unveil_paths = [
+        "r:/etc/mime.types"
+        "rwc:/srv/shared"
+      ];
+      allow_caps = [ "net_bind_service" ];
+    };
+  };
+  other = pkgs.writeShellScriptBin "nomad-driver-other" "exit 1";
+  later = machine { services.nomad-driver-exec2.settings.from_the_future = [ "x" ]; };
+  wrong = machine { services.nomad-driver-exec2.settings.unveil_paths = [ "q:/srv" ]; };
+  without = machine { services.nomad-driver-exec2.enable = lib.mkForce false; };
+
+  validates = check: lib.hasInfix "nomad-driver-exec2-config" (lib.getName check);
+
+  expected = {
+    "the options have the driver's defaults" =
+      options defaults == {
+        unveil_defaults = true;
+        unveil_paths = [ ];
+        unveil_by_task = false;
+        allow_caps = [ ];
+      };
+    "the plugin's package is the agent's plugin" = defaults.services.nomad.extraSettingsPlugins == [ plugin ];
+    "the agent runs as root and without Docker" =
+      !defaults.services.nomad.dropPrivileges && !defaults.services.nomad.enableDocker;
+    "Landlock is in the kernel's list" = lib.any (lib.hasInfix "landlock") defaults.boot.kernelParams;
+    "a plain configuration has no complaint" = complaints defaults == [ ];
+    "options are passed on" = (options rich).unveil_by_task && (options rich).allow_caps == [ "net_bind_service" ];
+    "unknown options are passed on" = (options later).from_the_future == [ "x" ];
+    "another driver's block stays" = !rich.services.nomad.settings.plugin.docker.config.allow_privileged;
+    "another driver's plugin stays" = lib.length rich.services.nomad.extraSettingsPlugins == 2;
+    "without enable nothing is set" = !(without.services.nomad.settings ? plugin) && without.services.nomad.dropPrivileges;
+    "a dynamic user is refused" = complains "dropPrivileges = false" { services.nomad.dropPrivileges = true; };
+    "an old Nomad is refused" = complains "Nomad 1.8 or later" {
+      services.nomad.package = pkgs.runCommand "nomad-1.7.7" { version = "1.7.7"; } "mkdir $out";
+    };
+    "a hardened unit is refused, by the names of the settings" = complains "NoNewPrivileges, ProtectSystem" {
+      systemd.services.nomad.serviceConfig = {
+        NoNewPrivileges = true;
+        ProtectSystem = "strict";
+        PrivateTmp = false;
+      };
+    };
+    "a unit that takes tasks along is refused" = complains ''KillMode = "process"'' {
+      systemd.services.nomad.serviceConfig.KillMode = lib.mkForce "mixed";
+    };
+    "a list without Landlock is refused" = complains "add \"landlock\"" { security.lsm = lib.mkForce [ "yama" ]; };
+    "cgroup v1 is refused" = complains "cgroup v2" { boot.kernelParams = [ "systemd.unified_cgroup_hierarchy=0" ]; };
+    "a system is not built with what the plugin refuses" = lib.any validates wrong.system.checks;
+    "validation can be left out" =
+      !lib.any validates (machine { services.nomad-driver-exec2.validateConfig = false; }).system.checks;
+    "an agent that is off is warned of" = lib.any (lib.hasInfix "no effect") (machine { services.nomad.enable = lib.mkForce false; }).warnings;
+  };
+  wrongOnes = lib.attrNames (lib.filterAttrs (_: holds: !holds) expected);
+
+  nomadJson = config: config.environment.etc."nomad.json".source;
+  unit = config: pkgs.writeText "nomad.service" config.systemd.units."nomad.service".text;
+in
+assert lib.assertMsg (wrongOnes == [ ]) "the module: not so: ${lib.concatStringsSep "; " wrongOnes}";
+{
+  module =
+    pkgs.runCommand "exec2-module"
+      {
+        # The module's own checks of these configurations: they are built, or this is not.
+        accepted = map toString (defaults.system.checks ++ rich.system.checks);
+      }
+      ''
+        mkdir $out
+        exec2=${lib.getExe plugin}
+        $exec2 validate-config ${nomadJson rich} | tee $out/rich
+        grep -qx 'unveil_by_task = true' $out/rich
+        grep -qx 'unveil_paths = \["r:/etc/mime.types", "rwc:/srv/shared"\]' $out/rich
+
+        for refused in ${nomadJson wrong} ${nomadJson later}; do
+          if $exec2 validate-config "$refused" 2> message; then
+            echo "$refused was accepted"; exit 1
+          fi
+          cat message
+          grep -qE 'unveil_paths\[0\]|from_the_future' message
+        done
+
+        # Where the unit says that plugins are, they are.
+        plugins=$(sed -n 's/^ExecStart=.* -plugin-dir=\([^ ]*\).*/\1/p' ${unit rich})
+        ls "$plugins" | tee $out/plugins
+        diff - $out/plugins <<'END'
+        nomad-driver-exec2
+        nomad-driver-other
+        END
+        cp ${nomadJson rich} $out/nomad.json
+        cp ${unit rich} $out/nomad.service
+      '';
+}

@@ -1,0 +1,175 @@
+# NixOS module: Nomad's client with the exec2 driver. It needs no overlay; the flake sets the package.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.nomad-driver-exec2;
+  nomad = config.services.nomad;
+  unit = config.systemd.services.nomad.serviceConfig;
+  json = pkgs.formats.json { };
+  # The label of the plugin's block is the file name of its binary.
+  label = "nomad-driver-exec2";
+
+  strings =
+    example: description:
+    lib.mkOption {
+      type = lib.types.listOf lib.types.str;
+      default = [ ];
+      inherit example description;
+    };
+
+  # Settings of the unit that tasks would inherit, or that the plugin needs to be without. Nomad's unit has none of them.
+  isOn = value: value != null && value != false && value != "" && value != [ ] && value != "no" && value != "false" && value != "off";
+  breaking = lib.filter (name: unit ? ${name} && isOn unit.${name}) [
+    "CapabilityBoundingSet"
+    "DynamicUser"
+    "InaccessiblePaths"
+    "LockPersonality"
+    "MemoryDenyWriteExecute"
+    "NoNewPrivileges"
+    "PrivateDevices"
+    "PrivateNetwork"
+    "PrivateTmp"
+    "PrivateUsers"
+    "ProcSubset"
+    "ProtectControlGroups"
+    "ProtectHome"
+    "ProtectKernelTunables"
+    "ProtectProc"
+    "ProtectSystem"
+    "ReadOnlyPaths"
+    "RestrictAddressFamilies"
+    "RestrictNamespaces"
+    "RestrictRealtime"
+    "RestrictSUIDSGID"
+    "RootDirectory"
+    "RootImage"
+    "SystemCallArchitectures"
+    "SystemCallFilter"
+    "User"
+  ];
+  cgroupV1 = lib.filter (
+    parameter:
+    lib.elem parameter [
+      "systemd.unified_cgroup_hierarchy=0"
+      "systemd.unified_cgroup_hierarchy=no"
+      "systemd.unified_cgroup_hierarchy=false"
+    ]
+  ) config.boot.kernelParams;
+
+  # The plugin's own word on what the agent will give it.
+  validated = pkgs.runCommand "nomad-driver-exec2-config" { } ''
+    ${lib.getExe cfg.package} validate-config ${config.environment.etc."nomad.json".source} > $out
+  '';
+in
+{
+  options.services.nomad-driver-exec2 = {
+    enable = lib.mkEnableOption "the exec2 task driver in this machine's Nomad client; `services.nomad.enable` is separate";
+
+    package = lib.mkOption {
+      type = lib.types.package;
+      default = pkgs.nomad-driver-exec2;
+      defaultText = lib.literalMD "the static build of this flake";
+      description = "The plugin.";
+    };
+
+    settings = lib.mkOption {
+      default = { };
+      example = {
+        unveil_by_task = true;
+        allow_caps = [ "net_bind_service" ];
+      };
+      description = ''
+        What the agent's configuration has in `plugin "nomad-driver-exec2" { config { … } }`. An option that is not listed here is
+        passed on as it is.
+      '';
+      type = lib.types.submodule {
+        freeformType = lib.types.attrsOf json.type;
+        options = {
+          unveil_defaults = lib.mkOption {
+            type = lib.types.bool;
+            default = true;
+            description = ''
+              Give every task the default paths, `/nix/store` and `/run/current-system/sw` among them, and its own directories.
+              Without them a task sees nothing but what is unveiled by name.
+            '';
+          };
+          unveil_paths = strings [ "r:/etc/mime.types" ] ''
+            More paths for every task, as `MODES:PATH`. Modes are `r` (read), `w` (write), `x` (execute) and `c` (create, rename and
+            remove).
+          '';
+          unveil_by_task = lib.mkOption {
+            type = lib.types.bool;
+            default = false;
+            description = ''
+              Let jobs unveil paths, and have a `work_dir` outside the alloc. Then whoever may submit jobs decides what they see, as far
+              as file permissions let the task's user.
+            '';
+          };
+          allow_caps = strings [ "net_bind_service" ] "Capabilities that jobs may ask for with `cap_add`.";
+        };
+      };
+    };
+
+    validateConfig = lib.mkOption {
+      type = lib.types.bool;
+      default = pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
+      defaultText = lib.literalMD "true where the machine that builds can run the plugin";
+      description = "Whether building the system fails when the plugin would refuse its configuration.";
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    services.nomad = {
+      extraSettingsPlugins = [ cfg.package ];
+      # Nomad starts no external plugin without such a block, so it is there even when nothing is set.
+      settings.plugin.${label}.config = cfg.settings;
+      # The driver makes namespaces, cgroups and users' processes.
+      dropPrivileges = lib.mkDefault false;
+      enableDocker = lib.mkDefault false;
+    };
+
+    security.lsm = [ "landlock" ];
+
+    system.checks = lib.mkIf (nomad.enable && cfg.validateConfig) [ validated ];
+
+    warnings = lib.optional (!nomad.enable) ''
+      services.nomad-driver-exec2.enable has no effect without an agent: set services.nomad.enable = true.
+    '';
+
+    assertions = lib.mkIf nomad.enable [
+      {
+        assertion = !nomad.dropPrivileges;
+        message = "The exec2 driver needs an agent that runs as root: set services.nomad.dropPrivileges = false.";
+      }
+      {
+        assertion = lib.versionAtLeast (lib.getVersion nomad.package) "1.8";
+        message = "The exec2 driver needs Nomad 1.8 or later, and services.nomad.package is ${lib.getVersion nomad.package}.";
+      }
+      {
+        assertion = breaking == [ ];
+        message = ''
+          Tasks of the exec2 driver would inherit the hardening of nomad.service, and the driver could not start them. Remove from
+          systemd.services.nomad.serviceConfig: ${lib.concatStringsSep ", " breaking}.
+        '';
+      }
+      {
+        assertion = unit.KillMode or "control-group" == "process";
+        message = ''
+          Tasks of the exec2 driver would end with every restart of the agent: set systemd.services.nomad.serviceConfig.KillMode = "process".
+        '';
+      }
+      {
+        assertion = config.security.lsm == [ ] || lib.elem "landlock" config.security.lsm;
+        message = ''The exec2 driver needs Landlock: add "landlock" to the list that security.lsm is forced to.'';
+      }
+      {
+        assertion = cgroupV1 == [ ];
+        message = "The exec2 driver needs cgroup v2: remove ${toString cgroupV1} from boot.kernelParams.";
+      }
+    ];
+  };
+}

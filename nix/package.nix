@@ -1,0 +1,65 @@
+# The plugin, for callPackage of any package set: static from pkgsStatic, dynamic from pkgs.
+{
+  lib,
+  rustPlatform,
+  stdenv,
+  installShellFiles,
+  versionCheckHook,
+  # The flake runs the tests as a check of their own, so that they run once.
+  doCheck ? true,
+}:
+let
+  manifest = lib.importTOML ../Cargo.toml;
+in
+rustPlatform.buildRustPackage (
+  {
+    pname = manifest.package.name;
+    inherit (manifest.package) version;
+
+    # What cargo reads, and what is installed or tested with it: an edit elsewhere builds nothing anew.
+    src = lib.fileset.toSource {
+      root = ../.;
+      fileset = lib.fileset.unions [
+        ../Cargo.toml
+        ../Cargo.lock
+        ../build.rs
+        ../clippy.toml
+        ../deny.toml
+        ../rustfmt.toml
+        ../proto
+        ../src
+        (lib.fileset.fileFilter (file: file.hasExt "rs") ../tests)
+        ../docs/security.md
+        ../packaging/completions
+        ../packaging/examples
+        ../packaging/nomad-driver-exec2.8
+      ];
+    };
+    cargoLock.lockFile = ../Cargo.lock;
+
+    nativeBuildInputs = [ installShellFiles ];
+
+    inherit doCheck;
+    # The tests need no second optimised build.
+    checkType = "debug";
+
+    postInstall = ''
+      installManPage packaging/nomad-driver-exec2.8
+      installShellCompletion packaging/completions/*
+      install -D -m 644 -t $out/share/doc/nomad-driver-exec2/examples packaging/examples/exec2.hcl
+    '';
+
+    nativeInstallCheckInputs = [ versionCheckHook ];
+    doInstallCheck = true;
+
+    meta = {
+      inherit (manifest.package) description;
+      license = lib.licenses.mpl20;
+      mainProgram = manifest.package.name;
+      platforms = lib.platforms.linux;
+      maintainers = [ ];
+    };
+  }
+  # The static plugin is copied to machines without a Nix store.
+  // lib.optionalAttrs stdenv.hostPlatform.isStatic { allowedReferences = [ ]; }
+)

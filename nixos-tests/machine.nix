@@ -1,0 +1,86 @@
+# What the scenarios find on every machine: one agent that is server and client, the driver, the example jobs, two users. The
+# Debian guests of nixos-tests/run have the same (runner/guest/root).
+{
+  lib,
+  pkgs,
+  ...
+}:
+let
+  # By name, so that a package set without one of them still evaluates: the scenario that needs it then says so.
+  present = names: lib.filter (package: package != null) (map (name: pkgs.${name} or null) names);
+  # For jobs, which look commands up in the agent's PATH.
+  commands = present [
+    "bash"
+    "curl"
+    "jdk_headless"
+    "python3"
+    "strace"
+    "util-linux"
+  ];
+in
+{
+  services.nomad = {
+    enable = true;
+    extraPackages = commands;
+    settings = {
+      bind_addr = "127.0.0.1";
+      # Without it a loopback address is refused outside dev mode.
+      advertise = {
+        http = "127.0.0.1";
+        rpc = "127.0.0.1";
+        serf = "127.0.0.1";
+      };
+      server = {
+        enabled = lib.mkDefault true;
+        bootstrap_expect = lib.mkDefault 1;
+        raft_multiplier = 1;
+        default_scheduler_config.memory_oversubscription_enabled = true;
+      };
+      client = {
+        enabled = lib.mkDefault true;
+        network_interface = "eth0";
+        cni_path = "${pkgs.cni-plugins}/bin";
+        # 2 cores of 2000 MHz whatever the host has, so that a task's `cpu` is the same share everywhere.
+        cpu_total_compute = 4000;
+        options = {
+          "driver.allowlist" = "exec2";
+          "fingerprint.denylist" = "env_aws,env_azure,env_gce,env_digitalocean";
+        };
+      };
+    };
+  };
+
+  services.nomad-driver-exec2 = {
+    enable = true;
+    settings = {
+      unveil_by_task = true;
+      unveil_paths = [ "r:/etc/mime.types" ];
+      allow_caps = [ "net_bind_service" ];
+    };
+  };
+
+  environment.systemPackages =
+    commands
+    ++ present [
+      "iproute2"
+      "jq"
+      "iptables"
+      "netcat"
+      "nftables"
+      "procps"
+    ];
+  environment.etc = {
+    "mime.types".text = "text/html html htm\n";
+  }
+  // lib.mapAttrs' (name: _: lib.nameValuePair "exec2-examples/${name}" { source = ../examples + "/${name}"; }) (
+    lib.filterAttrs (name: _: lib.hasSuffix ".nomad.hcl" name) (builtins.readDir ../examples)
+  );
+
+  # Tasks with a service on the host's network are asked from the same machine.
+  networking.firewall.enable = false;
+
+  users.users = lib.genAttrs [ "alice" "bob" ] (name: {
+    isNormalUser = true;
+    uid = if name == "alice" then 1001 else 1002;
+  });
+}

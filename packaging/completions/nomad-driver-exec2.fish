@@ -1,0 +1,47 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_nomad_driver_exec2_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_nomad_driver_exec2_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_nomad_driver_exec2_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_nomad_driver_exec2_using_subcommand
+    set -l cmd (__fish_nomad_driver_exec2_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -s V -l version -d 'Print version'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "run" -d 'Run a program in the driver\'s sandbox, without Nomad'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "check" -d 'Show whether this host can run the driver\'s tasks, and what to mend'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "validate-config" -d 'Check a configuration of the plugin before an agent gets it'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l unveil -d 'Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l user -d 'Run as this user: a name, a uid, uid:gid, or nomad-N [default: an unused nomad-N]' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l memory -d 'Limit the memory, in MiB' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cpu -d 'Limit the CPU, in MHz' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cap-add -d 'Grant a capability, for example net_bind_service; may be repeated' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l work-dir -d 'Start in this directory, absolute or relative to the task\'s own [default: local]' -r -F
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l no-defaults -d 'Grant nothing but what --unveil says: no system paths, not the task\'s own directories'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -s h -l help -d 'Print help'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l json -d 'Print a JSON object instead of a table'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -s h -l help -d 'Print help'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand validate-config" -s h -l help -d 'Print help'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "run" -d 'Run a program in the driver\'s sandbox, without Nomad'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "check" -d 'Show whether this host can run the driver\'s tasks, and what to mend'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "validate-config" -d 'Check a configuration of the plugin before an agent gets it'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -1,0 +1,315 @@
+//! `validate-config`: whether the plugin would accept a configuration, before an agent is restarted with it.
+//!
+//! The options are read by the code that reads them from Nomad. What Nomad itself would refuse before it asks the
+//! plugin (an unknown option, a second block) is refused as well. The host is not looked at: the file may be for
+//! another one.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde_json::{Map, Value};
+
+use super::say;
+use crate::config::{ConfigError, PluginConfig};
+use crate::quote::quote;
+
+/// The file is read, and the plugin or Nomad would refuse what it says.
+const REFUSED: u8 = 1;
+/// The file cannot be read, or is no JSON: nothing is known of the configuration. As for a wrong call.
+const UNREADABLE: u8 = 2;
+
+/// The label of the plugin's block: the file name of its binary.
+const PLUGIN: &str = env!("CARGO_PKG_NAME");
+/// An agent's whole configuration is a few KiB.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+/// How similar a known option must be to be proposed instead of an unknown one (Jaro-Winkler, 0 to 1).
+const SIMILAR: f64 = 0.8;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "FILE holds either the options alone, or an agent's configuration in JSON form, such as NixOS' \
+                        /etc/nomad.json, with\n  \
+                        {\"plugin\": {\"nomad-driver-exec2\": {\"config\": {\"unveil_by_task\": true}}}}\n\n\
+                        The exit status is 0 if the configuration is valid, 1 if the agent or the plugin would refuse it, \
+                        2 if it cannot be read."
+)]
+pub struct Args {
+    /// A JSON file, or - for standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// Why a configuration is not accepted.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("read: {0}")]
+    Read(#[from] io::Error),
+    #[error("it has more than {FILE_BYTES_MAX} bytes; name a file with the agent's configuration")]
+    Size,
+    #[error("not JSON: {0}; an HCL configuration has to be written as JSON for this command")]
+    Json(#[from] serde_json::Error),
+    #[error(
+        "the top is {0}; write an object, either the plugin's options or an agent's configuration with `plugin`"
+    )]
+    Top(&'static str),
+    #[error(
+        "no block for the plugin, and Nomad starts no plugin without one; write \
+         {{\"plugin\": {{\"{PLUGIN}\": {{\"config\": {{}}}}}}}}"
+    )]
+    NoBlock,
+    #[error("{place} is {found}; write an object")]
+    Shape { place: String, found: &'static str },
+    #[error("{place} is there {count} times; write it once")]
+    Twice { place: String, count: usize },
+    #[error("{place} has {}, which Nomad does not know; write config, and args if need be", quote(key))]
+    Key { place: String, key: String },
+    #[error("plugin option {} is unknown; {}", quote(option), instead(option))]
+    Unknown { option: String },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+impl Refusal {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Read(_) | Self::Size | Self::Json(_) => UNREADABLE,
+            _ => REFUSED,
+        }
+    }
+}
+
+/// Reads the file and says what is wrong with it.
+pub fn main(args: &Args) -> ExitCode {
+    let shown = args.file.display();
+    match read(&args.file).and_then(|text| validate(&text)) {
+        Ok(config) => match io::stdout().lock().write_all(summary(&config).as_bytes()) {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+                say(&format!("cannot write to standard output: {e}\n"));
+                ExitCode::FAILURE
+            }
+            _ => ExitCode::SUCCESS,
+        },
+        Err(refusal) => {
+            say(&format!("{PLUGIN}: {shown}: {refusal}\n"));
+            ExitCode::from(refusal.status())
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<String, Refusal> {
+    let source: Box<dyn Read> =
+        if file == Path::new("-") { Box::new(io::stdin()) } else { Box::new(File::open(file)?) };
+    let mut text = String::new();
+    source.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(Refusal::Size);
+    }
+    Ok(text)
+}
+
+/// The configuration that the plugin would get, whichever of the two forms the text has.
+fn validate(text: &str) -> Result<PluginConfig, Refusal> {
+    let top: Value = serde_json::from_str(text)?;
+    let Value::Object(top) = top else { return Err(Refusal::Top(kind(&top))) };
+    if !top.contains_key("plugin") {
+        known(&top)?;
+        // The text itself, so that an option that is there twice is seen.
+        return Ok(PluginConfig::decode_json(text)?);
+    }
+    let Some(options) = options_of_agent(&top)? else { return Ok(PluginConfig::default()) };
+    known(options)?;
+    Ok(PluginConfig::decode_json(&Value::from(options.clone()).to_string())?)
+}
+
+/// The plugin's `config` in an agent's configuration. In HCL's JSON form a block is an object or a list of objects, on
+/// each level. None means a block without `config`.
+fn options_of_agent(agent: &Map<String, Value>) -> Result<Option<&Map<String, Value>>, Refusal> {
+    let plugins = objects("plugin", agent.get("plugin"))?;
+    let place = format!("plugin {PLUGIN:?}");
+    let mut blocks = Vec::new();
+    for plugin in plugins {
+        blocks.extend(objects(&place, plugin.get(PLUGIN))?);
+    }
+    let block = match blocks[..] {
+        [] => return Err(Refusal::NoBlock),
+        [one] => one,
+        _ => return Err(Refusal::Twice { place, count: blocks.len() }),
+    };
+    if let Some(key) = block.keys().find(|key| !["config", "args"].contains(&key.as_str())) {
+        return Err(Refusal::Key { place, key: key.clone() });
+    }
+    let place = format!("config of {place}");
+    match objects(&place, block.get("config"))?[..] {
+        [] => Ok(None),
+        [one] => Ok(Some(one)),
+        ref more => Err(Refusal::Twice { place, count: more.len() }),
+    }
+}
+
+/// The objects of a block, none if it is absent.
+fn objects<'a>(place: &str, value: Option<&'a Value>) -> Result<Vec<&'a Map<String, Value>>, Refusal> {
+    let wrong = |value: &Value| Refusal::Shape { place: place.to_owned(), found: kind(value) };
+    match value {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Object(one)) => Ok(vec![one]),
+        Some(Value::Array(list)) => {
+            list.iter().map(|item| item.as_object().ok_or_else(|| wrong(item))).collect()
+        }
+        Some(other) => Err(wrong(other)),
+    }
+}
+
+/// Nomad refuses an option that the plugin's schema does not have.
+fn known(options: &Map<String, Value>) -> Result<(), Refusal> {
+    match options.keys().find(|option| !PluginConfig::OPTIONS.contains(&option.as_str())) {
+        Some(option) => Err(Refusal::Unknown { option: option.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn instead(option: &str) -> String {
+    let score = |known: &&&str| strsim::jaro_winkler(option, known);
+    let best = PluginConfig::OPTIONS.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
+    match best.filter(|known| score(known) >= SIMILAR) {
+        Some(known) => format!("did you mean {known}?"),
+        None => format!("write one of {}", PluginConfig::OPTIONS.join(", ")),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// What the plugin would work with, defaults filled in, so that an option in the wrong place is noticed.
+fn summary(config: &PluginConfig) -> String {
+    let paths: Vec<_> = config.unveil_paths.iter().map(|rule| quote(&rule.to_string())).collect();
+    let caps: Vec<_> = config.allow_caps.names().iter().map(|name| quote(name)).collect();
+    format!(
+        "valid\nunveil_defaults = {}\nunveil_paths = [{}]\nunveil_by_task = {}\nallow_caps = [{}]\n",
+        config.unveil_defaults,
+        paths.join(", "),
+        config.unveil_by_task,
+        caps.join(", "),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn ok(json: Value) -> PluginConfig {
+        validate(&json.to_string()).unwrap()
+    }
+
+    fn refused(json: Value) -> String {
+        let refusal = validate(&json.to_string()).unwrap_err();
+        assert_eq!(refusal.status(), REFUSED);
+        refusal.to_string()
+    }
+
+    fn agent(plugin: Value) -> Value {
+        json!({"data_dir": "/var/lib/nomad", "client": {"enabled": true}, "plugin": plugin})
+    }
+
+    #[test]
+    fn options_alone_and_every_shape_of_an_agents_configuration_read_alike() {
+        let options =
+            json!({"unveil_by_task": true, "unveil_paths": ["r:/srv/x"], "allow_caps": ["net_raw"]});
+        let wanted = ok(options.clone());
+        assert!(wanted.unveil_by_task && wanted.unveil_defaults);
+        let block = json!({"config": options});
+        let other = json!({"config": {"volumes": {"enabled": true}}});
+        for plugin in [
+            json!({PLUGIN: block}),
+            json!([{PLUGIN: block}]),
+            json!({PLUGIN: [block]}),
+            json!([{PLUGIN: [{"config": [block["config"]]}]}]),
+            json!({"docker": other, PLUGIN: block}),
+            json!([{"docker": [other]}, {PLUGIN: block}]),
+            json!({PLUGIN: {"args": [], "config": block["config"]}}),
+        ] {
+            assert_eq!(ok(agent(plugin.clone())), wanted, "{plugin}");
+        }
+    }
+
+    #[test]
+    fn nothing_set_is_the_default() {
+        for json in [
+            json!({}),
+            json!({"unveil_paths": null}),
+            agent(json!({PLUGIN: {}})),
+            agent(json!({PLUGIN: {"config": {}}})),
+        ] {
+            assert_eq!(ok(json), PluginConfig::default());
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_place_and_what_to_write() {
+        let cases = [
+            (json!([]), "the top is a list; write an object"),
+            (agent(json!({})), "no block for the plugin"),
+            (agent(json!({"docker": {}})), "\"config\": {}}}}"),
+            (agent(json!({"exec2": {"config": {}}})), "no block for the plugin"),
+            (agent(json!("x")), "plugin is a string; write an object"),
+            (agent(json!({PLUGIN: [{}, {}]})), "plugin \"nomad-driver-exec2\" is there 2 times"),
+            (agent(json!([{PLUGIN: {}}, {PLUGIN: {}}])), "is there 2 times; write it once"),
+            (
+                agent(json!({PLUGIN: {"config": [{}, {}]}})),
+                "config of plugin \"nomad-driver-exec2\" is there 2 times",
+            ),
+            (
+                agent(json!({PLUGIN: {"config": true}})),
+                "config of plugin \"nomad-driver-exec2\" is a boolean",
+            ),
+            (
+                agent(json!({PLUGIN: {"unveil_by_task": true}})),
+                "has \"unveil_by_task\", which Nomad does not know",
+            ),
+            (json!({"unveil_path": []}), "\"unveil_path\" is unknown; did you mean unveil_paths?"),
+            (json!({"x": 1}), "write one of unveil_defaults, unveil_paths, unveil_by_task, allow_caps"),
+            (agent(json!({PLUGIN: {"config": {"allow_cap": []}}})), "did you mean allow_caps?"),
+            (json!({"unveil_by_task": "yes"}), "unveil_by_task is a string; write true or false"),
+            (json!({"unveil_paths": ["z:/srv"]}), "unveil_paths[0]"),
+            (json!({"unveil_paths": ["r:srv"]}), "unveil_paths[0]"),
+            (json!({"allow_caps": ["net_rwa"]}), "allow_caps[0]"),
+        ];
+        for (json, wanted) in cases {
+            let message = refused(json.clone());
+            assert!(message.contains(wanted), "{json}: {message}");
+        }
+        let twice = validate(r#"{"unveil_by_task": true, "unveil_by_task": false}"#).unwrap_err();
+        assert!(twice.to_string().contains("unveil_by_task"), "{twice}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_another_status() {
+        let hcl = validate("plugin \"nomad-driver-exec2\" {}").unwrap_err();
+        assert_eq!(hcl.status(), UNREADABLE);
+        assert!(hcl.to_string().contains("HCL"), "{hcl}");
+        assert_eq!(validate("").unwrap_err().status(), UNREADABLE);
+        let absent = read(Path::new("/nonexistent/nomad.json")).unwrap_err();
+        assert_eq!(absent.status(), UNREADABLE);
+        assert!(absent.to_string().contains("No such file"), "{absent}");
+    }
+
+    #[test]
+    fn the_summary_shows_what_holds() {
+        let config = ok(json!({"unveil_paths": ["rx:/opt/bin"], "allow_caps": ["CAP_NET_RAW"]}));
+        assert_eq!(
+            summary(&config),
+            "valid\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\nunveil_by_task = false\n\
+             allow_caps = [\"net_raw\"]\n"
+        );
+    }
+}
