@@ -139,7 +139,7 @@ class Assets:
             with self._building(name) as scratch:
                 if update or not (final / "version").exists():
                     progress(f"kernel {kernel.label}: {kernel_image.PACKAGE} of Debian {kernel.suite} from {self.mirror}")
-                    apt = kernel_image.Apt(self.cache / "apt" / kernel.suite, self.mirror, kernel.suite)
+                    apt = kernel_image.Apt(scratch / "apt", self.mirror, kernel.suite)
                     part = kernel_image.build(apt, tools, scratch)
                     if final.exists():
                         final.rename(scratch / "old")

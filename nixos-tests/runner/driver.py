@@ -2,6 +2,7 @@
 
 import contextlib
 import linecache
+import sys
 import time
 import traceback
 import unittest
@@ -21,6 +22,7 @@ class Outcome(NamedTuple):
     passed: bool
     seconds: float
     boot_seconds: Optional[float]
+    emulator_errors: int
     subtests: List[Any]
     reason: str  # empty if passed
 
@@ -71,14 +73,15 @@ class Driver:
             _execute(scenario.path, self.script_globals())
         except (CommandError, MachineError, AssertionError) as error:
             reason = f"{_place(error, scenario.path)}{type(error).__name__}: {error}"
-        except Exception:  # a mistake in the scenario is a failure like any other
-            reason = traceback.format_exc().rstrip()
+        except (Exception, SystemExit):  # a mistake in the scenario is a failure like any other
+            reason = _traceback(scenario.path)
         seconds = time.monotonic() - started
         if reason:
             self._log.event("FAIL: " + reason)
             self.collect()
         self.stop()
-        return Outcome(not reason, seconds, self.machines[0].boot_seconds, self._log.subtests, reason)
+        return Outcome(not reason, seconds, self.machines[0].boot_seconds, sum(machine.emulator_errors for machine in self.machines),
+                       self._log.subtests, reason)
 
     def collect(self) -> None:
         """The guest's own journal, as long as it answers."""
@@ -98,6 +101,14 @@ class Driver:
 def _execute(path: Path, names: Dict[str, Any]) -> None:
     # compiled apart from the prelude, so that a traceback has the file's own line numbers
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)  # pylint: disable=exec-used
+
+
+def _traceback(path: Path) -> str:
+    """From the scenario on; the runner's own frames above it say nothing."""
+    kind, error, trace = sys.exc_info()
+    while trace is not None and trace.tb_frame.f_code.co_filename != str(path):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(kind, error, trace)).rstrip()
 
 
 def _place(error: BaseException, path: Path) -> str:

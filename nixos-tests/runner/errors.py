@@ -11,3 +11,7 @@ class MachineError(Exception):
 
 class CommandError(Exception):
     """A command in the guest had another outcome than the scenario demands."""
+
+
+class EmulatorError(MachineError):
+    """QEMU itself broke down (an assertion, a segmentation fault); says nothing about the guest."""

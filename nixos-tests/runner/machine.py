@@ -11,6 +11,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import tty
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Tuple
 
-from .errors import CommandError, MachineError
+from .errors import CommandError, EmulatorError, MachineError
 from .transcript import Transcript
 
 SHELL_LINE = b"Spawning backdoor root shell..."
@@ -34,6 +35,10 @@ RETRY_INTERVAL_S = 1.0
 QEMU_START_TIMEOUT_S = 30
 SHUTDOWN_TIMEOUT_S = 180
 CONSOLE_TAIL_LINES = 40
+# QEMU 10 under TCG aborts in about one boot of a hundred, before the kernel prints its first line
+# ("msix_table_mmio_write: Assertion"). That is no result; a guest that was up once is never started again.
+BOOT_ATTEMPTS = 3
+EMULATOR_SIGNALS = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL)
 POLL_S = 0.5  # how soon a dead QEMU or the scenario's deadline is noticed while waiting for output
 
 
@@ -66,6 +71,7 @@ class Machine:
         self._buffer = b""
         self._console = bytearray()
         self._panic = False
+        self.emulator_errors = 0  # how often QEMU broke down while booting
         self.boot_seconds: Optional[float] = None  # from start to a usable shell
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -95,7 +101,7 @@ class Machine:
         self._started = time.monotonic()
         with open(self.folder / "qemu.log", "ab") as errors:
             # relative socket paths: an absolute one may be longer than the 107 bytes of an address
-            self._process = subprocess.Popen(arguments, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+            self._process = subprocess.Popen(_tied_to_us() + arguments, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         self._console_thread = threading.Thread(target=self._read_console, args=(self._process,), daemon=True)
         self._console_thread.start()
         try:
@@ -113,8 +119,10 @@ class Machine:
             with contextlib.suppress(socket.timeout):
                 connection, _ = listener.accept()
                 return connection
-            if self._process is None or self._process.poll() is not None:
-                raise MachineError(f"QEMU ended at once: {self._qemu_errors()}")
+            status = self._process.poll() if self._process is not None else None
+            if status is not None:
+                broken = EmulatorError if status in EMULATOR_SIGNALS else MachineError
+                raise broken(f"QEMU ended at once: {self._qemu_errors()}")
         raise MachineError(f"QEMU did not connect within {QEMU_START_TIMEOUT_S} s: {self._qemu_errors()}")
 
     def _qemu_errors(self) -> str:
@@ -140,9 +148,18 @@ class Machine:
         """Waits for the root shell of the guest."""
         if self._connected:
             return
-        self.start()
-        while SHELL_LINE not in self._buffer:
-            self._receive()
+        while True:
+            try:
+                self.start()
+                while SHELL_LINE not in self._buffer:
+                    self._receive()
+                break
+            except EmulatorError as error:
+                self._log.event(f"{self.name}: {error}")
+                self.kill()
+                self.emulator_errors += 1
+                if self.emulator_errors >= BOOT_ATTEMPTS:
+                    raise
         self._buffer = self._buffer.partition(SHELL_LINE)[2].lstrip(b"\r\n")
         self._connected = True
         self.boot_seconds = time.monotonic() - self._started
@@ -164,8 +181,10 @@ class Machine:
                 self._process.wait()
             if self._panic:
                 raise MachineError("the guest's kernel panicked")
-            if self._process.poll() is not None:
-                raise MachineError(f"the guest is gone (QEMU ended with {self._process.returncode}) {self._qemu_errors()}".rstrip())
+            status = self._process.poll()
+            if status is not None:
+                broken = EmulatorError if status in EMULATOR_SIGNALS else MachineError
+                raise broken(f"the guest is gone (QEMU ended with {status}) {self._qemu_errors()}".rstrip())
             if time.monotonic() > self._deadline:
                 raise MachineError("the scenario ran out of time")
 
@@ -449,6 +468,11 @@ class Machine:
         finally:
             termios.tcsetattr(terminal, termios.TCSADRAIN, before)
             print()
+
+
+def _tied_to_us() -> List[str]:
+    """In front of a command: it is killed when the runner is, however that happens."""
+    return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 
 @contextlib.contextmanager

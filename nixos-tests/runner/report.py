@@ -22,6 +22,8 @@ class Report:
 
     def finished(self, kernel: str, name: str, agent: str, outcome: Outcome, detail: str) -> None:
         boot = f" (boot {outcome.boot_seconds:.1f} s)" if outcome.boot_seconds is not None else ""
+        if outcome.emulator_errors:
+            boot += f" (QEMU broke down {outcome.emulator_errors} times while booting and was started again)"
         lines = [self._line("ok" if outcome.passed else "FAIL", kernel, name, agent, f"{outcome.seconds:6.1f} s{boot}")]
         for depth, title, passed, seconds in outcome.subtests:
             lines.append(f"      {'  ' * depth}{'ok' if passed else 'FAIL'}  {title}  {seconds:.1f} s")
