@@ -8,7 +8,7 @@ import time
 # An emulated CPU is 10 to 20 times slower than a real one. These only bound what hangs; nothing sleeps for them.
 UNIT_TIMEOUT_S = 300
 AGENT_TIMEOUT_S = 300
-ALLOC_TIMEOUT_S = 180
+ALLOC_TIMEOUT_S = 400  # javac on a busy emulated CPU: 3 minutes
 # The cgroup and the mounts of a task outlive its end for a moment.
 CLEANUP_TIMEOUT_S = 60
 POLL_S = 1.0  # a `nomad` command takes the emulated CPUs half a second

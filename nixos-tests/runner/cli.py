@@ -26,7 +26,7 @@ from .transcript import Transcript
 
 SCENARIOS = HERE.parent
 # A scenario's own waits add up to less; this is for what hangs.
-DEFAULT_TIMEOUT_S = 600
+DEFAULT_TIMEOUT_S = 1200
 KEPT_LOG_FOLDERS = 10
 
 
