@@ -9,7 +9,7 @@ DEFAULTS = {
     "rx": """/bin /usr/bin /usr/local/bin /lib /lib64 /usr/lib /usr/lib64 /usr/libexec /usr/local/lib /usr/local/lib64
              /run/current-system/sw""",
     "r": """/etc/ld.so.conf /etc/ld.so.cache /etc/ld.so.conf.d /dev/zero /dev/random /dev/urandom /usr/share/locale
-            /usr/share/zoneinfo /etc/localtime /usr/share/common-licenses /etc/alternatives /etc/hosts /etc/host.conf /etc/hostname
+            /usr/share/zoneinfo /etc/localtime /usr/share/common-licenses /etc/alternatives /etc/mime.types /etc/hosts /etc/host.conf /etc/hostname
             /etc/nsswitch.conf /etc/gai.conf /etc/services /etc/protocols /etc/resolv.conf /run/systemd/resolve /etc/ssl/certs
             /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem /etc/pki/tls/certs /etc/pki/tls/cacert.pem /etc/pki/ca-trust/extracted
             /usr/share/ca-certificates /proc /sys/devices/system/cpu""",
@@ -185,9 +185,6 @@ unveiled.update(
         "read /srv/exec2/files/none": DENIED,
         "list /srv/exec2/files": DENIED,
         "remove /srv/exec2/files/write": DENIED,
-        # the agent's unveil_paths
-        "read /etc/mime.types": OK,
-        "write /etc/mime.types": DENIED,
     }
 )
 unveil = [f"{mode}:/srv/exec2/{mode}" for mode in modes] + ["r:/srv/exec2/a:b", "r:/srv/exec2/files/read", "w:/srv/exec2/files/write", "x:/srv/exec2/files/exec", "xr:/srv/exec2/files/run"]
@@ -262,11 +259,13 @@ with subtest("an operator who keeps the policy to himself"):
     t.assertRegex(error, "net_bind_service.*allow_caps")
 
 with subtest("without defaults: what is unveiled, and nothing else"):
-    configure(unveil_by_task=True, unveil_defaults=False, unveil_paths=["r:/etc/mime.types"])
+    configure(unveil_by_task=True, unveil_defaults=False, unveil_paths=["r:/srv/exec2/files/read"])
     poll("the node says so", lambda: node()["Attributes"]["driver.exec2.unveil.defaults"] == "false", AGENT_TIMEOUT_S)
     programs = [f"rx:{path}" for path in existing("/usr /lib /lib64 /nix/store")] + ["r:/etc/ld.so.cache", "r:/proc"]
     bare = {
-        "read /etc/mime.types": OK,
+        # the agent's unveil_paths, and the job's
+        "read /srv/exec2/files/read": OK,
+        "read /srv/exec2/files/none": DENIED,
         f"exec {shell}": OK,
         "read /etc/hosts": DENIED,
         "write /dev/null": DENIED,

@@ -73,12 +73,32 @@ def wait_for_driver(healthy=True):
     return poll(f"driver healthy={healthy}", settled, AGENT_TIMEOUT_S)
 
 
+DROP_IN = "/run/systemd/system/nomad.service.d/scenario.conf"
+
+
+def agent_command():
+    """What nomad.service runs when no scenario has changed it."""
+    machine.succeed(f"rm -f {DROP_IN}; systemctl daemon-reload")
+    return machine.succeed("systemctl show nomad.service -p ExecStart --value | sed 's/.*argv\\[\\]=\\([^;]*\\);.*/\\1/'").strip()
+
+
+def run_agent(command, settings=""):
+    """Restarts the agent as `command`, with further lines for the [Service] section of its unit."""
+    write(DROP_IN, f"[Service]\n{settings}\nExecStart=\nExecStart={command}\n")
+    machine.succeed("systemctl daemon-reload", "systemctl restart nomad.service")
+    wait_for_driver()
+
+
 def configure(**options):
     """Restarts the agent with these options of the plugin, in place of all that it had."""
     lines = "".join(f"{option} = {json.dumps(value)}\n" for option, value in options.items())
-    write("/etc/nomad.d/scenario.hcl", f'plugin "nomad-driver-exec2" {{\nconfig {{\n{lines}}}\n}}\n')
-    machine.succeed("systemctl restart nomad.service")
-    wait_for_driver()
+    write("/run/scenario.hcl", f'plugin "nomad-driver-exec2" {{\nconfig {{\n{lines}}}\n}}\n')
+    run_agent(f"{agent_command()} -config=/run/scenario.hcl")
+
+
+def plugin_pid():
+    """The process of the plugin, not of its shims."""
+    return int(machine.succeed("pgrep -f '^/[^ ]*/nomad-driver-exec2$'"))
 
 
 def write(path, text):

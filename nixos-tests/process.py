@@ -1,0 +1,217 @@
+# What a task is as a process: alone, without rights, and with nothing of the agent's; and the shim beside it.
+
+# Shell, run by each task here.
+SHOW = """
+section() { echo "== $1"; }
+section status; cat /proc/self/status
+section fds; ls -l /proc/$$/fd
+section environ; tr '\\0' '\\n' < /proc/$$/environ
+section processes; ps -e -o pid=,ppid=,sid=,args= --cols 60
+section cwd; readlink /proc/$$/cwd
+section oom; cat /proc/$$/oom_score_adj
+section umask; umask
+section ids; id -u; id -g; id -G
+section cgroup; cut -d: -f3 /proc/$$/cgroup
+section limit; cat /sys/fs/cgroup$(cut -d: -f3 /proc/$$/cgroup)/memory.max
+section signal; kill -KILL 1; echo alive
+"""
+END = "section end; exec sleep 3600"
+
+# Python. Numbers of add_key(2) and keyctl(2); the agent puts a key where all that share its session keyring find it.
+KEYRING = """
+import ctypes, os, sys
+add_key, keyctl = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+JOIN_SESSION_KEYRING, SETPERM, SEARCH, SESSION_KEYRING, ALL = 1, 5, 10, -3, 0x3F3F3F3F
+libc = ctypes.CDLL(None, use_errno=True)
+def search():
+    return "found" if libc.syscall(keyctl, SEARCH, SESSION_KEYRING, b"user", b"exec2-agent", 0) > 0 else "none"
+"""
+LEAK = """
+libc.syscall(keyctl, JOIN_SESSION_KEYRING, None)
+key = libc.syscall(add_key, b"user", b"exec2-agent", b"secret", 6, SESSION_KEYRING)
+for which in (key, SESSION_KEYRING):
+    libc.syscall(keyctl, SETPERM, which, ALL)
+with open("/run/exec2-agent", "w") as file:
+    file.write(search())
+os.dup2(os.open("/etc/shadow", os.O_RDONLY), 9)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+# A root task against the shim, and against a child of its own to show that the attempt is a real one.
+ATTACK = """
+def attempt(what, action):
+    try:
+        action()
+        print(what + ": ok")
+    except OSError as error:
+        print(what + ":", os.strerror(error.errno))
+def attach(pid):
+    if libc.ptrace(16, pid, None, None) < 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
+child = os.fork()
+if child == 0:
+    while True:
+        pass
+for name, pid in (("child", child), ("shim", 1)):
+    attempt(name + " environ", lambda: open(f"/proc/{pid}/environ", "rb").close())
+    attempt(name + " exe", lambda: os.readlink(f"/proc/{pid}/exe"))
+    attempt(name + " attach", lambda: attach(pid))
+os.kill(child, 9)
+print("keyring:", search())
+"""
+
+ENVIRONMENT = "LD_PRELOAD=/nonexistent.so LD_DEBUG_OUTPUT=/tmp/x LS_COLORS=x XAUTHORITY=x DISPLAY=:0 COLORTERM=x MAIL=x AWS_SECRET_ACCESS_KEY=agents EXEC2_AGENT=passed"
+NO_CAPABILITIES, NET_BIND_SERVICE = "0000000000000000", "0000000000000400"
+CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
+def sections(alloc):
+    """What SHOW wrote, by section."""
+    result = {}
+    for line in wait_for_log(alloc, "== end").splitlines():
+        if line.startswith("== "):
+            lines = result.setdefault(line[3:], [])
+        else:
+            lines.append(line)
+    return result
+
+
+def fields(lines):
+    """/proc/PID/status as a dictionary."""
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def status(pid):
+    return fields(machine.succeed(f"cat /proc/{pid}/status").splitlines())
+
+
+def environment(alloc):
+    return dict(line.split("=", 1) for line in sections(alloc)["environ"])
+
+
+wait_for_driver()
+
+with subtest("an agent that would leak: variables, a file, a session keyring"):
+    write("/run/exec2-agent.py", KEYRING + LEAK)
+    # the agent takes a living plugin over, and this one has none of it
+    old = plugin_pid()
+    command = agent_command()
+    machine.succeed("systemctl stop nomad.service", f"kill {old} 2>/dev/null || true; while [ -e /proc/{old} ]; do sleep 0.1; done")
+    run_agent(f"{machine.succeed('type -P python3').strip()} /run/exec2-agent.py {command}", f"Environment={ENVIRONMENT}")
+    t.assertEqual(machine.succeed("cat /run/exec2-agent"), "found")
+    plugin = plugin_pid()
+    t.assertEqual(machine.succeed(f"readlink /proc/{plugin}/fd/9").strip(), "/etc/shadow")
+    t.assertIn("AWS_SECRET_ACCESS_KEY=agents", machine.succeed(f"tr '\\0' '\\n' < /proc/{plugin}/environ"))
+
+with subtest("the jobs"):
+    env = 'env {\n EMPTY = ""\n PASSWORD = "hunter2"\n LD_LIBRARY_PATH = "/tmp"\n}'
+    # a second name of root's in the user database, and names that Nomad takes for dynamic users
+    machine.succeed("useradd -o -u 0 -g 0 -M toor")
+    refused = ["nomad-0", "nomad-00", "toor"]
+    run_job(
+        job(
+            "process",
+            group("dynamic", task("t", "sh", "-c", SHOW + END, extra=env)),
+            group("alice", task("t", "sh", "-c", SHOW + END, extra='user = "alice"', oom_score_adj=500, work_dir="tmp")),
+            group("root", task("t", "sh", "-c", f"{SHOW} section attack; python3 -ISc '{KEYRING}{ATTACK}'; {END}", extra='user = "root"')),
+            *(group(f"refused-{number}", task("t", "true", cpu=50, extra=f'user = "{user}"')) for number, user in enumerate(refused)),
+        )
+    )
+    running = wait_for_groups("process", {name: "running" for name in ("dynamic", "alice", "root")} | {f"refused-{number}": "failed" for number in range(len(refused))})
+    shown = {name: sections(running[name]) for name in ("dynamic", "alice", "root")}
+
+with subtest("no rights: ids, groups, capabilities, no_new_privs"):
+    for name, uid, gid in (("alice", "1001", "1001"), ("root", "0", "0")):
+        t.assertEqual(shown[name]["ids"], [uid, gid, gid])
+    user = environment(running["dynamic"])["USER"]
+    t.assertRegex(user, r"^nomad-\d+$")
+    t.assertEqual(shown["dynamic"]["ids"], [user.removeprefix("nomad-")] * 3)
+    for name in shown:
+        own = fields(shown[name]["status"])
+        t.assertEqual(own["Groups"], "")
+        for capability in CAPABILITIES:
+            # root has what the agent's allow_caps allows; root needs no ambient set
+            t.assertEqual(own[capability], NET_BIND_SERVICE if name == "root" and capability != "CapAmb" else NO_CAPABILITIES, capability)
+        t.assertEqual(own["NoNewPrivs"], "1")
+        t.assertEqual(len(set(own["Uid"].split())), 1)
+        t.assertEqual(len(set(own["Gid"].split())), 1)
+
+with subtest("alone: own processes, own session, alone in its cgroup"):
+    for name in shown:
+        processes = [line.split(None, 3) for line in shown[name]["processes"]]
+        t.assertEqual(len(processes), 3, processes)
+        (shim, command, ps) = processes
+        t.assertEqual((shim[0], shim[3]), ("1", "nomad-driver-exec2 shim"))
+        t.assertEqual((command[1], command[2]), ("1", command[0]))
+        t.assertEqual(ps[1], command[0])
+        procs = machine.succeed(f"cat /sys/fs/cgroup{shown[name]['cgroup'][0]}/cgroup.procs").split()
+        t.assertEqual(len(procs), 1)
+        t.assertEqual(machine.succeed(f"cat /proc/{procs[0]}/comm").strip(), "sleep")
+        t.assertEqual(shown[name]["limit"], [str(64 << 20)])
+
+with subtest("a fresh process: open files, signals, umask, oom_score_adj"):
+    for name in shown:
+        files = dict(line.split()[-3::2] for line in shown[name]["fds"] if " -> " in line)
+        t.assertEqual(set(files), {"0", "1", "2"})
+        t.assertEqual(files["0"], "/dev/null")
+        t.assertRegex(files["1"], r"/alloc/logs/\.t\.stdout\.fifo$")
+        t.assertRegex(files["2"], r"/alloc/logs/\.t\.stderr\.fifo$")
+        own = fields(shown[name]["status"])
+        for mask in ("SigBlk", "SigIgn", "SigCgt", "SigPnd", "ShdPnd"):
+            t.assertEqual(int(own[mask], 16), 0, mask)
+        t.assertEqual(shown[name]["umask"], ["0022"])
+        # the agent has -1000
+        t.assertEqual(shown[name]["oom"], ["500" if name == "alice" else "0"])
+
+with subtest("the environment: Nomad's, the job's, nothing of the dynamic linker's or the agent's session"):
+    for name in shown:
+        variables = environment(running[name])
+        unwanted = {variable.split("=")[0] for variable in ENVIRONMENT.split()} - {"EXEC2_AGENT"} | {"LD_LIBRARY_PATH", "NOTIFY_SOCKET"}
+        t.assertEqual(unwanted & set(variables), set())
+        t.assertFalse([variable for variable in variables if variable.startswith("LD_")])
+        # Nomad itself hands the agent's other variables to tasks; so the test would see a leak
+        t.assertEqual(variables["EXEC2_AGENT"], "passed")
+        t.assertEqual(variables["NOMAD_ALLOC_ID"], running[name]["ID"])
+        root = variables["NOMAD_TASK_DIR"].removesuffix("/local")
+        t.assertEqual(variables["TMPDIR"], f"{root}/tmp")
+        t.assertEqual(shown[name]["cwd"], [f"{root}/tmp" if name == "alice" else f"{root}/local"])
+    t.assertIn("EMPTY=", shown["dynamic"]["environ"])
+    who = {name: tuple(environment(running[name])[variable] for variable in ("USER", "HOME")) for name in shown}
+    t.assertEqual(who["dynamic"], (user, "/nonexistent"))
+    t.assertEqual(who["alice"], ("alice", machine.succeed("getent passwd alice").split(":")[5]))
+    t.assertEqual(who["root"], ("root", "/root"))
+
+with subtest("root may not touch the shim, and has no key of the agent's"):
+    attack = dict(line.split(": ") for line in shown["root"]["attack"])
+    t.assertEqual(
+        attack,
+        {
+            "child environ": "ok",
+            "child exe": "ok",
+            "child attach": "ok",
+            "shim environ": "Permission denied",
+            "shim exe": "Permission denied",
+            "shim attach": "Operation not permitted",
+            "keyring": "none",
+        },
+    )
+    for name in shown:
+        t.assertEqual(shown[name]["signal"], ["alive"])
+
+with subtest("the shim: without capabilities, outside of the task's cgroup, without secrets"):
+    for name in shown:
+        pid = machine.succeed(f"cat /sys/fs/cgroup{shown[name]['cgroup'][0]}/cgroup.procs").strip()
+        shim = status(pid)["PPid"]
+        of_shim = status(shim)
+        t.assertEqual({capability: of_shim[capability] for capability in CAPABILITIES}, dict.fromkeys(CAPABILITIES, NO_CAPABILITIES))
+        t.assertEqual((of_shim["NoNewPrivs"], of_shim["Threads"]), ("1", "1"))
+        t.assertEqual(machine.succeed(f"cat /proc/{shim}/cgroup").strip(), "0::/nomad.slice/nomad-driver-exec2.scope")
+        t.assertEqual(machine.succeed(f"tr '\\0' ' ' < /proc/{shim}/cmdline").strip(), "nomad-driver-exec2 shim")
+        t.assertEqual(machine.succeed(f"cat /proc/{shim}/environ"), "")
+        t.assertNotIn("/etc/shadow", machine.succeed(f"ls -l /proc/{shim}/fd"))
+    t.assertEqual(machine.succeed("grep -l 'hunter[2]' /proc/[0-9]*/cmdline || true"), "")
+
+with subtest("other names for root are refused"):
+    for number, name in enumerate(refused):
+        errors = driver_errors(running[f"refused-{number}"])
+        t.assertEqual(len(errors), 1)
+        t.assertIn(f'user "{name}" is another way to say uid 0: write user = "root" if the task really has to run as root', errors[0])
