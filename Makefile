@@ -116,7 +116,7 @@ test-packages: setup-pack setup-payload ## Payload of the packages, and the same
 	@scripts/check-packages
 
 .PHONY: test-nix
-test-nix: setup-lint setup-payload ## The flake, as far as this machine can
+test-nix: setup-lint setup-nix ## The flake, as far as this machine can
 	$(call say,the flake)
 	@scripts/check-nix
 
@@ -147,7 +147,7 @@ setup-all:
 	@scripts/setup build lint go vm
 setup-demo:
 	@scripts/setup build go vm
-setup-build setup-lint setup-go setup-vm setup-pack setup-payload: setup-%:
+setup-build setup-lint setup-go setup-vm setup-pack setup-payload setup-nix: setup-%:
 	@scripts/setup $*
 
 .PHONY: clean

@@ -55,8 +55,13 @@ let
       script = prelude + text;
       kernels = marker text "kernels" ">= 5.15";
       lsmOff = marker text "lsm" "on" == "off";
-      # A NixOS machine has neither the test host nor dpkg.
-      wanted = marker text "needs" "agent" != "pluginhost" && file != "packages.py";
+      # A NixOS machine has neither the test host, nor the unit tests' binary, nor dpkg.
+      wanted =
+        !lib.elem (marker text "needs" "agent") [
+          "pluginhost"
+          "unit-tests"
+        ]
+        && file != "packages.py";
       agent = marker text "needs" "agent" != "no-agent";
       nodes.machine = { };
     }

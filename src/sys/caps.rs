@@ -92,6 +92,7 @@ mod tests {
     #[test]
     fn an_unknown_capability_is_refused() {
         assert_eq!(raise_ambient(200), Err(Errno::EINVAL));
-        assert_eq!(drop_from_bounding(200), Err(Errno::EINVAL));
+        // Without CAP_SETPCAP the kernel does not get as far as the number.
+        assert!(matches!(drop_from_bounding(200), Err(Errno::EINVAL | Errno::EPERM)));
     }
 }
