@@ -66,6 +66,7 @@ pub fn main() -> ExitCode {
 
 /// Everything up to the running task. What was read for it is given back before this returns: the shim stays small.
 fn start(mut file: File, reporter: &Reporter) -> Result<Pid, Failure> {
+    reporter.wait_for_go().map_err(|errno| Failure::new(Step::Spec, "the plugin's go", errno))?;
     // Nobody may read the spec out of our memory, whoever they are in the task.
     prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Spec, "PR_SET_DUMPABLE", errno))?;
     let mut bytes = Vec::new();
