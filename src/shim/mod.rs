@@ -36,6 +36,10 @@ pub mod fds {
     pub const CGROUP: RawFd = 6;
 }
 
+/// How deep a message between plugin and shim may nest. Theirs are no more than 8 deep; rmp-serde's default of 1024 is more
+/// than a small stack takes.
+const MAX_DEPTH: usize = 16;
+
 /// Exit status of a shim that could not start its task; the reason has gone through the report socket.
 const NOT_STARTED: u8 = 1;
 /// Exit status of a shim that somebody started by hand.

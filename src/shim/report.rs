@@ -243,7 +243,9 @@ impl Receiver {
         if message.is_empty() {
             return Ok(Received::End);
         }
-        match rmp_serde::from_slice(message) {
+        let mut reader = rmp_serde::Deserializer::new(message);
+        reader.set_max_depth(super::MAX_DEPTH);
+        match Message::deserialize(&mut reader) {
             Ok(Message::Task) => pidfd.map(Received::Task).ok_or(StartError::Socket(Errno::EBADF)),
             Ok(Message::Failed(failure)) => Ok(Received::Failed(failure)),
             Err(_) => Err(StartError::Socket(Errno::EBADMSG)),

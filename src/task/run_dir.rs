@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, boot_id};
-use crate::shim::exit::{Exit, MAX_LINE, Malformed};
+use crate::shim::exit::{BLANK, Exit, MAX_LINE, Malformed};
 
 /// On a tmpfs, so gone after a reboot, as the tasks are; where it is not, the records tell of which boot they are.
 pub const RUN_DIR: &str = "/run/nomad-driver-exec2";
@@ -130,22 +130,11 @@ impl RunDir {
 
     /// How the task ended; none while nothing has been written.
     pub fn exit(&self) -> Result<Option<Exit>, RunDirError> {
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         self.open(EXIT_FILE)
-            .and_then(|file| file.take(MAX_LINE as u64 + 1).read_to_string(&mut text))
+            .and_then(|file| file.take(MAX_LINE as u64 + 1).read_to_end(&mut bytes))
             .map_err(self.failed("read", EXIT_FILE))?;
-        if text.as_bytes() == BLANK {
-            return Ok(None);
-        }
-        let line = match text.find('\n') {
-            Some(end) if text.len() == MAX_LINE && text[end + 1..].bytes().all(|b| b == b' ') => {
-                &text[..=end]
-            }
-            _ => &text,
-        };
-        line.parse()
-            .map(Some)
-            .map_err(|error| RunDirError::Malformed { path: self.path.join(EXIT_FILE), error })
+        Exit::read(&bytes).map_err(|error| RunDirError::Malformed { path: self.path.join(EXIT_FILE), error })
     }
 
     /// When the task ended, or nearly: for telling old entries. One that was made or removed by half counts, too.
@@ -200,9 +189,6 @@ impl RunDir {
         serde_json::from_slice(&bytes).ok()
     }
 }
-
-/// An exit-status file before the task's end.
-const BLANK: [u8; MAX_LINE] = [b' '; MAX_LINE];
 
 /// The entries of other invocations of the same task: the ids are `alloc/task/invocation`, and only the last part differs.
 /// A name that had to be cut is not found.
