@@ -7,6 +7,10 @@ use nomad_driver_exec2::{cli, driver, goplugin, shim};
 /// Threads that serve RPCs; what blocks (starts, lookups) runs on others, made when needed.
 const WORKERS: usize = 2;
 
+/// The most threads for what blocks. Each start holds one until its program runs (milliseconds, 30 s when a path hangs);
+/// more starts than that wait for their turn. tokio's default of 512 would let a dead file server fill the process.
+const MAX_BLOCKING: usize = 64;
+
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     match args.nth(1) {
@@ -33,7 +37,11 @@ fn serve() -> anyhow::Result<()> {
     goplugin::hclog::init();
     let request = goplugin::HostRequest::from_env()?;
     let driver = driver::Driver::new()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(MAX_BLOCKING)
+        .enable_all()
+        .build()?;
     let shutdown = goplugin::Shutdown::new();
     let served = runtime.block_on(goplugin::serve(request, driver.routes(), shutdown));
     // Open streams and waiting RPCs must not hold the exit up.

@@ -58,7 +58,8 @@ impl Cgroup {
             path: path.clone(),
             errno: errno_of(&e),
         };
-        let events = async_fd::register(file.into(), Interest::PRIORITY).map_err(failed)?;
+        let events =
+            async_fd::register(file.into(), Interest::PRIORITY).map_err(|(_, error)| failed(error))?;
         loop {
             if !read_populated(events.get_ref(), &path)? {
                 return Ok(true);
@@ -91,7 +92,7 @@ impl Cgroup {
         };
         match async_fd::register(file.into(), Interest::PRIORITY) {
             Ok(file) => Ok(Some(OomWatch { file, path })),
-            Err(error) => Err(CgroupError::Sys { step: "watch", path, errno: errno_of(&error) }),
+            Err((_, error)) => Err(CgroupError::Sys { step: "watch", path, errno: errno_of(&error) }),
         }
     }
 }

@@ -23,7 +23,7 @@ impl Cgroup {
     /// Opens the shims' cgroup that belongs to a task's, and creates it if it is missing. It gets no controllers and no
     /// limits. On an error the caller leaves the shims in the plugin's own cgroup.
     pub fn shims_for(task: &Path) -> Result<Cgroup, CgroupError> {
-        Cgroup::shims_in(&Arc::new(Mount::system()?), task)
+        Cgroup::shims_in(&Mount::shared()?, task)
     }
 
     pub(super) fn shims_in(mount: &Arc<Mount>, task: &Path) -> Result<Cgroup, CgroupError> {

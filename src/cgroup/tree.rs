@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
@@ -33,6 +33,16 @@ impl Mount {
     /// The system's mount at [`MOUNT_POINT`].
     pub fn system() -> Result<Mount, CgroupError> {
         Mount::at(Path::new(MOUNT_POINT))
+    }
+
+    /// The system's mount, opened once for all cgroups: a descriptor less for each task.
+    pub(super) fn shared() -> Result<Arc<Mount>, CgroupError> {
+        static SHARED: OnceLock<Arc<Mount>> = OnceLock::new();
+        if let Some(mount) = SHARED.get() {
+            return Ok(Arc::clone(mount));
+        }
+        let mount = Arc::new(Mount::system()?);
+        Ok(Arc::clone(SHARED.get_or_init(|| mount)))
     }
 
     /// A mount elsewhere. Fails unless `root` is on a cgroup v2 file system.
@@ -116,7 +126,7 @@ impl Cgroup {
     /// Opens an existing cgroup below [`MOUNT_POINT`]. `path` is absolute, without `..`; a symlink on the way or a
     /// directory on another mount is refused.
     pub fn open(path: &Path) -> Result<Cgroup, CgroupError> {
-        Cgroup::open_in(&Arc::new(Mount::system()?), path)
+        Cgroup::open_in(&Mount::shared()?, path)
     }
 
     /// As [`Cgroup::open`], below the given mount.
@@ -134,7 +144,7 @@ impl Cgroup {
     /// it where the parents allow. A controller that cannot be had is reported, not an error: whoever asked for a
     /// limit that needs it gets the error from [`Cgroup::apply`].
     pub fn create(path: &Path) -> Result<Created, CgroupError> {
-        Cgroup::create_in(&Arc::new(Mount::system()?), path, &LIMIT_CONTROLLERS)
+        Cgroup::create_in(&Mount::shared()?, path, &LIMIT_CONTROLLERS)
     }
 
     /// As [`Cgroup::create`], below the given mount and with the given controllers (none: an empty slice).

@@ -164,7 +164,10 @@ fn supervise(spec: &TaskSpec) -> anyhow::Result<u8> {
         let launched = Launcher::new(Path::new(RUN_DIR))?.launch(spec)?;
         let names = Names { id: spec.id.clone(), alloc_id: String::new(), name: spec.name.clone() };
         let notices = Notices::default();
-        let task = Task::adopt(names, launched, &notices)?;
+        let task = Task::adopt(names, launched, &notices).map_err(|(error, launched)| {
+            launched.abandon();
+            error
+        })?;
         for (number, signals) in FORWARDED.into_iter().zip(signals) {
             forward(number, signals.context("listen for signals")?, Arc::clone(&task));
         }

@@ -3,6 +3,8 @@
 mod base;
 mod events;
 mod fingerprint;
+#[cfg(test)]
+mod recover_tests;
 mod request;
 mod rpc;
 mod stats;

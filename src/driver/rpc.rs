@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -19,6 +20,7 @@ use crate::sys;
 use crate::task::launch::Launched;
 use crate::task::notice::{Notice, What};
 use crate::task::recover::{Recovered, recover};
+use crate::task::run_dir::task_prefix;
 use crate::task::running::{Ended, Names, Task};
 use crate::task::signal::{self, SignalNumber};
 use crate::task::state::HANDLE_VERSION;
@@ -57,7 +59,7 @@ impl DriverRpc for Driver {
 
     async fn start_task(&self, request: Request<StartTaskRequest>) -> Reply<StartTaskResponse> {
         let config = request.into_inner().task.ok_or(RpcError::Absent("task"))?;
-        let handle = self.start(config).await?;
+        let handle = Unanswered::begin(self.clone(), config).answer().await?;
         Ok(Response::new(StartTaskResponse {
             result: start_task_response::Result::Success as i32,
             handle: Some(handle),
@@ -105,9 +107,12 @@ impl DriverRpc for Driver {
                 task.kill().await.map_err(RpcError::from)?;
             }
             self.0.store.remove(&task_id);
+        } else if !force && self.0.launcher.runs_unknown(&task_id) {
+            return Err(RpcError::StillRuns.into());
         }
-        // Also for a task that this plugin never knew: RecoverTask may have refused it.
-        self.0.launcher.run_dir(&task_id).remove().map_err(RpcError::from)?;
+        // Also for a task that this plugin does not know: Nomad asks for it after RecoverTask has failed, and it may well run.
+        let driver = self.clone();
+        self.blocking(move || driver.0.launcher.end_unknown(&task_id)).await?.map_err(RpcError::from)?;
         Ok(Response::new(DestroyTaskResponse {}))
     }
 
@@ -197,17 +202,33 @@ impl Driver {
         self.0.store.get(id).ok_or(RpcError::UnknownTask)
     }
 
+    /// Runs what blocks where it holds up nobody.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, RpcError> {
+        tokio::task::spawn_blocking(work).await.map_err(|error| RpcError::Worker(error.to_string()))
+    }
+
     async fn start(&self, config: proto::TaskConfig) -> Result<TaskHandle, RpcError> {
         let reservation = self.0.store.reserve(&config.id)?;
+        self.end_earlier_invocations(&config.id).await;
         let driver = self.clone();
         let begin = move || {
             let started = driver.launch(&config);
             (config, started)
         };
-        let (config, started) =
-            tokio::task::spawn_blocking(begin).await.map_err(|error| RpcError::Worker(error.to_string()))?;
+        let (config, started) = self.blocking(begin).await?;
         let (launched, what) = started.inspect_err(|error| self.tell_failure(&config, error))?;
-        let task = Task::adopt(names(&config), launched, &self.0.notices)?;
+        let task = match Task::adopt(names(&config), launched, &self.0.notices) {
+            Ok(task) => task,
+            Err((error, launched)) => {
+                self.blocking(|| launched.abandon()).await?;
+                let error = RpcError::from(error);
+                self.tell_failure(&config, &error);
+                return Err(error);
+            }
+        };
         let state = match self.ready(&task) {
             Ok(state) => state,
             Err(error) => {
@@ -225,6 +246,27 @@ impl Driver {
             state: TaskState::Running as i32,
             driver_state: state,
         })
+    }
+
+    /// Nomad has destroyed every invocation of a task that it knew before it starts the next: whatever is left was started
+    /// for an agent that died before it had noted the answer.
+    async fn end_earlier_invocations(&self, id: &str) {
+        let Some(prefix) = task_prefix(id) else { return };
+        for task in self.0.store.with_prefix(prefix) {
+            tracing::warn!(task = task.id, "ending an earlier invocation of the task, which nobody owns");
+            self.give_up(&task).await;
+        }
+    }
+
+    /// Ends a task of which Nomad does not know.
+    async fn give_up(&self, task: &Task) {
+        if let Err(error) = task.kill().await {
+            tracing::error!(task = task.id, %error, "end a task that nobody owns");
+        }
+        if let Err(error) = task.forget() {
+            tracing::warn!(task = task.id, %error, "forget a task that nobody owns");
+        }
+        self.0.store.remove(&task.id);
     }
 
     /// The blocking part of a start.
@@ -270,12 +312,54 @@ impl Driver {
         let run_dir = self.0.launcher.run_dir(&config.id);
         let notices = &self.0.notices;
         let task = match recover(handle.version, &handle.driver_state, run_dir)? {
-            Recovered::Running(launched) => Task::adopt(names, *launched, notices)?,
+            // It is left running: Nomad decides, and destroys what it cannot have.
+            Recovered::Running(launched) => {
+                Task::adopt(names, *launched, notices).map_err(|(error, _)| error)?
+            }
             Recovered::Ended { state, run_dir, ended } => Task::already_ended(names, &state, run_dir, ended),
         };
         notices.about(&task, What::Recovered { running: task.ended().is_none() });
         reservation.keep(task);
         Ok(())
+    }
+}
+
+/// A start whose answer Nomad has not got yet. If the agent dies meanwhile, the call is dropped; the start goes on all the
+/// same, since half a start cannot be left alone, and its task is then ended: nobody would ever ask for it.
+struct Unanswered {
+    driver: Driver,
+    start: Option<JoinHandle<Result<TaskHandle, RpcError>>>,
+}
+
+impl Unanswered {
+    fn begin(driver: Driver, config: proto::TaskConfig) -> Self {
+        let this = driver.clone();
+        Self { driver, start: Some(tokio::spawn(async move { this.start(config).await })) }
+    }
+
+    async fn answer(mut self) -> Result<TaskHandle, RpcError> {
+        let Some(start) = &mut self.start else { return Err(RpcError::Worker("no start".into())) };
+        let started = start.await;
+        self.start = None;
+        started.map_err(|error| RpcError::Worker(error.to_string()))?
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        // Without a runtime the process is about to end, and its successor sweeps.
+        let (Some(start), Ok(runtime)) = (self.start.take(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let driver = self.driver.clone();
+        runtime.spawn(async move {
+            let Ok(Ok(handle)) = start.await else { return };
+            let id = handle.config.map(|config| config.id).unwrap_or_default();
+            if let Some(task) = driver.0.store.get(&id) {
+                tracing::warn!(task = id, "ending a task: the agent has gone before it knew that it runs");
+                driver.give_up(&task).await;
+            }
+        });
     }
 }
 

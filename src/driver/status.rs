@@ -35,7 +35,7 @@ pub enum RpcError {
     Recover(#[from] RecoverError),
     #[error("Nomad sent a value that cannot be: {0}")]
     BadValue(String),
-    #[error("the task ended before it could be watched: {0}")]
+    #[error("internal error: {0}")]
     Worker(String),
     #[error("failed to start task: {0}")]
     Spec(#[from] SpecError),

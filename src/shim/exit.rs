@@ -7,8 +7,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Longest line that can be right; whatever is longer was not written by a shim.
+/// Length of the file. It is made of spaces before the task starts, and the line is written over their beginning: so the
+/// space is taken, and a shim needs no more of it. Whatever is longer was not written by a shim.
 pub const MAX_LINE: usize = 128;
+
+/// The file before the task's end.
+pub const BLANK: [u8; MAX_LINE] = [b' '; MAX_LINE];
 
 /// How a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,21 @@ impl Exit {
             0 => Self::exited(status >> 8 & 0xff),
             signal => Self::signalled(signal),
         }
+    }
+
+    /// From what is in the file; none while nothing has been written.
+    pub fn read(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+        if bytes == BLANK {
+            return Ok(None);
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| Malformed)?;
+        let line = match text.find('\n') {
+            Some(end) if text.len() == MAX_LINE && text[end + 1..].bytes().all(|b| b == b' ') => {
+                &text[..=end]
+            }
+            _ => text,
+        };
+        line.parse().map(Some)
     }
 
     /// One write at offset 0, so that a reader sees all of it or nothing.

@@ -36,6 +36,10 @@ pub mod fds {
     pub const CGROUP: RawFd = 6;
 }
 
+/// How deep a message between plugin and shim may nest. Theirs are no more than 8 deep; rmp-serde's default of 1024 is more
+/// than a small stack takes.
+const MAX_DEPTH: usize = 16;
+
 /// Exit status of a shim that could not start its task; the reason has gone through the report socket.
 const NOT_STARTED: u8 = 1;
 /// Exit status of a shim that somebody started by hand.
@@ -66,6 +70,7 @@ pub fn main() -> ExitCode {
 
 /// Everything up to the running task. What was read for it is given back before this returns: the shim stays small.
 fn start(mut file: File, reporter: &Reporter) -> Result<Pid, Failure> {
+    reporter.wait_for_go().map_err(|errno| Failure::new(Step::Spec, "the plugin's go", errno))?;
     // Nobody may read the spec out of our memory, whoever they are in the task.
     prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Spec, "PR_SET_DUMPABLE", errno))?;
     let mut bytes = Vec::new();

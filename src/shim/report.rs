@@ -151,6 +151,20 @@ impl Reporter {
             .map(drop)
     }
 
+    /// Waits until the plugin has noted who the shim is. Without that no task may start: if the plugin dies, its
+    /// successor could not find it. EPIPE: the plugin has died already.
+    pub fn wait_for_go(&self) -> nix::Result<()> {
+        let mut byte = [0; 1];
+        loop {
+            match nix::sys::socket::recv(self.0.as_raw_fd(), &mut byte, MsgFlags::empty()) {
+                Ok(0) => return Err(Errno::EPIPE),
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
     /// Tells the plugin what failed. If even that fails, the plugin sees the socket end too early.
     pub fn failed(&self, failure: &Failure) {
         if let Ok(message) = rmp_serde::to_vec(&Message::Failed(failure.clone())) {
@@ -185,6 +199,11 @@ pub fn pair() -> nix::Result<(Receiver, OwnedFd)> {
 }
 
 impl Receiver {
+    /// Lets the shim go on: who it is has been noted. If it is gone already, [`Receiver::wait`] finds out why.
+    pub fn go_on(&self) {
+        let _ = nix::sys::socket::send(self.0.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL);
+    }
+
     /// Waits until the task has been exec'd and returns its pidfd, or says why it was not.
     pub fn wait(&self, limit: Duration) -> Result<OwnedFd, StartError> {
         let deadline = Instant::now() + limit;
@@ -202,6 +221,7 @@ impl Receiver {
                 Received::Task(pidfd) => task = Some(pidfd),
                 Received::Failed(failure) => return Err(failure.into()),
                 Received::ShimExec(errno) => return Err(StartError::ShimExec(errno)),
+                Received::Nothing => {}
                 Received::End => return task.ok_or(StartError::ShimDied),
             }
         }
@@ -211,7 +231,8 @@ impl Receiver {
         let mut buffer = vec![0; MAX_MESSAGE];
         let (length, pidfd) = match crate::sys::fd::receive(self.0.as_fd(), &mut buffer) {
             Ok(received) => received,
-            Err(Errno::ECONNRESET) => return Ok(Received::End),
+            // The other end was closed before it had read all; what it sent is still to come.
+            Err(Errno::ECONNRESET) => return Ok(Received::Nothing),
             Err(errno) => return Err(errno.into()),
         };
         let message = &buffer[..length];
@@ -222,7 +243,9 @@ impl Receiver {
         if message.is_empty() {
             return Ok(Received::End);
         }
-        match rmp_serde::from_slice(message) {
+        let mut reader = rmp_serde::Deserializer::new(message);
+        reader.set_max_depth(super::MAX_DEPTH);
+        match Message::deserialize(&mut reader) {
             Ok(Message::Task) => pidfd.map(Received::Task).ok_or(StartError::Socket(Errno::EBADF)),
             Ok(Message::Failed(failure)) => Ok(Received::Failed(failure)),
             Err(_) => Err(StartError::Socket(Errno::EBADMSG)),
@@ -234,5 +257,6 @@ enum Received {
     Task(OwnedFd),
     Failed(Failure),
     ShimExec(Errno),
+    Nothing,
     End,
 }

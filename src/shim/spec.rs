@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::MAX_DEPTH;
+
 use crate::sandbox::capabilities::CapSet;
 use crate::sandbox::place::{Place, Rule};
 
@@ -52,7 +54,9 @@ impl ShimSpec {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
-        let (version, spec): (u32, Self) = rmp_serde::from_slice(bytes)?;
+        let mut reader = rmp_serde::Deserializer::new(bytes);
+        reader.set_max_depth(MAX_DEPTH);
+        let (version, spec) = <(u32, Self)>::deserialize(&mut reader)?;
         if version != VERSION {
             return Err(rmp_serde::decode::Error::Uncategorized(format!(
                 "version {version} instead of {VERSION}"
@@ -122,6 +126,8 @@ mod tests {
         assert!(ShimSpec::decode(&other).unwrap_err().to_string().contains("version 2"));
         assert!(ShimSpec::decode(b"").is_err());
         assert!(ShimSpec::decode(&[0xc1; 64]).is_err());
+        // Arrays of one array, deeper than a stack of any size would take.
+        assert!(ShimSpec::decode(&[0x91; 1 << 20]).is_err());
     }
 
     #[test]

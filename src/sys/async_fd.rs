@@ -12,7 +12,10 @@ use tokio::io::unix::AsyncFd;
 ///
 /// tokio made the registration unsafe in general, because a foreign type's `as_raw_fd` may name a descriptor that
 /// somebody else closes or reuses. With an `OwnedFd` that cannot happen, so this form is safe.
-pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+///
+/// # Errors
+/// The kernel's, with the descriptor given back.
+pub fn register(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
     // SAFETY: the AsyncFd owns the OwnedFd, which is open for as long as it lives and always names the same descriptor.
-    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(|error| error.into_parts())
 }

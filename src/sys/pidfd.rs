@@ -29,6 +29,10 @@ pub fn signal_group(leader: BorrowedFd<'_>, signal: i32) -> Result<()> {
 /// Sends `signal` to the process group with this number, kill(2). For kernels before 6.9 only: make sure that the leader
 /// is still there, so that the number means what it meant.
 pub fn signal_group_by_number(leader: i32, signal: i32) -> Result<()> {
+    // kill(2) takes -1 for everybody; 0 and less would mean other things yet.
+    if leader <= 1 {
+        return Err(Errno::EINVAL);
+    }
     // SAFETY: kill takes integers only.
     Errno::result(unsafe { libc::kill(-leader, signal) }).map(drop)
 }

@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use super::identity::Identity;
 use super::run_dir::{RunDir, RunDirError};
@@ -75,7 +74,7 @@ pub enum LaunchError {
 impl Launched {
     /// Ends a task that cannot be looked after.
     pub fn abandon(self) {
-        kill_and_reap(&self.shim);
+        sweep::end(&self.shim);
         if let Err(error) = self.run_dir.remove() {
             tracing::error!(%error, "forget a task that was given up");
         }
@@ -113,7 +112,20 @@ impl Launcher {
         RunDir::of(&self.run_dir, task_id)
     }
 
-    /// Starts the task and returns when its program runs, or says which step failed.
+    /// Whether a task that is not among the known ones runs.
+    pub fn runs_unknown(&self, task_id: &str) -> bool {
+        !sweep::ended(&self.run_dir(task_id))
+    }
+
+    /// Ends a task that is not among the known ones, if it still runs, and removes what is kept of it.
+    pub fn end_unknown(&self, task_id: &str) -> Result<(), RunDirError> {
+        let run_dir = self.run_dir(task_id);
+        sweep::end_earlier(&run_dir);
+        run_dir.remove()
+    }
+
+    /// Starts the task and returns when its program runs, or says which step failed. No earlier start of it, nor another
+    /// invocation of the same task, survives.
     pub fn launch(&self, spec: &TaskSpec) -> Result<Launched, LaunchError> {
         let cgroup = spec.cgroup.as_deref().map(Cgroup::open).transpose()?;
         if let Some(cgroup) = &cgroup {
@@ -121,6 +133,7 @@ impl Launcher {
         }
         let oom_before = cgroup.as_ref().map(Cgroup::oom).transpose()?.flatten().unwrap_or_default();
         let run_dir = self.run_dir(&spec.id);
+        sweep::end_siblings(&self.run_dir, &spec.id);
         sweep::end_earlier(&run_dir);
         let exit = run_dir.create()?;
         match self.start(spec, cgroup.as_ref(), &run_dir, exit) {
@@ -138,7 +151,9 @@ impl Launcher {
                 })
             }
             Err(error) => {
-                run_dir.remove()?;
+                if let Err(error) = run_dir.remove() {
+                    tracing::warn!(%error, "remove the directory of a task that did not start");
+                }
                 Err(error)
             }
         }
@@ -180,12 +195,12 @@ impl Launcher {
         drop((report, passed));
         let shim = child.pidfd;
         started(&shim, &receiver, run_dir)
-            .inspect_err(|_| kill_and_reap(&shim))
+            .inspect_err(|_| sweep::end(&shim))
             .map(|(shim_id, task, task_id)| Started { shim, shim_id, task, task_id })
     }
 }
 
-/// Notes who the shim is, and waits until the task runs: who the shim is, the task's pidfd, who the task is.
+/// Notes who the shim is, lets it go on, and waits until the task runs: who the shim is, the task's pidfd, who the task is.
 fn started(
     shim: &OwnedFd,
     receiver: &Receiver,
@@ -193,6 +208,7 @@ fn started(
 ) -> Result<(Identity, OwnedFd, Option<Identity>), LaunchError> {
     let shim_id = Identity::behind(shim).map_err(system("identify the shim"))?;
     run_dir.record_shim(&shim_id)?;
+    receiver.go_on();
     let task = receiver.wait(START_LIMIT)?;
     let task_id = match Identity::behind(&task) {
         Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => None,
@@ -223,13 +239,4 @@ fn shims_cgroup(task: &Cgroup) -> Option<Cgroup> {
     Cgroup::shims_for(task.path())
         .inspect_err(|error| tracing::warn!(%error, "the shim stays in the plugin's own cgroup"))
         .ok()
-}
-
-/// Ends a shim, and with it its pid namespace, and reaps it.
-fn kill_and_reap(shim: &OwnedFd) {
-    match sys::pidfd::signal(shim.as_fd(), libc::SIGKILL) {
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(errno) => tracing::error!(%errno, "kill the shim of a task that did not start"),
-    }
-    while let Err(Errno::EINTR) = waitid(Id::PIDFd(shim.as_fd()), WaitPidFlag::WEXITED) {}
 }

@@ -10,19 +10,18 @@ use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use super::identity::Identity;
-use crate::shim::exit::{Exit, MAX_LINE, Malformed};
+use super::identity::{Identity, boot_id};
+use crate::shim::exit::{BLANK, Exit, MAX_LINE, Malformed};
 
-/// Gone after a reboot, as the tasks are.
+/// On a tmpfs, so gone after a reboot, as the tasks are; where it is not, the records tell of which boot they are.
 pub const RUN_DIR: &str = "/run/nomad-driver-exec2";
 /// The file that the shim writes when the task has ended.
 const EXIT_FILE: &str = "exit";
 const SHIM_FILE: &str = "shim";
 const STARTING_FILE: &str = "starting";
-/// Longest record of the plugin's own, bytes: an [`Identity`] as JSON has less than 100.
+/// Longest record of the plugin's own, bytes: a [`Record`] has some 100.
 const MAX_RECORD: u64 = 1024;
 /// NAME_MAX is 255 (limits.h); a longer name is cut and told apart by a hash.
 const MAX_NAME: usize = 200;
@@ -36,6 +35,14 @@ pub enum RunDirError {
     Unsafe(PathBuf),
     #[error("{path:?}: {error}")]
     Malformed { path: PathBuf, error: Malformed },
+}
+
+/// A process as it is noted in a file: as JSON, for whoever debugs.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    boot_id: String,
+    #[serde(flatten)]
+    process: Identity,
 }
 
 /// The directory of one task.
@@ -67,12 +74,21 @@ impl RunDir {
         // What an earlier life of the same task left behind is not this one's.
         self.remove()?;
         make_private(&self.path)?;
+        self.fill().inspect_err(|_| {
+            // On a full file system, too, a start that failed leaves nothing.
+            if let Err(error) = self.remove() {
+                tracing::warn!(%error, "remove the directory of a task that did not start");
+            }
+        })
+    }
+
+    fn fill(&self) -> Result<File, RunDirError> {
         let own = Identity::of(std::process::id() as i32).map_err(|error| RunDirError::Io {
             step: "identify this plugin for",
             path: self.path.clone(),
             error,
         })?;
-        self.write(STARTING_FILE, &own)?;
+        self.write(STARTING_FILE, own)?;
         let file = self.new_file(EXIT_FILE)?;
         // The space is taken now: at the task's end a full file system must not cost its exit status.
         file.write_all_at(&BLANK, 0).map_err(|error| self.failed("write", EXIT_FILE)(error))?;
@@ -81,7 +97,7 @@ impl RunDir {
 
     /// Notes who the shim is.
     pub fn record_shim(&self, shim: &Identity) -> Result<(), RunDirError> {
-        self.write(SHIM_FILE, shim)
+        self.write(SHIM_FILE, *shim)
     }
 
     /// Notes that Nomad is about to learn that the task runs.
@@ -89,39 +105,43 @@ impl RunDir {
         std::fs::remove_file(self.path.join(STARTING_FILE)).map_err(self.failed("remove", STARTING_FILE))
     }
 
-    /// Who the shim is or was; none if the start did not come so far.
+    /// Who the shim is or was; none if the start did not come so far, or that was before a reboot.
     pub fn shim(&self) -> Option<Identity> {
-        self.read(SHIM_FILE)
+        self.of_this_boot(SHIM_FILE)
     }
 
-    /// The plugin that began the start and did not finish it.
+    /// The plugin that began the start and did not finish it; none if that was before a reboot.
     pub fn starting(&self) -> Option<Identity> {
-        self.read(STARTING_FILE)
+        self.of_this_boot(STARTING_FILE)
+    }
+
+    /// Whether the host has been rebooted since: then nothing of the task is left, and the same numbers may mean other
+    /// processes.
+    pub fn is_of_former_boot(&self) -> bool {
+        let boot = boot_id().ok();
+        let mut records = [SHIM_FILE, STARTING_FILE].into_iter().filter_map(|name| self.read(name));
+        records.any(|record| boot.as_ref().is_some_and(|boot| *boot != record.boot_id))
+    }
+
+    fn of_this_boot(&self, name: &str) -> Option<Identity> {
+        let record = self.read(name)?;
+        (record.boot_id == boot_id().ok()?).then_some(record.process)
     }
 
     /// How the task ended; none while nothing has been written.
     pub fn exit(&self) -> Result<Option<Exit>, RunDirError> {
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         self.open(EXIT_FILE)
-            .and_then(|file| file.take(MAX_LINE as u64 + 1).read_to_string(&mut text))
+            .and_then(|file| file.take(MAX_LINE as u64 + 1).read_to_end(&mut bytes))
             .map_err(self.failed("read", EXIT_FILE))?;
-        if text.as_bytes() == BLANK {
-            return Ok(None);
-        }
-        let line = match text.find('\n') {
-            Some(end) if text.len() == MAX_LINE && text[end + 1..].bytes().all(|b| b == b' ') => {
-                &text[..=end]
-            }
-            _ => &text,
-        };
-        line.parse()
-            .map(Some)
-            .map_err(|error| RunDirError::Malformed { path: self.path.join(EXIT_FILE), error })
+        Exit::read(&bytes).map_err(|error| RunDirError::Malformed { path: self.path.join(EXIT_FILE), error })
     }
 
-    /// When the task ended, or nearly: for telling old entries.
+    /// When the task ended, or nearly: for telling old entries. One that was made or removed by half counts, too.
     pub fn modified(&self) -> io::Result<std::time::SystemTime> {
-        std::fs::symlink_metadata(self.path.join(EXIT_FILE))?.modified()
+        std::fs::symlink_metadata(self.path.join(EXIT_FILE))
+            .or_else(|_| std::fs::symlink_metadata(&self.path))?
+            .modified()
     }
 
     /// Removes the directory and what is in it; it may be gone already.
@@ -156,20 +176,37 @@ impl RunDir {
             .open(self.path.join(name))
     }
 
-    fn write(&self, name: &str, record: &impl Serialize) -> Result<(), RunDirError> {
-        let bytes = serde_json::to_vec(record).map_err(|error| self.failed("encode", name)(error.into()))?;
+    fn write(&self, name: &str, process: Identity) -> Result<(), RunDirError> {
+        let boot_id = boot_id().map_err(self.failed("read the boot id for", name))?;
+        let bytes = serde_json::to_vec(&Record { boot_id, process })
+            .map_err(|error| self.failed("encode", name)(error.into()))?;
         self.new_file(name)?.write_all_at(&bytes, 0).map_err(self.failed("write", name))
     }
 
-    fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+    fn read(&self, name: &str) -> Option<Record> {
         let mut bytes = Vec::new();
         self.open(name).ok()?.take(MAX_RECORD).read_to_end(&mut bytes).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 }
 
-/// An exit-status file before the task's end.
-const BLANK: [u8; MAX_LINE] = [b' '; MAX_LINE];
+/// The entries of other invocations of the same task: the ids are `alloc/task/invocation`, and only the last part differs.
+/// A name that had to be cut is not found.
+pub fn siblings(base: &Path, task_id: &str) -> Result<Vec<RunDir>, RunDirError> {
+    let Some(prefix) = task_prefix(task_id).map(name) else { return Ok(Vec::new()) };
+    let own = name(task_id);
+    let is_sibling = |entry: &RunDir| {
+        let found = entry.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        found != own && found.strip_prefix(&prefix).is_some_and(|rest| !rest.contains('.'))
+    };
+    Ok(entries(base)?.into_iter().filter(is_sibling).collect())
+}
+
+/// `alloc/task/` of `alloc/task/invocation`; none for an id of another form.
+pub fn task_prefix(task_id: &str) -> Option<&str> {
+    let prefix = &task_id[..=task_id.rfind('/')?];
+    (prefix.matches('/').count() == 2).then_some(prefix)
+}
 
 /// The entries below `base`; none if it is not there.
 pub fn entries(base: &Path) -> Result<Vec<RunDir>, RunDirError> {
@@ -282,6 +319,60 @@ mod tests {
         let found = entries(&base.path().join("run")).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].path(), dir.path());
+    }
+
+    #[test]
+    fn a_record_of_a_former_boot_names_nobody() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = dir(&base);
+        dir.create().unwrap();
+        let own = Identity::of(std::process::id() as i32).unwrap();
+        dir.record_shim(&own).unwrap();
+        assert!(!dir.is_of_former_boot());
+        let record = Record { boot_id: "0000".into(), process: own };
+        std::fs::write(dir.path.join(SHIM_FILE), serde_json::to_vec(&record).unwrap()).unwrap();
+        assert_eq!(dir.shim(), None);
+        assert!(dir.is_of_former_boot());
+    }
+
+    #[test]
+    fn records_that_no_plugin_wrote_name_nobody() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = dir(&base);
+        dir.create().unwrap();
+        let path = dir.path.join(SHIM_FILE);
+        for bytes in [&b""[..], b"{", b"{\"pid\":1}", b"\xff\xfe", &[b' '; 4096]] {
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(dir.shim(), None, "{bytes:?}");
+            assert!(!dir.is_of_former_boot());
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(dir.shim(), None, "a directory");
+        std::fs::remove_dir(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(dir.shim(), None, "a FIFO without a writer");
+        dir.remove().unwrap();
+        assert!(!dir.path.exists());
+    }
+
+    #[test]
+    fn other_invocations_of_the_same_task_are_found_and_no_others() {
+        let base = tempfile::tempdir().unwrap();
+        let run = base.path().join("run");
+        let of = |id: &str| RunDir::of(&run, id);
+        for id in ["a/web/1", "a/web/2", "a/web2/1", "b/web/1", "a/web.x/1", "a/web/1/2", "run-7"] {
+            of(id).create().unwrap();
+        }
+        let found = |id| {
+            let mut paths: Vec<_> = siblings(&run, id).unwrap().iter().map(|e| e.path.clone()).collect();
+            paths.sort();
+            paths
+        };
+        assert_eq!(found("a/web/3"), [of("a/web/1").path, of("a/web/2").path]);
+        assert_eq!(found("a/web/1"), [of("a/web/2").path]);
+        assert_eq!(found("run-7"), [] as [PathBuf; 0]);
+        assert_eq!(found("a/1"), [] as [PathBuf; 0]);
     }
 
     #[test]

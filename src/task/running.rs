@@ -9,7 +9,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::identity::{Identity, boot_id};
 use super::launch::Launched;
@@ -25,6 +25,11 @@ use crate::sys;
 /// (a dead disk, NFS); whoever asked gets an error then instead of waiting for ever.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a cgroup may count processes after the last of the task's is gone. Since Linux 6.19 the kernel counts a process
+/// out a moment after its end can be waited for, and it may hold a notification back for 10 ms. Whoever is in the cgroup
+/// after that is none of the task's: somebody else put it there.
+const EMPTY_LIMIT: Duration = Duration::from_millis(200);
+
 /// How a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
@@ -36,6 +41,9 @@ pub struct Ended {
 }
 
 /// A started task. Cheap to share; every method may be called at any time, by several callers at once.
+///
+/// Descriptors of the plugin for each, [`Task::DESCRIPTORS`]: pidfds of shim and leader, the cgroup's directory, and its
+/// `memory.events`.
 #[derive(Debug)]
 pub struct Task {
     pub id: String,
@@ -48,7 +56,7 @@ pub struct Task {
     pub cgroup: Option<Cgroup>,
     shim_id: Identity,
     /// pidfds; none for a process that had ended before this plugin looked.
-    shim: Option<OwnedFd>,
+    shim: Option<AsyncFd<OwnedFd>>,
     leader: Option<OwnedFd>,
     run_dir: RunDir,
     oom_before: OomCounts,
@@ -79,17 +87,29 @@ pub struct Names {
 }
 
 impl Task {
-    /// Takes over a task that was just started or found again, and watches for its end. On an error the task is gone.
-    pub fn adopt(names: Names, launched: Launched, notices: &Notices) -> Result<Arc<Self>, TaskError> {
-        let watchers = watchers(&launched);
-        let (shim_end, oom_events) = match watchers {
-            Ok(watchers) => watchers,
-            Err(error) => {
-                launched.abandon();
-                return Err(error);
+    /// Descriptors that the plugin has open for a task while it runs, from its start to its end. One less until it is
+    /// destroyed, none afterwards.
+    pub const DESCRIPTORS: usize = 4;
+
+    /// Takes over a task that was just started or found again, and watches for its end.
+    ///
+    /// # Errors
+    /// Its end cannot be watched for; the task runs, and is given back.
+    pub fn adopt(
+        names: Names,
+        launched: Launched,
+        notices: &Notices,
+    ) -> Result<Arc<Self>, (TaskError, Box<Launched>)> {
+        let Launched { shim, task, shim_id, task_id, cgroup, run_dir, started_at, oom_before } = launched;
+        let shim = match sys::async_fd::register(shim, Interest::READABLE) {
+            Ok(shim) => shim,
+            Err((shim, error)) => {
+                let launched =
+                    Launched { shim, task, shim_id, task_id, cgroup, run_dir, started_at, oom_before };
+                return Err((TaskError::System { step: "watch the shim", error }, Box::new(launched)));
             }
         };
-        let Launched { shim, task, shim_id, task_id, cgroup, run_dir, started_at, oom_before } = launched;
+        let oom_events = cgroup.as_ref().and_then(|cgroup| oom_events(cgroup, &names.id));
         let (end, ended) = watch::channel(None);
         let this = Arc::new(Self {
             id: names.id,
@@ -108,7 +128,7 @@ impl Task {
         if let Some(events) = oom_events {
             tokio::spawn(watch_oom(Arc::clone(&this), events, notices.clone()));
         }
-        tokio::spawn(watch_end(Arc::clone(&this), shim_end, end));
+        tokio::spawn(watch_end(Arc::clone(&this), end));
         Ok(this)
     }
 
@@ -190,23 +210,60 @@ impl Task {
         }
     }
 
-    /// Signals the task, gives it `grace` to end, then kills all of it. Returns when the last process is gone.
+    /// Signals the task, gives it `grace` to end, then kills all of it. Returns when the last process is gone, and its
+    /// cgroup is empty.
     pub async fn stop(
         &self,
         signal: SignalNumber,
         grace: Duration,
         notices: &Notices,
     ) -> Result<Ended, TaskError> {
-        self.signal(signal)?;
-        if let Ok(ended) = timeout(grace, self.wait()).await {
-            return Ok(ended);
+        match self.signal(signal) {
+            Ok(()) => {
+                if let Ok(ended) = timeout(grace, self.wait()).await {
+                    self.emptied().await;
+                    return Ok(ended);
+                }
+            }
+            // Whoever stops a task wants it gone.
+            Err(error) => tracing::warn!(task = self.id, %error, "killing the task at once"),
         }
         notices.about(self, What::Killed { signal, grace });
         self.kill().await
     }
 
-    /// Kills every process of the task, and waits until they are gone.
+    /// Kills every process of the task, and waits until they are gone and its cgroup is empty.
     pub async fn kill(&self) -> Result<Ended, TaskError> {
+        let ended = self.kill_processes().await?;
+        self.emptied().await;
+        Ok(ended)
+    }
+
+    /// Waits until the cgroup of a task that has ended counts nobody any more, so that it can be removed. A process that
+    /// somebody else put there is killed, too.
+    async fn emptied(&self) {
+        let Some(cgroup) = &self.cgroup else { return };
+        let within = |limit| cgroup.wait_empty(Some(Instant::now() + limit));
+        let emptied = match within(EMPTY_LIMIT).await {
+            Ok(false) => {
+                tracing::warn!(task = self.id, "killing what others have put into the task's cgroup");
+                match cgroup.kill() {
+                    Ok(()) => within(KILL_LIMIT).await,
+                    Err(error) => Err(error),
+                }
+            }
+            first => first,
+        };
+        match emptied {
+            Ok(true) => {}
+            Ok(false) => tracing::error!(task = self.id, "the task's cgroup is still not empty"),
+            Err(error) => {
+                tracing::warn!(task = self.id, %error, "cannot tell whether the task's cgroup is empty")
+            }
+        }
+    }
+
+    async fn kill_processes(&self) -> Result<Ended, TaskError> {
         if let Some(ended) = self.ended() {
             return Ok(ended);
         }
@@ -225,7 +282,7 @@ impl Task {
             }
         }
         // Without a cgroup: the kernel kills everything in the pid namespace of which the shim is pid 1.
-        let shim = self.shim.as_ref().map(AsFd::as_fd);
+        let shim = self.shim.as_ref().map(|shim| shim.get_ref().as_fd());
         match shim.map(|shim| sys::pidfd::signal(shim, libc::SIGKILL)) {
             None | Some(Ok(()) | Err(Errno::ESRCH)) => {}
             Some(Err(errno)) => return Err(TaskError::Kill(errno)),
@@ -239,24 +296,20 @@ impl Task {
     }
 }
 
-/// Registrations with the reactor: the shim's end, and the cgroup's OOM counters where it has them.
-fn watchers(launched: &Launched) -> Result<(AsyncFd<OwnedFd>, Option<OomWatch>), TaskError> {
-    let system = |step| move |error| TaskError::System { step, error };
-    let shim = launched.shim.try_clone().map_err(system("watch the shim"))?;
-    let shim = sys::async_fd::register(shim, Interest::READABLE).map_err(system("watch the shim"))?;
-    let oom = launched.cgroup.as_ref().map(Cgroup::watch_oom).transpose();
-    // A cgroup that is gone kills nobody any more.
-    let oom = match oom {
-        Err(error) if error.is_gone() => None,
-        found => {
-            found.map_err(|error| system("watch for OOM kills")(std::io::Error::other(error)))?.flatten()
+/// The cgroup's OOM counters, where it has them. A task is not given up for want of them: its end is still told rightly.
+fn oom_events(cgroup: &Cgroup, task: &str) -> Option<OomWatch> {
+    cgroup.watch_oom().unwrap_or_else(|error| {
+        // A cgroup that is gone kills nobody any more.
+        if !error.is_gone() {
+            tracing::warn!(task, %error, "no news of OOM kills before the task's end");
         }
-    };
-    Ok((shim, oom))
+        None
+    })
 }
 
 /// Waits for the shim, which ends last of all, reaps it if it is our child, and publishes how the task ended.
-async fn watch_end(task: Arc<Task>, shim: AsyncFd<OwnedFd>, end: watch::Sender<Option<Ended>>) {
+async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
+    let Some(shim) = &task.shim else { return };
     // A pidfd becomes readable when the process has ended, and stays so.
     if let Err(error) = shim.readable().await {
         tracing::error!(task = task.id, %error, "wait for the shim");

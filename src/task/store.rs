@@ -43,6 +43,11 @@ impl Store {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
+    /// The tasks whose id begins like this.
+    pub fn with_prefix(&self, prefix: &str) -> Vec<Arc<Task>> {
+        self.tasks().into_iter().filter(|task| task.id.starts_with(prefix)).collect()
+    }
+
     pub fn tasks(&self) -> Vec<Arc<Task>> {
         let known = |entry: &Entry| match entry {
             Entry::Known(task) => Some(Arc::clone(task)),

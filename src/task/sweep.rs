@@ -3,24 +3,26 @@
 //! A plugin that dies between the start of a task and its answer to Nomad leaves a task that nobody will ever ask for.
 //! Its entry still has the mark of the start, and the plugin named there is gone: that, and nothing less, is ended here.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
+use super::identity::Identity;
 use super::run_dir::{self, RunDir};
 use crate::sys;
 
 /// How long an entry of a task that has ended is kept for an agent that does not come back. An agent may be down for
 /// days; an entry takes a few hundred bytes of /run.
 const KEEP_ENDED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-/// How long a killed shim may take to be gone, which is how long its task takes to die.
-const KILL_LIMIT: PollTimeoutMs = 10_000;
-type PollTimeoutMs = u16;
+/// How long a killed shim may take to be gone, which is how long its task takes to die. A process in an uninterruptible
+/// wait takes longer; nobody who waits for an answer is held up by it.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// Goes through all entries. Never touches a task that Nomad knows of.
+/// Goes through all entries. Never touches a task that Nomad knows of and that may still be asked for.
 pub fn sweep(base: &Path) {
     let entries = run_dir::entries(base).unwrap_or_else(|error| {
         tracing::warn!(%error, "look for what earlier plugins left behind");
@@ -30,7 +32,7 @@ pub fn sweep(base: &Path) {
         let entry_path = entry.path().to_owned();
         if abandoned(&entry) {
             end_earlier(&entry);
-        } else if !(ended(&entry) && old(&entry)) {
+        } else if !(entry.is_of_former_boot() || ended(&entry) && old(&entry)) {
             continue;
         }
         tracing::info!(entry = %entry_path.display(), "removing what an earlier plugin left behind");
@@ -40,19 +42,56 @@ pub fn sweep(base: &Path) {
     }
 }
 
-/// Ends the shim of an entry that is about to be used again: a task with the same id that the plugin before this one started
-/// without being able to tell.
+/// Ends every earlier invocation of a task that is about to be started. Nomad has destroyed those that it knew, so what is
+/// left was started for an agent, or by a plugin, that died before the answer arrived.
+pub fn end_siblings(base: &Path, task_id: &str) {
+    let found = run_dir::siblings(base, task_id).unwrap_or_else(|error| {
+        tracing::warn!(%error, "look for earlier invocations of the task");
+        Vec::new()
+    });
+    for entry in found {
+        end_earlier(&entry);
+        if let Err(error) = entry.remove() {
+            tracing::warn!(%error, "remove an earlier invocation of the task");
+        }
+    }
+}
+
+/// Ends the shim of an entry, and with it the task, if it still runs: one that Nomad never knew, or wants to be rid of.
 pub fn end_earlier(entry: &RunDir) {
-    let Some(shim) = entry.shim().and_then(|shim| shim.open().ok().flatten()) else { return };
-    tracing::warn!(entry = %entry.path().display(), "ending a task that an earlier plugin started and Nomad never knew");
+    let shim = match entry.shim().map(Identity::open) {
+        None | Some(Ok(None)) => return,
+        Some(Ok(Some(shim))) => shim,
+        Some(Err(error)) => {
+            tracing::error!(entry = %entry.path().display(), %error, "find the shim of a task that nobody owns");
+            return;
+        }
+    };
+    tracing::warn!(entry = %entry.path().display(), "ending a task that nobody owns");
+    end(&shim);
+}
+
+/// Kills a shim, and with it its pid namespace, and waits until it is gone; reaps it if it is our child. Blocking.
+pub fn end(shim: &OwnedFd) {
     match sys::pidfd::signal(shim.as_fd(), libc::SIGKILL) {
         Ok(()) | Err(Errno::ESRCH) => {}
-        Err(errno) => tracing::error!(%errno, "kill the shim of a task that Nomad never knew"),
+        Err(errno) => tracing::error!(%errno, "kill a shim"),
     }
-    let gone = poll(&mut [PollFd::new(shim.as_fd(), PollFlags::POLLIN)], PollTimeout::from(KILL_LIMIT));
-    if gone != Ok(1) {
-        tracing::error!(entry = %entry.path().display(), "the shim of a task that Nomad never knew is still there");
+    let deadline = Instant::now() + KILL_LIMIT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(shim.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            Ok(1) => break,
+            _ => {
+                tracing::error!("a shim is still there {KILL_LIMIT:?} after SIGKILL; it hangs in the kernel");
+                return;
+            }
+        }
     }
+    // ECHILD: a plugin before this one started it, and init reaps it.
+    let _ = waitid(Id::PIDFd(shim.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
 }
 
 /// The start was begun by a plugin that is gone, and not finished.
@@ -61,7 +100,7 @@ fn abandoned(entry: &RunDir) -> bool {
 }
 
 /// No shim of it is left.
-fn ended(entry: &RunDir) -> bool {
+pub fn ended(entry: &RunDir) -> bool {
     entry.shim().is_none_or(|shim| matches!(shim.open(), Ok(None)))
 }
 
@@ -76,7 +115,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::task::identity::Identity;
+    use crate::task::identity::boot_id;
 
     /// A process that stands for a shim, or for a plugin.
     struct Stand(Child);
@@ -98,7 +137,8 @@ mod tests {
         }
 
         fn runs(&mut self) -> bool {
-            self.0.try_wait().unwrap().is_none()
+            // What was ended has been reaped, too: the test is its parent.
+            matches!(self.0.try_wait(), Ok(None))
         }
     }
 
@@ -118,8 +158,12 @@ mod tests {
 
     /// As if another plugin, now gone, had begun the start.
     fn begun_by(entry: &RunDir, plugin: Identity) {
-        let mark = entry.path().join("starting");
-        fs::write(mark, serde_json::to_vec(&plugin).unwrap()).unwrap();
+        write_record(entry, "starting", &boot_id().unwrap(), plugin);
+    }
+
+    fn write_record(entry: &RunDir, name: &str, boot_id: &str, Identity { pid, start_time }: Identity) {
+        let record = serde_json::json!({ "boot_id": boot_id, "pid": pid, "start_time": start_time });
+        fs::write(entry.path().join(name), record.to_string()).unwrap();
     }
 
     #[test]
@@ -141,17 +185,63 @@ mod tests {
         let file = fs::File::options().write(true).open(ancient.path().join("exit")).unwrap();
         file.set_times(FileTimes::new().set_modified(SystemTime::now() - 2 * KEEP_ENDED)).unwrap();
 
-        // The test is the parent of the stands: reap what is killed, as init would.
-        let reaper = std::thread::spawn(move || {
-            orphan.0.wait().unwrap();
-        });
         sweep(&base);
-        reaper.join().unwrap();
 
+        assert!(!orphan.runs());
         assert!(!orphaned.path().exists());
         assert!(!ancient.path().exists());
         assert!(running.path().exists() && starting.path().exists() && recent.path().exists());
         assert!(known.runs() && ours.runs());
+    }
+
+    #[test]
+    fn a_former_boot_is_forgotten_and_nobody_killed_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("run");
+        // The same pid and start time, in a boot that is over: an innocent process now.
+        let mut innocent = Stand::new();
+        let known = entry(&base, "a/known/1", &innocent.identity());
+        known.started().unwrap();
+        write_record(&known, "shim", "former", innocent.identity());
+        let orphan = entry(&base, "a/orphan/1", &innocent.identity());
+        write_record(&orphan, "shim", "former", innocent.identity());
+        write_record(&orphan, "starting", "former", innocent.identity());
+        sweep(&base);
+        end_siblings(&base, "a/orphan/2");
+        assert!(!known.path().exists() && !orphan.path().exists());
+        assert!(innocent.runs());
+    }
+
+    #[test]
+    fn what_was_made_by_half_is_kept_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("run");
+        let half = RunDir::of(&base, "a/half/1");
+        half.create().unwrap();
+        for file in ["exit", "starting"] {
+            fs::remove_file(half.path().join(file)).unwrap();
+        }
+        sweep(&base);
+        assert!(half.path().exists());
+        let long_ago = FileTimes::new().set_modified(SystemTime::now() - 2 * KEEP_ENDED);
+        fs::File::open(half.path()).unwrap().set_times(long_ago).unwrap();
+        sweep(&base);
+        assert!(!half.path().exists());
+    }
+
+    #[test]
+    fn an_earlier_invocation_of_a_task_does_not_outlive_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("run");
+        let (mut orphan, mut other) = (Stand::new(), Stand::new());
+        let orphaned = entry(&base, "a/web/1", &orphan.identity());
+        orphaned.started().unwrap();
+        let another = entry(&base, "a/db/1", &other.identity());
+        another.started().unwrap();
+        end_siblings(&base, "a/web/2");
+        assert!(!orphan.runs());
+        assert!(!orphaned.path().exists());
+        assert!(another.path().exists() && other.runs());
     }
 
     #[test]

@@ -1,0 +1,159 @@
+# No task is lost, and none is harmed, when plugin and agent die: recovery, upgrade, exits that nobody watched.
+#
+# EXEC2_TASKS says how many tasks run at the same time; with real Nomad each has a log collector of its own, some 30 MB.
+import os
+
+REAL = nomad("version").startswith("Nomad")
+TASKS = int(os.environ.get("EXEC2_TASKS", "12" if REAL else "50"))
+PLUGIN = "/opt/nomad/data/plugins/nomad-driver-exec2"
+RUN = "/run/nomad-driver-exec2"
+# Many starts and many exits, on emulated CPUs.
+MANY_TIMEOUT_S = 300
+
+# Each ends with a code of its own, so that no two can be taken for each other.
+JOB = f"""
+job "many" {{
+  type = "batch"
+  group "g" {{
+    count = {TASKS}
+    restart {{
+      attempts = 0
+      mode     = "fail"
+    }}
+    reschedule {{
+      attempts  = 0
+      unlimited = false
+    }}
+    task "t" {{
+      driver = "exec2"
+      config {{
+        command = "sh"
+        args = ["-c", "trap 'exit $((NOMAD_ALLOC_INDEX + 1))' USR1; while :; do sleep 1000 & wait $!; done"]
+      }}
+      resources {{
+        cpu    = 20
+        memory = 10
+      }}
+    }}
+  }}
+}}
+"""
+
+
+def driver_pid():
+    """The plugin's process; none while there is none. Shims have no path in their name."""
+    status, output = machine.execute("pgrep -f '^/[^ ]*/nomad-driver-exec2$'")
+    return int(output.split()[0]) if status == 0 else None
+
+
+def leaders():
+    """The oldest process of each task by its alloc's id."""
+    lines = machine.succeed(
+        "for f in /sys/fs/cgroup/nomad.slice/share.slice/*.scope/cgroup.procs; do"
+        " read -r pid < $f && echo $f $pid; done 2>/dev/null || true"
+    ).splitlines()
+    return {line.split("share.slice/")[1][:36]: int(line.split()[1]) for line in lines}
+
+
+def all_up():
+    return leaders() if len(leaders()) == TASKS else None
+
+
+def end(pids):
+    machine.succeed("kill -USR1 " + " ".join(str(pid) for pid in pids))
+
+
+def new_plugin(old):
+    return poll("another plugin", lambda: driver_pid() not in (None, old) and driver_pid(), AGENT_TIMEOUT_S)
+
+
+def gone():
+    """Nothing of any task is left."""
+    left = {
+        "shims": machine.execute("pgrep -fa '^nomad-driver-exec2 shim$'")[1],
+        "cgroups": machine.execute("ls -d /sys/fs/cgroup/nomad.slice/share.slice/*.scope 2>/dev/null")[1],
+        "records": machine.execute(f"ls {RUN}")[1],
+        "mounts": machine.execute("grep alloc_mounts /proc/self/mountinfo")[1],
+    }
+    return left if not any(left.values()) else print("still there:", left)
+
+
+wait_for_driver()
+
+with subtest(f"{TASKS} tasks run"):
+    run_job(JOB)
+    started = poll(f"{TASKS} tasks", all_up, MANY_TIMEOUT_S)
+    # A task is in its cgroup before it is exec'd, and before Nomad knows.
+    poll("all are running", lambda: all(a["ClientStatus"] == "running" for a in allocs("many")), MANY_TIMEOUT_S)
+    index = {alloc["ID"]: int(alloc["Name"].split("[")[1].rstrip("]")) for alloc in allocs("many")}
+    t.assertEqual(set(index), set(started))
+
+with subtest("SIGKILL of the plugin: the next one has them all, the tasks notice nothing"):
+    old = driver_pid()
+    before = int(machine.succeed(f"ls /proc/{old}/fd | wc -l"))
+    machine.succeed(f"kill -9 {old}")
+    plugin = new_plugin(old)
+    poll("all are recovered", lambda: int(machine.succeed(f"ls /proc/{plugin}/fd | wc -l")) >= before, MANY_TIMEOUT_S)
+    t.assertEqual(leaders(), started)
+
+with subtest("four descriptors a task, whoever started it"):
+    # Sockets, epoll, the program and the like are the rest; the first plugin started the tasks, the second found them.
+    after = int(machine.succeed(f"ls /proc/{plugin}/fd | wc -l"))
+    t.assertLessEqual(abs(after - before), 2)
+    t.assertEqual(int(machine.succeed(f"ls -l /proc/{plugin}/fd | grep -c 'memory.events$'")), TASKS)
+    t.assertLessEqual(after, 4 * TASKS + 32)
+    threads = int(machine.succeed(f"ls /proc/{plugin}/task | wc -l"))
+    t.assertLessEqual(threads, 3 + 64)
+
+with subtest("SIGKILL of the agent: the plugin and the tasks go on, the next agent takes them over"):
+    machine.execute("systemctl kill -s KILL nomad.service")
+    machine.wait_until_fails("systemctl is-active nomad.service", timeout=UNIT_TIMEOUT_S)
+    t.assertEqual(driver_pid(), plugin)
+    t.assertEqual(leaders(), started)
+    machine.succeed("systemctl start nomad.service")
+    wait_for_driver()
+    poll("all are running", lambda: all(a["ClientStatus"] == "running" for a in allocs("many")), MANY_TIMEOUT_S)
+    t.assertEqual(leaders(), started)
+
+with subtest("a third ends while neither plugin nor agent is there"):
+    machine.execute(f"systemctl kill -s KILL nomad.service; kill -9 {plugin}")
+    machine.wait_until_fails("systemctl is-active nomad.service", timeout=UNIT_TIMEOUT_S)
+    third = sorted(started)[: TASKS // 3]
+    end(started[alloc] for alloc in third)
+    poll("they are gone", lambda: not set(third) & set(leaders()), MANY_TIMEOUT_S)
+    machine.succeed("systemctl start nomad.service")
+    wait_for_driver()
+    running = {alloc: pid for alloc, pid in started.items() if alloc not in third}
+    t.assertEqual(leaders(), running)
+
+with subtest("upgrade: another binary takes over the same tasks"):
+    # The ELF loader does not look at what follows.
+    machine.succeed(f"cp {PLUGIN} {PLUGIN}.new && echo upgraded >> {PLUGIN}.new && mv {PLUGIN}.new {PLUGIN}")
+    old = driver_pid()
+    machine.succeed(f"kill -9 {old}")
+    plugin = new_plugin(old)
+    t.assertEqual(machine.succeed(f"tail -c 9 /proc/{plugin}/exe"), "upgraded\n")
+    t.assertEqual(leaders(), running)
+
+with subtest("every task's own exit code, once"):
+    end(running.values())
+
+    def over():
+        found = allocs("many")
+        return found if all(alloc["ClientStatus"] == "failed" for alloc in found) else None
+
+    found = poll("all have ended", over, MANY_TIMEOUT_S)
+    t.assertEqual(len(found), TASKS)  # none was replaced
+    for alloc in found:
+        events = task_state(alloc)["Events"]
+        codes = [event["ExitCode"] for event in events if event["Type"] == "Terminated"]
+        t.assertEqual(codes, [index[alloc["ID"]] + 1], alloc["ID"])
+        t.assertEqual(len([event for event in events if event["Type"] == "Started"]), 1, events)
+        t.assertFalse([event for event in events if event["Type"] in ("Restarting", "Driver Failure", "Killing")], events)
+
+with subtest("nothing is left"):
+    nomad("job stop -purge -detach many")
+    nomad("system gc")
+    poll("nothing is left", gone, MANY_TIMEOUT_S)
+    if not REAL:
+        t.assertEqual(machine.execute("pluginhost violations")[1], "")

@@ -1,0 +1,199 @@
+//! RecoverTask and DestroyTask, with other processes in place of shims: none of it needs root.
+
+use std::process::{Child, Command};
+
+use tonic::{Code, Request};
+
+use super::Driver;
+use crate::proto::driver::driver_server::Driver as _;
+use crate::proto::driver::{
+    DestroyTaskRequest, ExitResult, InspectTaskRequest, RecoverTaskRequest, StopTaskRequest, TaskConfig,
+    TaskHandle, TaskState, WaitTaskRequest,
+};
+use crate::shim::exit::Exit;
+use crate::task::identity::{Identity, boot_id};
+use crate::task::state::{DriverState, HANDLE_VERSION};
+
+/// As many as an agent of a large host brings back at once.
+const MANY: i32 = 200;
+
+struct Host {
+    driver: Driver,
+    _dir: tempfile::TempDir,
+}
+
+/// A process that stands for a shim, and the file in which it would write the task's end.
+struct Stand {
+    child: Child,
+    exit: std::fs::File,
+    handle: TaskHandle,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { driver: Driver::with_run_dir(&dir.path().join("run")).unwrap(), _dir: dir }
+    }
+
+    fn stand(&self, number: i32) -> Stand {
+        let id = format!("alloc/task{number}/1");
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let shim = Identity::of(child.id() as i32).unwrap();
+        let entry = self.driver.0.launcher.run_dir(&id);
+        let exit = entry.create().unwrap();
+        entry.record_shim(&shim).unwrap();
+        entry.started().unwrap();
+        let state = DriverState {
+            boot_id: boot_id().unwrap(),
+            shim,
+            task: None,
+            cgroup: None,
+            started_at_us: 1_700_000_000_000_000,
+            oom_kills_before: 0,
+        };
+        let config = TaskConfig { id, ..TaskConfig::default() };
+        let handle = TaskHandle {
+            version: HANDLE_VERSION,
+            config: Some(config),
+            state: TaskState::Running as i32,
+            driver_state: state.encode().unwrap(),
+        };
+        Stand { child, exit, handle }
+    }
+
+    async fn recover(&self, handle: &TaskHandle) -> Result<(), tonic::Status> {
+        let handle = Some(handle.clone());
+        self.driver.recover_task(Request::new(RecoverTaskRequest { task_id: String::new(), handle })).await?;
+        Ok(())
+    }
+
+    async fn wait(&self, id: &str) -> ExitResult {
+        let request = Request::new(WaitTaskRequest { task_id: id.into() });
+        self.driver.wait_task(request).await.unwrap().into_inner().result.unwrap()
+    }
+
+    async fn destroy(&self, id: &str, force: bool) -> Result<(), tonic::Status> {
+        let request = DestroyTaskRequest { task_id: id.into(), force };
+        self.driver.destroy_task(Request::new(request)).await?;
+        Ok(())
+    }
+}
+
+impl Stand {
+    fn id(&self) -> &str {
+        &self.handle.config.as_ref().unwrap().id
+    }
+
+    /// As a shim whose task has ended with `code`.
+    fn end(&mut self, code: i32) {
+        Exit::exited(code).write(&self.exit).unwrap();
+        self.child.kill().unwrap();
+    }
+
+    fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_at_once_in_any_order_and_twice() {
+    let host = Host::new();
+    let mut stands: Vec<Stand> = (0..MANY).map(|number| host.stand(number)).collect();
+    // Some end before anybody asks.
+    for (number, stand) in stands.iter_mut().enumerate().filter(|(number, _)| number % 3 == 0) {
+        stand.end(number as i32);
+        stand.child.wait().unwrap();
+    }
+    let recoveries: Vec<_> = stands
+        .iter()
+        .rev()
+        .map(|stand| {
+            let (driver, handle) = (host.driver.clone(), stand.handle.clone());
+            tokio::spawn(async move {
+                for _ in 0..2 {
+                    let handle = Some(handle.clone());
+                    let request = RecoverTaskRequest { task_id: String::new(), handle };
+                    driver.recover_task(Request::new(request)).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for recovery in recoveries {
+        recovery.await.unwrap();
+    }
+    assert_eq!(host.driver.0.store.tasks().len(), stands.len());
+    for (number, stand) in stands.iter_mut().enumerate().filter(|(number, _)| number % 3 != 0) {
+        assert!(stand.runs(), "recovery harms nobody");
+        stand.end(number as i32);
+    }
+    for (number, stand) in stands.iter().enumerate() {
+        assert_eq!(host.wait(stand.id()).await.exit_code, number as i32 % 256, "{}", stand.id());
+    }
+}
+
+#[tokio::test]
+async fn a_recovered_task_runs_for_nomad_too_and_keeps_its_start() {
+    let host = Host::new();
+    let stand = host.stand(1);
+    host.recover(&stand.handle).await.unwrap();
+    let request = Request::new(InspectTaskRequest { task_id: stand.id().into() });
+    let task = host.driver.inspect_task(request).await.unwrap().into_inner().task.unwrap();
+    assert_eq!(task.state, TaskState::Running as i32);
+    assert_eq!(task.started_at.unwrap().seconds, 1_700_000_000);
+    // No cgroup, no leader: there is nobody to signal, so the grace passes and the shim is killed.
+    let grace = Some(prost_types::Duration { seconds: 0, nanos: 1_000_000 });
+    let stop = StopTaskRequest { task_id: stand.id().into(), timeout: grace, signal: String::new() };
+    host.driver.stop_task(Request::new(stop)).await.unwrap();
+    let result = host.wait(stand.id()).await;
+    assert_eq!((result.exit_code, result.signal), (137, 9), "the shim left no word");
+}
+
+#[tokio::test]
+async fn what_is_not_ours_or_of_this_boot_is_refused() {
+    let host = Host::new();
+    let stand = host.stand(1);
+    let refused = async |change: &dyn Fn(&mut TaskHandle)| {
+        let mut handle = stand.handle.clone();
+        change(&mut handle);
+        host.recover(&handle).await.unwrap_err()
+    };
+    for version in [1, 2] {
+        let error = refused(&|handle| handle.version = version).await;
+        assert!(error.message().contains("another exec2 driver"), "{error}");
+        assert_eq!(error.code(), Code::Unknown);
+    }
+    let rebooted = |handle: &mut TaskHandle| {
+        let mut state = DriverState::decode(HANDLE_VERSION, &handle.driver_state).unwrap();
+        state.boot_id = "former".into();
+        handle.driver_state = state.encode().unwrap();
+    };
+    assert!(refused(&rebooted).await.message().contains("rebooted"));
+    let reused = |handle: &mut TaskHandle| {
+        let mut state = DriverState::decode(HANDLE_VERSION, &handle.driver_state).unwrap();
+        state.shim.start_time += 1;
+        handle.driver_state = state.encode().unwrap();
+    };
+    assert!(refused(&reused).await.message().contains("left no exit status"));
+    assert!(refused(&|handle| handle.driver_state = b"{}".into()).await.message().contains("cannot be read"));
+    assert!(host.driver.0.store.tasks().is_empty());
+}
+
+#[tokio::test]
+async fn a_task_that_was_not_recovered_is_ended_when_nomad_destroys_it() {
+    let host = Host::new();
+    let (mut stand, mut other) = (host.stand(1), host.stand(2));
+    let id = stand.id().to_owned();
+    assert!(host.destroy(&id, false).await.unwrap_err().message().contains("still runs"));
+    assert!(stand.runs());
+    host.destroy(&id, true).await.unwrap();
+    assert!(!stand.runs() && other.runs());
+    assert!(!host.driver.0.launcher.run_dir(&id).path().exists());
+    host.destroy(&id, false).await.unwrap();
+}
