@@ -130,6 +130,7 @@ mod tests {
         assert_eq!(of(7 << 8), (7, 0));
         assert_eq!(of(9), (137, 9));
         assert_eq!(of(11 | 0x80), (139, 11), "with a core dump");
+        assert_eq!(of(64), (192, 64), "a real-time signal");
     }
 
     #[test]

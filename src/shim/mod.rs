@@ -14,7 +14,6 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use nix::sys::prctl;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::sys;
@@ -95,21 +94,16 @@ fn start(mut file: File, reporter: &Reporter) -> Result<Pid, Failure> {
 /// Reaps whatever ends until the task does, then writes how it ended. When the shim ends, so does its pid namespace.
 fn reap_until_end(task: Pid, exit: File) -> ExitCode {
     loop {
-        let status = match waitid(Id::All, WaitPidFlag::WEXITED) {
-            Ok(status) => status,
+        let (pid, status) = match sys::wait::any_child() {
+            Ok(ended) => ended,
             Err(nix::errno::Errno::EINTR) => continue,
             // No child is left, and the task was not seen to end: nothing truthful can be written.
             Err(_) => return ExitCode::from(NOT_STARTED),
         };
-        if status.pid() != Some(task) {
+        if pid != task {
             continue;
         }
-        let ended = match status {
-            WaitStatus::Exited(_, code) => Exit::exited(code),
-            WaitStatus::Signaled(_, signal, _) => Exit::signalled(signal as i32),
-            _ => continue,
-        };
-        return match ended.write(&exit) {
+        return match Exit::from_wait_status(status).write(&exit) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::from(NOT_STARTED),
         };

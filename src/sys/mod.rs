@@ -11,3 +11,4 @@ pub mod keyring;
 pub mod landlock;
 pub mod pidfd;
 pub mod signals;
+pub mod wait;

@@ -1,7 +1,7 @@
 //! Which process is meant, across restarts of the plugin: pid, start time and boot, never a bare pid.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -25,15 +25,14 @@ impl Identity {
         Ok(Self { pid, start_time })
     }
 
-    /// Who is behind a pidfd: the `Pid:` line of its fdinfo (pidfd_open(2)). ESRCH: the process has been reaped.
+    /// Who is behind a pidfd. ESRCH: the process has been reaped.
     pub fn behind(pidfd: &OwnedFd) -> io::Result<Self> {
-        use std::os::fd::AsRawFd;
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
-        match pid {
-            Some(pid) if pid > 0 => Self::of(pid),
-            _ => Err(Errno::ESRCH.into()),
-        }
+        let gone = || io::Error::from(Errno::ESRCH);
+        let pid = pid_behind(pidfd)?.ok_or_else(gone)?;
+        let found = Self::of(pid);
+        // It may have been reaped meanwhile, and its pid be nobody's, or another's.
+        pid_behind(pidfd)?.ok_or_else(gone)?;
+        found
     }
 
     /// Opens the process if it is still the same one; none if it is gone or its pid has been used again.
@@ -53,6 +52,13 @@ impl Identity {
         };
         Ok((same && sys::pidfd::signal(pidfd.as_fd(), 0).is_ok()).then_some(pidfd))
     }
+}
+
+/// The `Pid:` line of a pidfd's fdinfo (pidfd_open(2)); none once the process has been reaped.
+fn pid_behind(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+    Ok(pid.filter(|pid| *pid > 0))
 }
 
 fn start_time(stat: &str) -> Option<u64> {
@@ -90,6 +96,20 @@ mod tests {
         child.wait().unwrap();
         assert!(identity.open().unwrap().is_none(), "it has ended");
         assert_eq!(Identity::behind(&pidfd).unwrap_err().raw_os_error(), Some(Errno::ESRCH as i32));
+    }
+
+    #[test]
+    fn a_process_that_is_reaped_meanwhile_is_gone() {
+        for _ in 0..100 {
+            let mut child = std::process::Command::new("true").spawn().unwrap();
+            let pidfd = sys::pidfd::open(child.id() as i32).unwrap();
+            let reaper = std::thread::spawn(move || child.wait());
+            while Identity::behind(&pidfd)
+                .inspect_err(|error| assert_eq!(error.raw_os_error(), Some(Errno::ESRCH as i32), "{error}"))
+                .is_ok()
+            {}
+            reaper.join().unwrap().unwrap();
+        }
     }
 
     #[test]
