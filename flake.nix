@@ -20,7 +20,12 @@
           config.allowUnfreePredicate = package: lib.getName package == "nomad";
         };
       module = self.nixosModules.default;
-      vmTests = system: import ./nixos-tests { inherit lib module; pkgs = withNomad system; };
+      vmTests =
+        system:
+        import ./nixos-tests {
+          inherit lib module;
+          pkgs = withNomad system;
+        };
     in
     {
       packages = eachSystem (
@@ -49,7 +54,13 @@
       checks = eachSystem (
         system: pkgs:
         import ./nix/checks.nix {
-          inherit lib pkgs nixpkgs module system;
+          inherit
+            lib
+            pkgs
+            nixpkgs
+            module
+            system
+            ;
           packages = self.packages.${system};
           docs = import ./nix/docs.nix { inherit lib pkgs; };
         }
@@ -59,7 +70,12 @@
       apps = eachSystem (
         system: pkgs:
         import ./nix/apps.nix {
-          inherit lib pkgs self system;
+          inherit
+            lib
+            pkgs
+            self
+            system
+            ;
           docs = import ./nix/docs.nix { inherit lib pkgs; };
         }
       );

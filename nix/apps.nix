@@ -21,25 +21,29 @@ in
   '';
 
   # A derivation cannot build itself a second time, so this is no check.
-  check-reproducible = app "check-reproducible" "Build every package a second time and compare the bytes" ''
-    failed=()
-    for name in ${lib.escapeShellArgs (lib.attrNames self.packages.${system})}; do
-      echo "== $name"
-      package="${self}#packages.${system}.$name"
-      nix build --no-link "$package"
-      nix build --no-link --rebuild "$package" || failed+=("$name")
-    done
-    if [ ''${#failed[@]} -gt 0 ]; then
-      echo "not the same a second time: ''${failed[*]}" >&2
-      exit 1
-    fi
-    echo "every package came out the same a second time"
-  '';
+  check-reproducible =
+    app "check-reproducible" "Build every package a second time and compare the bytes"
+      ''
+        failed=()
+        for name in ${lib.escapeShellArgs (lib.attrNames self.packages.${system})}; do
+          echo "== $name"
+          package="${self}#packages.${system}.$name"
+          nix build --no-link "$package"
+          nix build --no-link --rebuild "$package" || failed+=("$name")
+        done
+        if [ ''${#failed[@]} -gt 0 ]; then
+          echo "not the same a second time: ''${failed[*]}" >&2
+          exit 1
+        fi
+        echo "every package came out the same a second time"
+      '';
 
-  update-docs = app "update-docs" "Write the module's options into docs/nixos.md of the current folder" ''
-    file=docs/nixos.md
-    [ -e "$file" ] || { echo "there is no $file here: run this at the top of the checkout" >&2; exit 1; }
-    awk -f ${./splice.awk} -v options=${docs} "$file" > "$file.new"
-    mv "$file.new" "$file"
-  '';
+  update-docs =
+    app "update-docs" "Write the module's options into docs/nixos.md of the current folder"
+      ''
+        file=docs/nixos.md
+        [ -e "$file" ] || { echo "there is no $file here: run this at the top of the checkout" >&2; exit 1; }
+        awk -f ${./splice.awk} -v options=${docs} "$file" > "$file.new"
+        mv "$file.new" "$file"
+      '';
 }

@@ -24,6 +24,7 @@ let
     env.CARGO_NET_OFFLINE = "true";
     buildPhase = ''
       runHook preBuild
+      unset SOURCE_DATE_EPOCH # the changelog's
       cp -r --no-preserve=mode ${tools}/. .
       python3 packaging/inventory.py ${target} $out
       runHook postBuild
@@ -60,14 +61,14 @@ let
           pkgs.nfpm
           pkgs.python3
         ];
-        # The script takes the time from the changelog.
-        SOURCE_DATE_EPOCH = "";
         passthru = { inherit inventory; };
         meta = {
           inherit (package.meta) description license platforms;
         };
       }
       ''
+        # The script takes the time from the changelog; Nix' own would go before.
+        unset SOURCE_DATE_EPOCH
         bash ${files}/scripts/package --plugin ${package}/bin/nomad-driver-exec2 --inventory ${inventory} \
           --arch ${arch} --out $out ${formats}
       '';

@@ -11,9 +11,9 @@ let
       }
     ];
   };
-  options = lib.filter (option: option.visible && !option.internal && lib.hasPrefix "services." option.name) (
-    lib.optionAttrSetToDocList evaluated.options
-  );
+  options = lib.filter (
+    option: option.visible && !option.internal && lib.hasPrefix "services." option.name
+  ) (lib.optionAttrSetToDocList evaluated.options);
   text = value: value.text or value;
   # A default or an example of several lines is a block of its own.
   code =
@@ -21,7 +21,10 @@ let
     let
       shown = lib.removeSuffix "\n" (text value);
     in
-    if lib.length (lib.splitString "\n" shown) > 1 then "${title}:\n\n```nix\n${shown}\n```\n\n" else "${title}: `${shown}`\n\n";
+    if lib.length (lib.splitString "\n" shown) > 1 then
+      "${title}:\n\n```nix\n${shown}\n```\n\n"
+    else
+      "${title}: `${shown}`\n\n";
   render =
     option:
     "### ${option.name}\n\n"

@@ -62,43 +62,59 @@ let
         unveil_by_task = false;
         allow_caps = [ ];
       };
-    "the plugin's package is the agent's plugin" = defaults.services.nomad.extraSettingsPlugins == [ plugin ];
+    "the plugin's package is the agent's plugin" =
+      defaults.services.nomad.extraSettingsPlugins == [ plugin ];
     "the agent runs as root and without Docker" =
       !defaults.services.nomad.dropPrivileges && !defaults.services.nomad.enableDocker;
     "Landlock is in the kernel's list" = lib.any (lib.hasInfix "landlock") defaults.boot.kernelParams;
     "a plain configuration has no complaint" = complaints defaults == [ ];
-    "options are passed on" = (options rich).unveil_by_task && (options rich).allow_caps == [ "net_bind_service" ];
+    "options are passed on" =
+      (options rich).unveil_by_task && (options rich).allow_caps == [ "net_bind_service" ];
     "unknown options are passed on" = (options later).from_the_future == [ "x" ];
-    "another driver's block stays" = !rich.services.nomad.settings.plugin.docker.config.allow_privileged;
+    "another driver's block stays" =
+      !rich.services.nomad.settings.plugin.docker.config.allow_privileged;
     "another driver's plugin stays" = lib.length rich.services.nomad.extraSettingsPlugins == 2;
-    "without enable nothing is set" = !(without.services.nomad.settings ? plugin) && without.services.nomad.dropPrivileges;
-    "a dynamic user is refused" = complains "dropPrivileges = false" { services.nomad.dropPrivileges = true; };
+    "without enable nothing is set" =
+      !(without.services.nomad.settings ? plugin) && without.services.nomad.dropPrivileges;
+    "a dynamic user is refused" = complains "dropPrivileges = false" {
+      services.nomad.dropPrivileges = true;
+    };
     "an old Nomad is refused" = complains "Nomad 1.8 or later" {
       services.nomad.package = pkgs.runCommand "nomad-1.7.7" { version = "1.7.7"; } "mkdir $out";
     };
-    "a hardened unit is refused, by the names of the settings" = complains "NoNewPrivileges, ProtectSystem" {
-      systemd.services.nomad.serviceConfig = {
-        NoNewPrivileges = true;
-        ProtectSystem = "strict";
-        PrivateTmp = false;
-      };
-    };
+    "a hardened unit is refused, by the names of the settings" =
+      complains "NoNewPrivileges, ProtectSystem"
+        {
+          systemd.services.nomad.serviceConfig = {
+            NoNewPrivileges = true;
+            ProtectSystem = "strict";
+            PrivateTmp = false;
+          };
+        };
     "a unit that takes tasks along is refused" = complains ''KillMode = "process"'' {
       systemd.services.nomad.serviceConfig.KillMode = lib.mkForce "mixed";
     };
-    "a list without Landlock is refused" = complains "add \"landlock\"" { security.lsm = lib.mkForce [ "yama" ]; };
-    "cgroup v1 is refused" = complains "cgroup v2" { boot.kernelParams = [ "systemd.unified_cgroup_hierarchy=0" ]; };
+    "a list without Landlock is refused" = complains "add \"landlock\"" {
+      security.lsm = lib.mkForce [ "yama" ];
+    };
+    "cgroup v1 is refused" = complains "cgroup v2" {
+      boot.kernelParams = [ "systemd.unified_cgroup_hierarchy=0" ];
+    };
     "a system is not built with what the plugin refuses" = lib.any validates wrong.system.checks;
     "validation can be left out" =
       !lib.any validates (machine { services.nomad-driver-exec2.validateConfig = false; }).system.checks;
-    "an agent that is off is warned of" = lib.any (lib.hasInfix "no effect") (machine { services.nomad.enable = lib.mkForce false; }).warnings;
+    "an agent that is off is warned of" =
+      lib.any (lib.hasInfix "no effect")
+        (machine { services.nomad.enable = lib.mkForce false; }).warnings;
   };
   wrongOnes = lib.attrNames (lib.filterAttrs (_: holds: !holds) expected);
 
   nomadJson = config: config.environment.etc."nomad.json".source;
   unit = config: pkgs.writeText "nomad.service" config.systemd.units."nomad.service".text;
 in
-assert lib.assertMsg (wrongOnes == [ ]) "the module: not so: ${lib.concatStringsSep "; " wrongOnes}";
+assert lib.assertMsg (
+  wrongOnes == [ ]
+) "the module: not so: ${lib.concatStringsSep "; " wrongOnes}";
 {
   module =
     pkgs.runCommand "exec2-module"

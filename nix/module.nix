@@ -22,7 +22,15 @@ let
     };
 
   # Settings of the unit that tasks would inherit, or that the plugin needs to be without. Nomad's unit has none of them.
-  isOn = value: value != null && value != false && value != "" && value != [ ] && value != "no" && value != "false" && value != "off";
+  isOn =
+    value:
+    value != null
+    && value != false
+    && value != ""
+    && value != [ ]
+    && value != "no"
+    && value != "false"
+    && value != "off";
   breaking = lib.filter (name: unit ? ${name} && isOn unit.${name}) [
     "CapabilityBoundingSet"
     "DynamicUser"

@@ -21,8 +21,16 @@ let
     text: name: default:
     let
       lines = lib.splitString "\n" text;
-      head = lib.take (lib.lists.findFirstIndex (line: !lib.hasPrefix "#" line) (lib.length lines) lines) lines;
-      values = lib.concatMap (line: let found = builtins.match "# *${name}: *(.*[^ ]) *" line; in lib.optionals (found != null) found) head;
+      head = lib.take (lib.lists.findFirstIndex (
+        line: !lib.hasPrefix "#" line
+      ) (lib.length lines) lines) lines;
+      values = lib.concatMap (
+        line:
+        let
+          found = builtins.match "# *${name}: *(.*[^ ]) *" line;
+        in
+        lib.optionals (found != null) found
+      ) head;
     in
     if values == [ ] then default else lib.last values;
 
@@ -46,26 +54,33 @@ let
       .${lib.head found};
   fits = version: text: text == "any" || lib.all (holds version) (lib.splitString "," text);
 
-  scenarios = lib.mapAttrs' (
-    file: _:
-    let
-      text = builtins.readFile (./. + "/${file}");
-    in
-    lib.nameValuePair (lib.removeSuffix ".py" file) {
-      script = prelude + text;
-      kernels = marker text "kernels" ">= 5.15";
-      lsmOff = marker text "lsm" "on" == "off";
-      # A NixOS machine has neither the test host, nor the unit tests' binary, nor dpkg.
-      wanted =
-        !lib.elem (marker text "needs" "agent") [
-          "pluginhost"
-          "unit-tests"
-        ]
-        && file != "packages.py";
-      agent = marker text "needs" "agent" != "no-agent";
-      nodes.machine = { };
-    }
-  ) (lib.filterAttrs (file: type: type == "regular" && lib.hasSuffix ".py" file && file != "lib.py") (builtins.readDir ./.));
+  scenarios =
+    lib.mapAttrs'
+      (
+        file: _:
+        let
+          text = builtins.readFile (./. + "/${file}");
+        in
+        lib.nameValuePair (lib.removeSuffix ".py" file) {
+          script = prelude + text;
+          kernels = marker text "kernels" ">= 5.15";
+          lsmOff = marker text "lsm" "on" == "off";
+          # A NixOS machine has neither the test host, nor the unit tests' binary, nor dpkg.
+          wanted =
+            !lib.elem (marker text "needs" "agent") [
+              "pluginhost"
+              "unit-tests"
+            ]
+            && file != "packages.py";
+          agent = marker text "needs" "agent" != "no-agent";
+          nodes.machine = { };
+        }
+      )
+      (
+        lib.filterAttrs (file: type: type == "regular" && lib.hasSuffix ".py" file && file != "lib.py") (
+          builtins.readDir ./.
+        )
+      );
 
   # What only a NixOS machine, or more than one machine, can show.
   own = {
@@ -132,7 +147,9 @@ lib.listToAttrs (
       packages = kernels.${kernel};
     in
     lib.optional (it.wanted && fits packages.kernel.version it.kernels) (
-      lib.nameValuePair "vm-${lib.replaceStrings [ "_" ] [ "-" ] scenario}-linux-${kernel}" (test scenario it kernel packages)
+      lib.nameValuePair "vm-${lib.replaceStrings [ "_" ] [ "-" ] scenario}-linux-${kernel}" (
+        test scenario it kernel packages
+      )
     )
   ) matrix
 )

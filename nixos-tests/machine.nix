@@ -72,9 +72,9 @@ in
   environment.etc = {
     "mime.types".text = "text/html html htm\n";
   }
-  // lib.mapAttrs' (name: _: lib.nameValuePair "exec2-examples/${name}" { source = ../examples + "/${name}"; }) (
-    lib.filterAttrs (name: _: lib.hasSuffix ".nomad.hcl" name) (builtins.readDir ../examples)
-  );
+  // lib.mapAttrs' (
+    name: _: lib.nameValuePair "exec2-examples/${name}" { source = ../examples + "/${name}"; }
+  ) (lib.filterAttrs (name: _: lib.hasSuffix ".nomad.hcl" name) (builtins.readDir ../examples));
 
   # Tasks with a service on the host's network are asked from the same machine.
   networking.firewall.enable = false;
