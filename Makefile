@@ -137,6 +137,24 @@ test-vm: setup-vm setup-pack build pluginhost ## Scenarios in VMs with kernels V
 	nixos-tests/run --kernel $(VM_KERNEL) $(run_in_vm)
 	nixos-tests/run --kernel $(VM_KERNELS) $(run_in_vm) $(VM_ACROSS)
 
+# Minutes of churn; under `make test-vm` the same scenario takes one.
+SOAK_MINUTES ?= 10
+SOAK_KERNEL  ?= 6.12
+
+.PHONY: soak
+soak: setup-vm build pluginhost ## Churn for SOAK_MINUTES in a VM, then look for leaks
+	$(call say,soak for $(SOAK_MINUTES) min)
+	EXEC2_SOAK_MINUTES=$(SOAK_MINUTES) nixos-tests/run --kernel $(SOAK_KERNEL) --nomad pluginhost \
+	  --timeout $$(( $(SOAK_MINUTES) * 60 + 900 )) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) reliability_soak
+
+# Seconds for each target; see fuzz/README.md.
+FUZZ_SECONDS ?= 20
+
+.PHONY: fuzz
+fuzz: ## Fuzz what is decoded, FUZZ_SECONDS each (nightly, cargo-fuzz)
+	$(call say,fuzz $(FUZZ_SECONDS) s each)
+	fuzz/run $(FUZZ_SECONDS)
+
 ## Trying it
 
 .PHONY: demo

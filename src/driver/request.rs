@@ -1,12 +1,14 @@
 //! Nomad's `TaskConfig` as a [`TaskSpec`]: the way from proto to values of our own.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::{Settings, status::RpcError};
 use crate::cgroup::{CpuSet, Limits, ResourceRequest};
-use crate::config::TaskConfig;
+use crate::config::{PluginConfig, TaskConfig};
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
+use crate::sandbox::capabilities::Capability;
 use crate::task::dirs;
 use crate::task::spec::{Logs, Request, TaskSpec};
 use crate::users;
@@ -14,8 +16,8 @@ use crate::users;
 /// Looks up the user and the directories. Blocking: the user may come from the host's `getent`.
 pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSpec, RpcError> {
     let config = TaskConfig::decode(&task.msgpack_driver_config)?;
-    let user = users::lookup(&task.user)?;
     let root = dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name)?;
+    let user = users::lookup(&user_name(task, &root, &settings.plugin))?;
     let resources = task.resources.as_ref();
     let linux = resources.and_then(|resources| resources.linux_resources.as_ref());
     let cgroup = linux.map(|linux| linux.cpuset_cgroup.as_str()).filter(|path| !path.is_empty());
@@ -29,7 +31,7 @@ pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSp
             name: &task.name,
             user,
             env: &task.env,
-            root: &root,
+            root: &root.path,
             logs: Logs::Fifos { stdout: Path::new(&task.stdout_path), stderr: Path::new(&task.stderr_path) },
             netns: netns.as_deref(),
             cgroup: Some(&cgroup),
@@ -38,6 +40,20 @@ pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSp
         },
         &settings.plugin,
     )?)
+}
+
+/// Who the task runs as. An empty name is a task whose dynamic user the agent has forgotten over its own restart: its
+/// directory still has the owner. Where jobs may have CAP_CHOWN, a task could have given the directory to another one's
+/// user, so there it is not asked.
+fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, plugin: &PluginConfig) -> Cow<'a, str> {
+    let forgotten = task.user.is_empty() && !plugin.allow_caps.contains(Capability::CHOWN);
+    match root.dynamic_user().filter(|_| forgotten) {
+        Some(user) => {
+            tracing::info!(task = task.id, user, "taking the user from the owner of the task's directory");
+            user.into()
+        }
+        None => task.user.as_str().into(),
+    }
 }
 
 fn limits(

@@ -103,7 +103,9 @@ impl std::str::FromStr for Exit {
             return Err(Malformed);
         }
         let at = UNIX_EPOCH.checked_add(Duration::from_micros(micros)).ok_or(Malformed)?;
-        Ok(Self { code: code as i32, signal: signal as i32, at })
+        let exit = Self { code: code as i32, signal: signal as i32, at };
+        // A shim writes a number in one way only.
+        if exit.to_string() == line { Ok(exit) } else { Err(Malformed) }
     }
 }
 
@@ -134,6 +136,26 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_blank_or_one_line_and_spaces() {
+        assert_eq!(Exit::read(&BLANK), Ok(None));
+        let exit = Exit::signalled(9);
+        let file = |line: &str, length: usize| format!("{line:<length$}").into_bytes();
+        assert_eq!(Exit::read(&file(&exit.to_string(), MAX_LINE)), Ok(Some(exit)));
+        for bytes in [
+            file(&exit.to_string(), MAX_LINE + 1),
+            file(&exit.to_string(), MAX_LINE - 1),
+            file(&format!(" {exit}"), MAX_LINE),
+            file(&format!("{exit}{exit}"), MAX_LINE),
+            vec![b' '; MAX_LINE - 1],
+            vec![0; MAX_LINE],
+            vec![0xff; MAX_LINE],
+            Vec::new(),
+        ] {
+            assert_eq!(Exit::read(&bytes), Err(Malformed), "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
     fn other_lines_are_refused() {
         for line in [
             "",
@@ -145,6 +167,8 @@ mod tests {
             "v1 code=193 signal=65 at=1\n",
             "v1 code=-1 signal=0 at=1\n",
             "v1 code=+1 signal=0 at=1\n",
+            "v1 code=007 signal=0 at=1\n",
+            "v1 code=7 signal=0 at=01\n",
             "v1 code=0 signal=0 at=1 more=1\n",
             "v1 code=0 signal=0 at=99999999999999999999\n",
             "v1 signal=0 code=0 at=1\n",

@@ -39,9 +39,29 @@ const ALLOC_DIR: &str = "NOMAD_ALLOC_DIR";
 const SECRETS_DIR: &str = "NOMAD_SECRETS_DIR";
 
 /// The directory that holds the task's `alloc`, `local`, `secrets` and `tmp`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    pub path: PathBuf,
+    /// Its owner: Nomad gives it to the task's user when it makes it, and none but root can give it away.
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Root {
+    /// The dynamic user to whom Nomad gave the directory, as Nomad names such users; none if it belongs to root, or to
+    /// different ids, which a dynamic user never has.
+    ///
+    /// Nomad 2.0 forgets a task's dynamic user when the agent is restarted, and then asks for a start of the task with an
+    /// empty user.
+    pub fn dynamic_user(&self) -> Option<String> {
+        (self.uid != 0 && self.uid == self.gid).then(|| format!("nomad-{}", self.uid))
+    }
+}
+
+/// Finds the root directory in the environment, and proves that it is the task's.
 ///
 /// `alloc_dir` is Nomad's `TaskConfig.alloc_dir` (`<data_dir>/alloc/<alloc>`), which no job can set; `task` the task's name.
-pub fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) -> Result<PathBuf, DirsError> {
+pub fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) -> Result<Root, DirsError> {
     let value = |name: &'static str| env.get(name).map(Path::new).ok_or(DirsError::Unset(name));
     let (local, alloc, secrets) = (value(TASK_DIR)?, value(ALLOC_DIR)?, value(SECRETS_DIR)?);
     let foreign = |name, value: &Path, what| DirsError::Foreign { name, value: value.into(), what };
@@ -68,7 +88,12 @@ pub fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) -> Resu
     if !same(&mounted, &shared) {
         return Err(foreign(ALLOC_DIR, alloc, "alloc directory"));
     }
-    Ok(root.to_owned())
+    let found = fstat(&ours).map_err(|errno| DirsError::Open {
+        what: "the task directory",
+        path: root.into(),
+        errno,
+    })?;
+    Ok(Root { path: root.to_owned(), uid: found.st_uid, gid: found.st_gid })
 }
 
 fn directory(what: &'static str, path: &Path) -> Result<OwnedFd, DirsError> {
@@ -120,7 +145,7 @@ mod tests {
             Self { dir, env }
         }
 
-        fn root(&self) -> Result<PathBuf, DirsError> {
+        fn root(&self) -> Result<Root, DirsError> {
             root(&self.env, &self.dir.path().join("alloc/1"), "web")
         }
 
@@ -128,6 +153,15 @@ mod tests {
             self.env.insert(name.into(), value.as_ref().display().to_string());
             self
         }
+    }
+
+    #[test]
+    fn only_a_dynamic_user_is_known_by_its_directory() {
+        let of = |uid, gid| Root { path: "/m".into(), uid, gid }.dynamic_user();
+        assert_eq!(of(80_123, 80_123).as_deref(), Some("nomad-80123"));
+        assert_eq!(of(0, 0), None);
+        assert_eq!(of(80_123, 0), None);
+        assert_eq!(of(1000, 100), None);
     }
 
     #[test]

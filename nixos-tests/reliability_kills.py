@@ -1,0 +1,78 @@
+# The plugin is killed at random moments while short tasks start and end: each is accounted for exactly once.
+#
+# EXEC2_KILL_TASKS: how many tasks; an emulated CPU takes a minute or two for what is there without it. Use 500 with KVM.
+import os
+
+TASKS = int(os.environ.get("EXEC2_KILL_TASKS", "40"))
+KILLS = max(8, TASKS // 5)
+RUN = "/run/nomad-driver-exec2"
+PLUGIN_NAME = "^/[^ ]*/nomad-driver-exec2$"
+MANY_TIMEOUT_S = 400
+
+# Each run leaves a line, so that a run of which Nomad knows nothing shows. A start that the plugin's death cuts off is
+# tried again, by Nomad at once and then by the restart policy; the exit code is never 0, and never the same twice in a row.
+JOB = f"""
+job "short" {{
+  type = "batch"
+  group "g" {{
+    count = {TASKS}
+    restart {{
+      attempts = 20
+      interval = "1h"
+      delay    = "1s"
+      mode     = "fail"
+    }}
+    reschedule {{
+      attempts  = 0
+      unlimited = false
+    }}
+    task "t" {{
+      driver = "exec2"
+      config {{
+        command = "sh"
+        args    = ["-c", "echo run >> $NOMAD_ALLOC_DIR/runs; sleep 0.$((NOMAD_ALLOC_INDEX % 10)); echo end >> $NOMAD_ALLOC_DIR/ends"]
+      }}
+      resources {{
+        cpu    = 20
+        memory = 10
+      }}
+    }}
+  }}
+}}
+"""
+
+wait_for_driver()
+
+with subtest(f"{TASKS} tasks, {KILLS} deaths of the plugin"):
+    killer = f"for i in $(seq {KILLS}); do sleep 0.$((RANDOM % 10))$((RANDOM % 10)); pkill -KILL -f '{PLUGIN_NAME}' && echo killed >> /tmp/kills || true; done"
+    write("/tmp/killer", killer)
+    machine.execute("bash /tmp/killer", check_output=False)
+    run_job(JOB)
+
+    def over():
+        found = allocs("short")
+        return found if len(found) == TASKS and all(alloc["ClientStatus"] in TERMINAL for alloc in found) else None
+
+    found = poll("all are over", over, MANY_TIMEOUT_S)
+    print("deaths of the plugin:", machine.succeed("wc -l < /tmp/kills").strip())
+    poll("the killer is done", lambda: machine.execute("pgrep -f /tmp/killer")[0] != 0, MANY_TIMEOUT_S)
+
+with subtest("each ended once, and well"):
+    runs = 0
+    for alloc in found:
+        events = task_state(alloc)["Events"]
+        t.assertEqual(alloc["ClientStatus"], "complete", events)
+        ended = [event["ExitCode"] for event in events if event["Type"] == "Terminated"]
+        t.assertEqual(ended, [0], events)
+        # It ran to its end exactly once; runs that were cut off with their start may come on top.
+        folder = f"/opt/nomad/data/alloc/{alloc['ID']}/alloc"
+        t.assertEqual(machine.succeed(f"wc -l < {folder}/ends").strip(), "1", events)
+        runs += int(machine.succeed(f"wc -l < {folder}/runs"))
+    print(f"{runs} runs for {TASKS} tasks; the rest was cut off with its start")
+
+with subtest("nobody is left who belongs to nobody"):
+    machine.fail("pgrep -fa '^nomad-driver-exec2 shim$'")
+    nomad("job stop -purge -detach short")
+    nomad("system gc")
+    poll("no records", lambda: machine.succeed(f"ls {RUN}") == "", CLEANUP_TIMEOUT_S)
+    machine.wait_until_fails("ls -d /sys/fs/cgroup/nomad.slice/share.slice/*.scope", timeout=CLEANUP_TIMEOUT_S)
