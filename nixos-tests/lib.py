@@ -265,6 +265,38 @@ def driver_errors(alloc, task=None):
     return [event["DisplayMessage"] for event in task_state(alloc, task)["Events"] if event["Type"] == "Driver Failure"]
 
 
+def exits(alloc, task=None):
+    """(exit code, signal) of each time that the task ended."""
+    return [(event["ExitCode"], event["Signal"]) for event in task_state(alloc, task)["Events"] if event["Type"] == "Terminated"]
+
+
+# -- what is left ------------------------------------------------------------------------------------------------------
+
+
+def traces():
+    """What tasks could leave behind, once there was a task: {kind: what there is}."""
+    plugin = plugin_pid()
+    return {
+        "cgroups": machine.succeed("cd /sys/fs/cgroup/nomad.slice && find . -name '*.scope' ! -name nomad-driver-exec2.scope").split(),
+        "shims": machine.succeed("pgrep -f '^nomad-driver-exec2 shim' || true").split(),
+        "run": machine.succeed("ls /run/nomad-driver-exec2 2>/dev/null || true").split(),
+        "mounts": machine.succeed("cut -d' ' -f5 /proc/self/mountinfo | sort").split(),
+        "temporary files": machine.succeed("ls -d /tmp/exec2-* /dev/shm/* 2>/dev/null || true").split(),
+        "the plugin's descriptors": sorted(machine.succeed(f"for fd in /proc/{plugin}/fd/*; do readlink $fd | sed 's/[0-9]\\+/N/g'; done").splitlines()),
+        "zombies": machine.succeed("ps -e -o pid=,stat=,args= | awk '$2 ~ /^Z/'").splitlines(),
+    }
+
+
+def settled_traces(wanted):
+    """traces() as soon as they are as wanted, or as they are in the end."""
+    end = time.monotonic() + CLEANUP_TIMEOUT_S
+    while True:
+        found = traces()
+        if found == wanted or time.monotonic() > end:
+            return found
+        time.sleep(POLL_S)
+
+
 # -- what a task may do ------------------------------------------------------------------------------------------------
 
 # Runs in a task: tries each of the given actions, "ACTION PATH…", and prints "ok" or the errno for each as one JSON object.
