@@ -103,6 +103,8 @@ class Assets:
                     self._mmdebstrap(TOOLS_SUITE, archive, "extract", list(TOOLS_PACKAGES))
                     tree = scratch / "tree"
                     with tarfile.open(archive) as tar:
+                        if hasattr(tarfile, "fully_trusted_filter"):  # or Python 3.14 refuses Debian's absolute links
+                            tar.extraction_filter = tarfile.fully_trusted_filter
                         members = [m for m in tar if m.isreg() or m.isdir() or m.issym() or m.islnk()]
                         wanted = [m for m in members if not re.match(r"\./(dev|proc|sys|var|usr/share/(doc|man|locale))/", m.name)]
                         for member in wanted:

@@ -18,7 +18,7 @@ class Report:
         self._not_applicable = 0
 
     def _line(self, word: str, kernel: str, name: str, agent: str, rest: str) -> str:
-        return f"{word:4}  {kernel:8}  {name:28}  {agent:10}  {rest}".rstrip()
+        return f"{word:4}  {kernel:15}  {name:28}  {agent:10}  {rest}".rstrip()
 
     def finished(self, kernel: str, name: str, agent: str, outcome: Outcome, detail: str) -> None:
         boot = f" (boot {outcome.boot_seconds:.1f} s)" if outcome.boot_seconds is not None else ""
