@@ -39,7 +39,7 @@ EOT
         {options}
       }}
       resources {{
-        cpu    = 100
+        cpu    = 1000
         memory = {memory}
       }}
     }}

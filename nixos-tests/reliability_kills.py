@@ -50,7 +50,7 @@ with subtest(f"{TASKS} tasks, {KILLS} deaths of the plugin"):
     run_job(JOB)
 
     def over():
-        found = allocs("short")
+        found = brief("short")
         return found if len(found) == TASKS and all(alloc["ClientStatus"] in TERMINAL for alloc in found) else None
 
     found = poll("all are over", over, MANY_TIMEOUT_S)
@@ -60,7 +60,7 @@ with subtest(f"{TASKS} tasks, {KILLS} deaths of the plugin"):
 with subtest("each ended once, and well"):
     runs = 0
     for alloc in found:
-        events = task_state(alloc)["Events"]
+        events = task_state(alloc_status(alloc["ID"]))["Events"]
         t.assertEqual(alloc["ClientStatus"], "complete", events)
         ended = [event["ExitCode"] for event in events if event["Type"] == "Terminated"]
         t.assertEqual(ended, [0], events)

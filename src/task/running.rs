@@ -1,7 +1,8 @@
 //! A task that has been started: who it is, how to reach it, how it ended.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -29,6 +30,10 @@ const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// out a moment after its end can be waited for, and it may hold a notification back for 10 ms. Whoever is in the cgroup
 /// after that is none of the task's: somebody else put it there.
 const EMPTY_LIMIT: Duration = Duration::from_millis(200);
+
+/// How long before its end a task's processes may have been killed for want of memory for that to be why it ended. What was
+/// longer ago was a child, and the task went on.
+const OOM_MARGIN: Duration = Duration::from_secs(1);
 
 /// How a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +65,32 @@ pub struct Task {
     leader: Option<OwnedFd>,
     run_dir: RunDir,
     oom_before: OomCounts,
+    oom_seen: Mutex<OomSeen>,
+    /// Whether it was this plugin that sent SIGKILL.
+    killed: AtomicBool,
     ended: watch::Receiver<Option<Ended>>,
+}
+
+/// The OOM kills that have been seen.
+#[derive(Debug, Clone, Copy)]
+struct OomSeen {
+    kills: u64,
+    /// When they last became more.
+    at: Option<SystemTime>,
+}
+
+impl OomSeen {
+    /// Takes note of the counter.
+    fn update(&mut self, kills: u64, at: SystemTime) {
+        if kills > self.kills {
+            *self = Self { kills, at: Some(at) };
+        }
+    }
+
+    /// Whether there was one shortly before `end`.
+    fn is_behind(self, end: SystemTime) -> bool {
+        self.at.is_some_and(|at| end.duration_since(at).unwrap_or_default() < OOM_MARGIN)
+    }
 }
 
 /// What could not be done to a task.
@@ -123,6 +153,8 @@ impl Task {
             leader: task,
             run_dir,
             oom_before,
+            oom_seen: Mutex::new(OomSeen { kills: oom_before.oom_kill, at: None }),
+            killed: AtomicBool::new(false),
             ended,
         });
         if let Some(events) = oom_events {
@@ -146,6 +178,8 @@ impl Task {
             leader: None,
             run_dir,
             oom_before: OomCounts::default(),
+            oom_seen: Mutex::new(OomSeen { kills: 0, at: None }),
+            killed: AtomicBool::new(false),
             ended: watch::channel(Some(ended)).1,
         })
     }
@@ -267,6 +301,7 @@ impl Task {
         if let Some(ended) = self.ended() {
             return Ok(ended);
         }
+        self.killed.store(true, Ordering::Relaxed);
         if let Some(cgroup) = &self.cgroup {
             match cgroup.kill() {
                 Ok(()) => match timeout(KILL_LIMIT, self.wait()).await {
@@ -288,6 +323,14 @@ impl Task {
             Some(Err(errno)) => return Err(TaskError::Kill(errno)),
         }
         timeout(KILL_LIMIT, self.wait()).await.map_err(|_| TaskError::Hangs)
+    }
+
+    /// Looks at the OOM counters.
+    fn see_oom(&self) -> OomSeen {
+        let counts = self.cgroup.as_ref().and_then(|cgroup| cgroup.oom().ok().flatten()).unwrap_or_default();
+        let mut seen = self.oom_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.update(counts.oom_kill, SystemTime::now());
+        *seen
     }
 
     /// Removes what the driver keeps of the task outside of memory.
@@ -317,13 +360,16 @@ async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
     }
     // ECHILD: a plugin before this one started it, and init reaps it.
     let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
-    let ended = ending(&task.run_dir, task.leader.as_ref(), task.cgroup.as_ref(), task.oom_before);
+    let mut ended = ending(&task.run_dir, task.leader.as_ref(), task.cgroup.as_ref(), task.oom_before);
+    ended.oom_killed &= !task.killed.load(Ordering::Relaxed) && task.see_oom().is_behind(ended.exit.at);
     tracing::info!(
         task = task.id,
         code = ended.exit.code,
         signal = ended.exit.signal,
         oom = ended.oom_killed,
         lost = ended.lost,
+        // Since the shim's wait(2) for it returned.
+        told_after_us = ended.exit.at.elapsed().unwrap_or_default().as_micros() as u64,
         "task ended"
     );
     end.send_replace(Some(ended));
@@ -331,19 +377,18 @@ async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
 
 /// Tells of every OOM kill, also of a child whose parent goes on, until the task ends.
 async fn watch_oom(task: Arc<Task>, events: OomWatch, notices: Notices) {
-    let mut known = task.oom_before.oom_kill;
+    let mut told = task.oom_before.oom_kill;
     loop {
-        let counts = tokio::select! {
-            counts = events.changed() => counts,
+        let changed = tokio::select! {
+            changed = events.changed() => changed,
             // The kill that ended the task is told, too: one last look.
             _ = task.wait() => {
-                let counts = task.cgroup.as_ref().and_then(|cgroup| cgroup.oom().ok().flatten());
-                tell_oom(&task, counts.unwrap_or_default(), &mut known, &notices);
+                tell_oom(&task, &mut told, &notices);
                 return;
             }
         };
-        match counts {
-            Ok(counts) => tell_oom(&task, counts, &mut known, &notices),
+        match changed {
+            Ok(_) => tell_oom(&task, &mut told, &notices),
             Err(error) if error.is_gone() => return,
             Err(error) => {
                 tracing::warn!(task = task.id, %error, "no more news of OOM kills");
@@ -353,11 +398,12 @@ async fn watch_oom(task: Arc<Task>, events: OomWatch, notices: Notices) {
     }
 }
 
-fn tell_oom(task: &Task, counts: OomCounts, known: &mut u64, notices: &Notices) {
-    if counts.oom_kill <= *known {
+fn tell_oom(task: &Task, told: &mut u64, notices: &Notices) {
+    let seen = task.see_oom().kills;
+    if seen <= *told {
         return;
     }
-    let kills = counts.oom_kill - std::mem::replace(known, counts.oom_kill);
+    let kills = seen - std::mem::replace(told, seen);
     let limit = task.cgroup.as_ref().and_then(|cgroup| cgroup.memory_limit().ok().flatten());
     let peak = task.cgroup.as_ref().and_then(|cgroup| cgroup.stats().ok()?.memory.peak);
     notices.about(task, What::OomKill { kills, limit, peak });
@@ -384,4 +430,25 @@ pub fn ending(
     };
     let oom = cgroup.and_then(|cgroup| cgroup.oom().ok().flatten()).unwrap_or(oom_before);
     Ended { exit, oom_killed: exit.signal == libc::SIGKILL && oom.oom_kill > oom_before.oom_kill, lost }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_kill_shortly_before_the_end_is_behind_it() {
+        let mut seen = OomSeen { kills: 3, at: None };
+        let end = UNIX_EPOCH + Duration::from_secs(100);
+        seen.update(3, end);
+        assert!(!seen.is_behind(end), "an earlier run's");
+        seen.update(4, end - OOM_MARGIN * 2);
+        assert!(!seen.is_behind(end), "a child's, and the task went on");
+        seen.update(4, end);
+        assert!(!seen.is_behind(end), "the same one");
+        seen.update(5, end - OOM_MARGIN / 2);
+        assert!(seen.is_behind(end));
+        seen.update(6, end + Duration::from_secs(5));
+        assert!(seen.is_behind(end), "seen late, by a busy plugin");
+    }
 }

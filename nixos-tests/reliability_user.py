@@ -1,0 +1,68 @@
+# A task with a dynamic user that has outlived an agent can be started again, as the same user, though the agent has forgotten it.
+
+JOB = """
+job "forgotten" {
+  type = "service"
+  group "g" {
+    restart {
+      attempts = 10
+      interval = "1h"
+      delay    = "1s"
+      mode     = "fail"
+    }
+    reschedule {
+      attempts  = 0
+      unlimited = false
+    }
+    task "t" {
+      driver = "exec2"
+      config {
+        command = "sh"
+        args    = ["-c", "trap 'exit 1' USR1; echo start $(id -u):$(id -g) $USER; while :; do sleep 1000 & wait $!; done"]
+      }
+      resources {
+        cpu    = 500
+        memory = 16
+      }
+    }
+  }
+}
+"""
+
+
+def leader(alloc):
+    return machine.wait_until_succeeds(f"head -1 /sys/fs/cgroup/nomad.slice/share.slice/{alloc['ID']}.t.scope/cgroup.procs | grep .", timeout=ALLOC_TIMEOUT_S).strip()
+
+
+def starts(alloc):
+    return [line for line in logs(alloc).splitlines() if line.startswith("start ")]
+
+
+def new_agent():
+    machine.succeed("kill -9 $(systemctl show --property=MainPID --value nomad.service)")
+    machine.wait_until_fails("systemctl is-active nomad.service", timeout=UNIT_TIMEOUT_S)
+    machine.succeed("systemctl start nomad.service")
+    wait_for_driver()
+    poll("it is running", lambda: allocs("forgotten")[-1]["ClientStatus"] == "running", ALLOC_TIMEOUT_S)
+
+
+wait_for_driver()
+run_job(JOB)
+alloc = wait_for_alloc("forgotten", "running")
+first = poll("its first line", lambda: starts(alloc), ALLOC_TIMEOUT_S)
+t.assertRegex(first[0], r"^start (8\d{4}):\1 nomad-\1$")
+
+with subtest("restarted after the agent was: the same user"):
+    new_agent()
+    machine.succeed(f"kill -USR1 {leader(alloc)}")
+    again = poll("it runs again", lambda: (lines := starts(alloc)) and len(lines) == 2 and lines, ALLOC_TIMEOUT_S)
+    t.assertEqual(again[0], again[1])
+    t.assertEqual(len(allocs("forgotten")), 1)
+
+with subtest("not where a task could have given its directory away"):
+    configure(allow_caps=["chown"])
+    machine.succeed(f"kill -USR1 {leader(alloc)}")
+    poll("it is refused", lambda: [m for m in messages(alloc_status(alloc["ID"])) if "user must be set" in m], ALLOC_TIMEOUT_S)
+    t.assertEqual(len(starts(alloc)), 2)
+
+stop_job("forgotten")
