@@ -29,9 +29,11 @@ REPRODUCIBLE := --remap-path-prefix=$(CARGO_HOME_DIR)=/cargo --remap-path-prefix
 # newest). Each scenario says which of them it is for: 5.10 has no Landlock, and
 # is there to be refused.
 VM_KERNELS ?= 5.10,6.1,sid
-# On this one every scenario is run; on the others those that a kernel makes a
-# difference to. `make test-vm VM_ACROSS=` runs every one everywhere.
+# On this one VM_SCENARIOS are run; on the others those that a kernel makes a
+# difference to. Both empty: every scenario, on every kernel.
 VM_KERNEL ?= 6.12
+VM_SCENARIOS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
+	examples isolation process lifecycle cli packages unit_tests
 VM_ACROSS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
 	examples isolation process unit_tests
 
@@ -134,12 +136,18 @@ test-vm: setup-vm setup-pack build pluginhost ## Scenarios in VMs with kernels V
 	rm -rf $(VM_PAYLOAD)
 	$(pack) --out $(VM_PAYLOAD)/srv/exec2-packages/this deb rpm
 	VERSION=999.0.0 $(pack) --out $(VM_PAYLOAD)/srv/exec2-packages/next deb rpm
-	nixos-tests/run --kernel $(VM_KERNEL) $(run_in_vm)
+	nixos-tests/run --kernel $(VM_KERNEL) $(run_in_vm) $(VM_SCENARIOS)
 	nixos-tests/run --kernel $(VM_KERNELS) $(run_in_vm) $(VM_ACROSS)
 
 # Minutes of churn; under `make test-vm` the same scenario takes one.
 SOAK_MINUTES ?= 10
 SOAK_KERNEL  ?= 6.12
+
+.PHONY: test-reliability
+test-reliability: setup-vm build pluginhost ## Faults: deaths of plugin, agent, shim; reboot; a full /run
+	$(call say,faults on Linux $(VM_KERNEL))
+	nixos-tests/run --kernel $(VM_KERNEL) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) \
+	  reliability reliability_faults reliability_kills reliability_reboot reliability_user
 
 .PHONY: soak
 soak: setup-vm build pluginhost ## Churn for SOAK_MINUTES in a VM, then look for leaks
