@@ -33,9 +33,9 @@ VM_KERNELS ?= 5.10,6.1,sid
 # difference to. Both empty: every scenario, on every kernel.
 VM_KERNEL ?= 6.12
 VM_SCENARIOS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
-	examples isolation process lifecycle cli packages unit_tests
+	examples isolation process packages unit_tests
 VM_ACROSS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
-	examples isolation process unit_tests
+	examples unit_tests
 
 # An older Go fetches the toolchain that go.mod names, by the module proxy.
 export GOTOOLCHAIN ?= auto

@@ -76,25 +76,6 @@ with subtest("the working directory"):
     t.assertTrue(run("--work-dir tmp -- pwd").strip().endswith("/tmp"))
     t.assertEqual(run("--work-dir /usr -- pwd").strip(), "/usr")
 
-
-
-def interrupted(script):
-    """Output and exit status of a command that gets SIGINT once it has said that it is ready."""
-    machine.succeed("rm -f /tmp/out /tmp/status")
-    command = f"{PLUGIN} run -- sh -c {shlex.quote(script)}"
-    machine.succeed(f"({command} > /tmp/out 2>&1; echo $? > /tmp/status) < /dev/null > /dev/null 2>&1 &")
-    machine.wait_until_succeeds("grep ready /tmp/out", timeout=60)
-    machine.succeed(f"pkill -INT -f '^{PLUGIN} run'")
-    machine.wait_until_succeeds("test -s /tmp/status", timeout=60)
-    return machine.succeed("cat /tmp/out").split(), int(machine.succeed("cat /tmp/status"))
-
-
-with subtest("Ctrl-C reaches the command, which decides"):
-    t.assertEqual(interrupted("echo ready; exec sleep 100"), (["ready"], 130))
-    t.assertEqual(
-        interrupted("trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done"), (["ready", "caught"], 5)
-    )
-
 with subtest("nothing is left"):
     machine.fail(f"pgrep -f '{PLUGIN} (run|shim)'")
     t.assertEqual(machine.succeed("ls -A /run/nomad-driver-exec2").strip(), "")
