@@ -46,6 +46,11 @@ def nomad_json(arguments):
     return json.loads(nomad(arguments))
 
 
+def stand_in():
+    """Whether the agent is the pluginhost, not Nomad."""
+    return "not Nomad" in nomad("version")
+
+
 def node():
     """The client node as the API shows it."""
     return nomad_json("node status -self -json")
@@ -196,6 +201,13 @@ def stop_job(job):
     nomad(f"job stop -purge -detach {shlex.quote(job)}")
     for alloc_id in ids:
         machine.wait_until_succeeds(f"! ls -d /sys/fs/cgroup/nomad.slice/*/{alloc_id}.*.scope 2>/dev/null", timeout=CLEANUP_TIMEOUT_S)
+
+
+def forget(*jobs):
+    """Stops the jobs and has the agent remove all that it kept of them."""
+    for name in jobs:
+        nomad(f"job stop -purge -detach {shlex.quote(name)}")
+    nomad("system gc")
 
 
 # -- jobs as text ------------------------------------------------------------------------------------------------------

@@ -144,7 +144,5 @@ with subtest("what cannot start says why, and is tried again if that may help"):
         t.assertIn("Exceeded allowed attempts 1" if again else "Error was unrecoverable", "".join(messages(done[name])))
 
 with subtest("nothing is left behind: processes, cgroups, mounts, files, descriptors"):
-    for name in ("ends", "signals", "stops", "failures"):
-        nomad(f"job stop -purge -detach {name}")
-    nomad("system gc")
+    forget("ends", "signals", "stops", "failures")
     t.assertEqual(settled_traces(before), before)

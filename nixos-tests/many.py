@@ -1,0 +1,151 @@
+# Many tasks at once, their limits and statistics, and all of what they write.
+
+import hashlib
+
+COUNT = 50
+LINES = 40_000  # of 128 bytes: 5 MB
+
+wait_for_driver()
+
+
+def resident(pid):
+    """Anonymous memory that is resident, in KiB."""
+    return int(machine.succeed(f"sed -n 's/^RssAnon:\\s*\\([0-9]*\\) kB/\\1/p' /proc/{pid}/status"))
+
+
+# Python. [index, exit code, signal] of each allocation.
+ENDS = """
+import json, sys
+print(json.dumps([
+    [int(alloc["Name"].split("[")[1].rstrip("]")), event["ExitCode"], event["Signal"]]
+    for alloc in json.load(sys.stdin) for event in alloc["TaskStates"]["t"]["Events"] if event["Type"] == "Terminated"
+]))
+"""
+
+# The first task warms up what all others share.
+run_job(job("first", group("g", task("t", "true"))))
+wait_for_alloc("first", "complete")
+forget("first")
+before = traces()
+plugin = plugin_pid()
+idle = resident(plugin)
+
+with subtest(f"{COUNT} tasks at once"):
+    # they meet when all run: none ends before the last one has started
+    script = "echo $NOMAD_ALLOC_INDEX; while [ ! -e /usr/local/lib/exec2-go ]; do sleep 5; done; exit $((NOMAD_ALLOC_INDEX % 3 * 7))"
+    run_job(job("many", group("g", task("t", "sh", "-c", script, cpu=60, memory=16), count=COUNT)))
+
+    def states():
+        """Of each allocation, as its line in the list says; JSON of so many overflows the console that it comes through."""
+        return [line.split()[5] for line in machine.execute("nomad job allocs many")[1].splitlines()[1:]]
+
+    poll("all of them run", lambda: states().count("running") == COUNT, AGENT_TIMEOUT_S)
+    t.assertEqual(len(machine.succeed("pgrep -f '^nomad-driver-exec2 shim'").split()), COUNT)
+    procs = machine.succeed("cat /sys/fs/cgroup/nomad.slice/share.slice/*.scope/cgroup.procs").split()
+    t.assertGreaterEqual(len(procs), COUNT)
+    shims = machine.succeed("pgrep -f '^nomad-driver-exec2 shim'").split()[:5]
+    print(f"plugin: {idle} KiB idle, {resident(plugin)} KiB with {COUNT} tasks; a shim: {[resident(pid) for pid in shims]} KiB")
+
+with subtest("each ends with its own code"):
+    machine.succeed("mkdir -p /usr/local/lib; touch /usr/local/lib/exec2-go")
+    poll("all of them have ended", lambda: all(state in TERMINAL for state in states()), AGENT_TIMEOUT_S)
+    t.assertEqual(len(states()), COUNT)
+    codes = json.loads(machine.succeed(f"nomad job allocs -json many | python3 -ISc {shlex.quote(ENDS)}"))
+    t.assertEqual(sorted(codes), sorted([index, index % 3 * 7, 0] for index in range(COUNT)))
+
+with subtest("nothing is left of them"):
+    forget("many")
+    t.assertEqual(settled_traces(before), before)
+    t.assertEqual(plugin_pid(), plugin)
+    print(f"plugin: {resident(plugin)} KiB afterwards")
+
+# Python: uses memory and the CPU, and says where its limits are.
+BUSY = """
+import os
+with open("/proc/self/cgroup") as file:
+    folder = "/sys/fs/cgroup" + file.read().strip().split(":", 2)[2]
+for name in ("memory.max", "memory.low", "cpu.max"):
+    with open(f"{folder}/{name}") as file:
+        print(name, file.read().strip())
+print("cpus", sorted(os.sched_getaffinity(0)), flush=True)
+memory = b"x" * (32 << 20)
+while True:
+    os.getpid()
+"""
+
+
+def usage(alloc):
+    """What the driver says that the task uses, by the names of the plugin protocol."""
+    if stand_in():
+        return json.loads(machine.succeed(f"pluginhost stats {alloc['ID']}"))["agg_resource_usage"]
+    answer = json.loads(machine.succeed(f"curl -sS --fail http://127.0.0.1:4646/v1/client/allocation/{alloc['ID']}/stats"))
+    found = answer["Tasks"]["t"]["ResourceUsage"]
+    snake = lambda name: {"RSS": "rss"}.get(name) or "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+    return {kind: {snake(name): value for name, value in found[field].items()} for kind, field in (("cpu", "CpuStats"), ("memory", "MemoryStats"))}
+
+
+MIB = 1 << 20
+with subtest("the limits are in the cgroup"):
+    run_job(
+        job(
+            "busy",
+            group("share", task("t", "python3", "-ISc", BUSY, cpu=500, memory=64)),
+            group("burst", task("t", "python3", "-ISc", BUSY, cpu=400, memory=48).replace("memory = 48", "memory = 48\n      memory_max = 96")),
+            group("core", task("t", "python3", "-ISc", BUSY, cpu=1, memory=64).replace("cpu    = 1", "cores = 1")),
+        )
+    )
+    busy = wait_for_groups("busy", dict.fromkeys(("share", "burst", "core"), "running"))
+    shown = {name: dict(line.split(" ", 1) for line in wait_for_log(alloc, "cpus").splitlines()) for name, alloc in busy.items()}
+    # 2000 MHz are a core
+    shared = {"cpus": shown["share"]["cpus"]}
+    t.assertEqual(shown["share"], {"memory.max": str(64 * MIB), "memory.low": "0", "cpu.max": "25000 100000"} | shared)
+    t.assertEqual(shown["burst"], {"memory.max": str(96 * MIB), "memory.low": str(48 * MIB), "cpu.max": "20000 100000"} | shared)
+    t.assertEqual(shown["core"]["memory.max"], str(64 * MIB))
+    t.assertEqual(shown["core"]["cpu.max"], "100000 100000")
+    t.assertRegex(shown["core"]["cpus"], r"^\[\d+\]$")
+
+with subtest("statistics: memory, CPU, and how much a limited task was held back"):
+
+    def figures(good):
+        """Of the task with a share, once they are good."""
+        found = usage(busy["share"])
+        return found if good(found["cpu"], found["memory"]) else None
+
+    # an interval may see nothing but the kernel's part of a task that is held back three quarters of the time
+    first = poll("figures for the busy task", lambda: figures(lambda cpu, _: cpu["user_mode"] > 0 and cpu["percent"] > 0), ALLOC_TIMEOUT_S)
+    memory, cpu = first["memory"], first["cpu"]
+    t.assertGreaterEqual(int(memory["rss"]), 32 * MIB)
+    t.assertGreaterEqual(int(memory["usage"]), int(memory["rss"]))
+    t.assertLessEqual(int(memory["usage"]), 64 * MIB)
+    # it may have a quarter of a core; Nomad's percent is of one core, and periods do not begin with the interval
+    t.assertLess(cpu["percent"], 40)
+    t.assertAlmostEqual(cpu["user_mode"] + cpu["system_mode"], cpu["percent"], delta=5)
+    t.assertGreater(cpu["total_ticks"], 0)
+    t.assertGreater(int(cpu["throttled_periods"]), 0)
+    t.assertGreater(int(cpu["throttled_time"]), 0)
+    poll("new figures", lambda: figures(lambda later, _: int(later["throttled_time"]) > int(cpu["throttled_time"])), ALLOC_TIMEOUT_S)
+    unlimited = usage(busy["core"])["cpu"]
+    t.assertGreater(unlimited["percent"], cpu["percent"])
+    nomad("job stop -detach busy")
+
+with subtest("a task that needs more memory than it has is killed, and it is said why"):
+    hungry = 'exec python3 -ISc "x = bytearray(128 << 20)"'
+    run_job(job("hungry", group("g", task("t", "sh", "-c", hungry, cpu=1000, memory=32))))
+    alloc = wait_for_alloc("hungry", "failed")
+    t.assertEqual(exits(alloc), [(137, 9)])
+    t.assertRegex("\n".join(messages(alloc)), r"Out of memory: the kernel killed a process of the task \(kills: 1, limit: 32.0 MiB")
+    (event,) = [event for event in task_state(alloc)["Events"] if event["Type"] == "Terminated"]
+    t.assertEqual(event["Details"]["oom_killed"], "true")
+
+with subtest("all of 5 MB arrives in the log"):
+    text = "".join(f"{number:0127}\n" for number in range(LINES))
+    write_all = f'import sys\nfor number in range({LINES}):\n    sys.stdout.write("%0127d\\n" % number)\n'
+    run_job(job("writer", group("g", task("t", "python3", "-ISc", write_all, cpu=2000))))
+    alloc = wait_for_alloc("writer", "complete")
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    machine.wait_until_succeeds(f"nomad alloc logs {alloc['ID']} | sha256sum | grep {digest}", timeout=ALLOC_TIMEOUT_S)
+
+with subtest("in the end nothing is left"):
+    forget("busy", "hungry", "writer")
+    t.assertEqual(settled_traces(before), before)
+    t.assertEqual(plugin_pid(), plugin)

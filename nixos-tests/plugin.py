@@ -1,0 +1,78 @@
+# A task that was found again is like any other: signals, logs, statistics, stop; and what the plugin tells the agent.
+# (reliability.py has the deaths themselves.)
+
+wait_for_driver()
+
+# Says which signals come, and ends as it is told.
+WAIT = 'trap "echo usr1" USR1; trap "echo usr2; exit 7" USR2; trap "echo interrupted; exit 3" INT; echo ready; while :; do sleep 3600 & wait; done'
+GROUPS = ("ends", "stops", "stays")
+
+
+def pids():
+    """Of the tasks' first processes, by group."""
+    return {name: machine.succeed(f"head -1 /sys/fs/cgroup/nomad.slice/share.slice/{alloc['ID']}.t.scope/cgroup.procs").strip() for name, alloc in running.items()}
+
+
+def heard(count):
+    """Each task gets one more SIGUSR1, and its word for it reaches the log."""
+    for alloc in running.values():
+        signal_alloc(alloc, "SIGUSR1")
+        wait_for_log(alloc, "ready\n" + "usr1\n" * count)
+
+
+with subtest("three tasks"):
+    run_job(job("found", *(group(name, task("t", "sh", "-c", WAIT, cpu=300)) for name in GROUPS)))
+    running = wait_for_groups("found", dict.fromkeys(GROUPS, "running"))
+    for alloc in running.values():
+        wait_for_log(alloc, "ready")
+    before = pids()
+    heard(1)
+
+with subtest("the plugin is killed: the next one says that it found them, and has them in its hands"):
+    first = plugin_pid()
+    machine.succeed(f"kill -KILL {first}")
+    machine.wait_until_succeeds(f"pgrep -f '^/[^ ]*/nomad-driver-exec2$' | grep -vx {first}", timeout=AGENT_TIMEOUT_S)
+    wait_for_driver()
+    for alloc in running.values():
+        poll(
+            "the event",
+            lambda: "Recovered: the driver was restarted, the task kept running" in messages(alloc_status(alloc["ID"])),
+            ALLOC_TIMEOUT_S,
+        )
+    heard(2)
+    t.assertEqual(pids(), before)
+
+with subtest("the agent is restarted: the same"):
+    machine.succeed("systemctl restart nomad.service")
+    wait_for_driver()
+    wait_for_groups("found", dict.fromkeys(GROUPS, "running"))
+    heard(3)
+    t.assertEqual(pids(), before)
+
+with subtest("new tasks start beside them"):
+    run_job(job("beside", group("g", task("t", "sh", "-c", "exit 9"))))
+    t.assertEqual(exits(wait_for_alloc("beside", "failed")), [(9, 0)])
+
+with subtest("they end with their own codes: by a signal, and by a stop"):
+    signal_alloc(running["ends"], "SIGUSR2")
+    poll("one has ended", lambda: exits(alloc_status(running["ends"]["ID"])), ALLOC_TIMEOUT_S)
+    nomad("job stop -detach found")
+    done = wait_for_groups("found")
+    t.assertEqual({name: exits(alloc) for name, alloc in done.items()}, {"ends": [(7, 0)], "stops": [(3, 0)], "stays": [(3, 0)]})
+    t.assertEqual(logs(done["ends"]), "ready\n" + "usr1\n" * 3 + "usr2\n")
+    t.assertEqual(logs(done["stays"]), "ready\n" + "usr1\n" * 3 + "interrupted\n")
+
+with subtest("the agent understands the plugin's log lines"):
+    lines = machine.succeed("journalctl -b -u nomad.service -o cat --no-pager | grep -a 'nomad-driver-exec2:'").splitlines()
+    t.assertTrue([line for line in lines if "Recovered: the driver was restarted, the task kept running" in line], "\n".join(lines[-20:]))
+    for line in lines:
+        # a line that is none of hclog's is passed on as it came
+        t.assertNotIn('"@level"', line)
+        t.assertNotIn("panicked", line)
+
+with subtest("nothing is left, and no rule of the protocol was broken"):
+    forget("found", "beside")
+    for kind in ("cgroups", "shims", "run", "zombies"):
+        poll(f"no {kind}", lambda: traces()[kind] == [], CLEANUP_TIMEOUT_S)
+    if stand_in():
+        t.assertEqual(machine.succeed("pluginhost violations"), "")
