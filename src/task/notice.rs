@@ -1,8 +1,9 @@
 //! What happens to tasks, for whoever wants to know: Nomad's TaskEvents, the `run` verb.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::broadcast;
+use tokio::sync::broadcast::{self, error::SendError};
 
 use super::running::Task;
 use super::signal::SignalNumber;
@@ -82,13 +83,17 @@ impl std::fmt::Display for Mib {
     }
 }
 
-/// One broadcast for all tasks; clones share it.
+/// One broadcast for all tasks; clones share it. What nobody hears is kept for the first who asks: a new plugin finds its
+/// tasks again before Nomad listens to it.
 #[derive(Debug, Clone)]
-pub struct Notices(broadcast::Sender<Notice>);
+pub struct Notices {
+    sender: broadcast::Sender<Notice>,
+    missed: Arc<Mutex<Vec<Notice>>>,
+}
 
 impl Default for Notices {
     fn default() -> Self {
-        Self(broadcast::Sender::new(BACKLOG))
+        Self { sender: broadcast::Sender::new(BACKLOG), missed: Arc::default() }
     }
 }
 
@@ -105,12 +110,27 @@ impl Notices {
 
     pub fn send(&self, notice: Notice) {
         tracing::info!(task = notice.task_id, "{}", notice.what);
-        // Nobody listens between two agents; the log line remains.
-        let _ = self.0.send(notice);
+        // Held meanwhile, so that a new listener hears either the notice itself or what was missed.
+        let mut missed = self.missed();
+        if let Err(SendError(notice)) = self.sender.send(notice)
+            && missed.len() < BACKLOG
+        {
+            missed.push(notice);
+        }
     }
 
     pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
-        self.0.subscribe()
+        let mut missed = self.missed();
+        let receiver = self.sender.subscribe();
+        for notice in missed.drain(..) {
+            // It has at least the receiver of the line above.
+            let _ = self.sender.send(notice);
+        }
+        receiver
+    }
+
+    fn missed(&self) -> MutexGuard<'_, Vec<Notice>> {
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -137,18 +157,37 @@ mod tests {
         );
     }
 
+    fn recovered(task: &str) -> Notice {
+        Notice {
+            task_id: task.to_owned(),
+            alloc_id: String::new(),
+            task_name: String::new(),
+            at: SystemTime::now(),
+            what: What::Recovered { running: true },
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_listener_hears_what_nobody_heard() {
+        let notices = Notices::default();
+        for task in 0..BACKLOG + 3 {
+            notices.send(recovered(&task.to_string()));
+        }
+        let (mut first, mut second) = (notices.subscribe(), notices.subscribe());
+        for task in 0..BACKLOG {
+            assert_eq!(first.recv().await.unwrap().task_id, task.to_string());
+        }
+        notices.send(recovered("new"));
+        assert_eq!(first.recv().await.unwrap().task_id, "new");
+        assert_eq!(second.recv().await.unwrap().task_id, "new");
+    }
+
     #[tokio::test]
     async fn a_slow_listener_loses_the_oldest_and_is_told_how_many() {
         let notices = Notices::default();
         let mut slow = notices.subscribe();
         for number in 0..BACKLOG + 3 {
-            notices.send(Notice {
-                task_id: number.to_string(),
-                alloc_id: String::new(),
-                task_name: String::new(),
-                at: SystemTime::now(),
-                what: What::Recovered { running: true },
-            });
+            notices.send(recovered(&number.to_string()));
         }
         assert!(matches!(slow.recv().await, Err(broadcast::error::RecvError::Lagged(3))));
         assert_eq!(slow.recv().await.unwrap().task_id, "3");
