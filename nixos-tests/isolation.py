@@ -128,7 +128,8 @@ def others(mounts, neighbour, sibling, cgroup):
 MARK = 'for d in $NOMAD_TASK_DIR $NOMAD_ALLOC_DIR $NOMAD_SECRETS_DIR $TMPDIR; do echo x > $d/mark; chmod 666 $d/mark; chmod 777 $d; done'
 
 with subtest("a neighbour with files that everybody may read"):
-    run_job(job("neighbour", group("g", task("t", "sh", "-c", MARK + "; echo $NOMAD_TASK_DIR; cut -d: -f3 /proc/self/cgroup; echo ready; exec sleep 3600"))))
+    stay = "; echo $NOMAD_TASK_DIR; cut -d: -f3 /proc/self/cgroup; echo ready; exec sleep 3600"
+    run_job(job("neighbour", group("g", task("t", "sh", "-c", MARK + stay))))
     neighbour = wait_for_alloc("neighbour", "running")
     folder, cgroup = wait_for_log(neighbour, "ready").split()[:2]
     mounts = folder.rsplit("/", 2)[0]
@@ -137,7 +138,7 @@ with subtest("files for unveil to grant"):
     modes = ["r", "w", "x", "c", "rx", "wc", "rwxc"]
     machine.succeed(
         f"mkdir -p /srv/exec2/; cd /srv/exec2; for d in {' '.join(modes)} none; do mkdir $d; cp {shell} $d/file; touch $d/old $d/gone; done;"
-        f" mkdir a:b files; for f in a:b/file files/read files/write files/exec files/run files/none; do cp {shell} $f; done; chmod -R 777 /srv/exec2"
+        f" mkdir a:b files; for f in a:b/file files/read files/write files/exec files/run files/none; do cp {shell} $f; done; chmod -R 777 /srv/exec2; : > log; chmod 600 log"
     )
 
 
@@ -206,6 +207,7 @@ by_default = {
 }
 
 with subtest("the jobs"):
+    replaced = lambda how: f"{how} $NOMAD_ALLOC_DIR/logs/.t.stdout.fifo"
     link = "ln -s /etc/passwd $NOMAD_ALLOC_DIR/link"
     run_job(
         job(
@@ -219,6 +221,8 @@ with subtest("the jobs"):
             ),
             group("modes", probe("t", unveiled, unveil=unveil)),
             group("link", task("sibling", "sh", "-c", link, extra=PRESTART), task("t", "true", unveil=["r:${NOMAD_ALLOC_DIR}/link"])),
+            group("symlink", task("sibling", "sh", "-c", replaced("ln -s /srv/exec2/log"), extra=PRESTART), task("t", "true")),
+            group("file", task("sibling", "sh", "-c", replaced("cp /dev/null"), extra=PRESTART), task("t", "true")),
             group("env", task("t", "true", extra='env { NOMAD_TASK_DIR = "/" }')),
         )
     )
@@ -238,6 +242,12 @@ with subtest("a rule through a link of a task's making is refused"):
     (error,) = driver_errors(done["link"], "t")
     t.assertRegex(error, r'unveil "r:.*/alloc/link": .*symbolic links below .* are not followed: a task could have made them')
 
+with subtest("a log pipe that a sibling has put something else in place of is refused, and nothing is done to that"):
+    for name, reason in (("symlink", "Too many levels of symbolic links"), ("file", "this is no FIFO")):
+        (error,) = driver_errors(done[name], "t")
+        t.assertRegex(error, rf'open log ".*/alloc/logs/\.t\.stdout\.fifo": {reason}')
+    t.assertEqual(machine.succeed("stat -c '%U %G %a %s' /srv/exec2/log").strip(), "root root 600 0")
+
 with subtest("a job that says where its folders are does not start"):
     t.assertEqual(done["env"]["ClientStatus"], "failed")
     (error,) = driver_errors(done["env"], "t")
@@ -246,11 +256,14 @@ with subtest("a job that says where its folders are does not start"):
 with subtest("an operator who keeps the policy to himself"):
     configure(unveil_by_task=False)
     poll("the node says so", lambda: node()["Attributes"]["driver.exec2.unveil.tasks"] == "false", AGENT_TIMEOUT_S)
-    outside = task("t", "true", work_dir="/srv/exec2")
-    capable = task("t", "true", cap_add=["net_bind_service"])
-    run_job(job("policy", group("unveil", task("t", "true", unveil=["r:/etc/hosts"])), group("work-dir", outside), group("caps", capable), group("none", task("t", "true"))))
-    done = wait_for_groups("policy")
-    t.assertEqual({name: alloc["ClientStatus"] for name, alloc in done.items()}, {"unveil": "failed", "work-dir": "failed", "caps": "failed", "none": "complete"})
+    asks = {
+        "unveil": {"unveil": ["r:/etc/hosts"]},
+        "work-dir": {"work_dir": "/srv/exec2"},
+        "caps": {"cap_add": ["net_bind_service"]},
+        "none": {},
+    }
+    run_job(job("policy", *(group(name, task("t", "true", **options)) for name, options in asks.items())))
+    done = wait_for_groups("policy", {name: "failed" if options else "complete" for name, options in asks.items()})
     (error,) = driver_errors(done["unveil"])
     t.assertIn("the task sets unveil, which the agent's plugin option unveil_by_task does not allow; remove unveil from the task, or set unveil_by_task = true", error)
     (error,) = driver_errors(done["work-dir"])

@@ -1,6 +1,7 @@
 # From start to end: exit codes, signals, stops, restarts, the sentences of what fails; and nothing is left behind.
 
 wait_for_driver()
+warm_up()
 before = traces()
 
 EXITS = {"zero": 0, "seven": 7, "last": 255}
@@ -81,25 +82,27 @@ except KeyboardInterrupt:
 
 with subtest("stops: by the signal, by force, and with all that was forked"):
     killed = 'kill_timeout = "2s"'
+    # Nomad's servers place no job with a kill_signal that they do not know
+    bad = ["bad"] if stand_in() else []
     run_job(
         job(
             "stops",
             group("heeds", task("t", "python3", "-ISc", ORPHANS, cpu=1000, extra='kill_timeout = "30s"')),
             group("ignores", task("t", "python3", "-ISc", ORPHANS, "ignore", cpu=1000, extra=killed)),
             group("term", task("t", "sh", "-c", 'trap "echo terminated; exit 4" TERM; echo ready; while :; do sleep 3600 & wait; done', extra='kill_signal = "SIGTERM"')),
-            group("bad", task("t", "sh", "-c", 'trap "exit 5" INT; echo ready; while :; do sleep 3600 & wait; done', extra='kill_signal = "SIGNONE"')),
+            *(group(name, task("t", "sh", "-c", 'trap "exit 5" INT; echo ready; while :; do sleep 3600 & wait; done', extra='kill_signal = "SIGNONE"')) for name in bad),
             kind="service",
         )
     )
-    running = wait_for_groups("stops", dict.fromkeys(("heeds", "ignores", "term", "bad"), "running"))
+    running = wait_for_groups("stops", dict.fromkeys(["heeds", "ignores", "term", *bad], "running"))
     for name in ("heeds", "ignores"):
         # shim, task and 20 sleepers; the 20 that ended were reaped
         t.assertIn("processes 22 zombies 0\n", wait_for_log(running[name], "processes"))
-    for name in ("term", "bad"):
+    for name in ["term", *bad]:
         wait_for_log(running[name], "ready")
     scopes = [f"/sys/fs/cgroup/nomad.slice/share.slice/{alloc['ID']}.t.scope" for alloc in running.values()]
     pids = machine.succeed(f"cat {' '.join(scope + '/cgroup.procs' for scope in scopes)}").split()
-    t.assertGreaterEqual(len(pids), 44)
+    t.assertGreaterEqual(len(pids), 43)
     nomad("job stop -detach stops")
     stopped = wait_for_groups("stops")
     t.assertEqual(exits(stopped["heeds"]), [(3, 0)])
@@ -109,8 +112,9 @@ with subtest("stops: by the signal, by force, and with all that was forked"):
     t.assertNotIn("Killed:", "".join(messages(stopped["heeds"])))
     t.assertEqual(exits(stopped["term"]), [(4, 0)])
     t.assertIn("terminated", wait_for_log(stopped["term"], "terminated"))
-    t.assertEqual(exits(stopped["bad"]), [(5, 0)])
-    t.assertIn('kill_signal: unknown signal "SIGNONE"', "".join(messages(stopped["bad"])))
+    for name in bad:
+        t.assertEqual(exits(stopped[name]), [(5, 0)])
+        t.assertIn('kill_signal: unknown signal "SIGNONE"', "".join(messages(stopped[name])))
     for pid in pids:
         machine.fail(f"test -e /proc/{pid}")
 
@@ -122,17 +126,32 @@ FAILURES = {
         True,
         'run command "no-such-command": No such file or directory (not found in PATH=/',
     ),
-    "path": (task("t", "/usr/bin/no-such-command", cpu=100), True, 'run command "/usr/bin/no-such-command": No such file or directory (the program, or the interpreter that it names, does not exist)'),
-    "denied": (task("t", "/opt/exec2-program", cpu=100), False, 'run command "/opt/exec2-program": Permission denied (it is not executable for the task\'s user, or not unveiled with x)'),
+    "path": (
+        task("t", "/usr/bin/no-such-command", cpu=100),
+        True,
+        'run command "/usr/bin/no-such-command": No such file or directory (the program, or the interpreter that it names, does not exist)',
+    ),
+    "denied": (
+        task("t", "/opt/exec2-program", cpu=100),
+        False,
+        'run command "/opt/exec2-program": Permission denied (it is not executable for the task\'s user, or not unveiled with x)',
+    ),
     "format": (task("t", "/usr/local/bin/exec2-garbage", cpu=100), False, 'run command "/usr/local/bin/exec2-garbage": Exec format error'),
     "work-dir": (task("t", "true", cpu=100, work_dir="local/none"), True, "local/none\": No such file or directory"),
-    "mode": (task("t", "true", cpu=100, unveil=["q:/srv"]), False, '"q:/srv": unknown mode letter \'q\'; write mode:path with modes r, w, x, c, for example "r:/etc/ssl"'),
+    "mode": (
+        task("t", "true", cpu=100, unveil=["q:/srv"]),
+        False,
+        '"q:/srv": unknown mode letter \'q\'; write mode:path with modes r, w, x, c, for example "r:/etc/ssl"',
+    ),
     "score": (task("t", "true", cpu=100, oom_score_adj=-1), False, "oom_score_adj"),
     "cap": (task("t", "true", cpu=100, cap_add=["sys_admin"]), False, "allow_caps"),
 }
 
 with subtest("what cannot start says why, and is tried again if that may help"):
-    machine.succeed("cp $(readlink -f /bin/sh) /opt/exec2-program; mkdir -p /usr/local/bin; echo garbage > /usr/local/bin/exec2-garbage; chmod 755 /opt/exec2-program /usr/local/bin/exec2-garbage")
+    machine.succeed(
+        "cp $(readlink -f /bin/sh) /opt/exec2-program; mkdir -p /usr/local/bin; echo garbage > /usr/local/bin/exec2-garbage",
+        "chmod 755 /opt/exec2-program /usr/local/bin/exec2-garbage",
+    )
     run_job(job("failures", *(group(name, text, attempts=1) for name, (text, _, _) in FAILURES.items())))
     done = wait_for_groups("failures")
     for name, (_, again, sentence) in FAILURES.items():

@@ -22,10 +22,7 @@ print(json.dumps([
 ]))
 """
 
-# The first task warms up what all others share.
-run_job(job("first", group("g", task("t", "true"))))
-wait_for_alloc("first", "complete")
-forget("first")
+warm_up()
 before = traces()
 plugin = plugin_pid()
 idle = resident(plugin)
