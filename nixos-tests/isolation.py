@@ -138,7 +138,8 @@ with subtest("files for unveil to grant"):
     modes = ["r", "w", "x", "c", "rx", "wc", "rwxc"]
     machine.succeed(
         f"mkdir -p /srv/exec2/; cd /srv/exec2; for d in {' '.join(modes)} none; do mkdir $d; cp {shell} $d/file; touch $d/old $d/gone; done;"
-        f" mkdir a:b files; for f in a:b/file files/read files/write files/exec files/run files/none; do cp {shell} $f; done; chmod -R 777 /srv/exec2; : > log; chmod 600 log"
+        f" mkdir a:b files; for f in a:b/file files/read files/write files/exec files/run files/none; do cp {shell} $f; done;"
+        " chmod -R 777 /srv/exec2; : > log; chmod 600 log"
     )
 
 
@@ -188,7 +189,8 @@ unveiled.update(
         "remove /srv/exec2/files/write": DENIED,
     }
 )
-unveil = [f"{mode}:/srv/exec2/{mode}" for mode in modes] + ["r:/srv/exec2/a:b", "r:/srv/exec2/files/read", "w:/srv/exec2/files/write", "x:/srv/exec2/files/exec", "xr:/srv/exec2/files/run"]
+files = ["r:/srv/exec2/files/read", "w:/srv/exec2/files/write", "x:/srv/exec2/files/exec", "xr:/srv/exec2/files/run"]
+unveil = [f"{mode}:/srv/exec2/{mode}" for mode in modes] + ["r:/srv/exec2/a:b"] + files
 
 by_default = {
     **defaults(),

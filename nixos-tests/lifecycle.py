@@ -82,6 +82,7 @@ except KeyboardInterrupt:
 
 with subtest("stops: by the signal, by force, and with all that was forked"):
     killed = 'kill_timeout = "2s"'
+    wait = "echo ready; while :; do sleep 3600 & wait; done"
     # Nomad's servers place no job with a kill_signal that they do not know
     bad = ["bad"] if stand_in() else []
     run_job(
@@ -89,8 +90,8 @@ with subtest("stops: by the signal, by force, and with all that was forked"):
             "stops",
             group("heeds", task("t", "python3", "-ISc", ORPHANS, cpu=1000, extra='kill_timeout = "30s"')),
             group("ignores", task("t", "python3", "-ISc", ORPHANS, "ignore", cpu=1000, extra=killed)),
-            group("term", task("t", "sh", "-c", 'trap "echo terminated; exit 4" TERM; echo ready; while :; do sleep 3600 & wait; done', extra='kill_signal = "SIGTERM"')),
-            *(group(name, task("t", "sh", "-c", 'trap "exit 5" INT; echo ready; while :; do sleep 3600 & wait; done', extra='kill_signal = "SIGNONE"')) for name in bad),
+            group("term", task("t", "sh", "-c", f'trap "echo terminated; exit 4" TERM; {wait}', extra='kill_signal = "SIGTERM"')),
+            *(group(name, task("t", "sh", "-c", f'trap "exit 5" INT; {wait}', extra='kill_signal = "SIGNONE"')) for name in bad),
             kind="service",
         )
     )

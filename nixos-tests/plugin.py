@@ -10,7 +10,8 @@ GROUPS = ("ends", "stops", "stays")
 
 def pids():
     """Of the tasks' first processes, by group."""
-    return {name: machine.succeed(f"head -1 /sys/fs/cgroup/nomad.slice/share.slice/{alloc['ID']}.t.scope/cgroup.procs").strip() for name, alloc in running.items()}
+    scopes = {name: f"/sys/fs/cgroup/nomad.slice/share.slice/{alloc['ID']}.t.scope" for name, alloc in running.items()}
+    return {name: machine.succeed(f"head -1 {scope}/cgroup.procs").strip() for name, scope in scopes.items()}
 
 
 def heard(count):

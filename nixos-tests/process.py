@@ -59,7 +59,10 @@ os.kill(child, 9)
 print("keyring:", search())
 """
 
-ENVIRONMENT = "LD_PRELOAD=/nonexistent.so LD_DEBUG_OUTPUT=/tmp/x LS_COLORS=x XAUTHORITY=x DISPLAY=:0 COLORTERM=x MAIL=x AWS_SECRET_ACCESS_KEY=agents EXEC2_AGENT=passed"
+ENVIRONMENT = (
+    "LD_PRELOAD=/nonexistent.so LD_DEBUG_OUTPUT=/tmp/x LS_COLORS=x XAUTHORITY=x DISPLAY=:0 COLORTERM=x MAIL=x"
+    " AWS_SECRET_ACCESS_KEY=agents EXEC2_AGENT=passed"
+)
 NO_CAPABILITIES, NET_BIND_SERVICE = "0000000000000000", "0000000000000400"
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
@@ -116,8 +119,10 @@ with subtest("the jobs"):
             *(group(f"refused-{number}", task("t", "true", cpu=50, extra=f'user = "{user}"')) for number, user in enumerate(refused)),
         )
     )
-    running = wait_for_groups("process", {name: "running" for name in ("dynamic", "alice", "root")} | {f"refused-{number}": "failed" for number in range(len(refused))})
-    shown = {name: sections(running[name]) for name in ("dynamic", "alice", "root")}
+    shows = ("dynamic", "alice", "root")
+    wanted = dict.fromkeys(shows, "running") | {f"refused-{number}": "failed" for number in range(len(refused))}
+    running = wait_for_groups("process", wanted)
+    shown = {name: sections(running[name]) for name in shows}
 
 with subtest("no rights: ids, groups, capabilities, no_new_privs"):
     for name, uid, gid in (("alice", "1001", "1001"), ("root", "0", "0")):
