@@ -55,7 +55,7 @@ def plugin():
 
 
 def starts():
-    return int(machine.succeed("cat /opt/nomad/data/alloc/*/alloc/starts 2>/dev/null | wc -l"))
+    return int(machine.succeed("{ cat /opt/nomad/data/alloc/*/alloc/starts 2>/dev/null || true; } | wc -l"))
 
 
 def counts():
@@ -65,7 +65,7 @@ def counts():
         "cgroups": int(machine.succeed("find /sys/fs/cgroup -name '*.t.scope' | wc -l")),
         "mounts": int(machine.succeed("grep -c alloc_mounts /proc/self/mountinfo || true")),
         "records": int(machine.execute(f"ls {RUN} 2>/dev/null | wc -l")[1]),
-        "namespaces": int(machine.succeed("ls -l /proc/*/ns/pid 2>/dev/null | awk '{print $NF}' | sort -u | wc -l")),
+        "namespaces": int(machine.succeed("{ ls -l /proc/*/ns/pid 2>/dev/null || true; } | awk '{print $NF}' | sort -u | wc -l")),
     }
 
 
