@@ -189,6 +189,14 @@ impl Task {
         self.run_dir.started()
     }
 
+    /// Notes that Nomad has asked for the task, and so knows of it. An error costs nothing: at worst the next plugin waits for
+    /// Nomad to ask again.
+    pub fn confirmed(&self) {
+        if let Err(error) = self.run_dir.confirmed() {
+            tracing::debug!(task = self.id, %error, "note that Nomad knows of the task");
+        }
+    }
+
     /// What Nomad keeps for RecoverTask.
     pub fn state(&self) -> std::io::Result<DriverState> {
         let age = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
