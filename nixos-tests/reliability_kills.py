@@ -31,7 +31,7 @@ job "short" {{
       driver = "exec2"
       config {{
         command = "sh"
-        args    = ["-c", "echo run >> $NOMAD_ALLOC_DIR/runs; sleep 0.$((NOMAD_ALLOC_INDEX % 10)); echo end >> $NOMAD_ALLOC_DIR/ends"]
+        args    = ["-c", "echo run >> $NOMAD_ALLOC_DIR/runs; sleep $((NOMAD_ALLOC_INDEX % 30)); echo end >> $NOMAD_ALLOC_DIR/ends"]
       }}
       resources {{
         cpu    = 20
@@ -45,7 +45,7 @@ job "short" {{
 wait_for_driver()
 
 with subtest(f"{TASKS} tasks, {KILLS} deaths of the plugin"):
-    killer = f"for i in $(seq {KILLS}); do sleep $((RANDOM % 3)).$((RANDOM % 10)); pkill -KILL -f '{PLUGIN_NAME}' && echo killed >> /tmp/kills || true; done"
+    killer = f"for i in $(seq {KILLS}); do sleep $((4 + RANDOM % 4)).$((RANDOM % 10)); pkill -KILL -f '{PLUGIN_NAME}' && echo killed >> /tmp/kills || true; done"
     write("/tmp/killer", killer)
     machine.execute("bash /tmp/killer", check_output=False)
     run_job(JOB)
