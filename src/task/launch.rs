@@ -104,8 +104,8 @@ impl Launcher {
     }
 
     /// Removes what nobody will ask for any more; see [`sweep::sweep`].
-    pub fn sweep(&self) {
-        sweep::sweep(&self.run_dir);
+    pub fn sweep(&self) -> Vec<RunDir> {
+        sweep::sweep(&self.run_dir)
     }
 
     pub fn run_dir(&self, task_id: &str) -> RunDir {

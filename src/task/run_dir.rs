@@ -2,8 +2,10 @@
 //!
 //! * `exit`: how the task ended, written by its shim.
 //! * `shim`: who the shim is, written by the plugin as soon as there is one.
-//! * `starting`: which plugin is at work on the start; removed when Nomad is told that the task runs. Where it outlives its
-//!   plugin, Nomad never learned of the task, and nobody will ever ask for it.
+//! * `starting`: which plugin is at work on the start. Where it outlives its plugin, Nomad never learned of the task, and
+//!   nobody will ever ask for it.
+//! * `answered`: the same file under another name, once the answer is on its way to Nomad. Removed when Nomad asks for
+//!   the task, which it does at once: only then is it certain that the answer has arrived.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
@@ -21,6 +23,7 @@ pub const RUN_DIR: &str = "/run/nomad-driver-exec2";
 const EXIT_FILE: &str = "exit";
 const SHIM_FILE: &str = "shim";
 const STARTING_FILE: &str = "starting";
+const ANSWERED_FILE: &str = "answered";
 /// Longest record of the plugin's own, bytes: a [`Record`] has some 100.
 const MAX_RECORD: u64 = 1024;
 /// NAME_MAX is 255 (limits.h); a longer name is cut and told apart by a hash.
@@ -102,7 +105,18 @@ impl RunDir {
 
     /// Notes that Nomad is about to learn that the task runs.
     pub fn started(&self) -> Result<(), RunDirError> {
-        std::fs::remove_file(self.path.join(STARTING_FILE)).map_err(self.failed("remove", STARTING_FILE))
+        std::fs::rename(self.path.join(STARTING_FILE), self.path.join(ANSWERED_FILE))
+            .map_err(self.failed("rename", STARTING_FILE))
+    }
+
+    /// Notes that Nomad knows of the task.
+    pub fn confirmed(&self) -> Result<(), RunDirError> {
+        match std::fs::remove_file(self.path.join(ANSWERED_FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.failed("remove", ANSWERED_FILE)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Who the shim is or was; none if the start did not come so far, or that was before a reboot.
@@ -115,11 +129,17 @@ impl RunDir {
         self.of_this_boot(STARTING_FILE)
     }
 
+    /// The plugin that finished the start, while it is not certain that Nomad knows of it.
+    pub fn answered(&self) -> Option<Identity> {
+        self.of_this_boot(ANSWERED_FILE)
+    }
+
     /// Whether the host has been rebooted since: then nothing of the task is left, and the same numbers may mean other
     /// processes.
     pub fn is_of_former_boot(&self) -> bool {
         let boot = boot_id().ok();
-        let mut records = [SHIM_FILE, STARTING_FILE].into_iter().filter_map(|name| self.read(name));
+        let mut records =
+            [SHIM_FILE, STARTING_FILE, ANSWERED_FILE].into_iter().filter_map(|name| self.read(name));
         records.any(|record| boot.as_ref().is_some_and(|boot| *boot != record.boot_id))
     }
 
@@ -315,7 +335,10 @@ mod tests {
         assert_eq!((dir.starting(), dir.shim()), (Some(own), None));
         dir.record_shim(&own).unwrap();
         dir.started().unwrap();
-        assert_eq!((dir.starting(), dir.shim()), (None, Some(own)));
+        assert_eq!((dir.starting(), dir.answered(), dir.shim()), (None, Some(own), Some(own)));
+        dir.confirmed().unwrap();
+        dir.confirmed().unwrap();
+        assert_eq!((dir.answered(), dir.shim()), (None, Some(own)));
         let found = entries(&base.path().join("run")).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].path(), dir.path());

@@ -26,6 +26,10 @@ use crate::sys;
 /// (a dead disk, NFS); whoever asked gets an error then instead of waiting for ever.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long to wait for the end of a task whose cgroup is empty or gone: if it is not just ending, somebody has moved its
+/// processes elsewhere, and they have to be killed another way.
+const ELSEWHERE_LIMIT: Duration = Duration::from_secs(1);
+
 /// How long a cgroup may count processes after the last of the task's is gone. Since Linux 6.19 the kernel counts a process
 /// out a moment after its end can be waited for, and it may hold a notification back for 10 ms. Whoever is in the cgroup
 /// after that is none of the task's: somebody else put it there.
@@ -189,6 +193,14 @@ impl Task {
         self.run_dir.started()
     }
 
+    /// Notes that Nomad has asked for the task, and so knows of it. An error costs nothing: at worst the next plugin waits for
+    /// Nomad to ask again.
+    pub fn confirmed(&self) {
+        if let Err(error) = self.run_dir.confirmed() {
+            tracing::debug!(task = self.id, %error, "note that Nomad knows of the task");
+        }
+    }
+
     /// What Nomad keeps for RecoverTask.
     pub fn state(&self) -> std::io::Result<DriverState> {
         let age = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -303,8 +315,9 @@ impl Task {
         }
         self.killed.store(true, Ordering::Relaxed);
         if let Some(cgroup) = &self.cgroup {
+            let limit = if matches!(cgroup.populated(), Ok(false)) { ELSEWHERE_LIMIT } else { KILL_LIMIT };
             match cgroup.kill() {
-                Ok(()) => match timeout(KILL_LIMIT, self.wait()).await {
+                Ok(()) => match timeout(limit, self.wait()).await {
                     Ok(ended) => return Ok(ended),
                     Err(_) => tracing::warn!(
                         task = self.id,

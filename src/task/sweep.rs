@@ -22,22 +22,43 @@ const KEEP_ENDED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// wait takes longer; nobody who waits for an answer is held up by it.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// Goes through all entries. Never touches a task that Nomad knows of and that may still be asked for.
-pub fn sweep(base: &Path) {
+/// How long Nomad has to ask for a task whose start was answered by a plugin that died before Nomad showed that it knows. It
+/// asks within seconds of the new plugin's configuration, if it has the answer at all.
+pub const CONFIRM_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+/// Goes through all entries. Never touches a task that Nomad knows of and that may still be asked for. Returns those of which
+/// that is not certain: [`unconfirmed`] is for them, after [`CONFIRM_LIMIT`].
+pub fn sweep(base: &Path) -> Vec<RunDir> {
+    let mut doubtful = Vec::new();
     let entries = run_dir::entries(base).unwrap_or_else(|error| {
         tracing::warn!(%error, "look for what earlier plugins left behind");
         Vec::new()
     });
     for entry in entries {
         let entry_path = entry.path().to_owned();
-        if abandoned(&entry) {
+        if gone(entry.starting()) {
             end_earlier(&entry);
+        } else if gone(entry.answered()) {
+            doubtful.push(entry);
+            continue;
         } else if !(entry.is_of_former_boot() || ended(&entry) && old(&entry)) {
             continue;
         }
         tracing::info!(entry = %entry_path.display(), "removing what an earlier plugin left behind");
         if let Err(error) = entry.remove() {
             tracing::warn!(%error, "remove what an earlier plugin left behind");
+        }
+    }
+    doubtful
+}
+
+/// Ends those for which Nomad has still not asked: the answer to their start was lost with their plugin.
+pub fn unconfirmed(doubtful: &[RunDir]) {
+    for entry in doubtful.iter().filter(|entry| gone(entry.answered())) {
+        end_earlier(entry);
+        tracing::info!(entry = %entry.path().display(), "removing a task for which Nomad has not asked");
+        if let Err(error) = entry.remove() {
+            tracing::warn!(%error, "remove a task for which Nomad has not asked");
         }
     }
 }
@@ -94,9 +115,9 @@ pub fn end(shim: &OwnedFd) {
     let _ = waitid(Id::PIDFd(shim.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
 }
 
-/// The start was begun by a plugin that is gone, and not finished.
-fn abandoned(entry: &RunDir) -> bool {
-    entry.starting().is_some_and(|plugin| matches!(plugin.open(), Ok(None)))
+/// Whether there is a mark, and its plugin is gone.
+fn gone(mark: Option<Identity>) -> bool {
+    mark.is_some_and(|plugin| matches!(plugin.open(), Ok(None)))
 }
 
 /// No shim of it is left.
@@ -176,6 +197,7 @@ mod tests {
         begun_by(&orphaned, gone);
         let running = entry(&base, "a/known/1", &known.identity());
         running.started().unwrap();
+        running.confirmed().unwrap();
         // Still being started, by a plugin that lives: this one.
         let starting = entry(&base, "a/ours/1", &ours.identity());
         let recent = entry(&base, "a/recent/1", &gone);
@@ -210,6 +232,30 @@ mod tests {
         end_siblings(&base, "a/orphan/2");
         assert!(!known.path().exists() && !orphan.path().exists());
         assert!(innocent.runs());
+    }
+
+    #[test]
+    fn an_answer_that_was_lost_is_waited_for_and_then_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("run");
+        let gone = Stand::new().end();
+        let (mut lost, mut known) = (Stand::new(), Stand::new());
+        let answered = |id, stand: &Stand| {
+            let entry = entry(&base, id, &stand.identity());
+            begun_by(&entry, gone);
+            entry.started().unwrap();
+            entry
+        };
+        let (of_lost, of_known) = (answered("a/lost/1", &lost), answered("a/known/1", &known));
+        let ours = entry(&base, "a/ours/1", &known.identity());
+        ours.started().unwrap();
+        let doubtful = sweep(&base);
+        assert_eq!(doubtful.len(), 2);
+        assert!(lost.runs() && known.runs(), "not before Nomad had time to ask");
+        of_known.confirmed().unwrap();
+        unconfirmed(&doubtful);
+        assert!(!lost.runs() && known.runs());
+        assert!(!of_lost.path().exists() && of_known.path().exists() && ours.path().exists());
     }
 
     #[test]
