@@ -112,7 +112,7 @@ advisories: setup-lint ## Known vulnerabilities of the crates (needs GitHub)
 .PHONY: test-unit
 test-unit: setup-build ## Rust tests; they need neither root nor a VM
 	$(call say,cargo test)
-	cargo test --locked
+	cargo test --locked --target $(TARGET)
 
 .PHONY: test-go
 test-go: setup-go ## gofmt, vet and tests of the test host

@@ -76,6 +76,23 @@ with subtest("the working directory"):
     t.assertTrue(run("--work-dir tmp -- pwd").strip().endswith("/tmp"))
     t.assertEqual(run("--work-dir /usr -- pwd").strip(), "/usr")
 
+def interrupted(script):
+    """Output and exit status of a command that gets SIGINT once it has said that it is ready."""
+    machine.succeed("rm -f /tmp/out /tmp/status")
+    # Commands of a scenario run under `set -e`.
+    command = f"{PLUGIN} run -- sh -c {shlex.quote(script)} > /tmp/out 2>&1 && echo 0 > /tmp/status || echo $? > /tmp/status"
+    machine.succeed(f"({command}) < /dev/null > /dev/null 2>&1 &")
+    machine.wait_until_succeeds("grep ready /tmp/out", timeout=60)
+    machine.succeed(f"pkill -INT -f '^{PLUGIN} run'")
+    machine.wait_until_succeeds("test -s /tmp/status", timeout=60)
+    return machine.succeed("cat /tmp/out").split(), int(machine.succeed("cat /tmp/status"))
+
+
+with subtest("Ctrl-C reaches the command, which decides"):
+    t.assertEqual(interrupted("echo ready; exec sleep 100"), (["ready"], 130))
+    caught = interrupted("trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done")
+    t.assertEqual(caught, (["ready", "caught"], 5))
+
 with subtest("nothing is left"):
     machine.fail(f"pgrep -f '{PLUGIN} (run|shim)'")
     t.assertEqual(machine.succeed("ls -A /run/nomad-driver-exec2").strip(), "")

@@ -65,9 +65,9 @@ def build_pluginhost(option: Optional[str]) -> Path:
 
 
 def build_unit_tests() -> Path:
-    """The crate's unit tests as a program, for those of them that need a real kernel and root."""
+    """The crate's unit tests as a program, for those of them that need a real kernel and root; static, so that the guest's libc does not matter."""
     target = Path(os.environ.get("CARGO_TARGET_DIR") or PROJECT / "target")
-    output = _build("the unit tests", ["cargo", "test", "--quiet", "--locked", "--lib", "--no-run", "--message-format=json"], PROJECT,
+    output = _build("the unit tests", ["cargo", "test", "--quiet", "--locked", "--lib", "--target", RUST_TARGET, "--no-run", "--message-format=json"], PROJECT,
                     {"CARGO_TARGET_DIR": str(target)}, CARGO_BUILD_TIMEOUT_S, "other scenarios")  # fmt: skip
     for line in output.splitlines():
         message = json.loads(line) if line.startswith("{") else {}
