@@ -159,7 +159,7 @@ soak: setup-vm build pluginhost ## Churn for SOAK_MINUTES in a VM, then look for
 FUZZ_SECONDS ?= 20
 
 .PHONY: fuzz
-fuzz: ## Fuzz what is decoded, FUZZ_SECONDS each (nightly, cargo-fuzz)
+fuzz: setup-fuzz ## Fuzz what is decoded, FUZZ_SECONDS each
 	$(call say,fuzz $(FUZZ_SECONDS) s each)
 	fuzz/run $(FUZZ_SECONDS)
 
@@ -181,7 +181,7 @@ setup-all:
 	@scripts/setup build lint go vm
 setup-demo:
 	@scripts/setup build go vm
-setup-build setup-lint setup-go setup-vm setup-pack setup-payload setup-nix: setup-%:
+setup-build setup-lint setup-go setup-vm setup-pack setup-payload setup-nix setup-fuzz: setup-%:
 	@scripts/setup $*
 
 .PHONY: clean
