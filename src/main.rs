@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use nomad_driver_exec2::task::open_files;
 use nomad_driver_exec2::{cli, driver, goplugin, shim};
 
 /// Threads that serve RPCs; what blocks (starts, lookups) runs on others, made when needed.
@@ -35,6 +36,9 @@ fn plugin() -> ExitCode {
 
 fn serve() -> anyhow::Result<()> {
     goplugin::hclog::init();
+    if let Err(errno) = open_files::raise() {
+        tracing::warn!(error = errno.desc(), "raise the limit of open files");
+    }
     let request = goplugin::HostRequest::from_env()?;
     let driver = driver::Driver::new()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,9 +1,11 @@
 //! `cgroup.events` and `memory.events`: is anyone alive, did the OOM killer strike.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::sys::uio::pread;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -104,6 +106,34 @@ impl OomCounts {
     }
 }
 
+/// `memory.events` as the shim holds it, which has no path to the cgroup and no right but its open files.
+#[derive(Debug)]
+pub struct OomCounter {
+    file: OwnedFd,
+    before: u64,
+}
+
+impl OomCounter {
+    /// Counts from now on. None where the cgroup has no memory controller.
+    pub fn of(cgroup: BorrowedFd<'_>) -> Option<Self> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let file = openat(cgroup, MEMORY_EVENTS, flags, Mode::empty()).ok()?;
+        let before = read_oom(&file).ok()?.oom_kill;
+        Some(Self { file, before })
+    }
+
+    /// Processes that were killed since; 0 when the cgroup is gone.
+    pub fn kills(&self) -> u64 {
+        read_oom(&self.file).map_or(0, |now| now.oom_kill.saturating_sub(self.before))
+    }
+}
+
+fn read_oom(file: impl AsFd) -> nix::Result<OomCounts> {
+    let mut bytes = [0; CGROUP_EVENTS_MAX];
+    let length = pread(file, &mut bytes, 0)?;
+    Ok(OomCounts::parse(&String::from_utf8_lossy(&bytes[..length])))
+}
+
 /// An open `memory.events`.
 #[derive(Debug)]
 pub struct OomWatch {
@@ -123,9 +153,7 @@ impl OomWatch {
             .map_err(|error| failed("wait for a change of")(errno_of(&error)))?;
         // Cleared before the read: a change after the read makes the descriptor ready anew.
         ready.clear_ready();
-        let mut bytes = [0; CGROUP_EVENTS_MAX];
-        let length = pread(self.file.get_ref(), &mut bytes, 0).map_err(failed("read"))?;
-        Ok(OomCounts::parse(&String::from_utf8_lossy(&bytes[..length])))
+        read_oom(self.file.get_ref()).map_err(failed("read"))
     }
 }
 
@@ -198,6 +226,18 @@ mod tests {
         assert_eq!(cgroup.oom().unwrap(), Some(OomCounts { oom_kill: 1, oom: 2 }));
         tree.remove("a.scope/memory.events");
         assert_eq!(cgroup.oom().unwrap(), None);
+    }
+
+    #[test]
+    fn a_counter_counts_from_its_opening() {
+        let tree = TempTree::new();
+        let cgroup = task_cgroup(&tree, "a.scope");
+        let counter = OomCounter::of(cgroup.dir_fd()).unwrap();
+        assert_eq!(counter.kills(), 0, "the one before is not this task's");
+        tree.file("a.scope/memory.events", "oom 4\noom_kill 3\n");
+        assert_eq!(counter.kills(), 2);
+        tree.remove("a.scope/memory.events");
+        assert!(OomCounter::of(cgroup.dir_fd()).is_none());
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod topology;
 mod tree;
 
 pub use error::CgroupError;
-pub use events::{OomCounts, OomWatch};
+pub use events::{OomCounter, OomCounts, OomWatch};
 pub use limits::{CpuMax, CpuSet, CpuSetError, Limits, MemoryMax, ResourceRequest};
 pub use shims::{SHIMS_CGROUP, shims_path};
 pub use stats::{CpuSampler, CpuStats, CpuTimes, CpuUsage, MemoryStats, Stats};

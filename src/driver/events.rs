@@ -50,7 +50,7 @@ fn annotations(what: &What) -> HashMap<String, String> {
         What::Killed { signal, grace } => {
             vec![("signal", signal.to_string()), ("grace_ms", grace.as_millis().to_string())]
         }
-        What::NotStarted(_) | What::BadKillSignal(_) | What::Recovered { .. } => Vec::new(),
+        What::NotStarted(_) | What::BadKillSignal(_) | What::Destroyed | What::Recovered { .. } => Vec::new(),
     };
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

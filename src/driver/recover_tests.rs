@@ -1,10 +1,13 @@
 //! RecoverTask and DestroyTask, with other processes in place of shims: none of it needs root.
 
 use std::process::{Child, Command};
+use std::time::Duration;
 
 use tonic::{Code, Request};
 
 use super::Driver;
+use crate::proto::base::base_plugin_server::BasePlugin as _;
+use crate::proto::base::{NomadConfig, NomadDriverConfig, SetConfigRequest};
 use crate::proto::driver::driver_server::Driver as _;
 use crate::proto::driver::{
     DestroyTaskRequest, ExitResult, InspectTaskRequest, RecoverTaskRequest, StopTaskRequest, TaskConfig,
@@ -196,4 +199,59 @@ async fn a_task_that_was_not_recovered_is_ended_when_nomad_destroys_it() {
     assert!(!stand.runs() && other.runs());
     assert!(!host.driver.0.launcher.run_dir(&id).path().exists());
     host.destroy(&id, false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_task_that_the_next_agent_does_not_ask_for_is_ended() {
+    let host = Host::new();
+    let (mut lost, mut known) = (host.stand(1), host.stand(2));
+    for stand in [&lost, &known] {
+        host.recover(&stand.handle).await.unwrap();
+        // As after StartTask: the answer is out, and nobody has asked yet.
+        let dir = host.driver.0.launcher.run_dir(stand.id());
+        std::fs::copy(dir.path().join("shim"), dir.path().join("answered")).unwrap();
+    }
+    host.driver.end_unconfirmed_after(Duration::from_millis(200));
+    // An agent that knows a task recovers it, also from the plugin that started it.
+    host.recover(&known.handle).await.unwrap();
+    while lost.runs() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    while host.driver.0.launcher.run_dir(lost.id()).path().exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(known.runs());
+    let ids: Vec<_> = host.driver.0.store.tasks().iter().map(|task| task.id.clone()).collect();
+    assert_eq!(ids, [known.id()]);
+}
+
+#[tokio::test]
+async fn nothing_is_swept_by_a_plugin_that_is_only_asked_what_it_is() {
+    let host = Host::new();
+    let mut stand = host.stand(1);
+    // A start that its plugin, now gone, did not finish.
+    let dir = host.driver.0.launcher.run_dir(stand.id());
+    let gone = serde_json::json!({ "boot_id": boot_id().unwrap(), "pid": stand.child.id(), "start_time": 1 });
+    std::fs::write(dir.path().join("starting"), gone.to_string()).unwrap();
+    let configured = async |nomad_config| {
+        let request = SetConfigRequest { nomad_config, ..SetConfigRequest::default() };
+        host.driver.set_config(Request::new(request)).await.unwrap();
+    };
+    configured(None).await;
+    assert!(stand.runs() && dir.path().exists());
+    configured(Some(NomadConfig { driver: Some(NomadDriverConfig::default()) })).await;
+    assert!(!stand.runs() && !dir.path().exists());
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_saw_is_told_as_such() {
+    let host = Host::new();
+    let mut stand = host.stand(1);
+    host.recover(&stand.handle).await.unwrap();
+    stand.child.kill().unwrap();
+    let request = Request::new(WaitTaskRequest { task_id: stand.id().into() });
+    let answer = host.driver.wait_task(request).await.unwrap().into_inner();
+    assert!(answer.err.contains("exit status is lost"), "{}", answer.err);
+    let result = answer.result.unwrap();
+    assert_eq!((result.exit_code, result.signal, result.oom_killed), (137, 9, false));
 }

@@ -13,6 +13,9 @@ use crate::task::dirs;
 use crate::task::spec::{Logs, Request, TaskSpec};
 use crate::users;
 
+/// Nomad's path for logs that nobody collects.
+const NO_LOG: &str = "/dev/null";
+
 /// Looks up the user and the directories. Blocking: the user may come from the host's `getent`.
 pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSpec, RpcError> {
     let config = TaskConfig::decode(&task.msgpack_driver_config)?;
@@ -32,7 +35,7 @@ pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSp
             user,
             env: &task.env,
             root: &root.path,
-            logs: Logs::Fifos { stdout: Path::new(&task.stdout_path), stderr: Path::new(&task.stderr_path) },
+            logs: logs(task),
             netns: netns.as_deref(),
             cgroup: Some(&cgroup),
             limits: limits(resources, &config, settings)?,
@@ -53,6 +56,14 @@ fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, plugin: &Plugin
             user.into()
         }
         None => task.user.as_str().into(),
+    }
+}
+
+/// The log FIFOs, or nothing: what Nomad sends for `logs { disabled = true }` is /dev/null.
+fn logs(task: &proto::TaskConfig) -> Logs<'_> {
+    match (task.stdout_path.as_str(), task.stderr_path.as_str()) {
+        (NO_LOG, NO_LOG) => Logs::Null,
+        (stdout, stderr) => Logs::Fifos { stdout: Path::new(stdout), stderr: Path::new(stderr) },
     }
 }
 

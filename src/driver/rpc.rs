@@ -24,9 +24,13 @@ use crate::task::run_dir::task_prefix;
 use crate::task::running::{Ended, Names, Task};
 use crate::task::signal::{self, SignalNumber};
 use crate::task::state::HANDLE_VERSION;
+use crate::task::sweep::CONFIRM_LIMIT;
 
 type Reply<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What Nomad shows as the exit message of a task whose end nobody saw.
+const LOST: &str = "the exit status is lost: the task's shim was killed, or could not write it";
 
 /// A TaskStats stream's readings that may wait for a slow reader.
 const STATS_BACKLOG: usize = 1;
@@ -78,7 +82,8 @@ impl DriverRpc for Driver {
         // The first thing that Nomad does when it has the answer of StartTask.
         task.confirmed();
         let ended = task.wait().await;
-        Ok(Response::new(WaitTaskResponse { result: Some(exit_result(&ended)), err: String::new() }))
+        let err = if ended.lost { LOST.to_owned() } else { String::new() };
+        Ok(Response::new(WaitTaskResponse { result: Some(exit_result(&ended)), err }))
     }
 
     async fn stop_task(&self, request: Request<StopTaskRequest>) -> Reply<StopTaskResponse> {
@@ -107,6 +112,7 @@ impl DriverRpc for Driver {
                 if !force {
                     return Err(RpcError::StillRuns.into());
                 }
+                self.0.notices.about(&task, What::Destroyed);
                 task.kill().await.map_err(RpcError::from)?;
             }
             self.0.store.remove(&task_id);
@@ -115,7 +121,7 @@ impl DriverRpc for Driver {
         }
         // Also for a task that this plugin does not know: Nomad asks for it after RecoverTask has failed, and it may well run.
         let driver = self.clone();
-        self.blocking(move || driver.0.launcher.end_unknown(&task_id)).await?.map_err(RpcError::from)?;
+        self.blocking(move || driver.0.launcher.end_unknown(&task_id)).await?.map_err(RpcError::Destroy)?;
         Ok(Response::new(DestroyTaskResponse {}))
     }
 
@@ -165,6 +171,8 @@ impl DriverRpc for Driver {
     }
 
     async fn task_events(&self, _: Request<TaskEventsRequest>) -> Reply<Self::TaskEventsStream> {
+        // An agent opens this stream when it has found the plugin, be it a new one or its own of before a restart.
+        self.end_unconfirmed_after(CONFIRM_LIMIT);
         Ok(Response::new(Box::pin(events::stream(&self.0.notices))))
     }
 
@@ -236,8 +244,8 @@ impl Driver {
             Ok(state) => state,
             Err(error) => {
                 // Nomad could never find it again.
-                task.kill().await?;
-                task.forget()?;
+                end(&task).await;
+                self.tell_failure(&config, &error);
                 return Err(error);
             }
         };
@@ -261,15 +269,29 @@ impl Driver {
         }
     }
 
-    /// Ends a task of which Nomad does not know.
+    /// The answers of StartTask may have been lost with an agent that died. The next one has until `limit` to ask for the
+    /// tasks that it knows, which it does when it has restored their allocations.
+    pub(super) fn end_unconfirmed_after(&self, limit: Duration) {
+        let doubtful: Vec<_> =
+            self.0.store.tasks().into_iter().filter(|task| task.is_unconfirmed()).collect();
+        if doubtful.is_empty() {
+            return;
+        }
+        let driver = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            for task in doubtful.iter().filter(|task| task.is_unconfirmed()) {
+                tracing::warn!(task = task.id, "ending a task for which Nomad has not asked");
+                driver.give_up(task).await;
+            }
+        });
+    }
+
+    /// Ends a task of which Nomad does not know. One that cannot be ended stays known.
     async fn give_up(&self, task: &Task) {
-        if let Err(error) = task.kill().await {
-            tracing::error!(task = task.id, %error, "end a task that nobody owns");
+        if end(task).await {
+            self.0.store.remove(&task.id);
         }
-        if let Err(error) = task.forget() {
-            tracing::warn!(task = task.id, %error, "forget a task that nobody owns");
-        }
-        self.0.store.remove(&task.id);
     }
 
     /// The blocking part of a start.
@@ -279,7 +301,8 @@ impl Driver {
         tracing::debug!(task = spec.id, command = spec.shim.command, limits = ?spec.limits, "start");
         let launched = self.0.launcher.launch(&spec)?;
         let what = What::Started {
-            user: config.user.clone(),
+            // Not the one that was asked for: that may have been forgotten.
+            user: spec.shim.env("USER").unwrap_or(&config.user).to_owned(),
             uid: spec.shim.uid,
             landlock_abi: sys::landlock::abi().unwrap_or(0),
             defaults: settings.plugin.unveil_defaults,
@@ -307,9 +330,17 @@ impl Driver {
 
     async fn recover(&self, handle: TaskHandle) -> Result<(), RpcError> {
         let config = handle.config.ok_or(RpcError::Absent("config in its handle"))?;
-        let Ok(reservation) = self.0.store.reserve(&config.id) else {
-            // Asked twice, or the plugin never died: nothing to do.
-            return Ok(());
+        let reservation = loop {
+            match self.0.store.reserve(&config.id) {
+                Ok(reservation) => break reservation,
+                // Asked twice, or the plugin never died. Somebody else may still be at it, and fail.
+                Err(_) => {
+                    if let Some(task) = self.0.store.get_started(&config.id).await {
+                        task.confirmed();
+                        return Ok(());
+                    }
+                }
+            }
         };
         let names = names(&config);
         let run_dir = self.0.launcher.run_dir(&config.id);
@@ -319,10 +350,16 @@ impl Driver {
             Recovered::Running(launched) => {
                 Task::adopt(names, *launched, notices).map_err(|(error, _)| error)?
             }
-            Recovered::Ended { state, run_dir, ended } => Task::already_ended(names, &state, run_dir, ended),
+            Recovered::Ended { state, run_dir, cgroup, ended } => {
+                Task::already_ended(names, &state, run_dir, cgroup, ended)
+            }
         };
         task.confirmed();
-        notices.about(&task, What::Recovered { running: task.ended().is_none() });
+        let running = task.ended().is_none();
+        notices.about(&task, What::Recovered { running });
+        if !running {
+            task.tell_late(notices);
+        }
         reservation.keep(task);
         Ok(())
     }
@@ -365,6 +402,18 @@ impl Drop for Unanswered {
             }
         });
     }
+}
+
+/// Ends a task that nobody owns; false if it is still there, and on record.
+async fn end(task: &Task) -> bool {
+    if let Err(error) = task.kill().await {
+        tracing::error!(task = task.id, %error, "end a task that nobody owns");
+        return false;
+    }
+    if let Err(error) = task.forget() {
+        tracing::warn!(task = task.id, %error, "forget a task that nobody owns");
+    }
+    true
 }
 
 fn names(config: &proto::TaskConfig) -> Names {

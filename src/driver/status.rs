@@ -57,6 +57,8 @@ pub enum RpcError {
     Signal(#[from] SignalError),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
+    #[error("destroy the task: {0}")]
+    Destroy(LaunchError),
 }
 
 impl RpcError {
@@ -66,7 +68,7 @@ impl RpcError {
             Self::Launch(error) => !error.is_jobs_fault(),
             Self::Dirs(error) => !error.is_jobs_fault(),
             Self::User(error) => !error.is_job_fault(),
-            Self::Task(_) | Self::RunDir(_) | Self::Worker(_) => true,
+            Self::Task(_) | Self::RunDir(_) | Self::Worker(_) | Self::Destroy(_) => true,
             Self::UnknownTask
             | Self::Absent(_)
             | Self::StillRuns

@@ -1,7 +1,7 @@
 //! How a task ended, as the shim writes it and the plugin reads it: one line in a file that only root can reach.
 //!
-//! `v1 code=7 signal=0 at=1764000000123456` and a newline: exit code (128 + signal if a signal ended it), signal number
-//! or 0, and the time in µs since the epoch.
+//! `v1 code=7 signal=0 oom=0 at=1764000000123456` and a newline: exit code (128 + signal if a signal ended it), signal
+//! number or 0, how many of the task's processes were killed for want of memory, and the time in µs since the epoch.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -21,16 +21,19 @@ pub struct Exit {
     pub code: i32,
     /// The signal that ended it, or 0.
     pub signal: i32,
+    /// Processes of the task that the kernel killed for want of memory while it ran (`oom_kill` of memory.events). Whether
+    /// one of them was the first process, it does not tell.
+    pub oom_kills: u64,
     pub at: SystemTime,
 }
 
 impl Exit {
     pub fn exited(code: i32) -> Self {
-        Self { code, signal: 0, at: now() }
+        Self { code, signal: 0, oom_kills: 0, at: now() }
     }
 
     pub fn signalled(signal: i32) -> Self {
-        Self { code: 128 + signal, signal, at: now() }
+        Self { code: 128 + signal, signal, oom_kills: 0, at: now() }
     }
 
     /// From a status of wait(2), for the present.
@@ -71,13 +74,13 @@ fn now() -> SystemTime {
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let micros = self.at.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_micros());
-        writeln!(f, "v1 code={} signal={} at={micros}", self.code, self.signal)
+        writeln!(f, "v1 code={} signal={} oom={} at={micros}", self.code, self.signal, self.oom_kills)
     }
 }
 
 /// The line was not written whole by a shim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the exit status is not of the form \"v1 code=N signal=N at=MICROSECONDS\"")]
+#[error("the exit status is not of the form \"v1 code=N signal=N oom=N at=MICROSECONDS\"")]
 pub struct Malformed;
 
 impl std::str::FromStr for Exit {
@@ -93,7 +96,8 @@ impl std::str::FromStr for Exit {
             }
             value.parse().map_err(|_| Malformed)
         };
-        let (code, signal, micros) = (number("code=")?, number("signal=")?, number("at=")?);
+        let (code, signal) = (number("code=")?, number("signal=")?);
+        let (oom_kills, micros) = (number("oom=")?, number("at=")?);
         let right = match signal {
             0 => code <= 255,
             1..=64 => code == 128 + signal,
@@ -103,7 +107,7 @@ impl std::str::FromStr for Exit {
             return Err(Malformed);
         }
         let at = UNIX_EPOCH.checked_add(Duration::from_micros(micros)).ok_or(Malformed)?;
-        let exit = Self { code: code as i32, signal: signal as i32, at };
+        let exit = Self { code: code as i32, signal: signal as i32, oom_kills, at };
         // A shim writes a number in one way only.
         if exit.to_string() == line { Ok(exit) } else { Err(Malformed) }
     }
@@ -116,7 +120,8 @@ mod tests {
 
     #[test]
     fn what_the_shim_writes_the_plugin_reads() {
-        for exit in [Exit::exited(0), Exit::exited(255), Exit::signalled(9), Exit::signalled(64)] {
+        let out_of_memory = Exit { oom_kills: u64::MAX, ..Exit::signalled(9) };
+        for exit in [Exit::exited(0), Exit::exited(255), Exit::signalled(64), out_of_memory] {
             let line = exit.to_string();
             assert!(line.len() <= MAX_LINE);
             assert_eq!(line.parse(), Ok(exit));
@@ -160,18 +165,20 @@ mod tests {
         for line in [
             "",
             "\n",
-            "v1 code=0 signal=0 at=1",
-            "v2 code=0 signal=0 at=1\n",
-            "v1 code=256 signal=0 at=1\n",
-            "v1 code=0 signal=9 at=1\n",
-            "v1 code=193 signal=65 at=1\n",
-            "v1 code=-1 signal=0 at=1\n",
-            "v1 code=+1 signal=0 at=1\n",
-            "v1 code=007 signal=0 at=1\n",
-            "v1 code=7 signal=0 at=01\n",
-            "v1 code=0 signal=0 at=1 more=1\n",
-            "v1 code=0 signal=0 at=99999999999999999999\n",
-            "v1 signal=0 code=0 at=1\n",
+            "v1 code=0 signal=0 oom=0 at=1",
+            "v2 code=0 signal=0 oom=0 at=1\n",
+            "v1 code=256 signal=0 oom=0 at=1\n",
+            "v1 code=0 signal=9 oom=0 at=1\n",
+            "v1 code=193 signal=65 oom=0 at=1\n",
+            "v1 code=-1 signal=0 oom=0 at=1\n",
+            "v1 code=+1 signal=0 oom=0 at=1\n",
+            "v1 code=007 signal=0 oom=0 at=1\n",
+            "v1 code=7 signal=0 oom=00 at=1\n",
+            "v1 code=7 signal=0 oom=0 at=01\n",
+            "v1 code=0 signal=0 oom=0 at=1 more=1\n",
+            "v1 code=0 signal=0 at=1\n",
+            "v1 code=0 signal=0 oom=0 at=99999999999999999999\n",
+            "v1 signal=0 code=0 oom=0 at=1\n",
         ] {
             assert_eq!(line.parse::<Exit>(), Err(Malformed), "{line:?}");
         }
@@ -184,8 +191,10 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_read_is_written_the_same(code in 0u64..300, signal in 0u64..70, at in any::<u64>()) {
-            let line = format!("v1 code={code} signal={signal} at={at}\n");
+        fn whatever_is_read_is_written_the_same(
+            code in 0u64..300, signal in 0u64..70, oom in any::<u64>(), at in any::<u64>(),
+        ) {
+            let line = format!("v1 code={code} signal={signal} oom={oom} at={at}\n");
             if let Ok(exit) = line.parse::<Exit>() {
                 prop_assert_eq!(exit.to_string(), line);
             }

@@ -10,12 +10,13 @@ pub mod spec;
 
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use nix::sys::prctl;
 use nix::unistd::Pid;
 
+use crate::cgroup::OomCounter;
 use crate::sys;
 use exit::Exit;
 use report::{Failure, Reporter, Step};
@@ -55,10 +56,10 @@ pub fn main() -> ExitCode {
     let reporter = Reporter::new(report);
     let exit = File::from(exit);
     match start(File::from(spec), &reporter) {
-        Ok(task) => {
+        Ok((task, oom)) => {
             // The end of the report socket tells the plugin that exec has happened: no copy of it may stay here.
             drop(reporter);
-            reap_until_end(task, exit)
+            reap_until_end(task, oom.as_ref(), exit)
         }
         Err(failure) => {
             reporter.failed(&failure);
@@ -68,7 +69,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Everything up to the running task. What was read for it is given back before this returns: the shim stays small.
-fn start(mut file: File, reporter: &Reporter) -> Result<Pid, Failure> {
+fn start(mut file: File, reporter: &Reporter) -> Result<(Pid, Option<OomCounter>), Failure> {
     reporter.wait_for_go().map_err(|errno| Failure::new(Step::Spec, "the plugin's go", errno))?;
     // Nobody may read the spec out of our memory, whoever they are in the task.
     prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Spec, "PR_SET_DUMPABLE", errno))?;
@@ -85,14 +86,15 @@ fn start(mut file: File, reporter: &Reporter) -> Result<Pid, Failure> {
         ),
         false => None,
     };
+    let oom = cgroup.as_ref().and_then(|cgroup| OomCounter::of(cgroup.as_fd()));
     let prepared = setup::prepare(&spec)?;
     let task = setup::launch(&spec, prepared, cgroup, reporter)?;
     setup::drop_privileges()?;
-    Ok(task)
+    Ok((task, oom))
 }
 
 /// Reaps whatever ends until the task does, then writes how it ended. When the shim ends, so does its pid namespace.
-fn reap_until_end(task: Pid, exit: File) -> ExitCode {
+fn reap_until_end(task: Pid, oom: Option<&OomCounter>, exit: File) -> ExitCode {
     loop {
         let (pid, status) = match sys::wait::any_child() {
             Ok(ended) => ended,
@@ -103,7 +105,8 @@ fn reap_until_end(task: Pid, exit: File) -> ExitCode {
         if pid != task {
             continue;
         }
-        return match Exit::from_wait_status(status).write(&exit) {
+        let ended = Exit { oom_kills: oom.map_or(0, OomCounter::kills), ..Exit::from_wait_status(status) };
+        return match ended.write(&exit) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::from(NOT_STARTED),
         };

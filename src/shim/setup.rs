@@ -31,6 +31,7 @@ use crate::sandbox::capabilities::CapSet;
 use crate::sandbox::landlock::{HANDLED, REQUIRED, rights};
 use crate::sandbox::place::{Missing, Place, Rule};
 use crate::sys;
+use crate::task::open_files;
 
 /// How long the log FIFOs may lack a reader. Nomad's log collector opens them before it asks for the task, so a reader
 /// that is not there has died or is being restarted.
@@ -108,6 +109,9 @@ fn become_task(spec: &ShimSpec, prepared: Prepared) -> Result<Infallible> {
     sys::signals::unblock_all().map_err(|errno| Failure::new(Step::Session, "the task", errno))?;
     setsid().map_err(|errno| Failure::new(Step::Session, "the task", errno))?;
     set_oom_score_adj(spec)?;
+    if let Some(limit) = spec.open_files {
+        open_files::take(limit).map_err(|errno| Failure::new(Step::OpenFiles, limit.to_string(), errno))?;
+    }
     attach_logs(prepared.logs)?;
     fchdir(&prepared.work_dir)
         .map_err(|errno| Failure::new(Step::WorkDir, path_of(&spec.work_dir), errno))?;
@@ -162,7 +166,11 @@ fn separate_mounts() -> Result<()> {
 }
 
 fn open_logs(spec: &ShimSpec) -> Result<Option<Logs>> {
-    let Stdio::Fifos { stdout, stderr } = &spec.stdio else { return Ok(None) };
+    let (stdout, stderr) = match &spec.stdio {
+        Stdio::Fifos { stdout, stderr } => (stdout, stderr),
+        // The shim has them already.
+        Stdio::Null | Stdio::Inherited => return Ok(None),
+    };
     Ok(Some(Logs { stdout: open_log(stdout, spec)?, stderr: open_log(stderr, spec)? }))
 }
 
@@ -221,7 +229,13 @@ fn add_rule(ruleset: RulesetCreated, rule: &Rule) -> Result<RulesetCreated> {
     });
     let (directory, place) = match opened {
         Ok(opened) => opened,
-        Err(Errno::ENOENT | Errno::ENOTDIR) if rule.missing == Missing::Skip => return Ok(ruleset),
+        // A default that is not there, or that is a symbolic link below a place where tasks may make some: the right is not
+        // given. What the unveil above it grants stays.
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV)
+            if rule.missing == Missing::Skip =>
+        {
+            return Ok(ruleset);
+        }
         Err(errno) => {
             let failure = Failure::new(Step::Unveil, rule.to_string(), errno);
             return Err(match (errno, &rule.place) {

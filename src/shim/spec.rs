@@ -25,6 +25,8 @@ pub struct ShimSpec {
     pub work_dir: Place,
     /// Whether [`super::fds::CGROUP`] is there.
     pub cgroup: bool,
+    /// Soft limit of open files for the task, RLIMIT_NOFILE of getrlimit(2); none = as the plugin's.
+    pub open_files: Option<u64>,
     /// proc_pid_oom_score_adj(5). Always written: the agent's own, often -1000, must not be inherited.
     pub oom_score_adj: i32,
     pub uid: u32,
@@ -44,6 +46,8 @@ pub struct ShimSpec {
 pub enum Stdio {
     /// Nomad's log FIFOs.
     Fifos { stdout: Place, stderr: Place },
+    /// Nowhere: /dev/null (a job's `logs { disabled = true }`).
+    Null,
     /// What the shim was started with (the `run` verb).
     Inherited,
 }
@@ -104,6 +108,7 @@ mod tests {
             }],
             work_dir: Place::beneath("/a", "local"),
             cgroup: true,
+            open_files: Some(1024),
             oom_score_adj: 500,
             uid: 80_000,
             gid: 80_000,

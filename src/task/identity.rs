@@ -19,9 +19,9 @@ pub struct Identity {
 impl Identity {
     /// Reads who `pid` is at the moment.
     pub fn of(pid: i32) -> io::Result<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let start_time =
-            start_time(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field 22")))?;
+        let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+        let start_time = field(&stat, START_TIME)
+            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field {START_TIME}")))?;
         Ok(Self { pid, start_time })
     }
 
@@ -61,10 +61,34 @@ fn pid_behind(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
     Ok(pid.filter(|pid| *pid > 0))
 }
 
-fn start_time(stat: &str) -> Option<u64> {
-    // The second field is the name in parentheses, which may hold spaces and parentheses.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+/// Whether SIGKILL has reached `pid` but not ended it yet, or it has ended: nothing of it will run in user space again.
+/// True also for a pid that is nobody's.
+pub fn is_dying(pid: i32) -> bool {
+    let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { return true };
+    if field::<u64>(&stat, FLAGS).is_none_or(|flags| flags & PF_EXITING != 0) {
+        return true;
+    }
+    let Ok(status) = std::fs::read(format!("/proc/{pid}/status")) else { return true };
+    // Pending for the thread, or for the process; hexadecimal sets of signals.
+    status.split(|byte| *byte == b'\n').any(|line| {
+        let set = line.strip_prefix(b"SigPnd:").or_else(|| line.strip_prefix(b"ShdPnd:"));
+        let set = set.and_then(|set| std::str::from_utf8(set.trim_ascii()).ok());
+        set.and_then(|set| u64::from_str_radix(set, 16).ok())
+            .is_some_and(|set| set >> (libc::SIGKILL - 1) & 1 != 0)
+    })
+}
+
+/// Fields of proc_pid_stat(5).
+const FLAGS: usize = 9;
+const START_TIME: usize = 22;
+/// In [`FLAGS`], `linux/sched.h`: it is on its way through exit, or has ended.
+const PF_EXITING: u64 = 0x4;
+
+fn field<T: std::str::FromStr>(stat: &[u8], number: usize) -> Option<T> {
+    // The second field is the name in parentheses: whatever bytes the program likes, spaces and parentheses among them.
+    let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(&stat[name_ends + 1..]).ok()?;
+    rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
 
 /// The identity of this boot: /proc/sys/kernel/random/boot_id, random(4).
@@ -80,8 +104,35 @@ mod tests {
     fn a_name_with_parentheses_does_not_shift_the_fields() {
         let fields: Vec<String> = (3..=52).map(|n| n.to_string()).collect();
         let stat = format!("7 (a) (b c) {}", fields.join(" "));
-        assert_eq!(start_time(&stat), Some(22));
-        assert_eq!(start_time("7 (a"), None);
+        assert_eq!(field(stat.as_bytes(), START_TIME), Some(22));
+        assert_eq!(field(stat.as_bytes(), FLAGS), Some(9));
+        assert_eq!(field::<u64>(b"7 (a", START_TIME), None);
+    }
+
+    #[test]
+    fn a_name_that_is_cut_within_a_letter_hides_nobody() {
+        // The kernel keeps 15 bytes of a name.
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("приложение");
+        std::fs::copy("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program).arg("1000").spawn().unwrap();
+        let name = std::fs::read(format!("/proc/{}/comm", child.id())).unwrap();
+        assert!(std::str::from_utf8(&name).is_err(), "{}", name.escape_ascii());
+        let identity = Identity::of(child.id() as i32).unwrap();
+        assert!(identity.open().unwrap().is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_dying_from_the_moment_that_it_is_killed() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id() as i32;
+        assert!(!is_dying(pid));
+        child.kill().unwrap();
+        assert!(is_dying(pid), "killed");
+        child.wait().unwrap();
+        assert!(is_dying(pid), "reaped");
     }
 
     #[test]

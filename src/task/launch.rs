@@ -68,13 +68,18 @@ pub enum LaunchError {
     #[error("{step}: {error}")]
     System { step: &'static str, error: io::Error },
     #[error(transparent)]
+    End(#[from] sweep::EndError),
+    #[error(transparent)]
     Start(#[from] StartError),
 }
 
 impl Launched {
     /// Ends a task that cannot be looked after.
     pub fn abandon(self) {
-        sweep::end(&self.shim);
+        if let Err(error) = sweep::end(self.shim) {
+            tracing::error!(%error, "end a task that was given up");
+            return;
+        }
         if let Err(error) = self.run_dir.remove() {
             tracing::error!(%error, "forget a task that was given up");
         }
@@ -118,10 +123,10 @@ impl Launcher {
     }
 
     /// Ends a task that is not among the known ones, if it still runs, and removes what is kept of it.
-    pub fn end_unknown(&self, task_id: &str) -> Result<(), RunDirError> {
+    pub fn end_unknown(&self, task_id: &str) -> Result<(), LaunchError> {
         let run_dir = self.run_dir(task_id);
-        sweep::end_earlier(&run_dir);
-        run_dir.remove()
+        sweep::end_earlier(&run_dir)?;
+        Ok(run_dir.remove()?)
     }
 
     /// Starts the task and returns when its program runs, or says which step failed. No earlier start of it, nor another
@@ -133,8 +138,8 @@ impl Launcher {
         }
         let oom_before = cgroup.as_ref().map(Cgroup::oom).transpose()?.flatten().unwrap_or_default();
         let run_dir = self.run_dir(&spec.id);
-        sweep::end_siblings(&self.run_dir, &spec.id);
-        sweep::end_earlier(&run_dir);
+        sweep::end_siblings(&self.run_dir, &spec.id)?;
+        sweep::end_earlier(&run_dir)?;
         let exit = run_dir.create()?;
         match self.start(spec, cgroup.as_ref(), &run_dir, exit) {
             Ok(Started { shim, shim_id, task, task_id }) => {
@@ -151,7 +156,10 @@ impl Launcher {
                 })
             }
             Err(error) => {
-                if let Err(error) = run_dir.remove() {
+                // One that hangs is still on record: the next start of the task, or DestroyTask, tries to end it again.
+                if sweep::ended(&run_dir)
+                    && let Err(error) = run_dir.remove()
+                {
                     tracing::warn!(%error, "remove the directory of a task that did not start");
                 }
                 Err(error)
@@ -185,7 +193,7 @@ impl Launcher {
             fds: &numbered,
             first_fd: fds::SPEC,
             stdio: match spec.shim.stdio {
-                Stdio::Fifos { .. } => Some(self.null.as_fd()),
+                Stdio::Fifos { .. } | Stdio::Null => Some(self.null.as_fd()),
                 Stdio::Inherited => None,
             },
             report: passed[1].as_fd(),
@@ -194,9 +202,15 @@ impl Launcher {
         // The shim has its own copies now; ours would keep the socket open.
         drop((report, passed));
         let shim = child.pidfd;
-        started(&shim, &receiver, run_dir)
-            .inspect_err(|_| sweep::end(&shim))
-            .map(|(shim_id, task, task_id)| Started { shim, shim_id, task, task_id })
+        match started(&shim, &receiver, run_dir) {
+            Ok((shim_id, task, task_id)) => Ok(Started { shim, shim_id, task, task_id }),
+            Err(error) => {
+                if let Err(error) = sweep::end(shim) {
+                    tracing::error!(%error, "take a start back");
+                }
+                Err(error)
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod env;
 pub mod identity;
 pub mod launch;
 pub mod notice;
+pub mod open_files;
 pub mod recover;
 pub mod run_dir;
 pub mod running;

@@ -1,5 +1,6 @@
 //! What happens to tasks, for whoever wants to know: Nomad's TaskEvents, the `run` verb.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -32,6 +33,8 @@ pub enum What {
     OomKill { kills: u64, limit: Option<u64>, peak: Option<u64> },
     /// It was still there when its time to stop was over.
     Killed { signal: SignalNumber, grace: Duration },
+    /// Nomad has destroyed it while it ran.
+    Destroyed,
     /// The job names a kill_signal that is none.
     BadKillSignal(String),
     /// It was found again after a restart of the plugin.
@@ -63,6 +66,7 @@ impl std::fmt::Display for What {
             Self::Killed { signal, grace } => {
                 write!(f, "Killed: the task was still running {grace:?} after {signal}")
             }
+            Self::Destroyed => f.write_str("Killed: Nomad destroyed the task while it was running"),
             Self::BadKillSignal(why) => write!(f, "kill_signal: {why}; stopping with SIGINT instead"),
             Self::Recovered { running: true } => {
                 f.write_str("Recovered: the driver was restarted, the task kept running")
@@ -88,7 +92,14 @@ impl std::fmt::Display for Mib {
 #[derive(Debug, Clone)]
 pub struct Notices {
     sender: broadcast::Sender<Notice>,
-    missed: Arc<Mutex<Vec<Notice>>>,
+    missed: Arc<Mutex<Missed>>,
+}
+
+/// What nobody has heard yet: the newest, and how many older ones had to go.
+#[derive(Debug, Default)]
+struct Missed {
+    kept: VecDeque<Notice>,
+    lost: u64,
 }
 
 impl Default for Notices {
@@ -112,24 +123,30 @@ impl Notices {
         tracing::info!(task = notice.task_id, "{}", notice.what);
         // Held meanwhile, so that a new listener hears either the notice itself or what was missed.
         let mut missed = self.missed();
-        if let Err(SendError(notice)) = self.sender.send(notice)
-            && missed.len() < BACKLOG
-        {
-            missed.push(notice);
+        if let Err(SendError(notice)) = self.sender.send(notice) {
+            if missed.kept.len() == BACKLOG {
+                missed.kept.pop_front();
+                missed.lost += 1;
+            }
+            missed.kept.push_back(notice);
         }
     }
 
     pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
         let mut missed = self.missed();
         let receiver = self.sender.subscribe();
-        for notice in missed.drain(..) {
+        let Missed { kept, lost } = std::mem::take(&mut *missed);
+        if lost > 0 {
+            tracing::warn!(lost, "nobody has listened to the task events, and the oldest are lost");
+        }
+        for notice in kept {
             // It has at least the receiver of the line above.
             let _ = self.sender.send(notice);
         }
         receiver
     }
 
-    fn missed(&self) -> MutexGuard<'_, Vec<Notice>> {
+    fn missed(&self) -> MutexGuard<'_, Missed> {
         self.missed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -174,7 +191,7 @@ mod tests {
             notices.send(recovered(&task.to_string()));
         }
         let (mut first, mut second) = (notices.subscribe(), notices.subscribe());
-        for task in 0..BACKLOG {
+        for task in 3..BACKLOG + 3 {
             assert_eq!(first.recv().await.unwrap().task_id, task.to_string());
         }
         notices.send(recovered("new"));

@@ -13,7 +13,7 @@ pub enum Recovered {
     /// It runs.
     Running(Box<Launched>),
     /// It ended, and left word.
-    Ended { state: DriverState, run_dir: RunDir, ended: Ended },
+    Ended { state: Box<DriverState>, run_dir: RunDir, cgroup: Option<Cgroup>, ended: Ended },
 }
 
 /// Why a task is not to be found again. Nomad then destroys it and starts it anew.
@@ -23,7 +23,7 @@ pub enum RecoverError {
     State(#[from] StateError),
     #[error("the host has been rebooted since the task was started; it is gone")]
     Rebooted,
-    #[error("the task ended while no plugin watched, and left no exit status: {0}")]
+    #[error("the task is gone and left no exit status: {0}")]
     NoTrace(String),
     #[error("recover the task: {0}")]
     System(#[from] std::io::Error),
@@ -44,10 +44,15 @@ pub fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Recovered,
     let Some(shim) = state.shim.open()? else {
         return match run_dir.exit() {
             Ok(Some(_)) => {
-                let ended = ending(&run_dir, None, cgroup.as_ref(), oom_before);
-                Ok(Recovered::Ended { state, run_dir, ended })
+                let mut ended = ending(&run_dir, None, cgroup.as_ref(), oom_before);
+                ended.oom_killed =
+                    ended.exit.signal == libc::SIGKILL && ended.exit.oom_kills > run_dir.outlived();
+                Ok(Recovered::Ended { state: Box::new(state), run_dir, cgroup, ended })
             }
-            Ok(None) => Err(RecoverError::NoTrace("its shim was killed".into())),
+            Ok(None) => Err(RecoverError::NoTrace(
+                "its shim was killed while no plugin watched, or the process ids of its handle are another's"
+                    .into(),
+            )),
             Err(error) => Err(RecoverError::NoTrace(error.to_string())),
         };
     };

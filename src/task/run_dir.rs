@@ -6,6 +6,7 @@
 //!   nobody will ever ask for it.
 //! * `answered`: the same file under another name, once the answer is on its way to Nomad. Removed when Nomad asks for
 //!   the task, which it does at once: only then is it certain that the answer has arrived.
+//! * `outlived`: how many OOM kills of its processes the task has gone on after; not there while it is none.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
@@ -24,8 +25,11 @@ const EXIT_FILE: &str = "exit";
 const SHIM_FILE: &str = "shim";
 const STARTING_FILE: &str = "starting";
 const ANSWERED_FILE: &str = "answered";
+const OUTLIVED_FILE: &str = "outlived";
 /// Longest record of the plugin's own, bytes: a [`Record`] has some 100.
 const MAX_RECORD: u64 = 1024;
+/// Digits of the greatest number; always as many are written, so that one write replaces the last number.
+const NUMBER: u64 = 20;
 /// NAME_MAX is 255 (limits.h); a longer name is cut and told apart by a hash.
 const MAX_NAME: usize = 200;
 
@@ -117,6 +121,27 @@ impl RunDir {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Notes how many OOM kills of processes of it the task has outlived.
+    pub fn outlives(&self, oom_kills: u64) -> Result<(), RunDirError> {
+        let number = format!("{oom_kills:0width$}", width = NUMBER as usize);
+        File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(self.path.join(OUTLIVED_FILE))
+            .and_then(|file| file.write_all_at(number.as_bytes(), 0))
+            .map_err(self.failed("write", OUTLIVED_FILE))
+    }
+
+    /// How many OOM kills the task has outlived, as far as it is noted.
+    pub fn outlived(&self) -> u64 {
+        let mut text = String::new();
+        let read = self.open(OUTLIVED_FILE).and_then(|file| file.take(NUMBER).read_to_string(&mut text));
+        read.ok().and_then(|_| text.parse().ok()).unwrap_or(0)
     }
 
     /// Who the shim is or was; none if the start did not come so far, or that was before a reboot.
@@ -311,9 +336,9 @@ mod tests {
         let path = dir.path.join(EXIT_FILE);
         for (what, text) in [
             ("empty", String::new()),
-            ("truncated", "v1 code=0 signal=0 at=1".into()),
-            ("short", "v1 code=0 signal=0 at=1\n".to_owned() + " "),
-            ("forged tail", format!("{:<127}x", "v1 code=0 signal=0 at=1\n")),
+            ("truncated", "v1 code=0 signal=0 oom=0 at=1".into()),
+            ("short", "v1 code=0 signal=0 oom=0 at=1\n".to_owned() + " "),
+            ("forged tail", format!("{:<127}x", "v1 code=0 signal=0 oom=0 at=1\n")),
         ] {
             std::fs::write(&path, text).unwrap();
             assert!(matches!(dir.exit(), Err(RunDirError::Malformed { .. })), "{what}");
@@ -342,6 +367,24 @@ mod tests {
         let found = entries(&base.path().join("run")).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].path(), dir.path());
+    }
+
+    #[test]
+    fn the_oom_kills_that_a_task_outlived_are_a_number() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = dir(&base);
+        dir.create().unwrap();
+        assert_eq!(dir.outlived(), 0);
+        for kills in [u64::MAX, 3] {
+            dir.outlives(kills).unwrap();
+            assert_eq!(dir.outlived(), kills);
+        }
+        for bytes in [&b""[..], b"x", b"-1", b"\xff", &[b'9'; 100]] {
+            std::fs::write(dir.path.join(OUTLIVED_FILE), bytes).unwrap();
+            assert_eq!(dir.outlived(), 0, "{}", bytes.escape_ascii());
+        }
+        dir.create().unwrap();
+        assert_eq!(dir.outlived(), 0, "a new start");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! A task that has been started: who it is, how to reach it, how it ended.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -10,9 +10,9 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::identity::{Identity, boot_id};
+use super::identity::{Identity, boot_id, is_dying};
 use super::launch::Launched;
 use super::notice::{Notices, What};
 use super::run_dir::RunDir;
@@ -35,24 +35,29 @@ const ELSEWHERE_LIMIT: Duration = Duration::from_secs(1);
 /// after that is none of the task's: somebody else put it there.
 const EMPTY_LIMIT: Duration = Duration::from_millis(200);
 
-/// How long before its end a task's processes may have been killed for want of memory for that to be why it ended. What was
-/// longer ago was a child, and the task went on.
-const OOM_MARGIN: Duration = Duration::from_secs(1);
+/// How long after an OOM kill was counted a task that was killed by it is certainly on its way out: the kernel counts first
+/// and sends SIGKILL then, without a pause.
+const OOM_AFTERMATH: Duration = Duration::from_millis(20);
+
+/// The shortest time between two notices of OOM kills of one task: one whose children are killed in a loop must not push
+/// what Nomad keeps of its events out. What comes between is counted in the next.
+const OOM_PAUSE: Duration = Duration::from_secs(10);
 
 /// How a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
     pub exit: Exit,
-    /// The kernel killed a process of the task for want of memory, and SIGKILL ended the task.
+    /// SIGKILL ended the task, and it was the kernel's, for want of memory.
     pub oom_killed: bool,
-    /// The shim could not say how the task ended, since it was killed itself.
+    /// Nobody could say how the task ended: its shim was killed, or could not write it. `exit` is then what the end of a
+    /// shim does to a task.
     pub lost: bool,
 }
 
 /// A started task. Cheap to share; every method may be called at any time, by several callers at once.
 ///
-/// Descriptors of the plugin for each, [`Task::DESCRIPTORS`]: pidfds of shim and leader, the cgroup's directory, and its
-/// `memory.events`.
+/// Descriptors of the plugin for each: pidfds of shim and leader and the cgroup's directory; until its end also the
+/// cgroup's `memory.events`.
 #[derive(Debug)]
 pub struct Task {
     pub id: String,
@@ -69,32 +74,12 @@ pub struct Task {
     leader: Option<OwnedFd>,
     run_dir: RunDir,
     oom_before: OomCounts,
-    oom_seen: Mutex<OomSeen>,
+    /// OOM kills of the task's processes, from its start: that have been seen, and that its first process has outlived.
+    oom_kills: AtomicU64,
+    oom_outlived: AtomicU64,
     /// Whether it was this plugin that sent SIGKILL.
     killed: AtomicBool,
     ended: watch::Receiver<Option<Ended>>,
-}
-
-/// The OOM kills that have been seen.
-#[derive(Debug, Clone, Copy)]
-struct OomSeen {
-    kills: u64,
-    /// When they last became more.
-    at: Option<SystemTime>,
-}
-
-impl OomSeen {
-    /// Takes note of the counter.
-    fn update(&mut self, kills: u64, at: SystemTime) {
-        if kills > self.kills {
-            *self = Self { kills, at: Some(at) };
-        }
-    }
-
-    /// Whether there was one shortly before `end`.
-    fn is_behind(self, end: SystemTime) -> bool {
-        self.at.is_some_and(|at| end.duration_since(at).unwrap_or_default() < OOM_MARGIN)
-    }
 }
 
 /// What could not be done to a task.
@@ -121,10 +106,6 @@ pub struct Names {
 }
 
 impl Task {
-    /// Descriptors that the plugin has open for a task while it runs, from its start to its end. One less until it is
-    /// destroyed, none afterwards.
-    pub const DESCRIPTORS: usize = 4;
-
     /// Takes over a task that was just started or found again, and watches for its end.
     ///
     /// # Errors
@@ -143,6 +124,7 @@ impl Task {
                 return Err((TaskError::System { step: "watch the shim", error }, Box::new(launched)));
             }
         };
+        let outlived = run_dir.outlived();
         let oom_events = cgroup.as_ref().and_then(|cgroup| oom_events(cgroup, &names.id));
         let (end, ended) = watch::channel(None);
         let this = Arc::new(Self {
@@ -157,7 +139,8 @@ impl Task {
             leader: task,
             run_dir,
             oom_before,
-            oom_seen: Mutex::new(OomSeen { kills: oom_before.oom_kill, at: None }),
+            oom_kills: AtomicU64::new(outlived),
+            oom_outlived: AtomicU64::new(outlived),
             killed: AtomicBool::new(false),
             ended,
         });
@@ -169,28 +152,46 @@ impl Task {
     }
 
     /// A task that had ended before this plugin looked.
-    pub fn already_ended(names: Names, state: &DriverState, run_dir: RunDir, ended: Ended) -> Arc<Self> {
+    pub fn already_ended(
+        names: Names,
+        state: &DriverState,
+        run_dir: RunDir,
+        cgroup: Option<Cgroup>,
+        ended: Ended,
+    ) -> Arc<Self> {
+        let outlived = run_dir.outlived();
         Arc::new(Self {
             id: names.id,
             alloc_id: names.alloc_id,
             name: names.name,
             started_at: state.started_at(),
             process: state.task,
-            cgroup: None,
+            cgroup,
             shim_id: state.shim,
             shim: None,
             leader: None,
             run_dir,
-            oom_before: OomCounts::default(),
-            oom_seen: Mutex::new(OomSeen { kills: 0, at: None }),
+            oom_before: OomCounts { oom_kill: state.oom_kills_before, ..OomCounts::default() },
+            oom_kills: AtomicU64::new(ended.exit.oom_kills),
+            oom_outlived: AtomicU64::new(outlived),
             killed: AtomicBool::new(false),
             ended: watch::channel(Some(ended)).1,
         })
     }
 
+    /// Tells of the OOM kills of a task that ended before this plugin looked.
+    pub fn tell_late(&self, notices: &Notices) {
+        tell_oom(self, &mut self.oom_outlived.load(Ordering::Relaxed), notices);
+    }
+
     /// Notes that Nomad is about to learn of the task.
     pub fn started(&self) -> Result<(), super::run_dir::RunDirError> {
         self.run_dir.started()
+    }
+
+    /// Whether Nomad was told that the task runs, and has not shown since that it knows.
+    pub fn is_unconfirmed(&self) -> bool {
+        self.run_dir.answered().is_some()
     }
 
     /// Notes that Nomad has asked for the task, and so knows of it. An error costs nothing: at worst the next plugin waits for
@@ -314,8 +315,10 @@ impl Task {
             return Ok(ended);
         }
         self.killed.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + KILL_LIMIT;
         if let Some(cgroup) = &self.cgroup {
-            let limit = if matches!(cgroup.populated(), Ok(false)) { ELSEWHERE_LIMIT } else { KILL_LIMIT };
+            let limit =
+                if matches!(cgroup.populated(), Ok(false)) { ELSEWHERE_LIMIT } else { KILL_LIMIT / 2 };
             match cgroup.kill() {
                 Ok(()) => match timeout(limit, self.wait()).await {
                     Ok(ended) => return Ok(ended),
@@ -335,15 +338,28 @@ impl Task {
             None | Some(Ok(()) | Err(Errno::ESRCH)) => {}
             Some(Err(errno)) => return Err(TaskError::Kill(errno)),
         }
-        timeout(KILL_LIMIT, self.wait()).await.map_err(|_| TaskError::Hangs)
+        timeout_at(deadline, self.wait()).await.map_err(|_| TaskError::Hangs)
     }
 
-    /// Looks at the OOM counters.
-    fn see_oom(&self) -> OomSeen {
-        let counts = self.cgroup.as_ref().and_then(|cgroup| cgroup.oom().ok().flatten()).unwrap_or_default();
-        let mut seen = self.oom_seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.update(counts.oom_kill, SystemTime::now());
-        *seen
+    /// Takes note of the OOM kills of a cgroup.
+    fn see_oom(&self, counts: OomCounts) -> u64 {
+        let kills = counts.oom_kill.saturating_sub(self.oom_before.oom_kill);
+        self.oom_kills.fetch_max(kills, Ordering::Relaxed).max(kills)
+    }
+
+    /// Finds out whether the task goes on after so many OOM kills: then they were of children, and are not behind its end.
+    async fn outlive(&self, kills: u64) {
+        if kills <= self.oom_outlived.load(Ordering::Relaxed) {
+            return;
+        }
+        tokio::time::sleep(OOM_AFTERMATH).await;
+        if self.ended().is_some() || self.process.is_none_or(|process| is_dying(process.pid)) {
+            return;
+        }
+        self.oom_outlived.store(kills, Ordering::Relaxed);
+        if let Err(error) = self.run_dir.outlives(kills) {
+            tracing::warn!(task = self.id, %error, "a plugin after this one will tell of the same OOM kills again");
+        }
     }
 
     /// Removes what the driver keeps of the task outside of memory.
@@ -374,7 +390,10 @@ async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
     // ECHILD: a plugin before this one started it, and init reaps it.
     let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
     let mut ended = ending(&task.run_dir, task.leader.as_ref(), task.cgroup.as_ref(), task.oom_before);
-    ended.oom_killed &= !task.killed.load(Ordering::Relaxed) && task.see_oom().is_behind(ended.exit.at);
+    let kills = task.oom_kills.fetch_max(ended.exit.oom_kills, Ordering::Relaxed).max(ended.exit.oom_kills);
+    ended.oom_killed = ended.exit.signal == libc::SIGKILL
+        && !task.killed.load(Ordering::Relaxed)
+        && kills > task.oom_outlived.load(Ordering::Relaxed);
     tracing::info!(
         task = task.id,
         code = ended.exit.code,
@@ -390,10 +409,17 @@ async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
 
 /// Tells of every OOM kill, also of a child whose parent goes on, until the task ends.
 async fn watch_oom(task: Arc<Task>, events: OomWatch, notices: Notices) {
-    let mut told = task.oom_before.oom_kill;
+    let mut told = task.oom_outlived.load(Ordering::Relaxed);
+    let mut pause = Instant::now();
     loop {
+        let untold = task.oom_kills.load(Ordering::Relaxed) > told;
         let changed = tokio::select! {
             changed = events.changed() => changed,
+            () = sleep_until(pause), if untold => {
+                tell_oom(&task, &mut told, &notices);
+                pause = Instant::now() + OOM_PAUSE;
+                continue;
+            }
             // The kill that ended the task is told, too: one last look.
             _ = task.wait() => {
                 tell_oom(&task, &mut told, &notices);
@@ -401,7 +427,14 @@ async fn watch_oom(task: Arc<Task>, events: OomWatch, notices: Notices) {
             }
         };
         match changed {
-            Ok(_) => tell_oom(&task, &mut told, &notices),
+            Ok(counts) => {
+                let kills = task.see_oom(counts);
+                if Instant::now() >= pause && kills > told {
+                    tell_oom(&task, &mut told, &notices);
+                    pause = Instant::now() + OOM_PAUSE;
+                }
+                task.outlive(kills).await;
+            }
             Err(error) if error.is_gone() => return,
             Err(error) => {
                 tracing::warn!(task = task.id, %error, "no more news of OOM kills");
@@ -412,7 +445,7 @@ async fn watch_oom(task: Arc<Task>, events: OomWatch, notices: Notices) {
 }
 
 fn tell_oom(task: &Task, told: &mut u64, notices: &Notices) {
-    let seen = task.see_oom().kills;
+    let seen = task.oom_kills.load(Ordering::Relaxed);
     if seen <= *told {
         return;
     }
@@ -422,46 +455,130 @@ fn tell_oom(task: &Task, told: &mut u64, notices: &Notices) {
     notices.about(task, What::OomKill { kills, limit, peak });
 }
 
-/// What the shim wrote, and whether the memory limit is behind it.
+/// What the shim wrote, or else the kernel remembers. `oom_killed` is for the caller to say. The cgroup counts, too: the
+/// shim may have been killed together with the task.
 pub fn ending(
     run_dir: &RunDir,
     leader: Option<&OwnedFd>,
     cgroup: Option<&Cgroup>,
     oom_before: OomCounts,
 ) -> Ended {
-    let (exit, lost) = match run_dir.exit() {
+    let (mut exit, lost) = match run_dir.exit() {
         Ok(Some(exit)) => (exit, false),
         written => {
             if let Err(error) = written {
                 tracing::error!(%error, "the exit status cannot be used");
             }
-            // Since Linux 6.15 the kernel remembers it for whoever holds a pidfd. Without that: a shim that was killed
-            // took the task with it, by SIGKILL.
-            let remembered = leader.and_then(|leader| sys::pidfd::exit_status(leader.as_fd()).ok().flatten());
-            (remembered.map_or_else(|| Exit::signalled(libc::SIGKILL), Exit::from_wait_status), true)
+            // Since Linux 6.15 the kernel remembers it for whoever holds a pidfd. Without that: the end of a shim is the end
+            // of the task, by SIGKILL.
+            match leader.and_then(|leader| sys::pidfd::exit_status(leader.as_fd()).ok().flatten()) {
+                Some(status) => (Exit::from_wait_status(status), false),
+                None => (Exit::signalled(libc::SIGKILL), true),
+            }
         }
     };
-    let oom = cgroup.and_then(|cgroup| cgroup.oom().ok().flatten()).unwrap_or(oom_before);
-    Ended { exit, oom_killed: exit.signal == libc::SIGKILL && oom.oom_kill > oom_before.oom_kill, lost }
+    let counted = cgroup.and_then(|cgroup| cgroup.oom().ok().flatten()).unwrap_or(oom_before);
+    exit.oom_kills = exit.oom_kills.max(counted.oom_kill.saturating_sub(oom_before.oom_kill));
+    Ended { exit, oom_killed: false, lost }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command};
+
     use super::*;
 
-    #[test]
-    fn only_a_kill_shortly_before_the_end_is_behind_it() {
-        let mut seen = OomSeen { kills: 3, at: None };
-        let end = UNIX_EPOCH + Duration::from_secs(100);
-        seen.update(3, end);
-        assert!(!seen.is_behind(end), "an earlier run's");
-        seen.update(4, end - OOM_MARGIN * 2);
-        assert!(!seen.is_behind(end), "a child's, and the task went on");
-        seen.update(4, end);
-        assert!(!seen.is_behind(end), "the same one");
-        seen.update(5, end - OOM_MARGIN / 2);
-        assert!(seen.is_behind(end));
-        seen.update(6, end + Duration::from_secs(5));
-        assert!(seen.is_behind(end), "seen late, by a busy plugin");
+    /// A task without a cgroup, with other processes in place of shim and leader.
+    struct Stand {
+        task: Arc<Task>,
+        shim: Child,
+        leader: Child,
+        exit: std::fs::File,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Stand {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let run_dir = RunDir::of(&dir.path().join("run"), "a/t/1");
+            let exit = run_dir.create().unwrap();
+            let sleep = || Command::new("sleep").arg("1000").spawn().unwrap();
+            let (shim, leader) = (sleep(), sleep());
+            let of = |child: &Child| {
+                let identity = Identity::of(child.id() as i32).unwrap();
+                (identity.open().unwrap().unwrap(), identity)
+            };
+            let ((shim_fd, shim_id), (task_fd, task_id)) = (of(&shim), of(&leader));
+            let launched = Launched {
+                shim: shim_fd,
+                task: Some(task_fd),
+                shim_id,
+                task_id: Some(task_id),
+                cgroup: None,
+                run_dir,
+                started_at: SystemTime::now(),
+                oom_before: OomCounts { oom_kill: 3, oom: 5 },
+            };
+            let names = Names { id: "a/t/1".into(), alloc_id: "a".into(), name: "t".into() };
+            let task = Task::adopt(names, launched, &Notices::default()).unwrap();
+            Self { task, shim, leader, exit, _dir: dir }
+        }
+
+        async fn see(&self, oom_kill: u64) {
+            let kills = self.task.see_oom(OomCounts { oom_kill, oom: 0 });
+            self.task.outlive(kills).await;
+        }
+
+        /// SIGKILL for the leader, of which the shim tells.
+        async fn end(&mut self, oom_kills: u64) -> Ended {
+            self.leader.kill().unwrap();
+            Exit { oom_kills, ..Exit::signalled(libc::SIGKILL) }.write(&self.exit).unwrap();
+            self.shim.kill().unwrap();
+            self.task.wait().await
+        }
+    }
+
+    impl Drop for Stand {
+        fn drop(&mut self) {
+            for child in [&mut self.shim, &mut self.leader] {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_oom_kill_that_the_task_outlived_is_not_behind_its_end() {
+        let mut stand = Stand::new();
+        stand.see(3).await;
+        assert_eq!(stand.task.run_dir.outlived(), 0, "an earlier run's");
+        stand.see(4).await;
+        assert_eq!(stand.task.run_dir.outlived(), 1, "a child's, and the next plugin knows");
+        let ended = stand.end(1).await;
+        assert_eq!((ended.exit.code, ended.oom_killed), (137, false));
+    }
+
+    #[tokio::test]
+    async fn an_oom_kill_of_the_task_itself_is() {
+        let mut stand = Stand::new();
+        stand.see(4).await;
+        stand.leader.kill().unwrap();
+        // Seen while it is on its way out, however long that takes.
+        stand.see(5).await;
+        assert_eq!(stand.task.run_dir.outlived(), 1);
+        assert!(stand.end(2).await.oom_killed);
+    }
+
+    #[tokio::test]
+    async fn nor_is_one_behind_the_end_of_a_task_that_this_plugin_killed() {
+        let mut stand = Stand::new();
+        stand.task.killed.store(true, Ordering::Relaxed);
+        assert!(!stand.end(1).await.oom_killed);
+    }
+
+    #[tokio::test]
+    async fn what_only_the_shim_saw_counts() {
+        let mut stand = Stand::new();
+        assert!(stand.end(1).await.oom_killed);
     }
 }

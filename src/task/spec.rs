@@ -10,6 +10,7 @@ use crate::sandbox::place::Place;
 use crate::sandbox::plan::{Sources, WorkDirError, rules, work_dir};
 use crate::shim::spec::{ShimSpec, Stdio};
 use crate::task::env::environment;
+use crate::task::open_files;
 use crate::users::User;
 
 /// What is asked for, in values of our own: from Nomad's StartTask or from the `run` verb.
@@ -35,6 +36,8 @@ pub struct Request<'a> {
 pub enum Logs<'a> {
     /// The names of Nomad's FIFOs in `alloc/logs`; only the last component of each path is used.
     Fifos { stdout: &'a Path, stderr: &'a Path },
+    /// /dev/null.
+    Null,
     /// The caller's own standard output and error.
     Inherited,
 }
@@ -98,6 +101,7 @@ impl TaskSpec {
                 &config.unveil,
             )?,
             cgroup: request.cgroup.is_some(),
+            open_files: open_files::for_tasks(),
             oom_score_adj: config.oom_score_adj,
             uid: request.user.uid,
             gid: request.user.gid,
@@ -119,7 +123,11 @@ impl TaskSpec {
 }
 
 fn stdio(request: &Request<'_>) -> Result<Stdio, SpecError> {
-    let Logs::Fifos { stdout, stderr } = request.logs else { return Ok(Stdio::Inherited) };
+    let (stdout, stderr) = match request.logs {
+        Logs::Fifos { stdout, stderr } => (stdout, stderr),
+        Logs::Null => return Ok(Stdio::Null),
+        Logs::Inherited => return Ok(Stdio::Inherited),
+    };
     let fifo = |path: &Path| {
         let name = path.file_name().ok_or_else(|| SpecError::LogPath(path.into()))?;
         Ok::<_, SpecError>(Place::beneath(request.root, Path::new("alloc/logs").join(name)))

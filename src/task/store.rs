@@ -3,11 +3,17 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::Notify;
+
 use super::running::Task;
 
 /// Shared by all RPCs. No lock is held over an await or a system call.
 #[derive(Debug, Default)]
-pub struct Store(RwLock<HashMap<String, Entry>>);
+pub struct Store {
+    entries: RwLock<HashMap<String, Entry>>,
+    /// Wakes who waits for an id that is being started.
+    decided: Notify,
+}
 
 #[derive(Debug)]
 enum Entry {
@@ -31,7 +37,7 @@ impl Store {
 
     /// Takes the id, so that no second start of it can begin. Give it a task, or drop it to free the id again.
     pub fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation, Taken> {
-        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.write();
         if map.contains_key(id) {
             return Err(Taken);
         }
@@ -39,8 +45,24 @@ impl Store {
         Ok(Reservation { store: Arc::clone(self), id: id.into(), kept: false })
     }
 
+    /// The task; waits while it is being started. None: there is none.
+    pub async fn get_started(&self, id: &str) -> Option<Arc<Task>> {
+        loop {
+            let mut decided = std::pin::pin!(self.decided.notified());
+            // From here on, not from its first poll: nothing decided after the look below is missed.
+            decided.as_mut().enable();
+            match self.read().get(id) {
+                None => return None,
+                Some(Entry::Known(task)) => return Some(Arc::clone(task)),
+                Some(Entry::Starting) => {}
+            }
+            decided.await;
+        }
+    }
+
     pub fn remove(&self, id: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.write().remove(id);
+        self.decided.notify_waiters();
     }
 
     /// The tasks whose id begins like this.
@@ -57,7 +79,11 @@ impl Store {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<String, Entry>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Entry>> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -72,8 +98,8 @@ pub struct Reservation {
 impl Reservation {
     pub fn keep(mut self, task: Arc<Task>) {
         self.kept = true;
-        let mut map = self.store.0.write().unwrap_or_else(PoisonError::into_inner);
-        map.insert(std::mem::take(&mut self.id), Entry::Known(task));
+        self.store.write().insert(std::mem::take(&mut self.id), Entry::Known(task));
+        self.store.decided.notify_waiters();
     }
 }
 
@@ -97,5 +123,20 @@ mod tests {
         assert!(store.get("a").is_none(), "it does not run yet");
         drop(first);
         assert!(store.reserve("a").is_ok());
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_a_task_that_is_being_started_waits() {
+        let store = Arc::new(Store::default());
+        assert!(store.get_started("a").await.is_none());
+        let first = store.reserve("a").unwrap();
+        let asking = tokio::spawn({
+            let store = Arc::clone(&store);
+            async move { store.get_started("a").await.is_none() }
+        });
+        tokio::task::yield_now().await;
+        assert!(!asking.is_finished());
+        drop(first);
+        assert!(asking.await.unwrap());
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use tokio::io::Interest;
 
 use super::identity::Identity;
 use super::run_dir::{self, RunDir};
@@ -21,6 +22,19 @@ const KEEP_ENDED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How long a killed shim may take to be gone, which is how long its task takes to die. A process in an uninterruptible
 /// wait takes longer; nobody who waits for an answer is held up by it.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A task that should be gone is not. Its entry is kept, so that it can be ended later.
+#[derive(Debug, thiserror::Error)]
+pub enum EndError {
+    #[error("find the task's shim: {0}")]
+    Find(std::io::Error),
+    #[error("kill the task's shim: {}", .0.desc())]
+    Kill(Errno),
+    #[error(
+        "an earlier process of the task is still there {KILL_LIMIT:?} after SIGKILL: it hangs in the kernel (a dead disk, NFS)"
+    )]
+    Hangs,
+}
 
 /// How long Nomad has to ask for a task whose start was answered by a plugin that died before Nomad showed that it knows. It
 /// asks within seconds of the new plugin's configuration, if it has the answer at all.
@@ -37,7 +51,10 @@ pub fn sweep(base: &Path) -> Vec<RunDir> {
     for entry in entries {
         let entry_path = entry.path().to_owned();
         if gone(entry.starting()) {
-            end_earlier(&entry);
+            if let Err(error) = end_earlier(&entry) {
+                tracing::error!(entry = %entry_path.display(), %error, "end a task that nobody owns");
+                continue;
+            }
         } else if gone(entry.answered()) {
             doubtful.push(entry);
             continue;
@@ -55,7 +72,10 @@ pub fn sweep(base: &Path) -> Vec<RunDir> {
 /// Ends those for which Nomad has still not asked: the answer to their start was lost with their plugin.
 pub fn unconfirmed(doubtful: &[RunDir]) {
     for entry in doubtful.iter().filter(|entry| gone(entry.answered())) {
-        end_earlier(entry);
+        if let Err(error) = end_earlier(entry) {
+            tracing::error!(entry = %entry.path().display(), %error, "end a task for which Nomad has not asked");
+            continue;
+        }
         tracing::info!(entry = %entry.path().display(), "removing a task for which Nomad has not asked");
         if let Err(error) = entry.remove() {
             tracing::warn!(%error, "remove a task for which Nomad has not asked");
@@ -65,38 +85,34 @@ pub fn unconfirmed(doubtful: &[RunDir]) {
 
 /// Ends every earlier invocation of a task that is about to be started. Nomad has destroyed those that it knew, so what is
 /// left was started for an agent, or by a plugin, that died before the answer arrived.
-pub fn end_siblings(base: &Path, task_id: &str) {
+pub fn end_siblings(base: &Path, task_id: &str) -> Result<(), EndError> {
     let found = run_dir::siblings(base, task_id).unwrap_or_else(|error| {
         tracing::warn!(%error, "look for earlier invocations of the task");
         Vec::new()
     });
     for entry in found {
-        end_earlier(&entry);
+        end_earlier(&entry)?;
         if let Err(error) = entry.remove() {
             tracing::warn!(%error, "remove an earlier invocation of the task");
         }
     }
+    Ok(())
 }
 
 /// Ends the shim of an entry, and with it the task, if it still runs: one that Nomad never knew, or wants to be rid of.
-pub fn end_earlier(entry: &RunDir) {
-    let shim = match entry.shim().map(Identity::open) {
-        None | Some(Ok(None)) => return,
-        Some(Ok(Some(shim))) => shim,
-        Some(Err(error)) => {
-            tracing::error!(entry = %entry.path().display(), %error, "find the shim of a task that nobody owns");
-            return;
-        }
+pub fn end_earlier(entry: &RunDir) -> Result<(), EndError> {
+    let Some(shim) = entry.shim().map(Identity::open).transpose().map_err(EndError::Find)?.flatten() else {
+        return Ok(());
     };
     tracing::warn!(entry = %entry.path().display(), "ending a task that nobody owns");
-    end(&shim);
+    end(shim)
 }
 
 /// Kills a shim, and with it its pid namespace, and waits until it is gone; reaps it if it is our child. Blocking.
-pub fn end(shim: &OwnedFd) {
+pub fn end(shim: OwnedFd) -> Result<(), EndError> {
     match sys::pidfd::signal(shim.as_fd(), libc::SIGKILL) {
         Ok(()) | Err(Errno::ESRCH) => {}
-        Err(errno) => tracing::error!(%errno, "kill a shim"),
+        Err(errno) => return Err(EndError::Kill(errno)),
     }
     let deadline = Instant::now() + KILL_LIMIT;
     loop {
@@ -106,12 +122,27 @@ pub fn end(shim: &OwnedFd) {
             Err(Errno::EINTR) => {}
             Ok(1) => break,
             _ => {
-                tracing::error!("a shim is still there {KILL_LIMIT:?} after SIGKILL; it hangs in the kernel");
-                return;
+                if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                    runtime.spawn(reap_late(shim));
+                }
+                return Err(EndError::Hangs);
             }
         }
     }
-    // ECHILD: a plugin before this one started it, and init reaps it.
+    reap(&shim);
+    Ok(())
+}
+
+/// A shim that hung in the kernel leaves no zombie when it ends at last.
+async fn reap_late(shim: OwnedFd) {
+    let Ok(shim) = sys::async_fd::register(shim, Interest::READABLE) else { return };
+    if shim.readable().await.is_ok() {
+        reap(shim.get_ref());
+    }
+}
+
+/// ECHILD: a plugin before this one started it, and init reaps it.
+fn reap(shim: &OwnedFd) {
     let _ = waitid(Id::PIDFd(shim.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
 }
 
@@ -229,7 +260,7 @@ mod tests {
         write_record(&orphan, "shim", "former", innocent.identity());
         write_record(&orphan, "starting", "former", innocent.identity());
         sweep(&base);
-        end_siblings(&base, "a/orphan/2");
+        end_siblings(&base, "a/orphan/2").unwrap();
         assert!(!known.path().exists() && !orphan.path().exists());
         assert!(innocent.runs());
     }
@@ -284,7 +315,7 @@ mod tests {
         orphaned.started().unwrap();
         let another = entry(&base, "a/db/1", &other.identity());
         another.started().unwrap();
-        end_siblings(&base, "a/web/2");
+        end_siblings(&base, "a/web/2").unwrap();
         assert!(!orphan.runs());
         assert!(!orphaned.path().exists());
         assert!(another.path().exists() && other.runs());

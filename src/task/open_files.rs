@@ -1,0 +1,27 @@
+//! How many files the plugin may have open, and what its tasks are given instead.
+
+use std::sync::OnceLock;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// The soft limit that the plugin was started with.
+static AT_START: OnceLock<u64> = OnceLock::new();
+
+/// Raises the plugin's soft limit to the hard one: systemd starts services with 1024, too few for a host with many tasks
+/// that start at once. Programs that use select(2) need the low one, so tasks do not inherit this.
+pub fn raise() -> nix::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    AT_START.get_or_init(|| soft);
+    if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+}
+
+/// The soft limit for a task; none if the plugin's was left alone.
+pub fn for_tasks() -> Option<u64> {
+    AT_START.get().copied()
+}
+
+/// In the task: takes the limit that was meant for it.
+pub fn take(soft: u64) -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)
+}
