@@ -19,6 +19,11 @@ with subtest("exit codes, and deaths by a signal"):
         t.assertEqual(exits(done[name]), [(128 + number, number)], name)
         t.assertEqual(done[name]["ClientStatus"], "failed")
 
+with subtest("a task whose logs nobody collects: its output goes to /dev/null"):
+    look = '[ "$(readlink /proc/$$/fd/1)" = /dev/null ] && [ "$(readlink /proc/$$/fd/2)" = /dev/null ] && echo lost && exit 6'
+    run_job(job("silent", group("g", task("t", "sh", "-c", look, cpu=200, extra="logs {\n disabled = true\n}"))))
+    t.assertEqual(exits(wait_for_alloc("silent", "failed")), [(6, 0)])
+
 # Python. Says which signal came, and goes on.
 LISTEN = """
 import signal, sys
@@ -164,5 +169,5 @@ with subtest("what cannot start says why, and is tried again if that may help"):
         t.assertIn("Exceeded allowed attempts 1" if again else "Error was unrecoverable", "".join(messages(done[name])))
 
 with subtest("nothing is left behind: processes, cgroups, mounts, files, descriptors"):
-    forget("ends", "signals", "stops", "failures")
+    forget("ends", "silent", "signals", "stops", "failures")
     t.assertEqual(settled_traces(before), before)

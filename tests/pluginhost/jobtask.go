@@ -151,7 +151,7 @@ func (ev *evaluator) task(b *hclsyntax.Block, groupRestart *Restart) (*Task, err
 		},
 		"restart": func(b *hclsyntax.Block) error { return ev.restart(b, &t.Restart) },
 		"logs": func(b *hclsyntax.Block) error {
-			return ev.readBody(b.Body, fields{"max_files": &t.Logs.MaxFiles, "max_file_size": &t.Logs.MaxFileSizeMB}, nil)
+			return ev.readBody(b.Body, fields{"max_files": &t.Logs.MaxFiles, "max_file_size": &t.Logs.MaxFileSizeMB, "disabled": &t.Logs.Disabled}, nil)
 		},
 		"service":    func(b *hclsyntax.Block) error { return ev.service(b, &services) },
 		"constraint": nil, "affinity": nil,

@@ -97,7 +97,10 @@ type Identity struct {
 }
 
 // Logs is a logs block.
-type Logs struct{ MaxFiles, MaxFileSizeMB int }
+type Logs struct {
+	MaxFiles, MaxFileSizeMB int
+	Disabled                bool
+}
 
 // hook returns the task's lifecycle hook, "" for a main task.
 func (t *Task) hook() string {

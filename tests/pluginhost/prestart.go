@@ -74,6 +74,9 @@ func (tr *taskRunner) taskConfig(a *Alloc, cgroup string, cores []int) *pb.TaskC
 	r := tr.task.Resources
 	cpu := tr.agent.cpuShares(tr.task, cores)
 	stdout, stderr := fifoPaths(tr.dir.Logs, tr.task.Name)
+	if tr.task.Logs.Disabled {
+		stdout, stderr = os.DevNull, os.DevNull // as Nomad does
+	}
 	cfg := &pb.TaskConfig{
 		Id:   a.ID + "/" + tr.task.Name + "/" + short(newUUID()),
 		Name: tr.task.Name, Env: tr.env.env, User: tr.user, AllocDir: tr.dir.Alloc,
@@ -150,6 +153,9 @@ func fakeToken(a *Alloc, task, name string) string {
 
 // startLogs makes the fifos and their reader.
 func (tr *taskRunner) startLogs() error {
+	if tr.task.Logs.Disabled {
+		return nil
+	}
 	stdout, stderr := fifoPaths(tr.dir.Logs, tr.task.Name)
 	if err := ensureLogmon(tr.agent.logSocket); err != nil {
 		return err
