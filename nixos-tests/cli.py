@@ -45,6 +45,7 @@ with subtest("a dynamic user in a sandbox"):
 
 with subtest("users: by name and by numbers, and no name for root but root"):
     t.assertEqual(run("--user alice -- id -u").strip(), machine.succeed("id -u alice").strip())
+    t.assertIn("USER=alice\n", run("--user $(id -u alice) -- env"))
     t.assertEqual(run("--user 4242:4343 -- id -g").strip(), "4343")
     for alias in ("0", "0:0", "nomad-0"):
         t.assertIn('"root"', run(f"--user {alias} -- id", 125))
