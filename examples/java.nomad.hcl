@@ -1,7 +1,8 @@
 # java: compile a class in a prestart task, run it in the main task.
 #
-# Shows: two tasks that share the alloc directory, and a runtime whose files
-#        lie outside the default unveils.
+# Shows: two tasks that share the alloc directory, a runtime whose files lie
+#        outside the default unveils, and that it sizes itself by the task's
+#        cpu and memory.
 # Agent: unveil_by_task = true. A JDK (javac and java) installed.
 #
 # The defaults fit OpenJDK 21 as Debian 13 and Ubuntu 24.04 package it. For
@@ -57,6 +58,7 @@ job "java" {
                   Runtime runtime = Runtime.getRuntime();
                   System.out.println("hello from java " + System.getProperty("java.version"));
                   System.out.println("processors: " + runtime.availableProcessors());
+                  System.out.println("heap, MiB: " + runtime.maxMemory() / 1024 / 1024);
               }
           }
         EOH

@@ -2,6 +2,7 @@
 # needs: no-agent
 
 PLUGIN = "nomad-driver-exec2"
+SLICE = "/sys/fs/cgroup/nomad-driver-exec2.slice"
 
 
 def run(arguments, status=0):
@@ -20,6 +21,7 @@ with subtest("started by hand: what it is, and exit status 1"):
 with subtest("--help has examples, --version the version"):
     t.assertIn("Examples:", machine.succeed(f"{PLUGIN} run --help"))
     t.assertRegex(machine.succeed(f"{PLUGIN} --version"), rf"^{PLUGIN} \d+\.\d+\.\d+\n$")
+    t.assertEqual(machine.succeed(f"{PLUGIN} -version"), machine.succeed(f"{PLUGIN} --version"))
     machine.fail(f"{PLUGIN} no-such-verb")
 
 with subtest("check: a table and an object for a host that will do"):
@@ -34,7 +36,7 @@ with subtest("without root: check sees less, run says that it needs root"):
 
 with subtest("a dynamic user in a sandbox"):
     environment = dict(line.split("=", 1) for line in run("-- env").splitlines() if "=" in line)
-    t.assertRegex(environment["USER"], r"^nomad-8\d{4}$")
+    t.assertRegex(environment["USER"], r"^nomad-9\d{4}$")
     t.assertIn("Permission denied", run("-- cat /etc/passwd", 1))
     t.assertIn("root:", run("--unveil r:/etc/passwd -- cat /etc/passwd"))
     t.assertIn("Permission denied", run("--no-defaults -- env", 126))
@@ -43,6 +45,7 @@ with subtest("a dynamic user in a sandbox"):
 
 with subtest("users: by name and by numbers, and no name for root but root"):
     t.assertEqual(run("--user alice -- id -u").strip(), machine.succeed("id -u alice").strip())
+    t.assertIn("USER=alice\n", run("--user $(id -u alice) -- env"))
     t.assertEqual(run("--user 4242:4343 -- id -g").strip(), "4343")
     for alias in ("0", "0:0", "nomad-0"):
         t.assertIn('"root"', run(f"--user {alias} -- id", 125))
@@ -57,6 +60,7 @@ with subtest("exit statuses are those of a shell"):
     t.assertIn("not unveiled with x", run("-- /root/x", 126))
     t.assertIn('unveil "r:/no/such": No such file or directory', run("--unveil r:/no/such -- true", 125))
     t.assertIn("mode letter", run("--unveil q:/etc -- true", 2))
+    t.assertIn("unknown capability", run("--cap-add bogus -- true", 2))
 
 with subtest("limits: in the cgroup, and enforced"):
     show = "'cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); cat memory.max cpu.max'"
@@ -64,8 +68,63 @@ with subtest("limits: in the cgroup, and enforced"):
     t.assertEqual(memory, str(64 * 1024 * 1024))
     t.assertRegex(cpu, r"^\d+ 100000$")
     t.assertEqual(run(f"-- sh -c {show}").splitlines(), ["max", "max 100000"])
-    t.assertIn("more memory than --memory allows", run("--memory 20 -- python3 -c 'x = bytearray(100 << 20)'", 137))
-    run("--memory 200 -- python3 -c 'x = bytearray(100 << 20)'")
+    eat = "-- python3 -c 'x = bytearray(100 << 20)'"
+    t.assertIn("more memory than --memory allows", run(f"--memory 20 {eat}", 137))
+    run(f"--memory 200 {eat}")
+    for option in ("", "--memory 200"):
+        # a limit of somebody else's
+        machine.succeed(f"mkdir {SLICE}; echo +memory > {SLICE}/cgroup.subtree_control; echo 20M > {SLICE}/memory.max")
+        output = run(f"{option} {eat}", 137)
+        t.assertIn("no memory was left on the host, or in a cgroup above its own", output)
+        t.assertNotIn("--memory allows", output)
+
+# Runs a command in a cgroup namespace, as a container does: its root is INNER, where there is no controller for memory.
+INNER = "/sys/fs/cgroup/exec2-outer/inner"
+CONTAINER = f"""
+echo $$ > {INNER}/cgroup.procs
+exec unshare --cgroup --mount sh -c '
+mount -t cgroup2 none /sys/fs/cgroup
+[ "$1" = inhabited ] || {{ mkdir /sys/fs/cgroup/leaf; echo $$ > /sys/fs/cgroup/leaf/cgroup.procs; }}
+shift; exec "$@"' sh "$@"
+"""
+
+with subtest("controllers that the host does not give: said, and an error for a limit that needs one"):
+    write("/tmp/container", CONTAINER)
+    machine.succeed(f"mkdir -p {INNER}; echo +cpu +pids > {INNER}/../cgroup.subtree_control")
+
+    def contained(how, arguments, status=0):
+        got, output = machine.execute(f"sh /tmp/container {how} {PLUGIN} run {arguments} 2>&1")
+        t.assertEqual(got, status, output)
+        machine.succeed(f"rmdir {INNER}/leaf 2>/dev/null || true; echo -cpu -pids > {INNER}/cgroup.subtree_control")
+        machine.fail(f"ls -d {INNER}/*/ 2>&1")
+        return output
+
+    t.assertEqual(machine.succeed(f"cat {INNER}/cgroup.controllers").split(), ["cpu", "pids"])
+    output = contained("empty", "-- echo done")
+    t.assertIn("running without the controller memory, so without its limits: cannot write", output)
+    t.assertNotIn("controller cpu", output)
+    t.assertIn("done\n", output)
+    t.assertRegex(contained("empty", f"--cpu 100 -- sh -c 'cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cpu.max'"), r"\n\d+ 100000\n")
+    t.assertIn("the memory limit cannot be set: cannot write", contained("empty", "--memory 100 -- true", 125))
+    output = contained("inhabited", "-- echo done")
+    for controller in ("memory", "cpu", "pids"):
+        t.assertIn(f"running without the controller {controller}, so without its limits: there are processes in", output)
+    t.assertIn("done\n", output)
+    t.assertIn("the cpu limit cannot be set: there are processes in", contained("inhabited", "--cpu 100 -- true", 125))
+    machine.succeed("cd /sys/fs/cgroup; rmdir -p exec2-outer/inner")
+
+with subtest("a cgroup that cannot be removed does not hide the exit status"):
+    # the host puts a process in once the command is there; the command ends when it sees one, as number 0
+    procs = f"{SLICE}/run-*.scope/cgroup.procs"
+    intrude = f"sleep 1000 & echo $! > /tmp/intruder; until grep -q . {procs}; do sleep 0.1; done; for f in {procs}; do echo $! > $f; done"
+    machine.succeed(f"sh -c {shlex.quote(intrude)} < /dev/null > /dev/null 2>&1 &")
+    output = run("-- sh -c 'until grep -qx 0 /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cgroup.procs; do sleep 0.2; done; exit 7'", 7)
+    t.assertRegex(output, r"cannot remove .*/run-\d+\.scope\": EBUSY")
+    machine.succeed(f"kill $(cat /tmp/intruder); rmdir {SLICE}/run-*.scope {SLICE}")
+
+with subtest("the environment: what is no text is left out, and named"):
+    output = machine.succeed(f"GOOD=1 BAD=$(printf 'x\\377') {PLUGIN} run -- sh -c 'echo $GOOD ${{BAD-unset}}' 2>&1")
+    t.assertEqual(output.splitlines(), ["nomad-driver-exec2: left out of the environment, because it is not UTF-8: BAD", "1 unset"])
 
 with subtest("capabilities: the one that was asked for"):
     t.assertIn("CapEff:\t0000000000000400", run("--cap-add net_bind_service -- grep CapEff /proc/self/status"))
@@ -97,4 +156,4 @@ with subtest("nothing is left"):
     machine.fail(f"pgrep -f '{PLUGIN} (run|shim)'")
     t.assertEqual(machine.succeed("ls -A /run/nomad-driver-exec2").strip(), "")
     t.assertEqual(machine.succeed("find /tmp /var/tmp -name 'exec2-*'").strip(), "")
-    machine.fail("test -e /sys/fs/cgroup/nomad-driver-exec2.slice")
+    machine.fail(f"test -e {SLICE}")

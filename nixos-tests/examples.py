@@ -48,7 +48,14 @@ with subtest("java: compiled by a prestart task, run by the main one"):
     alloc = example("java", "complete", etcjava=etc, javabin=machine.succeed("dirname $(type -p java)").strip())
     output = logs(alloc, "main")
     t.assertIn("hello from java", output)
-    t.assertRegex(output, r"processors: \d+")
+    # It sizes itself by the task's cgroup: 1000 of the 2000 MHz of a core make one processor, and the heap may have a quarter
+    # of 512 MiB, a little less when a part of it is held back for the collector.
+    seen = dict(line.split(": ", 1) for line in output.splitlines() if ": " in line)
+    t.assertEqual(seen["processors"], "1")
+    t.assertIn(int(seen["heap, MiB"]), range(96, 129))
+    # so that a JVM that sees the host would have more of both
+    t.assertGreater(int(machine.succeed("nproc")), 1)
+    t.assertGreater(int(machine.succeed("awk '/^MemTotal/ { print $2 }' /proc/meminfo")), 4 * 160 * 1024)
     stop_job("java")
 
 with subtest("resources: the limits are in the task's cgroup"):

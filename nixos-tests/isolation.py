@@ -4,20 +4,22 @@ OK, DENIED = "ok", "EACCES"
 # Put beside others; everybody may read, write and execute them: where that is refused, it is by Landlock.
 PROGRAM, DATA = "exec2-program", "exec2-data"
 
-# The table of docs/security.md.
+# The table of docs/security.md; folders end in a slash.
 DEFAULTS = {
-    "rx": """/bin /usr/bin /usr/local/bin /lib /lib64 /usr/lib /usr/lib64 /usr/libexec /usr/local/lib /usr/local/lib64
-             /run/current-system/sw""",
-    "r": """/etc/ld.so.conf /etc/ld.so.cache /etc/ld.so.conf.d /dev/zero /dev/random /dev/urandom /usr/share/locale
-            /usr/share/zoneinfo /etc/localtime /usr/share/common-licenses /etc/alternatives /etc/mime.types /etc/hosts /etc/host.conf /etc/hostname
-            /etc/nsswitch.conf /etc/gai.conf /etc/services /etc/protocols /etc/resolv.conf /run/systemd/resolve /etc/ssl/certs
-            /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem /etc/pki/tls/certs /etc/pki/tls/cacert.pem /etc/pki/ca-trust/extracted
-            /usr/share/ca-certificates /proc /sys/devices/system/cpu""",
+    "rx": """/bin/ /usr/bin/ /usr/local/bin/ /lib/ /lib64/ /usr/lib/ /usr/lib64/ /usr/libexec/ /usr/local/lib/ /usr/local/lib64/
+             /nix/store/ /run/current-system/sw/""",
+    "r": """/etc/ld.so.conf /etc/ld.so.cache /etc/ld.so.conf.d/ /dev/zero /dev/random /dev/urandom /usr/share/locale/
+            /usr/share/zoneinfo/ /etc/localtime /usr/share/common-licenses/ /etc/alternatives/ /etc/mime.types /etc/hosts /etc/host.conf
+            /etc/hostname /etc/nsswitch.conf /etc/gai.conf /etc/services /etc/protocols /etc/resolv.conf /run/systemd/resolve/
+            /etc/ssl/certs/ /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem /etc/pki/tls/certs/ /etc/pki/tls/cacert.pem
+            /etc/pki/ca-trust/extracted/ /usr/share/ca-certificates/ /proc/ /sys/devices/system/cpu/ /sys/fs/cgroup/cgroup.controllers""",
     "rw": "/dev/null /dev/full",
+    "w": "/dev/log",
 }
 # Beside, above and below what is granted.
-NEIGHBOURS = "/etc /etc/ssl /usr /usr/sbin /usr/share /usr/local /usr/local/sbin /opt /srv /var/lib /var/tmp /tmp /root /home /run"
-FILES = "/etc/passwd /etc/group /etc/shadow /etc/fstab /etc/machine-id /etc/ssl/openssl.cnf"
+NEIGHBOURS = """/etc /etc/ssl /usr /usr/sbin /usr/share /usr/local /usr/local/sbin /opt /srv /var/lib /var/tmp /tmp /root /home /run /run/wrappers
+                /nix"""
+FILES = "/sys/fs/cgroup/cgroup.procs /etc/passwd /etc/group /etc/shadow /etc/fstab /etc/machine-id /etc/ssl/openssl.cnf"
 DEVICES = "/dev/tty /dev/ptmx /dev/kmsg /dev/mem /dev/vda"
 FOLDERS = "/ /dev /dev/shm /sys /sys/fs/cgroup /sys/kernel /run/nomad-driver-exec2 /opt/nomad /opt/nomad/data"
 
@@ -41,18 +43,34 @@ def plant(folders):
     ).split()
 
 
+def complete():
+    """Makes what this guest lacks of the table, empty; another distribution's is granted as well, and has to be tried."""
+    # a system profile as NixOS has it, with the folder of setuid programs beside it
+    machine.succeed(
+        "[ -e /nix/store ] || mkdir -p /nix/store/exec2-system",
+        "[ -e /run/current-system/sw ] || { mkdir -p /run/current-system; ln -s /nix/store/exec2-system /run/current-system/sw; }",
+        "[ -e /run/wrappers ] || mkdir -p /run/wrappers",
+    )
+    for path in " ".join(DEFAULTS.values()).split():
+        make = f"mkdir -p {path}" if path.endswith("/") else f"mkdir -p $(dirname {path}) && : > {path}"
+        machine.succeed(f"[ -e {path} ] || {{ {make}; }}")
+
+
 def defaults():
     """What is to be expected of every default path, and of its denied twins."""
     wanted = {}
     for mode, paths in DEFAULTS.items():
         found = existing(paths)
-        folders = [path for path, folder in found.items() if folder]
+        t.assertEqual(found, {path: path.endswith("/") for path in paths.split()})
+        folders = [path.rstrip("/") for path, folder in found.items() if folder]
         planted = plant(path for path in folders if not path.startswith(("/proc", "/sys")))
-        t.assertTrue(found)
-        for path, folder in found.items():
-            wanted[f"list {path}" if folder else f"read {path}"] = OK
-            if not folder:
-                wanted[f"write {path}"] = OK if "w" in mode else DENIED
+        for path in folders:
+            wanted[f"list {path}"] = OK
+        for path in (path for path, folder in found.items() if not folder):
+            # no socket can be opened, but Landlock is asked first
+            granted = "ENXIO" if path == "/dev/log" else OK
+            wanted[f"read {path}"] = granted if "r" in mode else DENIED
+            wanted[f"write {path}"] = granted if "w" in mode else DENIED
         for path in planted:
             wanted[f"read {path}/{DATA}"] = OK
             wanted[f"exec {path}/{PROGRAM}"] = OK if "x" in mode else DENIED
@@ -65,7 +83,10 @@ def defaults():
 
 def neighbours():
     wanted = {}
-    for path in plant(existing(NEIGHBOURS)):
+    # those that nobody can write to (read-only file systems) are left to the lists below
+    planted = plant(existing(NEIGHBOURS))
+    t.assertIn("/run/wrappers", planted)
+    for path in planted:
         wanted[f"list {path}"] = DENIED
         for action in ("read", "write", "remove"):
             wanted[f"{action} {path}/{DATA}"] = DENIED
@@ -164,6 +185,7 @@ def granted(mode):
     }
 
 
+complete()
 unveiled = {probe: result for mode in modes + ["none"] for probe, result in granted(mode).items()}
 unveiled.update(
     {
@@ -208,6 +230,20 @@ by_default = {
     "write /proc/sys/kernel/core_pattern": DENIED,
 }
 
+SIDECAR = 'lifecycle {\n hook = "prestart"\n sidecar = true\n}'
+# Python. Once the log pipe of its neighbour is there, puts another one in its place again and again: so that nobody has
+# opened the one that is there now.
+OWN_PIPE = """
+import os, time
+os.chdir(os.environ["NOMAD_ALLOC_DIR"] + "/logs")
+while not os.path.exists(".t.stdout.fifo"):
+    time.sleep(0.005)
+while True:
+    os.mkfifo("own")
+    os.rename("own", ".t.stdout.fifo")
+    time.sleep(0.005)
+"""
+
 with subtest("the jobs"):
     replaced = lambda how: f"{how} $NOMAD_ALLOC_DIR/logs/.t.stdout.fifo"
     link = "ln -s /etc/passwd $NOMAD_ALLOC_DIR/link"
@@ -224,6 +260,7 @@ with subtest("the jobs"):
             group("modes", probe("t", unveiled, unveil=unveil)),
             group("link", task("sibling", "sh", "-c", link, extra=PRESTART), task("t", "true", unveil=["r:${NOMAD_ALLOC_DIR}/link"])),
             group("symlink", task("sibling", "sh", "-c", replaced("ln -s /srv/exec2/log"), extra=PRESTART), task("t", "true")),
+            group("pipe", task("sibling", "python3", "-ISc", OWN_PIPE, extra=SIDECAR), task("t", "false"), attempts=1),
             group("file", task("sibling", "sh", "-c", replaced("cp /dev/null"), extra=PRESTART), task("t", "true")),
             group("env", task("t", "true", extra='env { NOMAD_TASK_DIR = "/" }')),
         )
@@ -249,6 +286,14 @@ with subtest("a log pipe that a sibling has put something else in place of is re
         (error,) = driver_errors(done[name], "t")
         t.assertRegex(error, rf'open log ".*/alloc/logs/\.t\.stdout\.fifo": {reason}')
     t.assertEqual(machine.succeed("stat -c '%U %G %a %s' /srv/exec2/log").strip(), "root root 600 0")
+
+with subtest("a log pipe that nobody reads is an error, after a while"):
+    t.assertEqual(done["pipe"]["ClientStatus"], "failed")
+    # it may have been quick enough once
+    errors = driver_errors(done["pipe"], "t")
+    t.assertIn(len(errors), (1, 2))
+    for error in errors:
+        t.assertRegex(error, r'open log ".*/alloc/logs/\.t\.stdout\.fifo": No such device or address \(nobody reads the log FIFO, waited 5 s\)')
 
 with subtest("a job that says where its folders are does not start"):
     t.assertEqual(done["env"]["ClientStatus"], "failed")

@@ -131,13 +131,14 @@ def allocs(job):
     return sorted(found or [], key=lambda alloc: alloc["CreateTime"])
 
 
-BRIEF = "import json, sys; print(json.dumps([{k: a[k] for k in ('ID', 'Name', 'ClientStatus', 'DesiredStatus')} for a in json.load(sys.stdin) or []]))"
+BRIEF = "import json, sys; print(json.dumps([{k: a[k] for k in ('ID', 'Name', 'TaskGroup', 'ClientStatus', 'DesiredStatus', 'CreateTime')} for a in json.load(sys.stdin) or []]))"
 
 
 def brief(job):
-    """ID, Name, ClientStatus and DesiredStatus of many allocations; the whole of them is some 2 KB each over a slow line."""
+    """What identifies the job's allocations and how they are, oldest first; the whole of them, with the job in each, is too
+    much for a slow line."""
     status, output = machine.execute(f"nomad job allocs -json {shlex.quote(job)} | python3 -c {shlex.quote(BRIEF)}")
-    return json.loads(output) if status == 0 else []
+    return sorted(json.loads(output), key=lambda alloc: alloc["CreateTime"]) if status == 0 else []
 
 
 def alloc_status(alloc_id):
@@ -214,7 +215,7 @@ def forget(*jobs):
 # In arguments `${NAME}` is for Nomad to fill in; scripts have to write `$NAME`.
 
 
-def task(name, command, *args, cpu=500, memory=64, extra="", **config):
+def task(name, command, *args, cpu=500, memory=64, memory_max=0, extra="", **config):
     """A task block: `config` has further options of the driver, `extra` is HCL beside them."""
     options = {"command": command, "args": list(args), **config}
     lines = "\n".join(f"      {option} = {json.dumps(value)}" for option, value in options.items())
@@ -227,6 +228,7 @@ def task(name, command, *args, cpu=500, memory=64, extra="", **config):
     resources {{
       cpu    = {cpu}
       memory = {memory}
+      {f"memory_max = {memory_max}" if memory_max else ""}
     }}
     {extra}
   }}"""
@@ -263,7 +265,7 @@ def wait_for_groups(name, wanted=None):
     """The newest allocation of each group, by name, once all are over, or as `wanted` (group: status) says."""
 
     def settled():
-        newest = {alloc["TaskGroup"]: alloc for alloc in allocs(name)}
+        newest = {alloc["TaskGroup"]: alloc for alloc in brief(name)}
         if wanted is None:
             return newest if newest and all(alloc["ClientStatus"] in TERMINAL for alloc in newest.values()) else None
         statuses = {group: alloc["ClientStatus"] for group, alloc in newest.items()}

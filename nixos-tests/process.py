@@ -220,3 +220,51 @@ with subtest("other names for root are refused"):
         errors = driver_errors(running[f"refused-{number}"])
         t.assertEqual(len(errors), 1)
         t.assertIn(f'user "{name}" is another way to say uid 0: write user = "root" if the task really has to run as root', errors[0])
+
+# Python. The interfaces that the task sees, and what becomes of a connection to the host's loopback address.
+PORT = 8199
+CONNECT = f"""
+import errno, socket
+try:
+    socket.create_connection(("127.0.0.1", {PORT}), 20).close()
+    result = "connected"
+except OSError as error:
+    result = errno.errorcode.get(error.errno, str(error))
+print(result, *sorted(name for _, name in socket.if_nameindex()), flush=True)
+"""
+EAT = "x = bytearray(200 << 20); print(len(x))"
+LIMITS = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); cat memory.max memory.low; exec python3 -ISc \"$0\""
+
+with subtest("more jobs: networks, memory without a limit, users by number"):
+    python = machine.succeed("type -P python3").strip()
+    machine.succeed(f"systemd-run --unit=exec2-listener {python} -m http.server --bind 127.0.0.1 {PORT}")
+    machine.wait_until_succeeds(f"curl -sS --fail http://127.0.0.1:{PORT}/ > /dev/null", timeout=60)
+    networks = {mode: group(mode, task("t", "python3", "-ISc", CONNECT, cpu=300), extra=f'network {{ mode = "{mode}" }}') for mode in ("none", "host")}
+    memory = {
+        "unlimited": group("unlimited", task("t", "sh", "-c", LIMITS, EAT, cpu=300, memory_max=-1)),
+        "limited": group("limited", task("t", "sh", "-c", LIMITS, EAT, cpu=300)),
+    }
+    numbers = {f"number-{place}": user for place, user in enumerate(("1001", "1001:1001"))}
+    users = {name: group(name, task("t", "true", cpu=100, extra=f'user = "{user}"')) for name, user in numbers.items()}
+    run_job(job("more", *networks.values(), *memory.values(), *users.values()))
+    wanted = dict.fromkeys([*networks, "unlimited"], "complete") | dict.fromkeys(["limited", *users], "failed")
+    more = wait_for_groups("more", wanted)
+
+with subtest("network mode none: nothing but an own loopback; host: what the host has"):
+    (connected, *interfaces) = wait_for_log(more["host"], "lo").split()
+    t.assertEqual(connected, "connected")
+    t.assertIn("eth0", interfaces)
+    (refused, *interfaces) = wait_for_log(more["none"], "lo").split()
+    t.assertIn(refused, ("ECONNREFUSED", "ENETUNREACH"))
+    t.assertEqual(interfaces, ["lo"])
+    machine.succeed("systemctl stop exec2-listener")
+
+with subtest("memory_max = -1: no limit, and memory is what is kept for the task"):
+    t.assertEqual(wait_for_log(more["unlimited"], str(200 << 20)).split(), ["max", str(64 << 20), str(200 << 20)])
+    t.assertEqual(logs(more["limited"]).split(), [str(64 << 20), "0"])
+    t.assertEqual(exits(more["limited"]), [(137, 9)])
+
+with subtest("users by number: the client knows none, and asks no driver"):
+    for name, user in numbers.items():
+        t.assertIn(f"unknown user {user}", "".join(messages(more[name])))
+        t.assertEqual(driver_errors(more[name]), [])

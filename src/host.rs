@@ -10,7 +10,9 @@ use nix::errno::Errno;
 
 pub use observe::{CgroupMount, Namespace, Observations};
 
-/// Oldest kernel (major, minor): the first long-term one with both Landlock (5.13) and `cgroup.kill` (5.14).
+/// Oldest kernel (major, minor) that is taken by its number: the first long-term one with both Landlock (5.13) and
+/// `cgroup.kill` (5.14). An older one that shows both is taken as well: enterprise distributions bring
+/// features to older numbers.
 pub const KERNEL_MIN: (u32, u32) = (5, 15);
 
 /// Controllers that the driver itself uses.
@@ -169,6 +171,12 @@ fn kernel(seen: &Observations) -> Requirement {
     match version(&seen.kernel) {
         None => unknown(NAME, format!("release {:?}", seen.kernel)),
         Some(have) if have >= KERNEL_MIN => ok(NAME, seen.kernel.clone()),
+        // With Landlock there but off, that is the one thing to mend.
+        Some(_)
+            if matches!(seen.landlock, Ok(_) | Err(Errno::EOPNOTSUPP)) && seen.cgroup_kill == Some(true) =>
+        {
+            ok(NAME, seen.kernel.clone())
+        }
         Some(_) => {
             let mend =
                 format!("boot Linux {major}.{minor} or later: older ones lack Landlock or cgroup.kill");

@@ -1,4 +1,4 @@
-//! Dispatch on the arguments, before any thread exists: `shim`, a verb for people, or the plugin.
+//! What this process is to be, decided before any thread exists: the plugin, `shim`, or a verb for people.
 
 use std::process::ExitCode;
 
@@ -13,14 +13,15 @@ const WORKERS: usize = 2;
 const MAX_BLOCKING: usize = 64;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os();
-    match args.nth(1) {
+    // The agent's cookie first: a plugin block may have `args`, which mean nothing to this driver, but must not turn the
+    // plugin into something else. The shim has no environment at all.
+    if goplugin::launched_by() == goplugin::Launch::Host {
+        return plugin();
+    }
+    match std::env::args_os().nth(1) {
         Some(verb) if verb == "shim" => shim::main(),
         Some(_) => cli::main(std::env::args_os()),
-        None => match goplugin::launched_by() {
-            goplugin::Launch::Host => plugin(),
-            goplugin::Launch::Hand => cli::explain(),
-        },
+        None => cli::explain(),
     }
 }
 

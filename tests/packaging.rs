@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap_complete::{Shell, generate};
 use nomad_driver_exec2::cli;
-use nomad_driver_exec2::config::PluginConfig;
+use nomad_driver_exec2::config::{PluginConfig, TaskConfig};
+use nomad_driver_exec2::proto::hclspec::spec::Block;
 
 const NAME: &str = env!("CARGO_PKG_NAME");
 /// Set to anything, the test writes the completions instead of comparing them.
@@ -61,6 +62,14 @@ fn the_man_page_has_every_verb_and_option() {
     assert!(options > 5, "clap was not asked for the options");
     for option in PluginConfig::OPTIONS {
         assert!(page.contains(&format!(".It Cm {option}\n")), "the man page has no {option}");
+    }
+    let Some(Block::Object(task)) = TaskConfig::schema().block else { panic!("the schema is no object") };
+    assert!(task.attributes.len() > 5, "the schema was not asked for the options");
+    for option in task.attributes.keys() {
+        let found = page
+            .lines()
+            .any(|line| line.strip_prefix(".Cm ").and_then(|rest| rest.split(' ').next()) == Some(option));
+        assert!(found, "the man page has no {option} of a job");
     }
 }
 

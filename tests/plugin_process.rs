@@ -175,6 +175,22 @@ async fn the_socket_directory_of_the_host_is_used() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
+/// An agent's plugin block may have `args`. They mean nothing to the Go driver, and must not make a verb of the plugin.
+#[tokio::test]
+async fn arguments_of_the_agent_change_nothing() {
+    for args in [&["-config=/etc/x"][..], &["check"], &["--version"], &["shim"], &[""]] {
+        let plugin = Plugin::start(|tmp| {
+            let mut command = launched(PLUGIN, tmp);
+            command.args(args);
+            command
+        })
+        .await;
+        plugin.ping().await;
+        plugin.signal(Signal::SIGTERM);
+        assert_eq!(plugin.remains().await.exit_code, Some(0), "{args:?}");
+    }
+}
+
 #[tokio::test]
 async fn mutual_tls_is_refused_in_words() {
     let tmp = tempfile::tempdir().unwrap();

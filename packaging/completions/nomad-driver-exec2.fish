@@ -31,7 +31,7 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "validate-config" -d 'Check a configuration of the plugin before an agent gets it'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l unveil -d 'Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated' -r
-complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l user -d 'Run as this user: a name, a uid, uid:gid, or nomad-N [default: an unused nomad-N]' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l user -d 'Run as this user: a name, a uid, uid:gid, or nomad-N [default: an unused one of nomad-90000 to nomad-99999]' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l memory -d 'Limit the memory, in MiB' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cpu -d 'Limit the CPU, in MHz' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cap-add -d 'Grant a capability, for example net_bind_service; may be repeated' -r

@@ -14,8 +14,9 @@ use super::{Cgroup, CgroupError};
 const CHILDREN_MAX: usize = 4096;
 const DEPTH_MAX: usize = 16;
 
-/// rmdir(2) of an empty cgroup says EBUSY for a moment while the kernel still lets go of the last process.
-const REMOVE_TRIES: u32 = 10;
+/// rmdir(2) of an empty cgroup says EBUSY for a moment while the kernel still lets go of the last process: since Linux 6.19
+/// that is some time after its end could be waited for, and longer where all CPUs are busy. So this is tried for a second.
+const REMOVE_TRIES: u32 = 200;
 const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
 impl Cgroup {
@@ -35,7 +36,7 @@ impl Cgroup {
     }
 
     /// Removes the cgroup and the empty ones below it; success when it has gone already. Processes inside are EBUSY.
-    /// Nomad removes its own: this is for those that [`Cgroup::create`] made. May block for some 50 ms.
+    /// Nomad removes its own: this is for those that [`Cgroup::create`] made. May block for a second.
     pub fn remove(self) -> Result<(), CgroupError> {
         let root = self.mount.root();
         let below = children(root, &self.relative)?;

@@ -5,8 +5,6 @@ use std::num::NonZeroU64;
 /// One logical core of Nomad's topology (`ClientTopologyCore`). Speeds in MHz, 0 = not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CoreMhz {
-    /// False for a core that the client withholds from tasks (`disable`; `client.reserved.cores`, `reservable_cores`).
-    pub usable: bool,
     pub base: u64,
     pub max: u64,
     pub guess: u64,
@@ -29,17 +27,14 @@ pub struct Topology {
 
 /// MHz of one core: what `cpu = N` in a job is divided by.
 ///
-/// The mean over the usable cores, because the scheduler hands out only those; the operator's `cpu_total_compute`, where
-/// set, replaces their sum. `None` when the topology is absent or says nothing (an agent before its first real
-/// SetConfig): then no CPU limit can be derived, see [`Limits::plan`](super::Limits::plan).
+/// The mean over all cores, those that the client withholds from tasks included, as Nomad counts it for its own drivers;
+/// the operator's `cpu_total_compute`, where set, replaces their sum. `None` when the topology is absent or says nothing
+/// (an agent before its first real SetConfig): then no CPU limit can be derived, see
+/// [`Limits::plan`](super::Limits::plan).
 pub fn mhz_per_core(topology: &Topology) -> Option<NonZeroU64> {
-    let usable = topology.cores.iter().filter(|c| c.usable);
-    // An agent that withholds every core runs no task; dividing by all of them keeps the number sane.
-    let cores: Vec<CoreMhz> =
-        if usable.clone().next().is_some() { usable.copied().collect() } else { topology.cores.clone() };
-    let count = u128::try_from(cores.len()).ok().filter(|n| *n > 0)?;
+    let count = u128::try_from(topology.cores.len()).ok().filter(|n| *n > 0)?;
     let total: u128 = match topology.override_total_compute {
-        0 => cores.iter().map(|c| u128::from(c.counted())).sum(),
+        0 => topology.cores.iter().map(|c| u128::from(c.counted())).sum(),
         mhz => u128::from(mhz),
     };
     NonZeroU64::new(u64::try_from(total / count).unwrap_or(u64::MAX))
@@ -52,14 +47,12 @@ mod tests {
     use super::*;
 
     fn core(base: u64) -> CoreMhz {
-        CoreMhz { usable: true, base, max: 0, guess: 0 }
+        CoreMhz { base, max: 0, guess: 0 }
     }
 
     #[test]
-    fn mean_of_the_usable_cores() {
+    fn mean_of_the_cores() {
         let mut topology = Topology { cores: vec![core(2000), core(3000)], override_total_compute: 0 };
-        assert_eq!(mhz_per_core(&topology).unwrap().get(), 2500);
-        topology.cores.push(CoreMhz { usable: false, ..core(9000) });
         assert_eq!(mhz_per_core(&topology).unwrap().get(), 2500);
         topology.override_total_compute = 4000;
         assert_eq!(mhz_per_core(&topology).unwrap().get(), 2000);
@@ -69,10 +62,7 @@ mod tests {
     fn base_before_max_before_guess() {
         let speeds = [(3000, 4000, 1000, 3000), (0, 4000, 1000, 4000), (0, 0, 1000, 1000)];
         for (base, max, guess, want) in speeds {
-            let topology = Topology {
-                cores: vec![CoreMhz { usable: true, base, max, guess }],
-                override_total_compute: 0,
-            };
+            let topology = Topology { cores: vec![CoreMhz { base, max, guess }], override_total_compute: 0 };
             assert_eq!(mhz_per_core(&topology).unwrap().get(), want);
         }
     }
@@ -82,11 +72,6 @@ mod tests {
         assert_eq!(mhz_per_core(&Topology::default()), None);
         assert_eq!(mhz_per_core(&Topology { cores: vec![], override_total_compute: 4000 }), None);
         assert_eq!(mhz_per_core(&Topology { cores: vec![core(0)], override_total_compute: 0 }), None);
-        let all_withheld = CoreMhz { usable: false, ..core(1000) };
-        assert_eq!(
-            mhz_per_core(&Topology { cores: vec![all_withheld], override_total_compute: 0 }).unwrap().get(),
-            1000
-        );
     }
 
     proptest! {

@@ -275,6 +275,14 @@ fn enable(dir: &OwnedFd, at: &Path, controllers: &[&'static str]) -> Vec<(&'stat
     }
     let on = read_at(dir, at, "cgroup.subtree_control").unwrap_or_default();
     let off = controllers.iter().filter(|c| !on.split_whitespace().any(|h| h == **c));
+    // Only in the root of the hierarchy, which has no type, may processes be beside cgroups with controllers. Elsewhere
+    // (the root of a container) the kernel refuses some, and takes others at the price that no child can have processes.
+    let inhabited = read_at(dir, at, "cgroup.type").is_ok()
+        && read_at(dir, at, "cgroup.procs").is_ok_and(|procs| !procs.is_empty());
+    if inhabited {
+        let why = format!("there are processes in {at:?}, so the cgroups below it can have no controllers");
+        return off.map(|c| (*c, why.clone())).collect();
+    }
     off.filter_map(|c| {
         let refused = write_at(dir, at, "cgroup.subtree_control", &format!("+{c}")).err()?;
         Some((*c, refused.to_string()))
@@ -364,6 +372,36 @@ mod tests {
         let made = Cgroup::create_in(tree.mount(), &tree.root().join("leaf"), &["memory"]).unwrap();
         assert!(made.missing[0].why.contains("cgroup.subtree_control"), "{}", made.missing[0].why);
         assert!(made.missing[0].why.contains("ENOENT"), "{}", made.missing[0].why);
+    }
+
+    #[test]
+    fn create_asks_for_no_controllers_beside_processes() {
+        let tree = TempTree::new();
+        tree.dir("leaf");
+        tree.file("leaf/cgroup.controllers", "cpu\n");
+        tree.file("cgroup.subtree_control", "cpu\n");
+        tree.file("cgroup.type", "domain\n");
+        let create = || {
+            let leaf = tree.root().join("leaf");
+            Cgroup::create_in(tree.mount(), &leaf, &["cpu", "memory"]).unwrap().missing
+        };
+        tree.file("cgroup.procs", "1\n");
+        let missing = create();
+        assert_eq!(missing.len(), 1);
+        assert!(
+            missing[0].name == "memory" && missing[0].why.contains("there are processes in"),
+            "{missing:?}"
+        );
+        assert_eq!(tree.read("cgroup.subtree_control"), "cpu\n");
+        // The root of the hierarchy has no type, and may have both.
+        tree.remove("cgroup.type");
+        create();
+        assert_eq!(tree.read("cgroup.subtree_control"), "+memory");
+        tree.file("cgroup.type", "domain\n");
+        tree.file("cgroup.procs", "");
+        tree.file("cgroup.subtree_control", "cpu\n");
+        create();
+        assert_eq!(tree.read("cgroup.subtree_control"), "+memory");
     }
 
     #[test]

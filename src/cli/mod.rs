@@ -2,6 +2,8 @@
 
 mod check;
 mod cpu;
+mod free_user;
+mod own_cgroup;
 mod run;
 mod scratch;
 mod validate;
@@ -50,6 +52,7 @@ pub fn command() -> clap::Command {
 
 /// Runs what the command line says.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = args.into_iter().enumerate().map(|(place, arg)| if place == 1 { long(arg) } else { arg });
     match Cli::try_parse_from(args) {
         Ok(Cli { command: Command::Run(args) }) => run::main(args),
         Ok(Cli { command: Command::Check { json } }) => check::check(json),
@@ -59,6 +62,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             let _ = error.print();
             ExitCode::from(if error.use_stderr() { USAGE } else { 0 })
         }
+    }
+}
+
+/// Go's way to write a flag, which the Go driver takes: `-version`.
+fn long(arg: OsString) -> OsString {
+    match arg.to_str() {
+        Some(flag @ ("-version" | "-help")) => format!("-{flag}").into(),
+        _ => arg,
     }
 }
 

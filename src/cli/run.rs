@@ -9,16 +9,16 @@ use anyhow::{Context, bail};
 use nix::unistd::geteuid;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{cpu::mhz_per_core, say, scratch::Scratch};
+use super::{cpu::mhz_per_core, free_user, own_cgroup::OwnCgroup, say, scratch::Scratch};
 use crate::cgroup::{Cgroup, Limits, ResourceRequest};
 use crate::config::{PluginConfig, TaskConfig};
-use crate::sandbox::capabilities::CapList;
+use crate::sandbox::capabilities::{CapList, CapabilityError};
 use crate::sandbox::unveil::Unveil;
 use crate::shim::report::StartError;
 use crate::task::launch::{LaunchError, Launcher};
 use crate::task::notice::Notices;
 use crate::task::run_dir::RUN_DIR;
-use crate::task::running::{Names, Task};
+use crate::task::running::{Ended, Names, Task};
 use crate::task::signal::SignalNumber;
 use crate::task::spec::{Logs, Request, TaskSpec};
 use crate::users;
@@ -28,11 +28,6 @@ use crate::users;
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 const FAILED: u8 = 125;
-
-/// Where `run` makes its cgroups: not below Nomad's, which the agent looks after.
-const CGROUPS: &str = "nomad-driver-exec2.slice";
-/// Nomad's range for dynamic users, of which `run` takes one when no user is named.
-const DYNAMIC_USERS: std::ops::Range<u32> = 80_000..90_000;
 
 /// Signals that are passed on to the task. Everything else acts on this program, as on any.
 const FORWARDED: [i32; 7] =
@@ -50,7 +45,7 @@ pub struct Args {
     /// Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated
     #[arg(long, value_name = "MODE:PATH")]
     unveil: Vec<Unveil>,
-    /// Run as this user: a name, a uid, uid:gid, or nomad-N [default: an unused nomad-N]
+    /// Run as this user: a name, a uid, uid:gid, or nomad-N [default: an unused one of nomad-90000 to nomad-99999]
     #[arg(long)]
     user: Option<String>,
     /// Limit the memory, in MiB
@@ -60,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "MHZ", value_parser = clap::value_parser!(i64).range(1..))]
     cpu: Option<i64>,
     /// Grant a capability, for example net_bind_service; may be repeated
-    #[arg(long, value_name = "CAP")]
+    #[arg(long, value_name = "CAP", value_parser = capability)]
     cap_add: Vec<String>,
     /// Start in this directory, absolute or relative to the task's own [default: local]
     #[arg(long, value_name = "DIR")]
@@ -102,13 +97,15 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         );
     }
     let id = std::process::id();
-    let span = DYNAMIC_USERS.end - DYNAMIC_USERS.start;
-    let user = args.user.clone().unwrap_or_else(|| format!("nomad-{}", DYNAMIC_USERS.start + id % span));
-    let user = users::lookup(&user)?;
-    let scratch = Scratch::new(&user).context("make the task's directories")?;
-    let limits = limits(args)?;
-    let cgroup = own_cgroup(args, id)?;
     let capabilities = CapList::from_names(&args.cap_add)?;
+    let limits = limits(args)?;
+    let user = match &args.user {
+        Some(name) => users::lookup(name)?,
+        None => free_user::find(id)?,
+    };
+    let scratch = Scratch::new(&user).context("make the task's directories")?;
+    // Dropped before the directories, on every way out.
+    let cgroup = OwnCgroup::new(id, &asked(args))?;
     let plugin = PluginConfig {
         unveil_defaults: !args.no_defaults,
         unveil_by_task: true,
@@ -126,7 +123,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         work_dir: args.work_dir.clone(),
         oom_group: false,
     };
-    let env = std::env::vars().chain(scratch.variables()).collect();
+    let env = environment().chain(scratch.variables()).collect();
     let task_id = format!("run-{id}");
     let spec = TaskSpec::new(
         &Request {
@@ -138,24 +135,46 @@ fn run(args: &Args) -> anyhow::Result<u8> {
             root: scratch.root(),
             logs: Logs::Inherited,
             netns: None,
-            cgroup: cgroup.as_ref().map(Cgroup::path),
+            cgroup: cgroup.get().map(Cgroup::path),
             limits,
             config: &config,
         },
         &plugin,
     )?;
-    let ended = supervise(&spec);
-    if let Some(cgroup) = cgroup {
-        let slice = cgroup.path().parent().map(Path::to_owned);
-        cgroup.remove()?;
-        // The slice goes with its last cgroup; another `run` may be in it.
-        let _ = slice.map(std::fs::remove_dir);
+    let ended = supervise(&spec)?;
+    if ended.oom_killed {
+        let own = args.memory.is_some() && cgroup.reached_its_limit();
+        let why = if own {
+            "it used more memory than --memory allows"
+        } else {
+            "no memory was left on the host, or in a cgroup above its own"
+        };
+        say(&format!("nomad-driver-exec2: the command was killed because {why}\n"));
     }
-    ended
+    Ok(u8::try_from(ended.exit.code).unwrap_or(FAILED))
+}
+
+/// One name of a capability, looked at while the command line is read.
+fn capability(name: &str) -> Result<String, CapabilityError> {
+    CapList::from_names([name]).map(|_| name.to_owned())
+}
+
+/// The caller's environment. Everything on the way to a task is text, so a variable that is none is left out, and named.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| match (name.into_string(), value.into_string()) {
+        (Ok(name), Ok(value)) => Some((name, value)),
+        (name, _) => {
+            let name = name.unwrap_or_else(|name| name.to_string_lossy().into_owned());
+            say(&format!(
+                "nomad-driver-exec2: left out of the environment, because it is not UTF-8: {name}\n"
+            ));
+            None
+        }
+    })
 }
 
 /// From start to end of the task, with the terminal's signals passed on.
-fn supervise(spec: &TaskSpec) -> anyhow::Result<u8> {
+fn supervise(spec: &TaskSpec) -> anyhow::Result<Ended> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
@@ -172,11 +191,11 @@ fn supervise(spec: &TaskSpec) -> anyhow::Result<u8> {
             forward(number, signals.context("listen for signals")?, Arc::clone(&task));
         }
         let ended = task.wait().await;
-        task.forget()?;
-        if ended.oom_killed {
-            say("nomad-driver-exec2: the command was killed because it used more memory than --memory allows\n");
+        // What cannot be cleaned up must not hide how the command ended.
+        if let Err(error) = task.forget() {
+            say(&format!("nomad-driver-exec2: {error}\n"));
         }
-        Ok(u8::try_from(ended.exit.code).unwrap_or(FAILED))
+        Ok(ended)
     })
 }
 
@@ -216,29 +235,8 @@ fn limits(args: &Args) -> anyhow::Result<Limits> {
     })
 }
 
-/// A cgroup for the task. Where there is none to be had, the task runs without, unless a limit was asked for.
-fn own_cgroup(args: &Args, id: u32) -> anyhow::Result<Option<Cgroup>> {
-    let path = Path::new(crate::cgroup::MOUNT_POINT).join(CGROUPS).join(format!("run-{id}.scope"));
-    let asked: Vec<&str> = [("memory", args.memory.is_some()), ("cpu", args.cpu.is_some())]
-        .into_iter()
-        .filter(|(_, asked)| *asked)
-        .map(|(name, _)| name)
-        .collect();
-    let created = match Cgroup::create(&path) {
-        Ok(created) => created,
-        Err(error) if asked.is_empty() => {
-            say(&format!(
-                "nomad-driver-exec2: running without a cgroup, so memory and CPU are not limited: {error}\n"
-            ));
-            return Ok(None);
-        }
-        Err(error) => bail!("the {} limit cannot be set: {error}", asked.join(" and ")),
-    };
-    for missing in created.missing {
-        if asked.contains(&missing.name) {
-            created.cgroup.remove()?;
-            bail!("the {} limit cannot be set: {}", missing.name, missing.why);
-        }
-    }
-    Ok(Some(created.cgroup))
+/// The controllers whose limits were asked for.
+fn asked(args: &Args) -> Vec<&'static str> {
+    let all = [("memory", args.memory.is_some()), ("cpu", args.cpu.is_some())];
+    all.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name).collect()
 }

@@ -71,12 +71,7 @@ fn topology(topology: &ClientTopology) -> Topology {
         cores: topology
             .cores
             .iter()
-            .map(|core| CoreMhz {
-                usable: !core.disable,
-                base: core.base_speed,
-                max: core.max_speed,
-                guess: core.guess_speed,
-            })
+            .map(|core| CoreMhz { base: core.base_speed, max: core.max_speed, guess: core.guess_speed })
             .collect(),
         override_total_compute: topology.override_total_compute,
     }

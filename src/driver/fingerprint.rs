@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio_stream::Stream;
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -21,33 +21,40 @@ const HEALTHY: &str = "Healthy";
 
 impl Driver {
     /// The first answer at once, then one whenever it differs from the last. Stays open for as long as the plugin lives.
-    pub(super) fn fingerprints(
-        &self,
-    ) -> impl Stream<Item = Result<FingerprintResponse, Status>> + Send + use<> {
-        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    pub(super) fn fingerprints(&self) -> ReceiverStream<Result<FingerprintResponse, Status>> {
         let driver = self.clone();
-        tokio::spawn(async move {
-            let mut configured = driver.0.configured.subscribe();
-            let mut last = None;
-            loop {
-                configured.borrow_and_update();
-                let now = response(&host::probe(), &driver.settings());
-                if last.as_ref() != Some(&now) {
-                    tracing::debug!(health = now.health, description = now.health_description, "fingerprint");
-                    last = Some(now.clone());
-                    if sender.send(Ok(now)).await.is_err() {
-                        return;
-                    }
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(INTERVAL) => {}
-                    _ = configured.changed() => {}
-                    () = sender.closed() => return,
+        let look = move || response(&host::probe(), &driver.settings());
+        stream(self.0.configured.subscribe(), INTERVAL, look)
+    }
+}
+
+/// Looks at once, then at each interval and whenever `configured` changes, and sends what differs from what was sent last.
+fn stream(
+    mut configured: watch::Receiver<u64>,
+    interval: Duration,
+    look: impl Fn() -> FingerprintResponse + Send + 'static,
+) -> ReceiverStream<Result<FingerprintResponse, Status>> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut last = None;
+        loop {
+            configured.borrow_and_update();
+            let now = look();
+            if last.as_ref() != Some(&now) {
+                tracing::debug!(health = now.health, description = now.health_description, "fingerprint");
+                last = Some(now.clone());
+                if sender.send(Ok(now)).await.is_err() {
+                    return;
                 }
             }
-        });
-        ReceiverStream::new(receiver)
-    }
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                _ = configured.changed() => {}
+                () = sender.closed() => return,
+            }
+        }
+    });
+    ReceiverStream::new(receiver)
 }
 
 fn response(host: &Host, settings: &Settings) -> FingerprintResponse {
@@ -76,4 +83,80 @@ fn attributes(host: &Host, settings: &Settings) -> HashMap<String, Attribute> {
         ("driver.exec2.landlock.abi".into(), of(Value::IntVal(host.landlock_abi.unwrap_or(0).into()))),
         ("driver.exec2.cgroup.controllers".into(), text(host.controllers.join(","))),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+
+    use tokio::time::{Instant, timeout};
+    use tokio_stream::StreamExt;
+
+    use super::*;
+
+    /// A host that shows a number, and counts how often it was looked at.
+    #[derive(Default)]
+    struct Fake {
+        shown: AtomicI32,
+        looks: AtomicUsize,
+    }
+
+    impl Fake {
+        fn look(&self) -> FingerprintResponse {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            FingerprintResponse { health: self.shown.load(Ordering::Relaxed), ..Default::default() }
+        }
+
+        fn show(&self, number: i32) {
+            self.shown.store(number, Ordering::Relaxed);
+        }
+
+        fn looks(&self) -> usize {
+            self.looks.load(Ordering::Relaxed)
+        }
+    }
+
+    // The clock of these tests moves when everybody sleeps.
+    #[tokio::test(start_paused = true)]
+    async fn at_once_then_when_it_changes_and_never_ends() {
+        let host = Arc::new(Fake::default());
+        let (configured, receiver) = watch::channel(0);
+        let looked_at = Arc::clone(&host);
+        let mut stream = stream(receiver, INTERVAL, move || looked_at.look());
+        let start = Instant::now();
+
+        assert_eq!(stream.next().await.unwrap().unwrap().health, 0);
+        assert_eq!(start.elapsed(), Duration::ZERO, "the first comes at once");
+
+        assert!(timeout(INTERVAL * 10, stream.next()).await.is_err(), "nothing new, and still open");
+        assert!((10..=11).contains(&host.looks()), "looked at {} times", host.looks());
+
+        host.show(1);
+        let change = Instant::now();
+        assert_eq!(stream.next().await.unwrap().unwrap().health, 1);
+        assert!(change.elapsed() <= INTERVAL, "{:?}", change.elapsed());
+        assert!(timeout(INTERVAL * 3, stream.next()).await.is_err(), "it is told once");
+
+        host.show(2);
+        let change = Instant::now();
+        configured.send_replace(1);
+        assert_eq!(stream.next().await.unwrap().unwrap().health, 2);
+        assert_eq!(change.elapsed(), Duration::ZERO, "SetConfig does not wait for the interval");
+        configured.send_replace(2);
+        assert!(timeout(INTERVAL * 3, stream.next()).await.is_err(), "the same options change nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_looks_for_a_host_that_went_away() {
+        let host = Arc::new(Fake::default());
+        let (_configured, receiver) = watch::channel(0);
+        let looked_at = Arc::clone(&host);
+        let mut stream = stream(receiver, INTERVAL, move || looked_at.look());
+        stream.next().await.unwrap().unwrap();
+        drop(stream);
+        tokio::time::sleep(INTERVAL * 5).await;
+        assert_eq!(host.looks(), 1);
+        assert_eq!(Arc::strong_count(&host), 1, "the task of the stream has ended");
+    }
 }

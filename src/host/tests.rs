@@ -65,7 +65,26 @@ fn old_kernel() {
         },
         &["kernel: 5.10.0-35-amd64", "5.15 or later", "Landlock: not in this kernel", "cgroup.kill: absent"],
     );
-    undetected(|s| s.kernel = "4.18.0-553.el8".to_owned(), &["5.15 or later"]);
+    for lacks in
+        [|s: &mut Observations| s.landlock = Err(Errno::ENOSYS), |s: &mut Observations| s.cgroup_kill = None]
+    {
+        undetected(
+            |s| {
+                s.kernel = "5.14.0-570.el9".to_owned();
+                lacks(s);
+            },
+            &["kernel: 5.14.0-570.el9; boot Linux 5.15 or later"],
+        );
+    }
+    match health(|s| {
+        s.kernel = "5.14.0-570.el9".to_owned();
+        s.landlock = Err(Errno::EOPNOTSUPP);
+    }) {
+        Health::Undetected(reason) => assert!(reason.starts_with("Landlock:"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    // What the number promises may be there with a lower one.
+    assert_eq!(health(|s| s.kernel = "5.14.0-570.el9.x86_64".to_owned()), Health::Healthy);
     for new in ["5.15.0", "5.15", "6.1.0-50-cloud-amd64", "10.0-rc1", "6.18.44-x"] {
         assert_eq!(health(|s| s.kernel = new.to_owned()), Health::Healthy, "{new}");
     }

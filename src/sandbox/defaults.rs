@@ -73,6 +73,8 @@ pub const DEFAULTS: &[Default] = &[
     // The kernel's view of the task: /proc is the private one of its pid namespace.
     d(R, "/proc"),
     d(R, "/sys/devices/system/cpu"),
+    // By this file the JVM tells that the cgroups are version 2; only then does it look at the task's own limits.
+    d(R, "/sys/fs/cgroup/cgroup.controllers"),
 ];
 
 #[cfg(test)]

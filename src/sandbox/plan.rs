@@ -25,11 +25,17 @@ pub struct Sources<'a> {
     pub job: &'a [Unveil],
 }
 
+/// The directories in which tasks can create and rename, as far as they are known here: the task's own, and what the
+/// agent's and this job's rules say. What another job was unveiled, or what the host's permissions let others write, is
+/// not known.
+fn writable<'a>(root: &'a Path, unveils: impl Iterator<Item = &'a Unveil>) -> impl Iterator<Item = &'a Path> {
+    unveils.filter(|unveil| unveil.access.create()).map(|unveil| unveil.path.as_path()).chain([root])
+}
+
 /// The rules, the task's own directories first. Paths that a task could have tampered with are opened from above.
 pub fn rules(sources: &Sources<'_>) -> Vec<Rule> {
     let asked = || sources.agent.iter().chain(sources.job);
-    let creating = asked().filter(|unveil| unveil.access.create()).map(|unveil| unveil.path.as_path());
-    let writable: Vec<&Path> = creating.chain([sources.root]).collect();
+    let writable: Vec<&Path> = writable(sources.root, asked()).collect();
     let asked = asked().map(|unveil| Rule {
         access: unveil.access,
         place: Place::of(&unveil.path, writable.iter().copied()),
@@ -71,19 +77,14 @@ pub enum WorkDirError {
     Outside(PathBuf),
 }
 
-/// `work_dir` is absolute, or relative to the task's own directory (`root`); outside of it only if `outside` allows it.
-pub fn work_dir(
-    root: &Path,
-    asked: Option<&Path>,
-    outside: bool,
-    job: &[Unveil],
-) -> Result<Place, WorkDirError> {
+/// `work_dir` is absolute, or relative to the task's own directory; outside of it only if `outside` allows it.
+pub fn work_dir(sources: &Sources<'_>, asked: Option<&Path>, outside: bool) -> Result<Place, WorkDirError> {
+    let root = sources.root;
     let path = root.join(asked.unwrap_or(Path::new("local")));
     if !path.starts_with(root) && !outside {
         return Err(WorkDirError::Outside(path));
     }
-    let creating = job.iter().filter(|unveil| unveil.access.create()).map(|unveil| unveil.path.as_path());
-    Ok(Place::of(&path, creating.chain([root])))
+    Ok(Place::of(&path, writable(root, sources.agent.iter().chain(sources.job))))
 }
 
 #[cfg(test)]
@@ -92,8 +93,22 @@ mod tests {
 
     const ROOT: &str = "/data/alloc_mounts/1-web";
 
+    fn parse(rules: &[&str]) -> Vec<Unveil> {
+        rules.iter().map(|rule| rule.parse().unwrap()).collect()
+    }
+
+    fn placed(
+        asked: Option<&str>,
+        outside: bool,
+        agent: &[&str],
+        job: &[&str],
+    ) -> Result<Place, WorkDirError> {
+        let (agent, job) = (&parse(agent), &parse(job));
+        let sources = Sources { root: Path::new(ROOT), cgroup: None, defaults: true, agent, job };
+        work_dir(&sources, asked.map(Path::new), outside)
+    }
+
     fn planned(defaults: bool, agent: &[&str], job: &[&str]) -> Vec<Rule> {
-        let parse = |rules: &[&str]| rules.iter().map(|rule| rule.parse().unwrap()).collect::<Vec<Unveil>>();
         rules(&Sources {
             root: Path::new(ROOT),
             cgroup: Some(Path::new("/sys/fs/cgroup/nomad.slice/share.slice/1.web.scope")),
@@ -148,13 +163,22 @@ mod tests {
 
     #[test]
     fn the_working_directory_stays_inside_unless_allowed() {
-        let root = Path::new(ROOT);
-        let of = |asked: Option<&str>, outside| work_dir(root, asked.map(Path::new), outside, &[]);
+        let of = |asked: Option<&str>, outside| placed(asked, outside, &[], &[]);
         assert_eq!(of(None, false), Ok(Place::beneath(ROOT, "local")));
         assert_eq!(of(Some("alloc/data"), false), Ok(Place::beneath(ROOT, "alloc/data")));
         assert_eq!(of(Some("/data/alloc_mounts/1-web/tmp"), false), Ok(Place::beneath(ROOT, "tmp")));
         assert_eq!(of(Some("/srv"), false), Err(WorkDirError::Outside("/srv".into())));
         assert_eq!(of(Some("/srv"), true), Ok(Place::host("/srv")));
         assert!(of(Some("/data/alloc_mounts/1-web-other"), false).is_err());
+    }
+
+    #[test]
+    fn the_working_directory_is_opened_from_above_what_tasks_can_change() {
+        let beneath = Ok(Place::beneath("/srv/shared", "app/run"));
+        let of = |agent: &[&str], job: &[&str]| placed(Some("/srv/shared/app/run"), true, agent, job);
+        assert_eq!(of(&["rwc:/srv/shared"], &[]), beneath);
+        assert_eq!(of(&[], &["rwc:/srv/shared"]), beneath);
+        assert_eq!(of(&["rwc:/srv/shared/app"], &["c:/srv/shared"]), beneath);
+        assert_eq!(of(&["rw:/srv/shared"], &["r:/srv"]), Ok(Place::host("/srv/shared/app/run")));
     }
 }

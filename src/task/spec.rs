@@ -84,22 +84,18 @@ impl TaskSpec {
             let name = entry.split('=').next().unwrap_or_default();
             return Err(SpecError::Nul(format!("environment variable {name:?}")));
         }
+        let sources = Sources {
+            root: request.root,
+            cgroup: request.cgroup,
+            defaults: plugin.unveil_defaults,
+            agent: &plugin.unveil_paths,
+            job: &config.unveil,
+        };
         let shim = ShimSpec {
             netns: request.netns.map(Path::to_owned),
             stdio: stdio(request)?,
-            rules: rules(&Sources {
-                root: request.root,
-                cgroup: request.cgroup,
-                defaults: plugin.unveil_defaults,
-                agent: &plugin.unveil_paths,
-                job: &config.unveil,
-            }),
-            work_dir: work_dir(
-                request.root,
-                config.work_dir.as_deref(),
-                plugin.unveil_by_task,
-                &config.unveil,
-            )?,
+            rules: rules(&sources),
+            work_dir: work_dir(&sources, config.work_dir.as_deref(), plugin.unveil_by_task)?,
             cgroup: request.cgroup.is_some(),
             open_files: open_files::for_tasks(),
             oom_score_adj: config.oom_score_adj,

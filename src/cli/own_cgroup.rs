@@ -1,0 +1,70 @@
+//! The cgroup of one `run`: made for it, removed after it, whatever happens in between.
+
+use std::path::Path;
+
+use anyhow::bail;
+
+use super::say;
+use crate::cgroup::{Cgroup, MOUNT_POINT, MissingController};
+
+/// Where `run` makes its cgroups: not below Nomad's, which the agent looks after.
+const SLICE: &str = "nomad-driver-exec2.slice";
+
+/// The cgroup, or none where there is none to be had.
+#[derive(Debug)]
+pub struct OwnCgroup(Option<Cgroup>);
+
+impl OwnCgroup {
+    /// Makes it. `asked` are the controllers that a limit needs; without them it is an error. What else the host does not
+    /// give is said, and the task runs without.
+    pub fn new(id: u32, asked: &[&str]) -> anyhow::Result<Self> {
+        let path = Path::new(MOUNT_POINT).join(SLICE).join(format!("run-{id}.scope"));
+        let created = match Cgroup::create(&path) {
+            Ok(created) => created,
+            Err(error) => {
+                remove_slice();
+                if !asked.is_empty() {
+                    bail!("the {} limit cannot be set: {error}", asked.join(" and "));
+                }
+                say(&format!(
+                    "nomad-driver-exec2: running without a cgroup, so memory and CPU are not limited: {error}\n"
+                ));
+                return Ok(Self(None));
+            }
+        };
+        let this = Self(Some(created.cgroup));
+        for MissingController { name, why } in created.missing {
+            if asked.contains(&name) {
+                bail!("the {name} limit cannot be set: {why}");
+            }
+            say(&format!(
+                "nomad-driver-exec2: running without the controller {name}, so without its limits: {why}\n"
+            ));
+        }
+        Ok(this)
+    }
+
+    pub fn get(&self) -> Option<&Cgroup> {
+        self.0.as_ref()
+    }
+
+    /// Whether it was for want of what its own limit allows that the kernel killed in it.
+    pub fn reached_its_limit(&self) -> bool {
+        self.get().and_then(|cgroup| cgroup.oom().ok().flatten()).is_some_and(|counts| counts.oom > 0)
+    }
+}
+
+impl Drop for OwnCgroup {
+    fn drop(&mut self) {
+        let Some(cgroup) = self.0.take() else { return };
+        if let Err(error) = cgroup.remove() {
+            say(&format!("nomad-driver-exec2: {error}\n"));
+        }
+        remove_slice();
+    }
+}
+
+/// The slice goes with its last cgroup; another `run` may be in it.
+fn remove_slice() {
+    let _ = std::fs::remove_dir(Path::new(MOUNT_POINT).join(SLICE));
+}
