@@ -83,11 +83,8 @@
       );
 
       devShells = eachSystem (
-        system: pkgs: {
-          default = import ./nix/shell.nix {
-            inherit pkgs;
-            package = self.packages.${system}.default;
-          };
+        _: pkgs: {
+          default = import ./nix/shell.nix { inherit pkgs; };
         }
       );
 
