@@ -51,8 +51,11 @@ in
     };
   };
 
-  # A crash has to be seen by a scenario.
-  systemd.services.nomad.serviceConfig.Restart = lib.mkForce "no";
+  # A crash has to be seen by a scenario, and none restarts the agent too often.
+  systemd.services.nomad = {
+    serviceConfig.Restart = lib.mkForce "no";
+    unitConfig.StartLimitIntervalSec = lib.mkForce 0;
+  };
   # Nomad finds bridge networking by this module; below /lib/modules, where it looks for one that is not loaded yet, is nothing.
   boot.kernelModules = [ "bridge" ];
 
