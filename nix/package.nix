@@ -28,6 +28,7 @@ rustPlatform.buildRustPackage (
         ../rustfmt.toml
         ../proto
         ../src
+        (lib.fileset.fileFilter (file: file.hasExt "rs") ../bench)
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../tests)
         ../docs/security.md
         (lib.fileset.fileFilter (file: file.hasExt "hcl") ../examples)
