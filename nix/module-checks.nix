@@ -67,9 +67,12 @@ let
         );
       nomad-driver-exec2.nixosModules.default = module;
     }).nixosConfigurations.node.config;
-  hardware.fileSystems."/" = {
-    device = "/dev/vda";
-    fsType = "ext4";
+  hardware = {
+    nixpkgs.hostPlatform = system;
+    fileSystems."/" = {
+      device = "/dev/vda";
+      fsType = "ext4";
+    };
   };
   without = machine { services.nomad-driver-exec2.enable = lib.mkForce false; };
 

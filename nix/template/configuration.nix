@@ -1,8 +1,6 @@
 # One machine that is Nomad's server and client.
 { lib, pkgs, ... }:
 {
-  # The platform is hardware-configuration.nix' to say; change it for another one.
-  nixpkgs.hostPlatform = lib.mkDefault "x86_64-linux";
   # Nomad's licence is not free.
   nixpkgs.config.allowUnfreePredicate = package: lib.getName package == "nomad";
 

@@ -14,7 +14,7 @@
       nixosConfigurations.node = nixpkgs.lib.nixosSystem {
         modules = [
           nomad-driver-exec2.nixosModules.default
-          # Disks and processor of this machine: nixos-generate-config --show-hardware-config > hardware-configuration.nix
+          # Disks and platform of this machine: nixos-generate-config --show-hardware-config > hardware-configuration.nix
           ./hardware-configuration.nix
           ./configuration.nix
         ];
