@@ -66,7 +66,7 @@ install: ## Install the built plugin and what belongs to it below PREFIX (/usr/l
 	install -D -m 644 packaging/completions/$(NAME).bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$(NAME)
 	install -D -m 644 packaging/completions/_$(NAME) $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_$(NAME)
 	install -D -m 644 packaging/completions/$(NAME).fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/$(NAME).fish
-	install -D -m 644 packaging/examples/exec2.hcl $(DESTDIR)$(PREFIX)/share/doc/$(NAME)/examples/exec2.hcl
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/$(NAME)/examples packaging/examples/exec2.hcl examples/*.hcl
 
 pack = PATH="$$(scripts/setup --nfpm-dir):$$PATH" scripts/package --plugin $(PLUGIN) --inventory $(OUT)/inventory --arch $(ARCH)
 
@@ -93,17 +93,32 @@ pluginhost: setup-go
 
 ## Testing
 
+# With -k a part that fails does not keep the others from being run. What a
+# machine cannot check is named in this file, and at the end: it is no pass.
+NOT_CHECKED := $(OUT)/not-checked
+
 .PHONY: test
-test: setup-all lint test-unit test-go test-vm ## Every test there is
+test: setup-all begin lint test-unit test-go test-packages test-nix-here test-vm ## What CI runs: all of the following
+	@if [ -s $(NOT_CHECKED) ]; then printf '\nPassed, but NOT CHECKED: %s\n' "$$(paste -sd, $(NOT_CHECKED))"; \
+	else printf '\nEverything passed.\n'; fi
+
+.PHONY: begin
+begin:
+	@mkdir -p $(OUT); rm -f $(NOT_CHECKED)
 
 .PHONY: lint
-lint: setup-lint ## rustfmt, clippy, cargo-deny
+lint: setup-lint ## rustfmt, clippy, cargo-deny; nixfmt, deadnix; shellcheck
 	$(call say,rustfmt)
 	cargo fmt --check
 	$(call say,clippy)
 	cargo clippy --locked --all-targets -- -D warnings
 	$(call say,cargo-deny)
 	$$(scripts/setup --deny-bin) --locked check bans licenses sources
+	$(call say,nixfmt and deadnix)
+	git ls-files -z '*.nix' | xargs -0 $$(scripts/setup --nixfmt-bin) --check
+	git ls-files -z '*.nix' | xargs -0 $$(scripts/setup --deadnix-bin) --fail
+	$(call say,shellcheck)
+	git grep -lzE '^#!.*\b(ba)?sh$$' -- .ci fuzz scripts | xargs -0 shellcheck
 
 .PHONY: advisories
 advisories: setup-lint ## Known vulnerabilities of the crates (needs GitHub)
@@ -128,6 +143,13 @@ test-packages: setup-pack setup-payload ## Payload of the packages, and the same
 test-nix: setup-lint setup-nix ## The flake, as far as this machine can
 	$(call say,the flake)
 	@scripts/check-nix
+
+# For `make test`, which also has to do on a machine without any Nix.
+.PHONY: test-nix-here
+test-nix-here: setup-lint setup-nix
+	$(call say,the flake)
+	@status=0; scripts/check-nix || status=$$?; \
+	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'the flake (no nix here)' >> $(NOT_CHECKED); else exit $$status; fi
 
 .PHONY: test-vm
 test-vm: setup-vm setup-pack build pluginhost ## Scenarios in VMs with kernels VM_KERNELS
@@ -178,7 +200,7 @@ hack: build ## A Nomad dev agent with the plugin, here or in a VM
 # One call, so that everything missing is named before anything starts.
 .PHONY: setup-all setup-demo setup-build setup-lint setup-go setup-vm
 setup-all:
-	@scripts/setup build lint go vm
+	@scripts/setup build lint go vm pack payload nix fuzz
 setup-demo:
 	@scripts/setup build go vm
 setup-build setup-lint setup-go setup-vm setup-pack setup-payload setup-nix setup-fuzz: setup-%:

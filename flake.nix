@@ -43,13 +43,16 @@
       nixosModules.default =
         { pkgs, ... }:
         {
+          # So that a configuration may import it in two places.
+          key = "${self}/flake.nix#nixosModules.default";
+          _file = "${self}/flake.nix";
           imports = [ ./nix/module.nix ];
           services.nomad-driver-exec2.package =
             lib.mkDefault
               self.packages.${pkgs.stdenv.hostPlatform.system}.default;
         };
 
-      nixosConfigurations = import ./nix/demo.nix { inherit lib nixpkgs module; };
+      nixosConfigurations = import ./nix/demo.nix { inherit lib module; };
 
       checks = eachSystem (
         system: pkgs:
@@ -57,7 +60,6 @@
           inherit
             lib
             pkgs
-            nixpkgs
             module
             system
             ;
@@ -81,11 +83,8 @@
       );
 
       devShells = eachSystem (
-        system: pkgs: {
-          default = import ./nix/shell.nix {
-            inherit pkgs;
-            package = self.packages.${system}.default;
-          };
+        _: pkgs: {
+          default = import ./nix/shell.nix { inherit pkgs; };
         }
       );
 

@@ -2,7 +2,6 @@
 {
   lib,
   pkgs,
-  nixpkgs,
   module,
   packages,
   docs,
@@ -11,10 +10,10 @@
 let
   plugin = packages.default;
 
-  # The sources and crates of the plugin, with other commands than a build.
+  # The sources and crates of a build of the plugin, with another command.
   cargo =
-    name: tools: command:
-    plugin.overrideAttrs (old: {
+    build: name: tools: command:
+    build.overrideAttrs (old: {
       pname = "nomad-driver-exec2-${name}";
       nativeBuildInputs = old.nativeBuildInputs ++ tools;
       buildPhase = ''
@@ -35,10 +34,15 @@ in
   package = plugin;
   inherit (packages) deb rpm release;
 
-  tests = cargo "tests" [ ] "cargo test ${target}";
-  clippy = cargo "clippy" [ pkgs.clippy ] "cargo clippy ${target} --all-targets -- -D warnings";
-  fmt = cargo "fmt" [ pkgs.rustfmt ] "cargo fmt --check";
-  deny = cargo "deny" [ pkgs.cargo-deny ] "cargo-deny --offline --locked check bans licenses sources";
+  tests = cargo plugin "tests" [ ] "cargo test ${target}";
+  # pkgs.clippy has the standard library of its own platform, not that of musl.
+  clippy = cargo packages.nomad-driver-exec2-dynamic "clippy" [
+    pkgs.clippy
+  ] "cargo clippy --offline --locked --all-targets -- -D warnings";
+  fmt = cargo plugin "fmt" [ pkgs.rustfmt ] "cargo fmt --check";
+  deny = cargo plugin "deny" [
+    pkgs.cargo-deny
+  ] "cargo-deny --offline --locked check bans licenses sources";
 
   payload = pkgs.runCommand "exec2-payload" {
     nativeBuildInputs = [
@@ -59,7 +63,6 @@ in
   inherit
     lib
     pkgs
-    nixpkgs
     module
     plugin
     system

@@ -1,7 +1,6 @@
 # The machine of `nix run .#demo`: Nomad, the driver and the example jobs, with a root shell on the console.
 {
   lib,
-  nixpkgs,
   module,
 }:
 let
@@ -11,39 +10,36 @@ let
       modules = [
         module
         ../nixos-tests/machine.nix
-        (
-          { pkgs, ... }:
-          {
-            nixpkgs.hostPlatform = system;
-            nixpkgs.config.allowUnfreePredicate = package: lib.getName package == "nomad";
-            networking.hostName = "demo";
-            services.getty.autologinUser = "root";
-            environment.etc."demo-help".text = ''
+        {
+          nixpkgs.hostPlatform = system;
+          nixpkgs.config.allowUnfreePredicate = package: lib.getName package == "nomad";
+          networking.hostName = "demo";
+          services.getty.autologinUser = "root";
+          environment.etc."demo-help".text = ''
 
-              Nomad is starting; the example jobs are in /etc/exec2-examples.
+            Nomad is starting; the example jobs are in /etc/exec2-examples.
 
-                nomad node status -self
-                nomad job run /etc/exec2-examples/env.nomad.hcl
-                nomad job allocs env
+              nomad node status -self
+              nomad job run /etc/exec2-examples/env.nomad.hcl
+              nomad job allocs env
 
-              `poweroff` ends the machine.
+            `poweroff` ends the machine.
 
-            '';
-            environment.loginShellInit = "cat /etc/demo-help";
-            # Only `system.build.vm` is meant to be run, which brings its own disk and boot loader; these let the system be evaluated.
-            fileSystems."/" = {
-              device = "/dev/disk/by-label/nixos";
-              fsType = "ext4";
-            };
-            boot.loader.grub.device = "/dev/vda";
-            virtualisation.vmVariant.virtualisation = {
-              memorySize = 2048;
-              cores = 2;
-              graphics = false;
-            };
-            system.stateVersion = "26.05";
-          }
-        )
+          '';
+          environment.loginShellInit = "cat /etc/demo-help";
+          # Only `system.build.vm` is meant to be run, which brings its own disk and boot loader; these let the system be evaluated.
+          fileSystems."/" = {
+            device = "/dev/disk/by-label/nixos";
+            fsType = "ext4";
+          };
+          boot.loader.grub.device = "/dev/vda";
+          virtualisation.vmVariant.virtualisation = {
+            memorySize = 2048;
+            cores = 2;
+            graphics = false;
+          };
+          system.stateVersion = "26.05";
+        }
       ];
     };
 in

@@ -2,7 +2,6 @@
 {
   lib,
   pkgs,
-  nixpkgs,
   module,
   plugin,
   system,
@@ -50,6 +49,31 @@ let
   other = pkgs.writeShellScriptBin "nomad-driver-other" "exit 1";
   later = machine { services.nomad-driver-exec2.settings.from_the_future = [ "x" ]; };
   wrong = machine { services.nomad-driver-exec2.settings.unveil_paths = [ "q:/srv" ]; };
+  # As a machine gets it that imports the module in two places.
+  twice = machine { imports = [ module ]; };
+  hardened = serviceConfig: { systemd.services.nomad = { inherit serviceConfig; }; };
+  # The template, with a stand-in for what nixos-generate-config writes on the machine.
+  template =
+    ((import ./template/flake.nix).outputs {
+      nixpkgs.lib.nixosSystem =
+        arguments:
+        lib.nixosSystem (
+          arguments
+          // {
+            modules = map (
+              one: if one == ./template/hardware-configuration.nix then hardware else one
+            ) arguments.modules;
+          }
+        );
+      nomad-driver-exec2.nixosModules.default = module;
+    }).nixosConfigurations.node.config;
+  hardware = {
+    nixpkgs.hostPlatform = system;
+    fileSystems."/" = {
+      device = "/dev/vda";
+      fsType = "ext4";
+    };
+  };
   without = machine { services.nomad-driver-exec2.enable = lib.mkForce false; };
 
   validates = check: lib.hasInfix "nomad-driver-exec2-config" (lib.getName check);
@@ -74,6 +98,9 @@ let
     "another driver's block stays" =
       !rich.services.nomad.settings.plugin.docker.config.allow_privileged;
     "another driver's plugin stays" = lib.length rich.services.nomad.extraSettingsPlugins == 2;
+    "the commands for people are on the PATH" = lib.elem plugin defaults.environment.systemPackages;
+    "the module imported twice is one" = complaints twice == [ ] && options twice == options defaults;
+    "the template is a whole machine" = complaints template == [ ] && (options template).unveil_by_task;
     "without enable nothing is set" =
       !(without.services.nomad.settings ? plugin) && without.services.nomad.dropPrivileges;
     "a dynamic user is refused" = complains "dropPrivileges = false" {
@@ -83,14 +110,31 @@ let
       services.nomad.package = pkgs.runCommand "nomad-1.7.7" { version = "1.7.7"; } "mkdir $out";
     };
     "a hardened unit is refused, by the names of the settings" =
-      complains "NoNewPrivileges, ProtectSystem"
-        {
-          systemd.services.nomad.serviceConfig = {
-            NoNewPrivileges = true;
-            ProtectSystem = "strict";
-            PrivateTmp = false;
-          };
-        };
+      complains ": ProtectSystem, ReadWritePaths, RestrictNamespaces."
+        (hardened {
+          RestrictNamespaces = true;
+          ProtectSystem = "strict";
+          ReadWritePaths = [ "/var/lib/nomad" ];
+          PrivateTmp = false;
+        });
+    "one that lacks every capability is refused" = complains ": CapabilityBoundingSet." (hardened {
+      CapabilityBoundingSet = "";
+    });
+    "one with another user is refused" = complains ": User." (hardened {
+      User = "nomad";
+    });
+    "what changes nothing is accepted" =
+      complaints (
+        machine (hardened {
+          User = "root";
+          NoNewPrivileges = true; # tasks have it anyway
+          CapabilityBoundingSet = "~";
+          ProtectProc = "default";
+          ProcSubset = "all";
+          ProtectHome = "no";
+          PrivateUsers = 0;
+        })
+      ) == [ ];
     "a unit that takes tasks along is refused" = complains ''KillMode = "process"'' {
       systemd.services.nomad.serviceConfig.KillMode = lib.mkForce "mixed";
     };
@@ -125,6 +169,7 @@ assert lib.assertMsg (
       ''
         mkdir $out
         exec2=${lib.getExe plugin}
+        $exec2 validate-config ${nomadJson template}
         $exec2 validate-config ${nomadJson rich} | tee $out/rich
         grep -qx 'unveil_by_task = true' $out/rich
         grep -qx 'unveil_paths = \["r:/etc/mime.types", "rwc:/srv/shared"\]' $out/rich

@@ -21,44 +21,83 @@ let
       inherit example description;
     };
 
-  # Settings of the unit that tasks would inherit, or that the plugin needs to be without. Nomad's unit has none of them.
-  isOn =
+  # What systemd takes for off.
+  isOff =
     value:
-    value != null
-    && value != false
-    && value != ""
-    && value != [ ]
-    && value != "no"
-    && value != "false"
-    && value != "off";
-  breaking = lib.filter (name: unit ? ${name} && isOn unit.${name}) [
-    "CapabilityBoundingSet"
-    "DynamicUser"
-    "InaccessiblePaths"
-    "LockPersonality"
-    "MemoryDenyWriteExecute"
-    "NoNewPrivileges"
-    "PrivateDevices"
-    "PrivateNetwork"
-    "PrivateTmp"
-    "PrivateUsers"
-    "ProcSubset"
-    "ProtectControlGroups"
-    "ProtectHome"
-    "ProtectKernelTunables"
-    "ProtectProc"
-    "ProtectSystem"
-    "ReadOnlyPaths"
-    "RestrictAddressFamilies"
-    "RestrictNamespaces"
-    "RestrictRealtime"
-    "RestrictSUIDSGID"
-    "RootDirectory"
-    "RootImage"
-    "SystemCallArchitectures"
-    "SystemCallFilter"
-    "User"
-  ];
+    lib.elem (toString value) [
+      ""
+      "0"
+      "default"
+      "f"
+      "false"
+      "n"
+      "no"
+      "off"
+    ];
+  offWhen = {
+    # An empty one takes every capability away; ~ alone gives all of them.
+    CapabilityBoundingSet = value: value == null || value == [ ] || toString value == "~";
+    ProcSubset = value: isOff value || value == "all";
+    User = value: isOff value || value == "root";
+  };
+  # Settings of the unit with which the driver cannot work; Nomad's unit has none of them. Reasons by systemd.exec(5).
+  breaking = lib.filter (name: unit ? ${name} && !(offWhen.${name} or isOff) unit.${name}) (
+    # A mount namespace of the agent's own, new with each start of the agent: what one agent has mounted for its tasks the next
+    # one does not see, and those tasks are lost.
+    [
+      "BindPaths"
+      "BindReadOnlyPaths"
+      "ExecPaths"
+      "ExtensionDirectories"
+      "ExtensionImages"
+      "IPCNamespacePath"
+      "InaccessiblePaths"
+      "LogNamespace"
+      "MountAPIVFS"
+      "MountImages"
+      "NoExecPaths"
+      "PrivateDevices"
+      "PrivateIPC"
+      "PrivateMounts"
+      "PrivateTmp"
+      "ProcSubset"
+      "ProtectControlGroups"
+      "ProtectHome"
+      "ProtectKernelLogs"
+      "ProtectKernelModules"
+      "ProtectKernelTunables"
+      "ProtectProc"
+      "ProtectSystem"
+      "ReadOnlyPaths"
+      "ReadWritePaths"
+      "RootDirectory"
+      "RootImage"
+      "TemporaryFileSystem"
+    ]
+    # An agent that is not root, or a root that lacks what starting a task takes.
+    ++ [
+      "CapabilityBoundingSet"
+      "DynamicUser"
+      "PrivateNetwork"
+      "PrivateUsers"
+      "RestrictFileSystems"
+      "RestrictNamespaces"
+      "SecureBits"
+      "User"
+    ]
+    # Filters of system calls, which every task would inherit.
+    ++ [
+      "LockPersonality"
+      "MemoryDenyWriteExecute"
+      "ProtectClock"
+      "ProtectHostname"
+      "RestrictAddressFamilies"
+      "RestrictRealtime"
+      "RestrictSUIDSGID"
+      "SystemCallArchitectures"
+      "SystemCallFilter"
+    ]
+  );
   cgroupV1 = lib.filter (
     parameter:
     lib.elem parameter [
@@ -94,30 +133,35 @@ in
         What the agent's configuration has in `plugin "nomad-driver-exec2" { config { … } }`. An option that is not listed here is
         passed on as it is.
       '';
-      type = lib.types.submodule {
-        freeformType = lib.types.attrsOf json.type;
-        options = {
-          unveil_defaults = lib.mkOption {
-            type = lib.types.bool;
-            default = true;
-            description = ''
-              Give every task the default paths, `/nix/store` and `/run/current-system/sw` among them, and its own directories.
-              Without them a task sees nothing but what is unveiled by name.
+      # With a description, since its own one differs between versions of nixpkgs, and docs/nixos.md has it.
+      type = lib.types.submoduleWith {
+        description = "submodule";
+        shorthandOnlyDefinesConfig = true;
+        modules = lib.singleton {
+          freeformType = lib.types.attrsOf json.type;
+          options = {
+            unveil_defaults = lib.mkOption {
+              type = lib.types.bool;
+              default = true;
+              description = ''
+                Give every task the default paths, `/nix/store` and `/run/current-system/sw` among them, and its own directories.
+                Without them a task sees nothing but what is unveiled by name.
+              '';
+            };
+            unveil_paths = strings [ "r:/etc/mime.types" ] ''
+              More paths for every task, as `MODES:PATH`. Modes are `r` (read), `w` (write), `x` (execute) and `c` (create, rename and
+              remove).
             '';
+            unveil_by_task = lib.mkOption {
+              type = lib.types.bool;
+              default = false;
+              description = ''
+                Let jobs unveil paths, and have a `work_dir` outside the alloc. Then whoever may submit jobs decides what they see, as far
+                as file permissions let the task's user.
+              '';
+            };
+            allow_caps = strings [ "net_bind_service" ] "Capabilities that jobs may ask for with `cap_add`.";
           };
-          unveil_paths = strings [ "r:/etc/mime.types" ] ''
-            More paths for every task, as `MODES:PATH`. Modes are `r` (read), `w` (write), `x` (execute) and `c` (create, rename and
-            remove).
-          '';
-          unveil_by_task = lib.mkOption {
-            type = lib.types.bool;
-            default = false;
-            description = ''
-              Let jobs unveil paths, and have a `work_dir` outside the alloc. Then whoever may submit jobs decides what they see, as far
-              as file permissions let the task's user.
-            '';
-          };
-          allow_caps = strings [ "net_bind_service" ] "Capabilities that jobs may ask for with `cap_add`.";
         };
       };
     };
@@ -140,6 +184,9 @@ in
       enableDocker = lib.mkDefault false;
     };
 
+    # For people: check, run, validate-config.
+    environment.systemPackages = [ cfg.package ];
+
     security.lsm = [ "landlock" ];
 
     system.checks = lib.mkIf (nomad.enable && cfg.validateConfig) [ validated ];
@@ -160,8 +207,8 @@ in
       {
         assertion = breaking == [ ];
         message = ''
-          Tasks of the exec2 driver would inherit the hardening of nomad.service, and the driver could not start them. Remove from
-          systemd.services.nomad.serviceConfig: ${lib.concatStringsSep ", " breaking}.
+          The exec2 driver could not start tasks, or would lose them with the next restart of the agent, as nomad.service is
+          hardened. Remove from systemd.services.nomad.serviceConfig: ${lib.concatStringsSep ", " breaking}.
         '';
       }
       {

@@ -28,8 +28,10 @@ rustPlatform.buildRustPackage (
         ../rustfmt.toml
         ../proto
         ../src
+        (lib.fileset.fileFilter (file: file.hasExt "rs") ../bench)
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../tests)
         ../docs/security.md
+        (lib.fileset.fileFilter (file: file.hasExt "hcl") ../examples)
         ../packaging/completions
         ../packaging/examples
         ../packaging/nomad-driver-exec2.8
@@ -46,7 +48,7 @@ rustPlatform.buildRustPackage (
     postInstall = ''
       installManPage packaging/nomad-driver-exec2.8
       installShellCompletion packaging/completions/*
-      install -D -m 644 -t $out/share/doc/nomad-driver-exec2/examples packaging/examples/exec2.hcl
+      install -D -m 644 -t $out/share/doc/nomad-driver-exec2/examples packaging/examples/exec2.hcl examples/*.hcl
     '';
 
     nativeInstallCheckInputs = [ versionCheckHook ];
@@ -58,6 +60,11 @@ rustPlatform.buildRustPackage (
       mainProgram = manifest.package.name;
       platforms = lib.platforms.linux;
       maintainers = [ ];
+    }
+    # Where there is a public address, Cargo.toml has it.
+    // lib.optionalAttrs (manifest.package ? homepage) {
+      inherit (manifest.package) homepage;
+      changelog = "${manifest.package.homepage}/blob/v${manifest.package.version}/CHANGELOG.md";
     };
   }
   # The static plugin is copied to machines without a Nix store.

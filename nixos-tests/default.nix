@@ -65,13 +65,13 @@ let
           script = prelude + text;
           kernels = marker text "kernels" ">= 5.15";
           lsmOff = marker text "lsm" "on" == "off";
-          # A NixOS machine has neither the test host, nor the unit tests' binary, nor dpkg.
+          # A NixOS machine has neither the test host nor the unit tests' binary.
           wanted =
             !lib.elem (marker text "needs" "agent") [
               "pluginhost"
               "unit-tests"
             ]
-            && file != "packages.py";
+            && marker text "host" "any" != "debian";
           agent = marker text "needs" "agent" != "no-agent";
           nodes.machine = { };
         }

@@ -2,6 +2,7 @@
 # Works through the `nomad` command in the guest, and so alike with real Nomad and with the pluginhost.
 import errno
 import json
+import re
 import shlex
 import time
 
@@ -35,6 +36,17 @@ def poll(what, fn, timeout):
         if time.monotonic() > end:
             raise AssertionError(f"{what}: not so after {timeout} s")
         time.sleep(POLL_S)
+
+
+def nixos():
+    """Whether the guest is NixOS, where programs and most of /etc lie in a read-only store."""
+    return machine.execute("test -e /run/booted-system")[0] == 0
+
+
+def data_dir():
+    """The agent's: /opt/nomad/data on Debian, /var/lib/nomad on NixOS."""
+    configuration = machine.succeed("cat /etc/nomad.json 2>/dev/null || cat /etc/nomad.d/*.hcl")
+    return re.search(r'data_dir"?\s*[=:]\s*"([^"]+)"', configuration)[1]
 
 
 def nomad(arguments):

@@ -155,7 +155,7 @@ FAILURES = {
 
 with subtest("what cannot start says why, and is tried again if that may help"):
     machine.succeed(
-        "cp $(readlink -f /bin/sh) /opt/exec2-program; mkdir -p /usr/local/bin; echo garbage > /usr/local/bin/exec2-garbage",
+        "mkdir -p /opt /usr/local/bin; cp $(readlink -f /bin/sh) /opt/exec2-program; echo garbage > /usr/local/bin/exec2-garbage",
         "chmod 755 /opt/exec2-program /usr/local/bin/exec2-garbage",
     )
     run_job(job("failures", *(group(name, text, attempts=1) for name, (text, _, _) in FAILURES.items())))

@@ -13,6 +13,7 @@ let
     "bash"
     "curl"
     "jdk_headless"
+    "procps"
     "python3"
     "strace"
     "util-linux"
@@ -50,6 +51,14 @@ in
     };
   };
 
+  # A crash has to be seen by a scenario, and none restarts the agent too often.
+  systemd.services.nomad = {
+    serviceConfig.Restart = lib.mkForce "no";
+    unitConfig.StartLimitIntervalSec = lib.mkForce 0;
+  };
+  # Nomad finds bridge networking by this module; below /lib/modules, where it looks for one that is not loaded yet, is nothing.
+  boot.kernelModules = [ "bridge" ];
+
   services.nomad-driver-exec2 = {
     enable = true;
     settings = {
@@ -67,7 +76,6 @@ in
       "iptables"
       "netcat"
       "nftables"
-      "procps"
     ];
   environment.etc = {
     "mime.types".text = "text/html html htm\n";

@@ -1,4 +1,5 @@
 # The .deb is installed, upgraded and removed below a running agent and running tasks; the .rpm into a root of its own.
+# host: debian
 #
 # `make test-vm` lays the packages over the guest's root, in PACKAGES. They are Debian's way: NixOS has the module.
 
@@ -6,6 +7,8 @@ PACKAGES = "/srv/exec2-packages"
 NAME = "nomad-driver-exec2"
 PROGRAM = f"/usr/bin/{NAME}"
 LINK = f"/opt/nomad/data/plugins/{NAME}"
+# The newest that HashiCorp's repositories have of a package of this name.
+THEIRS = "0.1.2-1"
 # The guest's dpkg leaves documentation out.
 DPKG = "dpkg --path-include='/usr/share/*'"
 
@@ -57,6 +60,8 @@ with subtest("install: the program, the link that Nomad looks for, documentation
     t.assertEqual(machine.succeed(f"stat -c '%U:%G %a' {PROGRAM}").strip(), "root:root 755")
     machine.succeed(f"test -s /usr/share/man/man8/{NAME}.8.gz", f"test -s /usr/share/doc/{NAME}/copyright", f"test -s /usr/share/doc/{NAME}/examples/exec2.hcl")
     machine.succeed(f"{PROGRAM} --version", f"dpkg --verify {NAME}")
+    # or an upgrade of the system would replace it by the package of the same name in HashiCorp's repository
+    machine.succeed(f"dpkg --compare-versions {version()} gt {THEIRS}")
     t.assertEqual(machine.succeed(traces), before)
 
 with subtest("an agent finds the plugin and runs a job by it"):
@@ -106,6 +111,7 @@ with subtest("rpm: into a root of its own, without scripts, with the same link")
     t.assertEqual(machine.succeed(f"readlink {root}{LINK}").strip(), PROGRAM)
     machine.succeed(f"{root}{PROGRAM} --version", f"test -s {root}/usr/share/licenses/{NAME}/LICENSE")
     t.assertEqual(machine.succeed(f"{rpm} -q --scripts --triggers {NAME}").strip(), "")
+    t.assertEqual(machine.succeed(f"{rpm} -q --qf '%{{EPOCH}}' {NAME}"), "1")
     machine.succeed(f"{rpm} -V {NAME}")
     machine.succeed(f"{rpm} -U {package('rpm', 'next')}")
     # An old package's removal comes after the new one's installation; the link has to live through it.

@@ -66,7 +66,7 @@ with subtest("each has one verdict, and the true one"):
         if alloc["ClientStatus"] == "complete":
             complete += 1
             t.assertEqual(ended, [0], events)
-            t.assertGreaterEqual(int(machine.succeed(f"wc -l < /opt/nomad/data/alloc/{alloc['ID']}/alloc/ends")), 1)
+            t.assertGreaterEqual(int(machine.succeed(f"wc -l < {data_dir()}/alloc/{alloc['ID']}/alloc/ends")), 1)
         else:
             t.assertEqual(ended, [], events)
             t.assertTrue([e for e in events if "after driver exited unexpectedly" in e["DisplayMessage"]], events)

@@ -17,6 +17,8 @@ from pathlib import Path
 CHANGELOG = Path(__file__).resolve().parent.parent / "CHANGELOG.md"
 # 2026-01-01: before any release, and a year that tools take for a real one.
 EPOCH_UNRELEASED = 1767225600
+# Of the packages' versions, as in nfpm.yaml; not an epoch of time.
+PACKAGE_EPOCH = 1
 
 
 def versions():
@@ -46,7 +48,7 @@ def nfpm(packager):
     """YAML is a superset of JSON, and JSON needs no library."""
     return json.dumps([
         {
-            "semver": f"{version}-1",
+            "semver": f"{PACKAGE_EPOCH}:{version}-1",
             "date": datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "packager": packager,
             "deb": {"urgency": "medium", "distributions": ["stable"]},

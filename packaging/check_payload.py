@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""check_payload.py FILE.deb FILE.rpm: both packages hold what an installation needs, and nothing that acts by itself.
+"""check_payload.py FILE.deb FILE.rpm: both packages hold what an installation needs, and nothing that acts by itself; and no
+other package of the same name is newer.
 
 Needs dpkg-deb and rpm; neither database is touched.
 """
@@ -36,6 +37,8 @@ RPM = {
     f"/usr/share/zsh/site-functions/_{NAME}": "-rw-r--r--",
 }
 LINK = f"/opt/nomad/data/plugins/{NAME} -> /usr/bin/{NAME}"
+# The newest that HashiCorp's repositories have of a package of this name (see epoch in nfpm.yaml).
+THEIRS = "0.1.2-1"
 # Nothing is activated: an agent reads all of /etc/nomad.d, systemd all of its folders.
 NOWHERE = ("/etc/", "/usr/lib/systemd/", "/lib/systemd/", "/usr/lib/tmpfiles.d/", "/usr/lib/sysusers.d/", "/run/", "/var/")
 
@@ -75,11 +78,16 @@ def main():
     assert [name for name in control if name] == ["control", "md5sums"], f"the deb has more than a description: {control}"
     assert not run("dpkg-deb", "-f", deb, "Depends", "Pre-Depends", "Conflicts").strip(), "the deb depends on something"
 
+    version = run("dpkg-deb", "-f", deb, "Version").strip()
+    subprocess.run(["dpkg", "--compare-versions", version, "gt", THEIRS], check=True)
+
     listing = run("rpm", "-qplv", rpm)
     check("the rpm", files(listing, 8), {**BOTH, **RPM}, listing)
     assert not run("rpm", "-qp", "--scripts", "--triggers", rpm).strip(), "the rpm has scripts"
     needs = [line for line in run("rpm", "-qp", "--requires", rpm).splitlines() if not line.startswith("rpmlib(")]
     assert not needs, f"the rpm needs {needs}"
+    # rpm compares the epoch first, and a package without one has 0
+    assert run("rpm", "-qp", "--qf", "%{EPOCH}", rpm) == "1", "the rpm has not the epoch 1"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-# One machine that is Nomad's server and client. Add your hardware-configuration.nix.
+# One machine that is Nomad's server and client.
 { lib, pkgs, ... }:
 {
   # Nomad's licence is not free.
   nixpkgs.config.allowUnfreePredicate = package: lib.getName package == "nomad";
+
+  # For a machine with UEFI; with a BIOS: boot.loader.grub.device = "/dev/sda".
+  boot.loader.systemd-boot.enable = true;
+  boot.loader.efi.canTouchEfiVariables = true;
 
   services.nomad = {
     enable = true;
@@ -11,11 +15,17 @@
         enabled = true;
         bootstrap_expect = 1;
       };
-      client.enabled = true;
+      client = {
+        enabled = true;
+        # For `network { mode = "bridge" }`, with the next line.
+        cni_path = "${pkgs.cni-plugins}/bin";
+      };
     };
     # On the PATH of tasks, unless a job sets its own.
     extraPackages = [ pkgs.bash ];
   };
+  # Nomad looks for the module among those that are loaded.
+  boot.kernelModules = [ "bridge" ];
 
   services.nomad-driver-exec2 = {
     enable = true;

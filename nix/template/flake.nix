@@ -3,7 +3,7 @@
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
-    # Where you have the driver from: a fork, a mirror, or a path.
+    # Change OWNER, or all of it: a fork, a mirror, path:/a/checkout.
     nomad-driver-exec2.url = "github:OWNER/nomad-driver-exec2";
     nomad-driver-exec2.inputs.nixpkgs.follows = "nixpkgs";
   };
@@ -12,9 +12,10 @@
     { nixpkgs, nomad-driver-exec2, ... }:
     {
       nixosConfigurations.node = nixpkgs.lib.nixosSystem {
-        system = "x86_64-linux";
         modules = [
           nomad-driver-exec2.nixosModules.default
+          # Disks and platform of this machine: nixos-generate-config --show-hardware-config > hardware-configuration.nix
+          ./hardware-configuration.nix
           ./configuration.nix
         ];
       };

@@ -1,19 +1,47 @@
-# A service job is running again after the machine was rebooted, under the same allocation's job and with a clean cgroup tree.
+# A service job is running again after the machine went down hard, under a new allocation and with a clean cgroup tree.
+#
+# Nomad does not mount an old allocation's directories again, and the driver starts no task without them. So the old allocation
+# fails, and Nomad places another one, here after seconds.
 
-wait_for_driver(healthy=True)
-run_job(f"{EXAMPLES}/http.nomad.hcl")
+POLICIES = """
+    restart {
+      attempts = 1
+      delay    = "1s"
+      mode     = "fail"
+    }
+    reschedule {
+      delay          = "5s"
+      delay_function = "constant"
+      unlimited      = true
+    }
+"""
+
+
+def runs_anew():
+    """The allocation that has taken the place of the old one, once it runs."""
+    found = [alloc["ID"] for alloc in brief("http") if alloc["ClientStatus"] == "running" and alloc["ID"] != before["ID"]]
+    return found and found[-1]
+
+
+wait_for_driver()
+example = machine.succeed(f"cat {EXAMPLES}/http.nomad.hcl")
+run_job(example.replace('group "web" {\n', 'group "web" {\n' + POLICIES, 1))
 before = wait_for_alloc("http", "running")
 boot = machine.succeed("cat /proc/sys/kernel/random/boot_id").strip()
 
-with subtest("reboot"):
-    # crash and start instead of reboot: the test driver starts QEMU with -no-reboot
+with subtest("the power fails"):
+    machine.succeed("sync")
     machine.crash()
+    # not reboot(): the test driver starts QEMU with -no-reboot
     machine.start()
     t.assertNotEqual(machine.succeed("cat /proc/sys/kernel/random/boot_id").strip(), boot)
 
-with subtest("the job runs again"):
-    wait_for_driver(healthy=True)
-    alloc = wait_for_alloc("http", "running")
-    machine.wait_until_succeeds("curl -sS --fail --max-time 10 http://$(ip -4 -o address show dev eth0 | awk '{print $4}' | cut -d/ -f1):8181/", timeout=ALLOC_TIMEOUT_S)
-    t.assertEqual(machine.succeed(f"cat /sys/fs/cgroup/nomad.slice/*/{alloc['ID']}.*.scope/cgroup.procs | wc -l").strip(), "1")
+with subtest("the job runs again, and the old allocation says why it does not"):
+    wait_for_driver()
+    alloc = poll("a new allocation runs", runs_anew, ALLOC_TIMEOUT_S)
+    address = machine.succeed("ip -4 -o address show dev eth0 | awk '{print $4}' | cut -d/ -f1").strip()
+    machine.wait_until_succeeds(f"curl -sS --fail --max-time 10 http://{address}:8181/", timeout=ALLOC_TIMEOUT_S)
+    t.assertEqual(machine.succeed(f"cat /sys/fs/cgroup/nomad.slice/*/{alloc}.*.scope/cgroup.procs | wc -l").strip(), "1")
+    t.assertEqual(machine.succeed("ls -d /sys/fs/cgroup/nomad.slice/*/*.python.scope | wc -l").strip(), "1")
+    t.assertIn("are not mounted there", " ".join(messages(alloc_status(before["ID"]))))
     stop_job("http")

@@ -10,8 +10,9 @@ from .kernels import version_tuple
 
 PRELUDE = "lib.py"
 # Without a marker a scenario is for kernels that the driver supports, with Landlock on.
-DEFAULTS = {"kernels": ">= 5.15", "lsm": "on", "needs": "agent"}
-CHOICES = {"lsm": ("on", "off", "any"), "needs": ("agent", "nomad-real", "pluginhost", "no-agent", "unit-tests")}
+DEFAULTS = {"kernels": ">= 5.15", "lsm": "on", "needs": "agent", "host": "any"}
+# `host: debian` leaves it out of the NixOS tests; the guests here are Debian.
+CHOICES = {"lsm": ("on", "off", "any"), "host": ("any", "debian"), "needs": ("agent", "nomad-real", "pluginhost", "no-agent", "unit-tests")}
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 
 

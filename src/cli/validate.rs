@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::say;
@@ -24,6 +25,49 @@ const UNREADABLE: u8 = 2;
 const PLUGIN: &str = env!("CARGO_PKG_NAME");
 /// An agent's whole configuration is a few KiB.
 const FILE_BYTES_MAX: u64 = 16 << 20;
+/// What an agent's configuration has at its top beside `plugin`; none of it is an option of the plugin.
+const AGENT_KEYS: [&str; 40] = [
+    "acl",
+    "addresses",
+    "advertise",
+    "audit",
+    "autopilot",
+    "bind_addr",
+    "client",
+    "consul",
+    "data_dir",
+    "datacenter",
+    "disable_anonymous_signature",
+    "disable_update_check",
+    "enable_debug",
+    "enable_syslog",
+    "eventlog",
+    "http_api_response_headers",
+    "keyring",
+    "leave_on_interrupt",
+    "leave_on_terminate",
+    "limits",
+    "log_file",
+    "log_include_location",
+    "log_json",
+    "log_level",
+    "log_rotate_bytes",
+    "log_rotate_duration",
+    "log_rotate_max_files",
+    "name",
+    "plugin_dir",
+    "ports",
+    "region",
+    "reporting",
+    "rpc",
+    "sentinel",
+    "server",
+    "syslog_facility",
+    "telemetry",
+    "tls",
+    "ui",
+    "vault",
+];
 /// How similar a known option must be to be proposed instead of an unknown one (Jaro-Winkler, 0 to 1).
 const SIMILAR: f64 = 0.8;
 
@@ -63,6 +107,11 @@ enum Refusal {
     Shape { place: String, found: &'static str },
     #[error("{place} is there {count} times; write it once")]
     Twice { place: String, count: usize },
+    #[error(
+        "{} is there twice in one object, and which of the two holds is left open; write it once",
+        quote(key)
+    )]
+    Repeated { key: String },
     #[error("{place} has {}, which Nomad does not know; write config, and args if need be", quote(key))]
     Key { place: String, key: String },
     #[error("plugin option {} is unknown; {}", quote(option), instead(option))]
@@ -111,16 +160,93 @@ fn read(file: &Path) -> Result<String, Refusal> {
 
 /// The configuration that the plugin would get, whichever of the two forms the text has.
 fn validate(text: &str) -> Result<PluginConfig, Refusal> {
-    let top: Value = serde_json::from_str(text)?;
+    let Json { value: top, repeated } = serde_json::from_str(text)?;
+    if let Some(key) = repeated {
+        return Err(Refusal::Repeated { key });
+    }
     let Value::Object(top) = top else { return Err(Refusal::Top(kind(&top))) };
     if !top.contains_key("plugin") {
+        if top.keys().any(|key| AGENT_KEYS.contains(&key.as_str())) {
+            return Err(Refusal::NoBlock);
+        }
         known(&top)?;
-        // The text itself, so that an option that is there twice is seen.
         return Ok(PluginConfig::decode_json(text)?);
     }
     let Some(options) = options_of_agent(&top)? else { return Ok(PluginConfig::default()) };
     known(options)?;
     Ok(PluginConfig::decode_json(&Value::from(options.clone()).to_string())?)
+}
+
+/// JSON, and the first key that an object in it has twice; a `Value` alone would keep the last one without a word.
+struct Json {
+    value: Value,
+    repeated: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonVisitor)
+    }
+}
+
+struct JsonVisitor;
+
+impl JsonVisitor {
+    fn scalar<E>(value: impl Into<Value>) -> Result<Json, E> {
+        Ok(Json { value: value.into(), repeated: None })
+    }
+}
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Json;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Self::scalar(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Self::scalar(value)
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Self::scalar(value)
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Self::scalar(value)
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
+        Self::scalar(value)
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Json, E> {
+        Self::scalar(value)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Json, A::Error> {
+        let (mut values, mut repeated) = (Vec::new(), None);
+        while let Some(item) = sequence.next_element::<Json>()? {
+            values.push(item.value);
+            repeated = repeated.or(item.repeated);
+        }
+        Ok(Json { value: values.into(), repeated })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let (mut values, mut repeated) = (Map::new(), None);
+        while let Some((key, item)) = map.next_entry::<String, Json>()? {
+            repeated = repeated.or(item.repeated);
+            if values.insert(key.clone(), item.value).is_some() {
+                repeated = repeated.or(Some(key));
+            }
+        }
+        Ok(Json { value: values.into(), repeated })
+    }
 }
 
 /// The plugin's `config` in an agent's configuration. In HCL's JSON form a block is an object or a list of objects, on
@@ -261,6 +387,8 @@ mod tests {
             (agent(json!({})), "no block for the plugin"),
             (agent(json!({"docker": {}})), "\"config\": {}}}}"),
             (agent(json!({"exec2": {"config": {}}})), "no block for the plugin"),
+            (json!({"data_dir": "/var/lib/nomad", "client": {"enabled": true}}), "no block for the plugin"),
+            (json!({"server": {}, "unveil_by_task": true}), "no block for the plugin"),
             (agent(json!("x")), "plugin is a string; write an object"),
             (agent(json!({PLUGIN: [{}, {}]})), "plugin \"nomad-driver-exec2\" is there 2 times"),
             (agent(json!([{PLUGIN: {}}, {PLUGIN: {}}])), "is there 2 times; write it once"),
@@ -288,8 +416,30 @@ mod tests {
             let message = refused(json.clone());
             assert!(message.contains(wanted), "{json}: {message}");
         }
-        let twice = validate(r#"{"unveil_by_task": true, "unveil_by_task": false}"#).unwrap_err();
-        assert!(twice.to_string().contains("unveil_by_task"), "{twice}");
+    }
+
+    #[test]
+    fn what_is_there_twice_is_refused_in_both_forms() {
+        let options = r#"{"unveil_by_task": true, "unveil_by_task": false}"#;
+        for (text, key) in [
+            (options.to_owned(), "unveil_by_task"),
+            (format!(r#"{{"plugin": {{"{PLUGIN}": {{"config": {options}}}}}}}"#), "unveil_by_task"),
+            (format!(r#"{{"plugin": [{{"{PLUGIN}": [{{"config": [{options}]}}]}}]}}"#), "unveil_by_task"),
+            (format!(r#"{{"plugin": {{"{PLUGIN}": {{}}}}, "plugin": {{}}}}"#), "plugin"),
+        ] {
+            let refusal = validate(&text).unwrap_err();
+            assert_eq!(refusal.status(), REFUSED, "{text}");
+            let wanted = format!("{key:?} is there twice in one object");
+            assert!(refusal.to_string().contains(&wanted), "{text}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_json_is_read_as_it_is() {
+        let text = r#"{"a": [null, true, -1, 18446744073709551615, 1.5, "x", {"b": {}}]}"#;
+        let Json { value, repeated } = serde_json::from_str(text).unwrap();
+        assert_eq!(value, serde_json::from_str::<Value>(text).unwrap());
+        assert_eq!(repeated, None);
     }
 
     #[test]
