@@ -166,10 +166,10 @@ SOAK_MINUTES ?= 10
 SOAK_KERNEL  ?= 6.12
 
 .PHONY: test-reliability
-test-reliability: setup-vm build pluginhost ## Faults: deaths of plugin, agent, shim; reboot; a full /run
+test-reliability: setup-vm build pluginhost ## Faults: deaths of plugin, agent, shim; reboot; what a host runs out of
 	$(call say,faults on Linux $(VM_KERNEL))
 	nixos-tests/run --kernel $(VM_KERNEL) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) \
-	  reliability reliability_faults reliability_kills reliability_reboot reliability_user
+	  reliability reliability_faults reliability_host reliability_kills reliability_reboot reliability_recovery reliability_user
 
 .PHONY: soak
 soak: setup-vm build pluginhost ## Churn for SOAK_MINUTES in a VM, then look for leaks

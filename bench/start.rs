@@ -1,4 +1,5 @@
-//! Start to first byte: a task through the driver's own launcher, against plain fork + exec in the same run.
+//! Tasks through the driver's own code, against plain processes in the same run: from the start to the first byte, from
+//! SIGKILL of the task to the answer of WaitTask, from StopTask to its answer.
 //!
 //! `cargo bench` as root. With cgroup v2 the tasks get a cgroup with limits, as under Nomad; without, it says so.
 //! The figures to quote are the ratios: absolute times are those of the machine.
@@ -10,6 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -18,13 +20,22 @@ use nomad_driver_exec2::config::{PluginConfig, TaskConfig};
 use nomad_driver_exec2::shim;
 use nomad_driver_exec2::sys;
 use nomad_driver_exec2::task::launch::{Launched, Launcher};
+use nomad_driver_exec2::task::notice::Notices;
+use nomad_driver_exec2::task::running::{Names, Task};
+use nomad_driver_exec2::task::signal::SignalNumber;
 use nomad_driver_exec2::task::spec::{Logs, Request, TaskSpec};
 use nomad_driver_exec2::users;
 
-/// Starts that are counted, after some that are not.
+/// Runs that are counted, after some that are not.
 const RUNS: usize = 50;
 const WARM_UP: usize = 5;
-const PROGRAM: &str = "/bin/echo";
+/// A program that ends at once, and one that runs until a signal ends it.
+const BRIEF: [&str; 2] = ["/bin/echo", "x"];
+const LASTING: [&str; 2] = ["/bin/sleep", "1000"];
+/// As many threads for calls as the plugin has.
+const WORKERS: usize = 2;
+/// Far more than a stop takes: the task ends by the signal.
+const GRACE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     // The launcher starts this very file as the shim.
@@ -62,68 +73,116 @@ fn bench() -> anyhow::Result<String> {
         Some(_) => Limits { memory_max: MemoryMax::Bytes(64 << 20), ..Limits::UNLIMITED },
         None => Limits::UNLIMITED,
     };
-    let config = TaskConfig::decode_json(&format!(r#"{{"command": "{PROGRAM}", "args": ["x"]}}"#))?;
-    let spec = TaskSpec::new(
-        &Request {
+    let spec = |[command, arg]: [&str; 2]| -> anyhow::Result<TaskSpec> {
+        let config = TaskConfig::decode_json(&format!(r#"{{"command": "{command}", "args": ["{arg}"]}}"#))?;
+        let request = Request {
             id: "bench",
             alloc_id: "",
             name: "bench",
-            user,
+            user: user.clone(),
             env: &HashMap::new(),
             root: root.path(),
             logs: Logs::Fifos { stdout: Path::new("out"), stderr: Path::new("err") },
             netns: None,
             cgroup: cgroup.as_ref().map(Cgroup::path),
-            limits,
+            limits: limits.clone(),
             config: &config,
-        },
-        &PluginConfig::default(),
-    )?;
+        };
+        Ok(TaskSpec::new(&request, &PluginConfig::default())?)
+    };
+    let (brief, lasting) = (spec(BRIEF)?, spec(LASTING)?);
     let launcher = Launcher::new(&root.path().join("run"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
 
-    let mut plain = Vec::new();
-    let mut driver = Vec::new();
-    // In turn, so that the machine's moods hit both alike.
+    let mut times: [Vec<Duration>; 5] = Default::default();
     for run in 0..WARM_UP + RUNS {
-        let (a, b) = (plain_start()?, driver_start(&launcher, &spec, root.path())?);
+        // In turn, so that the machine's moods hit all alike.
+        let measured = [
+            plain_start()?,
+            driver_start(&launcher, &brief, root.path())?,
+            plain_end()?,
+            runtime.block_on(driver_end(&launcher, &lasting, root.path()))?,
+            runtime.block_on(driver_stop(&launcher, &lasting, root.path()))?,
+        ];
         if run >= WARM_UP {
-            plain.push(a);
-            driver.push(b);
+            times.iter_mut().zip(measured).for_each(|(all, time)| all.push(time));
         }
     }
     if let Some(cgroup) = cgroup {
         cgroup.remove()?;
     }
-    let (plain, driver) = (median(plain), median(driver));
+    let [start, exec2_start, end, exec2_end, exec2_stop] = times.map(Figures::of);
+    let without = if brief.cgroup.is_some() { "" } else { " (no cgroup v2 here: without a cgroup)" };
     Ok(format!(
-        "start to first byte, median of {RUNS}{}:\n  fork + exec  {:8.0} µs\n  exec2        {:8.0} µs   {:.1} x\n",
-        if spec.cgroup.is_some() { "" } else { " (no cgroup v2 here: without a cgroup)" },
-        plain.as_secs_f64() * 1e6,
-        driver.as_secs_f64() * 1e6,
-        driver.as_secs_f64() / plain.as_secs_f64(),
+        "medians of {RUNS}{without}:\n\
+         start to first byte\n  fork + exec        {start}\n  exec2              {exec2_start}   {:.1} x\n\
+         SIGKILL to the answer\n  kill + waitpid     {end}\n  exec2, WaitTask    {exec2_end}   {:.1} x\n\
+         SIGINT to the answer\n  exec2, StopTask    {exec2_stop}   {:.1} x\n",
+        exec2_start.over(&start),
+        exec2_end.over(&end),
+        exec2_stop.over(&end),
     ))
+}
+
+/// Of one kind of run.
+struct Figures {
+    median: Duration,
+    slowest: Duration,
+}
+
+impl Figures {
+    fn of(mut times: Vec<Duration>) -> Self {
+        times.sort_unstable();
+        Self { median: times[times.len() / 2], slowest: times[times.len() - 1] }
+    }
+
+    fn over(&self, plain: &Self) -> f64 {
+        self.median.as_secs_f64() / plain.median.as_secs_f64()
+    }
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let us = |time: Duration| time.as_secs_f64() * 1e6;
+        write!(f, "{:8.0} µs, slowest {:8.0} µs", us(self.median), us(self.slowest))
+    }
 }
 
 fn plain_start() -> anyhow::Result<Duration> {
     let begin = Instant::now();
-    let mut child = Command::new(PROGRAM).arg("x").env_clear().stdout(Stdio::piped()).spawn()?;
+    let [program, arg] = BRIEF;
+    let mut child = Command::new(program).arg(arg).env_clear().stdout(Stdio::piped()).spawn()?;
     child.stdout.as_mut().context("its output")?.read_exact(&mut [0; 1])?;
     let time = begin.elapsed();
     child.wait()?;
     Ok(time)
 }
 
-fn driver_start(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Result<Duration> {
-    let open = |name: &str| {
-        let nonblocking = File::options()
+fn plain_end() -> anyhow::Result<Duration> {
+    let [program, arg] = LASTING;
+    let mut child = Command::new(program).arg(arg).env_clear().spawn()?;
+    let begin = Instant::now();
+    child.kill()?;
+    child.wait()?;
+    Ok(begin.elapsed())
+}
+
+/// The reading ends of the task's log FIFOs, opened before there is a writer.
+fn readers(root: &Path) -> anyhow::Result<[File; 2]> {
+    let open = |name: &str| -> anyhow::Result<File> {
+        let options = File::options()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(root.join("alloc/logs").join(name));
-        nonblocking.inspect(|file| {
-            let _ = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_RDONLY));
-        })
+        let file = options?;
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_RDONLY))?;
+        Ok(file)
     };
-    let (mut out, _err) = (open("out")?, open("err")?);
+    Ok([open("out")?, open("err")?])
+}
+
+fn driver_start(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Result<Duration> {
+    let [mut out, _err] = readers(root)?;
     let begin = Instant::now();
     let Launched { shim, run_dir, .. } = launcher.launch(spec)?;
     out.read_exact(&mut [0; 1])?;
@@ -133,13 +192,40 @@ fn driver_start(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Re
         Ok(_) | Err(nix::errno::Errno::ECHILD)
     ) {}
     let exit = run_dir.exit()?.context("the exit status")?;
-    ensure!(exit.code == 0, "{PROGRAM} ended with {}", exit.code);
+    ensure!(exit.code == 0, "{:?} ended with {}", BRIEF, exit.code);
     ensure!(sys::pidfd::signal(shim.as_fd(), 0).is_err(), "the shim is still there");
     run_dir.remove()?;
     Ok(time)
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
+/// A task as StartTask leaves it.
+fn lasting_task(launcher: &Launcher, spec: &TaskSpec) -> anyhow::Result<Arc<Task>> {
+    let names = Names { id: "bench".into(), alloc_id: String::new(), name: "bench".into() };
+    Task::adopt(names, launcher.launch(spec)?, &Notices::default()).map_err(|(error, _)| error.into())
+}
+
+/// From the death of the task to the end of the wait for it, which is all of WaitTask.
+async fn driver_end(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Result<Duration> {
+    let _readers = readers(root)?;
+    let task = lasting_task(launcher, spec)?;
+    let leader = task.process.context("the task's process")?.open()?.context("it runs")?;
+    let begin = Instant::now();
+    sys::pidfd::signal(leader.as_fd(), libc::SIGKILL)?;
+    let ended = task.wait().await;
+    let time = begin.elapsed();
+    ensure!(ended.exit.signal == libc::SIGKILL, "the task ended otherwise: {ended:?}");
+    task.forget()?;
+    Ok(time)
+}
+
+/// All of StopTask.
+async fn driver_stop(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Result<Duration> {
+    let _readers = readers(root)?;
+    let task = lasting_task(launcher, spec)?;
+    let begin = Instant::now();
+    let ended = task.stop(SignalNumber::SIGINT, GRACE, &Notices::default()).await?;
+    let time = begin.elapsed();
+    ensure!(ended.exit.signal == libc::SIGINT, "the task ended otherwise: {ended:?}");
+    task.forget()?;
+    Ok(time)
 }

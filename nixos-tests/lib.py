@@ -407,3 +407,115 @@ def check_probes(alloc, task, wanted):
     t.assertEqual(found.keys(), wanted.keys())
     differences = [f"{probe}: {found[probe]}, not {wanted[probe]}" for probe in wanted if found[probe] != wanted[probe]]
     t.assertEqual(differences, [])
+
+
+# -- faults: the scenarios reliability* ----------------------------------------------------------------------------------
+
+PLUGIN_NAME = "^/[^ ]*/nomad-driver-exec2$"
+SHIMS = "^nomad-driver-exec2 shim$"
+# The processes that read the tasks' logs: one for each task under Nomad, one for all under the pluginhost.
+LOG_READERS = "^[^ ]*(nomad|pluginhost) logmon"
+RUN = "/run/nomad-driver-exec2"
+
+WAIT = "import signal, time\nprint('ready', flush=True)\nwhile True: signal.pause()"
+IGNORE = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+
+
+def pgrep(pattern):
+    return [int(pid) for pid in machine.execute(f"pgrep -f '{pattern}'")[1].split()]
+
+
+def new_plugin(old):
+    """The process of the plugin that has taken the place of `old`."""
+    return poll("another plugin", lambda: [pid for pid in pgrep(PLUGIN_NAME) if pid != old], AGENT_TIMEOUT_S)[0]
+
+
+def python_job(name, script, cpu=1000, memory=32, unveil="[]", options="", kill_timeout="2s", attempts=0, delay="1s"):
+    return f"""
+job "{name}" {{
+  type = "batch"
+  group "g" {{
+    restart {{
+      attempts = {attempts}
+      delay    = "{delay}"
+      mode     = "fail"
+    }}
+    reschedule {{
+      attempts  = 0
+      unlimited = false
+    }}
+    task "t" {{
+      driver       = "exec2"
+      kill_timeout = "{kill_timeout}"
+      config {{
+        command = "python3"
+        args    = ["-c", <<-EOT
+{script}
+EOT
+        ]
+        unveil = {unveil}
+        {options}
+      }}
+      resources {{
+        cpu    = {cpu}
+        memory = {memory}
+      }}
+    }}
+  }}
+}}
+"""
+
+
+def run_python(name, script, ready="ready", **options):
+    """Runs the script until it has printed `ready`."""
+    run_job(python_job(name, script, **options))
+    alloc = wait_for_alloc(name, "running")
+    wait_for_log(alloc, ready)
+    return alloc
+
+
+def scope(alloc):
+    return f"/sys/fs/cgroup/nomad.slice/share.slice/{alloc['ID']}.t.scope"
+
+
+def inside(alloc):
+    """The processes of the task, oldest first, with those in cgroups of its own."""
+    return [int(pid) for pid in machine.execute(f"find {scope(alloc)} -name cgroup.procs -exec cat {{}} +")[1].split()]
+
+
+def shim_of(alloc):
+    return int(machine.succeed(f"awk '/^PPid/ {{print $2}}' /proc/{inside(alloc)[0]}/status"))
+
+
+def alive(pids):
+    """Those that are there, be it as zombies."""
+    return machine.execute(f"for p in {' '.join(map(str, pids))}; do [ ! -d /proc/$p ] || echo $p; done")[1].split()
+
+
+def terminated(alloc):
+    return [event for event in task_state(alloc)["Events"] if event["Type"] == "Terminated"]
+
+
+def ended(name, alloc):
+    """The allocation when it is over, whatever its end."""
+    return poll(f"{name} has ended", lambda: (a := alloc_status(alloc["ID"]))["ClientStatus"] in TERMINAL and a, ALLOC_TIMEOUT_S)
+
+
+def stop_all_of(name, alloc):
+    """Stops it, and looks whether all of it is gone: processes, cgroup."""
+    pids = inside(alloc)
+    nomad(f"job stop -detach {name}")
+    over = ended(name, alloc)
+    t.assertEqual(alive(pids), [], f"{name}: processes outlive StopTask")
+    stop_job(name)
+    return over
+
+
+def usage(alloc):
+    """What the driver says that the task uses, by the names of the plugin protocol."""
+    if stand_in():
+        return json.loads(machine.succeed(f"pluginhost stats {alloc['ID']}"))["agg_resource_usage"]
+    answer = json.loads(machine.succeed(f"curl -sS --fail http://127.0.0.1:4646/v1/client/allocation/{alloc['ID']}/stats"))
+    found = answer["Tasks"]["t"]["ResourceUsage"]
+    snake = lambda name: {"RSS": "rss"}.get(name) or "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+    return {kind: {snake(name): value for name, value in found[field].items()} for kind, field in (("cpu", "CpuStats"), ("memory", "MemoryStats"))}

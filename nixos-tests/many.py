@@ -71,16 +71,6 @@ while True:
 """
 
 
-def usage(alloc):
-    """What the driver says that the task uses, by the names of the plugin protocol."""
-    if stand_in():
-        return json.loads(machine.succeed(f"pluginhost stats {alloc['ID']}"))["agg_resource_usage"]
-    answer = json.loads(machine.succeed(f"curl -sS --fail http://127.0.0.1:4646/v1/client/allocation/{alloc['ID']}/stats"))
-    found = answer["Tasks"]["t"]["ResourceUsage"]
-    snake = lambda name: {"RSS": "rss"}.get(name) or "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
-    return {kind: {snake(name): value for name, value in found[field].items()} for kind, field in (("cpu", "CpuStats"), ("memory", "MemoryStats"))}
-
-
 MIB = 1 << 20
 with subtest("the limits are in the cgroup"):
     run_job(

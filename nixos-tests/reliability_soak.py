@@ -1,20 +1,21 @@
-# Churn for a while, then nothing has leaked: processes, cgroups, mounts, descriptors, records; memory is flat.
-# needs: pluginhost
+# Churn for a while, with starts, ends, stops, signals and deaths of the plugin; then nothing has leaked: processes, cgroups,
+# mounts, descriptors, records; and the plugin's memory stayed flat, also that of each plugin that took over from a killed one.
 #
 # EXEC2_SOAK_MINUTES: how long; one minute without it. `make soak` has 10.
 import os
 
 MINUTES = float(os.environ.get("EXEC2_SOAK_MINUTES", "1"))
 ALLOCS = 8
-PLUGIN_NAME = "^/[^ ]*/nomad-driver-exec2$"
-RUN = "/run/nomad-driver-exec2"
+ALLOC_DIRS = "/opt/nomad/data/alloc"
 # The allocator takes its arenas in the first starts.
 WARM_STARTS = 100
-# After that: what a page or two of the allocator's own may add in a short run, and the slope that a longer one may have.
-GROWTH_MAX_KIB = 1024
+# What starts at work at the same time may add, of which the allocator keeps some: 2 MiB have been seen on a machine that was
+# busy with other things. And the slope that is allowed, judged where there are starts enough.
+GROWTH_MAX_KIB = 4096
 SLOPE_MAX_KIB = 64  # for 1000 starts
+SLOPE_MIN_STARTS = 3000
 
-# Ends at once and is started again, over and over; every seventh forks, every third is signalled before it ends.
+# Ends at once and is started again, over and over: by itself with 0 and 1, by a signal, and leaving processes behind.
 CHURN = f"""
 job "churn" {{
   type = "service"
@@ -48,14 +49,70 @@ job "churn" {{
   }}
 }}
 """
+# Runs until it is stopped, and then half of the time not before it is killed.
+POKED = """
+job "poked" {
+  type = "service"
+  group "g" {
+    restart {
+      attempts = 100000
+      interval = "24h"
+      delay    = "100ms"
+      mode     = "delay"
+    }
+    task "t" {
+      driver       = "exec2"
+      kill_timeout = "500ms"
+      config {
+        command = "sh"
+        args = ["-c", <<-EOT
+          echo >> $NOMAD_ALLOC_DIR/starts
+          trap "echo >> $NOMAD_ALLOC_DIR/signals" USR1
+          [ $(($(wc -l < $NOMAD_ALLOC_DIR/starts) % 2)) -eq 0 ] || trap "" INT
+          while :; do sleep 1000 & wait; done
+        EOT
+        ]
+      }
+      resources {
+        cpu    = 200
+        memory = 32
+      }
+    }
+  }
+}
+"""
 
 
 def plugin():
     return machine.wait_until_succeeds(f"pgrep -f '{PLUGIN_NAME}'", timeout=AGENT_TIMEOUT_S).split()[0]
 
 
+def lines(name):
+    """In the files of this name that tasks have written."""
+    return int(machine.succeed(f"{{ cat {ALLOC_DIRS}/*/alloc/{name} 2>/dev/null || true; }} | wc -l"))
+
+
 def starts():
-    return int(machine.succeed("{ cat /opt/nomad/data/alloc/*/alloc/starts 2>/dev/null || true; } | wc -l"))
+    return lines("starts")
+
+
+pokes = dict.fromkeys(("signal", "restart", "stop and run"), 0)
+
+
+def poke(number):
+    """SignalTask, or StopTask by a restart, or StopTask and the first start of another allocation. Not every one finds the
+    task running: those that do count."""
+    running = [alloc["ID"] for alloc in brief("poked") if alloc["ClientStatus"] == "running" and alloc["DesiredStatus"] == "run"]
+    if not running:
+        return
+    if number % 4 == 3:
+        nomad("job stop -detach poked")
+        run_job(POKED)
+        pokes["stop and run"] += 1
+        return
+    verb, kind = (f"restart {running[0]} t", "restart") if number % 4 == 1 else (f"signal -s SIGUSR1 {running[0]} t", "signal")
+    if machine.execute(f"nomad alloc {verb}")[0] == 0:
+        pokes[kind] += 1
 
 
 def counts():
@@ -90,43 +147,57 @@ idle = int(machine.succeed(f"ls /proc/{plugin()}/fd | wc -l"))
 
 with subtest(f"churn for {MINUTES / 2:g} minutes"):
     run_job(CHURN)
+    run_job(POKED)
     poll("it is warm", lambda: starts() >= WARM_STARTS, ALLOC_TIMEOUT_S)
     pid = plugin()
     samples = [sample(pid)]
     end = time.monotonic() + MINUTES * 30
-    while time.monotonic() < end:
-        time.sleep(2)
+    # On a slow machine longer, until each poke has hit a running task.
+    while time.monotonic() < end or not (all(pokes.values()) and lines("signals")):
+        t.assertLess(time.monotonic(), end + ALLOC_TIMEOUT_S, pokes)
+        poke(len(samples))
         samples.append(sample(pid))
+        time.sleep(0.5)
     t.assertEqual(plugin(), pid)
     done = samples[-1][0] - samples[0][0]
     rise = slope(samples)
-    print(f"soak: {done} starts, private memory {samples[0][1]} to {samples[-1][1]} KiB, slope {rise:.1f} KiB for 1000 starts, descriptors {samples[0][2]} to {samples[-1][2]}")
+    print(f"soak: {done} starts, {pokes}, private memory {samples[0][1]} to {samples[-1][1]} KiB, descriptors {samples[0][2]} to {samples[-1][2]}")
     t.assertGreater(done, 0)
-    t.assertLess(samples[-1][1] - samples[0][1], GROWTH_MAX_KIB)
-    if done >= 3000:
+    t.assertLess(max(memory for _, memory, _ in samples) - samples[0][1], GROWTH_MAX_KIB)
+    if done >= SLOPE_MIN_STARTS:
+        print(f"soak: slope {rise:.1f} KiB for 1000 starts")
         t.assertLess(rise, SLOPE_MAX_KIB)
+    else:
+        print(f"soak: slope {rise:.1f} KiB for 1000 starts, not judged: {done} starts are fewer than {SLOPE_MIN_STARTS}")
 
 with subtest(f"and {MINUTES / 2:g} minutes more while the plugin is killed again and again"):
     first = starts()
-    seconds = int(MINUTES * 30)
-    machine.succeed(
-        f"cd /; end=$((SECONDS + {seconds})); kills=0; while [ $SECONDS -lt $end ]; do sleep $((3 + RANDOM % 4)).$((RANDOM % 10));"
-        f" pkill -KILL -f '{PLUGIN_NAME}' && kills=$((kills + 1)) || true; done; echo $kills > /tmp/kills",
-        timeout=seconds + 120,
-    )
-    kills = int(machine.succeed("cat /tmp/kills"))
-    print(f"soak: {starts() - first} starts over {kills} deaths of the plugin")
-    t.assertGreater(kills, 0)
+    memory = []  # of each plugin at its end
+    number = 0
+    end = time.monotonic() + MINUTES * 30
+    while time.monotonic() < end:
+        rest = time.monotonic() + 3 + number % 4
+        while time.monotonic() < rest:
+            poke(number)
+            number += 1
+            time.sleep(0.5)
+        pid = plugin()
+        memory.append(sample(pid)[1])
+        machine.succeed(f"kill -KILL {pid}")
+    print(f"soak: {starts() - first} starts over {len(memory)} deaths of the plugin, each with at most {max(memory)} KiB of private memory")
+    t.assertLess(max(memory), samples[0][1] + GROWTH_MAX_KIB)
     again = starts()
     poll("tasks are still started", lambda: starts() > again, ALLOC_TIMEOUT_S)
-    for alloc in brief("churn"):
+    for alloc in brief("churn") + brief("poked"):
         # Nomad gives an allocation up when the plugin dies twice during one start.
-        if alloc["ClientStatus"] not in ("running", "pending"):
+        if alloc["ClientStatus"] not in ("running", "pending") and alloc["DesiredStatus"] == "run":
             t.assertTrue([m for m in messages(alloc_status(alloc["ID"])) if "after driver exited unexpectedly" in m])
 
 with subtest("nothing has leaked"):
     nomad("job stop -purge -detach churn")
+    nomad("job stop -purge -detach poked")
     machine.execute("nomad system gc")
     poll("as before", lambda: counts() == before or print(counts(), "instead of", before), ALLOC_TIMEOUT_S)
     t.assertLessEqual(abs(int(machine.succeed(f"ls /proc/{plugin()}/fd | wc -l")) - idle), 2)
-    t.assertEqual(machine.execute("pluginhost violations")[1], "")
+    if stand_in():
+        t.assertEqual(machine.execute("pluginhost violations")[1], "")

@@ -1,0 +1,39 @@
+// What a plugin finds in /run about a task: who its shim is, who was at work on its start, how it ended.
+//
+// `@` in the input stands for the boot's id, which no seed can know.
+#![no_main]
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use nomad_driver_exec2::shim::exit::MAX_LINE;
+use nomad_driver_exec2::task::identity::boot_id;
+use nomad_driver_exec2::task::run_dir::RunDir;
+
+static BOOT: LazyLock<String> = LazyLock::new(|| boot_id().expect("the boot's id"));
+static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
+    let path = std::env::temp_dir().join(format!("exec2-fuzz-{}", std::process::id()));
+    std::fs::create_dir_all(&path).expect("a directory");
+    path
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut text = Vec::new();
+    for &byte in bytes {
+        if byte == b'@' { text.extend_from_slice(BOOT.as_bytes()) } else { text.push(byte) }
+    }
+    for name in ["shim", "starting", "answered", "exit"] {
+        std::fs::write(DIR.join(name), &text).expect("write a record");
+    }
+    let dir = RunDir::at(DIR.clone());
+    let found = dir.shim();
+    assert_eq!((found, found), (dir.starting(), dir.answered()));
+    if let Some(process) = found {
+        assert!(!dir.is_of_former_boot(), "{process:?}");
+        // Whoever it is said to be is looked at, and hardly ever is it that one.
+        let _ = process.open();
+    }
+    if let Ok(Some(exit)) = dir.exit() {
+        assert!(text.len() <= MAX_LINE && text.starts_with(exit.to_string().as_bytes()));
+    }
+});

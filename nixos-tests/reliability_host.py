@@ -1,0 +1,150 @@
+# What a task or a start has from its host gives out: log reader, disk, /run, descriptors, processes. Each has one
+# outcome, tasks beside it notice nothing, and when the fault is over the next start succeeds.
+
+SHIMS_CGROUP = "/sys/fs/cgroup/nomad.slice/nomad-driver-exec2.scope"
+TASKS_CGROUP = "/sys/fs/cgroup/nomad.slice/share.slice"
+# ENOSPC, EMFILE, EAGAIN in the words of glibc and of musl.
+SPACE = ("No space left on device",)
+FILES = ("Too many open files", "No file descriptors available")
+AGAIN = ("Resource temporarily unavailable", "Try again")
+
+
+def records():
+    return machine.succeed(f"ls {RUN}").split()
+
+
+def refused(name, *words):
+    """Submits a job that is tried again every 2 s, and waits until a start of it has failed with one of these words."""
+    before = pgrep(SHIMS), records()
+    run_job(python_job(name, WAIT, attempts=30, delay="2s"))
+
+    def told():
+        found = allocs(name)
+        alloc = alloc_status(found[-1]["ID"]) if found else {"TaskStates": None}
+        return alloc if alloc["TaskStates"] and any(word in message for word in words for message in driver_errors(alloc)) else None
+
+    alloc = poll(f"{name} is refused: {words}", told, ALLOC_TIMEOUT_S)
+    t.assertEqual(terminated(alloc), [])
+    # The next try may be at it.
+    poll("nothing is left of it", lambda: (pgrep(SHIMS), records()) == before, CLEANUP_TIMEOUT_S)
+
+
+def starts(name, *words):
+    """With the fault gone the next try succeeds, and nothing has run before it. All failures were for the reason that was told."""
+    alloc = wait_for_alloc(name, "running")
+    wait_for_log(alloc, "ready")
+    others = [error for error in driver_errors(alloc) if not any(word in error for word in words) or "panicked" in error]
+    t.assertEqual(others, [])
+    # A log that was begun twice would show it.
+    t.assertEqual(logs(alloc), "ready\n")
+    stop_all_of(name, alloc)
+
+
+def wake(alloc):
+    machine.succeed(f"kill -USR1 {inside(alloc)[0]}")
+
+
+wait_for_driver()
+plugin = pgrep(PLUGIN_NAME)
+bystander = run_python("bystander", WAIT)
+bystander_pids = inside(bystander)
+
+WAITS = "import os, signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\nprint('ready', flush=True)\nsignal.sigwait([signal.SIGUSR1])\n"
+with subtest("the log reader is dead: a task that writes gets EPIPE, or dies of SIGPIPE unless it ignores that"):
+    # Python ignores SIGPIPE by itself, a shell does not.
+    epipe = run_python("epipe", WAITS + "try:\n    while True: os.write(1, b'word')\nexcept BrokenPipeError as error:\n    os._exit(error.errno)")
+    trap = "trap 'echo word; exit 5' USR1; echo ready; while :; do sleep 1000 & wait; done"
+    run_job(job("sigpipe", group("g", task("t", "sh", "-c", trap, cpu=300))))
+    sigpipe = wait_for_alloc("sigpipe", "running")
+    wait_for_log(sigpipe, "ready")
+    machine.succeed(f"pkill -KILL -f '{LOG_READERS}'")
+    poll("it is dead", lambda: not pgrep(LOG_READERS), CLEANUP_TIMEOUT_S)
+    wake(epipe)
+    wake(sigpipe)
+    t.assertEqual(exits(wait_for_alloc("epipe", "failed")), [(errno.EPIPE, 0)])
+    t.assertEqual(exits(wait_for_alloc("sigpipe", "failed")), [(141, 13)])
+    stop_job("epipe")
+    stop_job("sigpipe")
+
+FLOOD = WAITS + "while True: os.write(1, b'x' * 4096)"
+with subtest("the log reader hangs: a task that writes waits, and can be stopped, by its signal and by force"):
+    heeds = run_python("heeds", "import signal\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\n" + FLOOD)
+    ignores = run_python("ignores", IGNORE + FLOOD)
+    machine.succeed(f"pkill -STOP -f '{LOG_READERS}'")
+    both = inside(heeds) + inside(ignores)
+    wake(heeds)
+    wake(ignores)
+    for pid in both:
+        machine.wait_until_succeeds(f"grep -q pipe_write /proc/{pid}/wchan", timeout=ALLOC_TIMEOUT_S)
+    # Nomad itself waits for the reader before it says that the allocation is over.
+    nomad("job stop -detach heeds")
+    nomad("job stop -detach ignores")
+    for alloc, end in ((heeds, (130, 2)), (ignores, (137, 9))):
+        t.assertEqual(poll("it has ended", lambda: exits(alloc_status(alloc["ID"])), ALLOC_TIMEOUT_S), [end])
+    t.assertEqual(alive(both), [])
+    machine.succeed(f"pkill -CONT -f '{LOG_READERS}'")
+    for name, alloc in (("heeds", heeds), ("ignores", ignores)):
+        ended(name, alloc)
+        stop_job(name)
+
+FILL = """
+import errno, os, signal
+def fill(name):
+    with open('/srv/full/' + name, 'wb', 0) as file:
+        while True: file.write(b'x' * 4096)
+try:
+    fill('a')
+except OSError as error:
+    print('first', errno.errorcode[error.errno], flush=True)
+os.unlink('/srv/full/a')
+open('/srv/full/b', 'w').write('room')
+print('room again', flush=True)
+while True: signal.pause()
+"""
+with subtest("a full disk: the task's own writes get ENOSPC, and with room they succeed"):
+    machine.succeed("mkdir -p /srv/full; mount -t tmpfs -o size=64k,mode=1777 full /srv/full")
+    alloc = run_python("disk", FILL, ready="room again", unveil='["rwc:/srv/full"]')
+    t.assertEqual(logs(alloc), "first ENOSPC\nroom again\n")
+    stop_all_of("disk", alloc)
+    machine.succeed("umount /srv/full")
+
+with subtest("a full /run: the start fails with the reason and leaves nothing; with room it starts"):
+    # Its own small file system in place of the directory: the other tasks' files stay open below it.
+    machine.succeed(f"mount -t tmpfs -o size=8k,mode=700 full {RUN}; cat /dev/zero > {RUN}/filler 2>/dev/null || true")
+    refused("full", *SPACE)
+    machine.succeed(f"rm {RUN}/filler; mount -o remount,size=1m {RUN}")
+    starts("full", *SPACE)
+    t.assertEqual(records(), [])
+    machine.wait_until_succeeds(f"umount {RUN}", timeout=CLEANUP_TIMEOUT_S)
+
+with subtest("a full /run at the end of a task: its exit status has its place already"):
+    machine.succeed(f"mount -t tmpfs -o size=64k,mode=700 full {RUN}")
+    alloc = run_python("fullend", WAITS + "os._exit(7)")
+    machine.succeed(f"cat /dev/zero > {RUN}/filler 2>/dev/null || true")
+    wake(alloc)
+    t.assertEqual(exits(wait_for_alloc("fullend", "failed")), [(7, 0)])
+    stop_job("fullend")
+    machine.wait_until_succeeds(f"umount {RUN}", timeout=CLEANUP_TIMEOUT_S)
+
+with subtest("no descriptors left: the start fails with the reason and leaves nothing; then it starts"):
+    old = machine.succeed(f"prlimit --pid {plugin[0]} --nofile --noheadings --output SOFT").strip()
+    open_now = int(machine.succeed(f"ls /proc/{plugin[0]}/fd | wc -l"))
+    machine.succeed(f"prlimit --pid {plugin[0]} --nofile={open_now + 2}:")
+    refused("nofile", *FILES)
+    machine.succeed(f"prlimit --pid {plugin[0]} --nofile={old}:")
+    starts("nofile", *FILES)
+
+for what, folder in (("the shim", SHIMS_CGROUP), ("the task", TASKS_CGROUP)):
+    with subtest(f"no process left for {what}: the start fails with the reason and leaves nothing; then it starts"):
+        machine.succeed(f"cat {folder}/pids.current > {folder}/pids.max")
+        refused("nopids", *AGAIN)
+        machine.succeed(f"echo max > {folder}/pids.max")
+        starts("nopids", *AGAIN)
+
+with subtest("nobody else noticed, and nothing is left"):
+    t.assertEqual(pgrep(PLUGIN_NAME), plugin)
+    t.assertEqual(inside(bystander), bystander_pids)
+    stop_all_of("bystander", bystander)
+    nomad("system gc")
+    poll("no shims", lambda: not pgrep(SHIMS), CLEANUP_TIMEOUT_S)
+    t.assertEqual(records(), [])

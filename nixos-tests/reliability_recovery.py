@@ -1,0 +1,117 @@
+# A task that a new plugin has found again is like any other: statistics, want of memory, its end. A plugin that is asked to end
+# leaves its tasks running; a shim that dies while no plugin is there takes its task along, and Nomad starts it anew.
+
+RECOVERED = "Recovered: the driver was restarted, the task kept running"
+
+
+def told(alloc, words):
+    return [message for message in messages(alloc_status(alloc["ID"])) if words in message]
+
+
+def replace_plugin(*allocs, signal="KILL"):
+    """Ends the plugin; returns when the next one has said of these tasks that it has them."""
+    before = [len(told(alloc, RECOVERED)) for alloc in allocs]
+    old = pgrep(PLUGIN_NAME)[0]
+    machine.succeed(f"kill -{signal} {old}")
+    new = new_plugin(old)
+    for alloc, count in zip(allocs, before):
+        poll("it is recovered", lambda: len(told(alloc, RECOVERED)) > count, ALLOC_TIMEOUT_S)
+    return new
+
+
+def agent_pid():
+    return int(machine.succeed("systemctl show --property=MainPID --value nomad.service"))
+
+
+# USR1: a child of it uses more memory than there is. USR2: it does so itself. It is never quite idle.
+HUNGRY = """
+import os, signal, time
+def eat(*_):
+    x = b'x' * (200 << 20)
+def feed(*_):
+    if os.fork() == 0:
+        open('/proc/self/oom_score_adj', 'w').write('1000')
+        eat()
+        os._exit(1)
+    print('child ended with', os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+signal.signal(signal.SIGUSR1, feed)
+signal.signal(signal.SIGUSR2, eat)
+mine = b'x' * (16 << 20)
+print('ready', flush=True)
+while True:
+    time.sleep(0.01)
+"""
+HAS_KIB = 16 << 10
+
+wait_for_driver()
+wait = run_python("wait", IGNORE + "signal.signal(signal.SIGUSR1, lambda *_: exit(7))\n" + WAIT)
+hungry = run_python("hungry", HUNGRY, memory=48, unveil='["rw:/proc"]')
+processes = inside(wait) + inside(hungry)
+
+
+def measured(alloc):
+    """Statistics once they are there; a new plugin has none for the first interval."""
+
+    def good():
+        output = usage(alloc)
+        return output if int(output["memory"]["rss"]) and output["cpu"]["percent"] > 0 else None
+
+    return poll("statistics", good, ALLOC_TIMEOUT_S)
+
+
+with subtest("SIGTERM to the plugin: it ends, the tasks go on, the next plugin has them"):
+    before = measured(hungry)
+    replace_plugin(wait, hungry, signal="TERM")
+    t.assertEqual(inside(wait) + inside(hungry), processes)
+    t.assertEqual(machine.succeed(f"ls {RUN} | wc -l").strip(), "2")
+
+with subtest("statistics of a task that was found again"):
+    replace_plugin(wait, hungry)
+    after = measured(hungry)
+    for figures in (before, after):
+        t.assertGreaterEqual(int(figures["memory"]["rss"]), HAS_KIB << 10)
+        t.assertLess(int(figures["memory"]["rss"]), 48 << 20)
+    t.assertEqual(after["memory"].keys(), before["memory"].keys())
+    t.assertEqual(after["cpu"].keys(), before["cpu"].keys())
+    t.assertEqual(inside(wait) + inside(hungry), processes)
+
+with subtest("out of memory after that: told once, and why it ended"):
+    machine.succeed(f"kill -USR2 {inside(hungry)[0]}")
+    alloc = wait_for_alloc("hungry", "failed")
+    t.assertEqual([(e["ExitCode"], e["Signal"], e["Details"]["oom_killed"]) for e in terminated(alloc)], [(137, 9, "true")])
+    poll("it is told", lambda: told(hungry, "Out of memory"), ALLOC_TIMEOUT_S)
+    t.assertEqual(len(told(hungry, "Out of memory")), 1)
+    stop_job("hungry")
+
+with subtest("stop of a task that was found again, and that ignores its signal"):
+    over = stop_all_of("wait", wait)
+    t.assertEqual(exits(over), [(137, 9)])
+
+with subtest("a shim is killed while no plugin is there: all of the task ends, and Nomad starts it anew"):
+    alloc = run_python("anew", "import os\nos.fork()\n" + WAIT, attempts=1)
+    old, shim, plugin, agent = inside(alloc), shim_of(alloc), pgrep(PLUGIN_NAME)[0], agent_pid()
+    t.assertEqual(len(old), 2)
+    # The agent is held up meanwhile: it would start another plugin at once.
+    machine.succeed(f"kill -STOP {agent}; kill -9 {plugin} {shim}; sleep 1")
+    t.assertEqual(alive(old), [])
+    machine.succeed(f"kill -CONT {agent}")
+    poll("it runs again", lambda: len(inside(alloc)) == 2 and alloc_status(alloc["ID"])["ClientStatus"] == "running", ALLOC_TIMEOUT_S)
+    t.assertEqual(set(inside(alloc)) & set(old), set())
+    t.assertEqual(len([e for e in task_state(alloc_status(alloc["ID"]))["Events"] if e["Type"] == "Started"]), 2)
+    # The first one's record is gone.
+    t.assertEqual(machine.succeed(f"ls {RUN} | wc -l").strip(), "1")
+    stop_all_of("anew", alloc)
+
+with subtest("the same when the task had ended before by itself: its code is lost, and that is no success"):
+    alloc = run_python("ended", "import signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))\n" + WAIT)
+    (leader,), shim, plugin, agent = inside(alloc), shim_of(alloc), pgrep(PLUGIN_NAME)[0], agent_pid()
+    machine.succeed(f"kill -STOP {shim}; kill -USR1 {leader}")
+    machine.wait_until_succeeds(f"grep -q '^State:.Z' /proc/{leader}/status", timeout=ALLOC_TIMEOUT_S)
+    machine.succeed(f"kill -STOP {agent}; kill -9 {plugin} {shim}; sleep 1; kill -CONT {agent}")
+    t.assertEqual(exits(wait_for_alloc("ended", "failed")), [])
+    stop_job("ended")
+
+with subtest("nothing is left"):
+    nomad("system gc")
+    poll("no shims", lambda: not pgrep(SHIMS), CLEANUP_TIMEOUT_S)
+    t.assertEqual(machine.succeed(f"ls {RUN}"), "")
