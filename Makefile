@@ -33,15 +33,20 @@ VM_KERNELS ?= 5.10,6.1,sid
 # difference to. Both empty: every scenario, on every kernel.
 VM_KERNEL ?= 6.12
 VM_SCENARIOS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
-	examples isolation process packages unit_tests
+	cli examples isolation lifecycle many packages plugin process unit_tests \
+	$(RELIABILITY) reliability_soak
 VM_ACROSS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
-	examples unit_tests
+	examples isolation process unit_tests reliability_faults
+RELIABILITY := reliability reliability_faults reliability_host reliability_kills \
+	reliability_reboot reliability_recovery reliability_user
+# How many VMs at once; empty: as many as there are pairs of CPUs.
+VM_JOBS ?=
 
 # An older Go fetches the toolchain that go.mod names, by the module proxy.
 export GOTOOLCHAIN ?= auto
 export TARGET
 
-run_in_vm = --payload $(VM_PAYLOAD) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST)
+run_in_vm = $(addprefix --jobs ,$(VM_JOBS)) --payload $(VM_PAYLOAD) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST)
 
 T0 := $(shell date +%s)
 say = @printf '\n==> [%d s] %s\n' $$(($$(date +%s) - $(T0))) "$(1)"
@@ -98,7 +103,7 @@ pluginhost: setup-go
 NOT_CHECKED := $(OUT)/not-checked
 
 .PHONY: test
-test: setup-all begin lint test-unit test-go test-packages test-nix-here test-vm ## What CI runs: all of the following
+test: setup-all begin lint test-unit test-go fuzz test-packages test-nix-here test-vm ## What CI runs: all of the following
 	@if [ -s $(NOT_CHECKED) ]; then printf '\nPassed, but NOT CHECKED: %s\n' "$$(paste -sd, $(NOT_CHECKED))"; \
 	else printf '\nEverything passed.\n'; fi
 
@@ -158,8 +163,10 @@ test-vm: setup-vm setup-pack build pluginhost ## Scenarios in VMs with kernels V
 	rm -rf $(VM_PAYLOAD)
 	$(pack) --out $(VM_PAYLOAD)/srv/exec2-packages/this deb rpm
 	VERSION=999.0.0 $(pack) --out $(VM_PAYLOAD)/srv/exec2-packages/next deb rpm
-	nixos-tests/run --kernel $(VM_KERNEL) $(run_in_vm) $(VM_SCENARIOS)
-	nixos-tests/run --kernel $(VM_KERNELS) $(run_in_vm) $(VM_ACROSS)
+	@status=0; set -x; \
+	nixos-tests/run --kernel $(VM_KERNEL) $(run_in_vm) $(VM_SCENARIOS) || status=1; \
+	nixos-tests/run --kernel $(VM_KERNELS) $(run_in_vm) $(VM_ACROSS) || status=1; \
+	exit $$status
 
 # Minutes of churn; under `make test-vm` the same scenario takes one.
 SOAK_MINUTES ?= 10
@@ -168,8 +175,7 @@ SOAK_KERNEL  ?= 6.12
 .PHONY: test-reliability
 test-reliability: setup-vm build pluginhost ## Faults: deaths of plugin, agent, shim; reboot; what a host runs out of
 	$(call say,faults on Linux $(VM_KERNEL))
-	nixos-tests/run --kernel $(VM_KERNEL) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) \
-	  reliability reliability_faults reliability_host reliability_kills reliability_reboot reliability_recovery reliability_user
+	nixos-tests/run --kernel $(VM_KERNEL) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) $(RELIABILITY)
 
 .PHONY: soak
 soak: setup-vm build pluginhost ## Churn for SOAK_MINUTES in a VM, then look for leaks
@@ -178,7 +184,7 @@ soak: setup-vm build pluginhost ## Churn for SOAK_MINUTES in a VM, then look for
 	  --timeout $$(( $(SOAK_MINUTES) * 60 + 900 )) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) reliability_soak
 
 # Seconds for each target; see fuzz/README.md.
-FUZZ_SECONDS ?= 20
+FUZZ_SECONDS ?= 10
 
 .PHONY: fuzz
 fuzz: setup-fuzz ## Fuzz what is decoded, FUZZ_SECONDS each
