@@ -239,24 +239,33 @@ with subtest("more jobs: networks, memory without a limit, users by number"):
     python = machine.succeed("type -P python3").strip()
     machine.succeed(f"systemd-run --unit=exec2-listener {python} -m http.server --bind 127.0.0.1 {PORT}")
     machine.wait_until_succeeds(f"curl -sS --fail http://127.0.0.1:{PORT}/ > /dev/null", timeout=60)
-    networks = {mode: group(mode, task("t", "python3", "-ISc", CONNECT, cpu=300), extra=f'network {{ mode = "{mode}" }}') for mode in ("none", "host")}
+    network = lambda mode: group(mode, task("t", "python3", "-ISc", CONNECT, cpu=300), extra=f'network {{ mode = "{mode}" }}')
     memory = {
         "unlimited": group("unlimited", task("t", "sh", "-c", LIMITS, EAT, cpu=300, memory_max=-1)),
         "limited": group("limited", task("t", "sh", "-c", LIMITS, EAT, cpu=300)),
     }
     numbers = {f"number-{place}": user for place, user in enumerate(("1001", "1001:1001"))}
     users = {name: group(name, task("t", "true", cpu=100, extra=f'user = "{user}"')) for name, user in numbers.items()}
-    run_job(job("more", *networks.values(), *memory.values(), *users.values()))
-    wanted = dict.fromkeys([*networks, "unlimited"], "complete") | dict.fromkeys(["limited", *users], "failed")
+    run_job(job("no-network", network("none")))
+    run_job(job("more", network("host"), *memory.values(), *users.values()))
+    wanted = dict.fromkeys(["host", "unlimited"], "complete") | dict.fromkeys(["limited", *users], "failed")
     more = wait_for_groups("more", wanted)
+    none = wait_for_groups("no-network")["none"]
 
 with subtest("network mode none: nothing but an own loopback; host: what the host has"):
     (connected, *interfaces) = wait_for_log(more["host"], "lo").split()
     t.assertEqual(connected, "connected")
     t.assertIn("eth0", interfaces)
-    (refused, *interfaces) = wait_for_log(more["none"], "lo").split()
-    t.assertIn(refused, ("ECONNREFUSED", "ENETUNREACH"))
-    t.assertEqual(interfaces, ["lo"])
+    if none["ClientStatus"] == "failed" and not stand_in():
+        # Nomad 2.0 fails such an allocation by itself, whatever the driver
+        t.assertIn('pre-run hook "network" failed: network already configured but not found in state', "".join(messages(none)))
+        t.assertEqual(driver_errors(none), [])
+        print("mode none: not tried, because this Nomad fails such allocations before it asks the driver")
+    else:
+        t.assertEqual(none["ClientStatus"], "complete")
+        (refused, *interfaces) = wait_for_log(none, "lo").split()
+        t.assertIn(refused, ("ECONNREFUSED", "ENETUNREACH"))
+        t.assertEqual(interfaces, ["lo"])
     machine.succeed("systemctl stop exec2-listener")
 
 with subtest("memory_max = -1: no limit, and memory is what is kept for the task"):
