@@ -1,8 +1,10 @@
-# What a task or a start has from its host gives out: log reader, disk, /run, descriptors, processes. Each has one
+# What a task or a start has from its host gives out: log reader, disk, /run, descriptors, processes, threads. Each has one
 # outcome, tasks beside it notice nothing, and when the fault is over the next start succeeds.
 
 SHIMS_CGROUP = "/sys/fs/cgroup/nomad.slice/nomad-driver-exec2.scope"
 TASKS_CGROUP = "/sys/fs/cgroup/nomad.slice/share.slice"
+# The plugin's threads for starts end when they have had nothing to do for 10 s (tokio's keep-alive).
+THREADS_TIMEOUT_S = 60
 # ENOSPC, EMFILE, EAGAIN in the words of glibc and of musl.
 SPACE = ("No space left on device",)
 FILES = ("Too many open files", "No file descriptors available")
@@ -140,6 +142,17 @@ for what, folder in (("the shim", SHIMS_CGROUP), ("the task", TASKS_CGROUP)):
         refused("nopids", *AGAIN)
         machine.succeed(f"echo max > {folder}/pids.max")
         starts("nopids", *AGAIN)
+
+with subtest("no thread left for the plugin: the start fails with the reason and leaves nothing; then it starts"):
+    own = "/sys/fs/cgroup/plugin-alone"
+    machine.succeed(f"mkdir -p {own}; echo {plugin[0]} > {own}/cgroup.procs")
+    # The main one and the two for calls.
+    machine.wait_until_succeeds(f"[ $(ls /proc/{plugin[0]}/task | wc -l) = 3 ]", timeout=THREADS_TIMEOUT_S)
+    machine.succeed(f"cat {own}/pids.current > {own}/pids.max")
+    refused("nothread", *AGAIN)
+    t.assertEqual(pgrep(PLUGIN_NAME), plugin)
+    machine.succeed(f"echo max > {own}/pids.max")
+    starts("nothread", *AGAIN)
 
 with subtest("nobody else noticed, and nothing is left"):
     t.assertEqual(pgrep(PLUGIN_NAME), plugin)

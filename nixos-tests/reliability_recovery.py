@@ -111,6 +111,21 @@ with subtest("the same when the task had ended before by itself: its code is los
     t.assertEqual(exits(wait_for_alloc("ended", "failed")), [])
     stop_job("ended")
 
+with subtest("a child that was out of memory before the plugin died is not told again after it"):
+    alloc = run_python("fed", HUNGRY, memory=48, unveil='["rw:/proc"]')
+    machine.succeed(f"kill -USR1 {inside(alloc)[0]}")
+    wait_for_log(alloc, "child ended with -9")
+    poll("it is told", lambda: told(alloc, "Out of memory"), ALLOC_TIMEOUT_S)
+    t.assertEqual(len(told(alloc, "Out of memory")), 1)
+    replace_plugin(alloc)
+    machine.succeed("sleep 2")
+    t.assertEqual(len(told(alloc, "Out of memory")), 1)
+    # A second one is news, and nothing else is.
+    machine.succeed(f"kill -USR1 {inside(alloc)[0]}")
+    poll("it is told", lambda: len(told(alloc, "Out of memory")) > 1, ALLOC_TIMEOUT_S)
+    t.assertIn("kills: 1,", told(alloc, "Out of memory")[1])
+    stop_all_of("fed", alloc)
+
 with subtest("nothing is left"):
     nomad("system gc")
     poll("no shims", lambda: not pgrep(SHIMS), CLEANUP_TIMEOUT_S)

@@ -6,7 +6,7 @@ import os
 
 MINUTES = float(os.environ.get("EXEC2_SOAK_MINUTES", "1"))
 ALLOCS = 8
-ALLOC_DIRS = "/opt/nomad/data/alloc"
+ALLOC_DIRS = f"{data_dir()}/alloc"
 # The allocator takes its arenas in the first starts.
 WARM_STARTS = 100
 # What starts at work at the same time may add, of which the allocator keeps some: 2 MiB have been seen on a machine that was
