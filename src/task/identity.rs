@@ -116,8 +116,12 @@ mod tests {
         let program = dir.path().join("приложение");
         std::fs::copy("/bin/sleep", &program).unwrap();
         let mut child = std::process::Command::new(&program).arg("1000").spawn().unwrap();
-        let name = std::fs::read(format!("/proc/{}/comm", child.id())).unwrap();
-        assert!(std::str::from_utf8(&name).is_err(), "{}", name.escape_ascii());
+        // The kernel names it a moment after exec has closed what tells the parent of it.
+        let name = || std::fs::read(format!("/proc/{}/comm", child.id())).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while std::str::from_utf8(&name()).is_ok() {
+            assert!(std::time::Instant::now() < deadline, "{}", name().escape_ascii());
+        }
         let identity = Identity::of(child.id() as i32).unwrap();
         assert!(identity.open().unwrap().is_some());
         child.kill().unwrap();
