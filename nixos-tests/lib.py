@@ -515,7 +515,12 @@ def usage(alloc):
     """What the driver says that the task uses, by the names of the plugin protocol."""
     if stand_in():
         return json.loads(machine.succeed(f"pluginhost stats {alloc['ID']}"))["agg_resource_usage"]
-    answer = json.loads(machine.succeed(f"curl -sS --fail http://127.0.0.1:4646/v1/client/allocation/{alloc['ID']}/stats"))
-    found = answer["Tasks"]["t"]["ResourceUsage"]
+
+    def there():
+        answer = json.loads(machine.succeed(f"curl -sS --fail http://127.0.0.1:4646/v1/client/allocation/{alloc['ID']}/stats"))
+        return (answer["Tasks"] or {}).get("t")
+
+    # Nomad has none before the first interval is over, also that of a new plugin.
+    found = poll("statistics", there, ALLOC_TIMEOUT_S)["ResourceUsage"]
     snake = lambda name: {"RSS": "rss"}.get(name) or "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
     return {kind: {snake(name): value for name, value in found[field].items()} for kind, field in (("cpu", "CpuStats"), ("memory", "MemoryStats"))}
