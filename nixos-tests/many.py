@@ -3,6 +3,9 @@
 import hashlib
 
 COUNT = 50
+# Bounds of docs/reliability.md, in KiB of anonymous memory: what the plugin has for a task, and what its shim has.
+PLUGIN_MAX_KIB = 128
+SHIM_MAX_KIB = 512
 LINES = 40_000  # of 128 bytes: 5 MB
 
 wait_for_driver()
@@ -41,7 +44,10 @@ with subtest(f"{COUNT} tasks at once"):
     procs = machine.succeed("cat /sys/fs/cgroup/nomad.slice/share.slice/*.scope/cgroup.procs").split()
     t.assertGreaterEqual(len(procs), COUNT)
     shims = machine.succeed("pgrep -f '^nomad-driver-exec2 shim'").split()[:5]
-    print(f"plugin: {idle} KiB idle, {resident(plugin)} KiB with {COUNT} tasks; a shim: {[resident(pid) for pid in shims]} KiB")
+    full, each = resident(plugin), [resident(pid) for pid in shims]
+    print(f"plugin: {idle} KiB idle, {full} KiB with {COUNT} tasks; a shim: {each} KiB")
+    t.assertLess((full - idle) / COUNT, PLUGIN_MAX_KIB)
+    t.assertLess(max(each), SHIM_MAX_KIB)
 
 with subtest("each ends with its own code"):
     machine.succeed("mkdir -p /usr/local/lib; touch /usr/local/lib/exec2-go")
