@@ -30,6 +30,7 @@ rustPlatform.buildRustPackage (
         ../src
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../bench)
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../tests)
+        ../fuzz/seeds/shim_spec
         ../docs/security.md
         (lib.fileset.fileFilter (file: file.hasExt "hcl") ../examples)
         ../packaging/completions
