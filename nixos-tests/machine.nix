@@ -37,6 +37,8 @@ in
         raft_multiplier = 1;
         default_scheduler_config.memory_oversubscription_enabled = true;
       };
+      # Without it Nomad 2.0 collects no statistics of tasks.
+      telemetry.publish_allocation_metrics = true;
       client = {
         enabled = lib.mkDefault true;
         network_interface = "eth0";

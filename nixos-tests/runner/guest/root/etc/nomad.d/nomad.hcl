@@ -33,6 +33,11 @@ client {
   }
 }
 
+telemetry {
+  # without it Nomad 2.0 collects no statistics of tasks
+  publish_allocation_metrics = true
+}
+
 plugin "nomad-driver-exec2" {
   config {
     unveil_by_task = true
