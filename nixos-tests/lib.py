@@ -487,6 +487,13 @@ def shim_of(alloc):
     return int(machine.succeed(f"awk '/^PPid/ {{print $2}}' /proc/{inside(alloc)[0]}/status"))
 
 
+def records():
+    """The tasks that the driver keeps in mind, but for those that stay after a death of the plugin: of a task that had ended and
+    that Nomad wanted destroyed at that moment, which it asks for once (30 days); of one whose answer was lost (5 minutes)."""
+    script = f"for d in $(ls {RUN} 2>/dev/null); do [ -e {RUN}/$d/answered ] || grep -qs code= {RUN}/$d/exit || echo $d; done"
+    return machine.succeed(script).split()
+
+
 def alive(pids):
     """Those that are there, be it as zombies."""
     return machine.execute(f"for p in {' '.join(map(str, pids))}; do [ ! -d /proc/$p ] || echo $p; done")[1].split()

@@ -11,13 +11,13 @@ FILES = ("Too many open files", "No file descriptors available")
 AGAIN = ("Resource temporarily unavailable", "Try again")
 
 
-def records():
+def entries():
     return machine.succeed(f"ls {RUN}").split()
 
 
 def refused(name, *words):
     """Submits a job that is tried again every 2 s, and waits until a start of it has failed with one of these words."""
-    before = pgrep(SHIMS), records()
+    before = pgrep(SHIMS), entries()
     run_job(python_job(name, WAIT, attempts=30, delay="2s"))
 
     def told():
@@ -28,7 +28,7 @@ def refused(name, *words):
     alloc = poll(f"{name} is refused: {words}", told, ALLOC_TIMEOUT_S)
     t.assertEqual(terminated(alloc), [])
     # The next try may be at it.
-    poll("nothing is left of it", lambda: (pgrep(SHIMS), records()) == before, CLEANUP_TIMEOUT_S)
+    poll("nothing is left of it", lambda: (pgrep(SHIMS), entries()) == before, CLEANUP_TIMEOUT_S)
 
 
 def starts(name, *words):
@@ -116,7 +116,7 @@ with subtest("a full /run: the start fails with the reason and leaves nothing; w
     refused("full", *SPACE)
     machine.succeed(f"rm {RUN}/filler; mount -o remount,size=1m {RUN}")
     starts("full", *SPACE)
-    t.assertEqual(records(), [])
+    t.assertEqual(entries(), [])
     machine.wait_until_succeeds(f"umount {RUN}", timeout=CLEANUP_TIMEOUT_S)
 
 with subtest("a full /run at the end of a task: its exit status has its place already"):
@@ -160,4 +160,4 @@ with subtest("nobody else noticed, and nothing is left"):
     stop_all_of("bystander", bystander)
     nomad("system gc")
     poll("no shims", lambda: not pgrep(SHIMS), CLEANUP_TIMEOUT_S)
-    t.assertEqual(records(), [])
+    t.assertEqual(entries(), [])

@@ -121,7 +121,7 @@ def counts():
         "shims": int(machine.execute("pgrep -fc '^nomad-driver-exec2 shim$'")[1]),
         "cgroups": int(machine.succeed("find /sys/fs/cgroup -name '*.t.scope' | wc -l")),
         "mounts": int(machine.succeed("grep -c alloc_mounts /proc/self/mountinfo || true")),
-        "records": int(machine.execute(f"ls {RUN} 2>/dev/null | wc -l")[1]),
+        "records": len(records()),
         "namespaces": int(machine.succeed("{ ls -l /proc/*/ns/pid 2>/dev/null || true; } | awk '{print $NF}' | sort -u | wc -l")),
     }
 
