@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Driver, NAME, Settings, status::RpcError};
+use super::{Driver, NAME, Settings, blocking::blocking, status::RpcError};
 use crate::cgroup::{CoreMhz, Topology, mhz_per_core};
 use crate::config::PluginConfig;
 use crate::proto::base::base_plugin_server::BasePlugin;
@@ -47,14 +47,13 @@ impl BasePlugin for Driver {
         let agent = request.nomad_config.and_then(|nomad| nomad.driver);
         if agent.is_some() {
             let driver = self.clone();
-            let doubtful = tokio::task::spawn_blocking(move || driver.0.launcher.sweep())
-                .await
-                .map_err(|error| RpcError::Worker(error.to_string()))?;
+            let doubtful = blocking(move || driver.0.launcher.sweep()).await?;
             if !doubtful.is_empty() {
                 tokio::spawn(async move {
                     tokio::time::sleep(CONFIRM_LIMIT).await;
-                    // An error is the end of the runtime.
-                    let _ = tokio::task::spawn_blocking(move || unconfirmed(&doubtful)).await;
+                    if let Err(error) = blocking(move || unconfirmed(&doubtful)).await {
+                        tracing::error!(%error, "end tasks for which Nomad has not asked");
+                    }
                 });
             }
         }

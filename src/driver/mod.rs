@@ -1,6 +1,7 @@
 //! The RPC surface: proto in, proto out, nothing decided here that a room below could decide.
 
 mod base;
+mod blocking;
 mod events;
 mod fingerprint;
 #[cfg(test)]

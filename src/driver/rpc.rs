@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status::RpcError;
-use super::{Driver, events, request, stats};
+use super::{Driver, blocking::blocking, events, request, stats};
 use crate::cgroup::CpuSampler;
 use crate::config::TaskConfig;
 use crate::proto::driver::driver_server::Driver as DriverRpc;
@@ -121,7 +121,7 @@ impl DriverRpc for Driver {
         }
         // Also for a task that this plugin does not know: Nomad asks for it after RecoverTask has failed, and it may well run.
         let driver = self.clone();
-        self.blocking(move || driver.0.launcher.end_unknown(&task_id)).await?.map_err(RpcError::Destroy)?;
+        blocking(move || driver.0.launcher.end_unknown(&task_id)).await?.map_err(RpcError::Destroy)?;
         Ok(Response::new(DestroyTaskResponse {}))
     }
 
@@ -213,14 +213,6 @@ impl Driver {
         self.0.store.get(id).ok_or(RpcError::UnknownTask)
     }
 
-    /// Runs what blocks where it holds up nobody.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, RpcError> {
-        tokio::task::spawn_blocking(work).await.map_err(|error| RpcError::Worker(error.to_string()))
-    }
-
     async fn start(&self, config: proto::TaskConfig) -> Result<TaskHandle, RpcError> {
         let reservation = self.0.store.reserve(&config.id)?;
         self.end_earlier_invocations(&config.id).await;
@@ -229,12 +221,12 @@ impl Driver {
             let started = driver.launch(&config);
             (config, started)
         };
-        let (config, started) = self.blocking(begin).await?;
+        let (config, started) = blocking(begin).await?;
         let (launched, what) = started.inspect_err(|error| self.tell_failure(&config, error))?;
         let task = match Task::adopt(names(&config), launched, &self.0.notices) {
             Ok(task) => task,
             Err((error, launched)) => {
-                self.blocking(|| launched.abandon()).await?;
+                blocking(|| launched.abandon()).await?;
                 let error = RpcError::from(error);
                 self.tell_failure(&config, &error);
                 return Err(error);

@@ -37,6 +37,9 @@ pub enum RpcError {
     BadValue(String),
     #[error("internal error: {0}")]
     Worker(String),
+    /// `pids.max`, RLIMIT_NPROC.
+    #[error("no thread can be made for the call: {0}")]
+    NoThread(String),
     #[error("failed to start task: {0}")]
     Spec(#[from] SpecError),
     #[error("failed to start task: {0}")]
@@ -68,7 +71,7 @@ impl RpcError {
             Self::Launch(error) => !error.is_jobs_fault(),
             Self::Dirs(error) => !error.is_jobs_fault(),
             Self::User(error) => !error.is_job_fault(),
-            Self::Task(_) | Self::RunDir(_) | Self::Worker(_) | Self::Destroy(_) => true,
+            Self::Task(_) | Self::RunDir(_) | Self::Worker(_) | Self::NoThread(_) | Self::Destroy(_) => true,
             Self::UnknownTask
             | Self::Absent(_)
             | Self::StillRuns
