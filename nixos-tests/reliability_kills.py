@@ -65,8 +65,9 @@ print(json.dumps([
         "id": alloc["ID"],
         "status": alloc["ClientStatus"],
         "restarts": state["Restarts"],
-        "codes": [event["ExitCode"] for event in state["Events"] if event["Type"] == "Terminated"],
-        "given up": any("after driver exited unexpectedly" in event["DisplayMessage"] for event in state["Events"]),
+        "codes": [event["ExitCode"] for event in state["Events"] or [] if event["Type"] == "Terminated"],
+        "begun": bool(state["Events"]),
+        "given up": any("after driver exited unexpectedly" in event["DisplayMessage"] for event in state["Events"] or []),
         **{{name: lines(alloc["ID"], name) for name in ("runs", "ends", "clashes")}},
     }}
     for alloc in json.load(sys.stdin) for state in alloc["TaskStates"].values()
@@ -105,7 +106,7 @@ with subtest(f"{WAVES * WAVE} tasks, and the plugin dies while they start, and w
         poll("all are over", lambda: (s := statuses(name)) and all(status in TERMINAL for status in s), ALLOC_TIMEOUT_S)
 
 with subtest("each has one verdict, and the true one; never were there two runs at once"):
-    given_up, twice = 0, 0
+    given_up, unbegun, twice = 0, 0, 0
     for number, name in enumerate(waves):
         account = json.loads(machine.succeed(f"nomad job allocs -json {name} | python3 -ISc {shlex.quote(account_of)}"))
         t.assertEqual(len({alloc["id"] for alloc in account}), WAVE)
@@ -119,11 +120,15 @@ with subtest("each has one verdict, and the true one; never were there two runs 
             if alloc["status"] == "complete":
                 t.assertEqual(alloc["codes"], [0], alloc)
                 t.assertGreaterEqual(alloc["ends"], 1, alloc)
+            elif not alloc["begun"]:
+                # Nomad fails an allocation that comes in while there is no plugin, before any of it is begun.
+                t.assertEqual((alloc["status"], alloc["runs"], stand_in()), ("failed", 0, False), alloc)
+                unbegun += 1
             else:
                 t.assertEqual((alloc["status"], alloc["codes"], alloc["given up"]), ("failed", [], True), alloc)
                 t.assertEqual(number % DOUBLE, DOUBLE - 1, alloc)
                 given_up += 1
-    print(f"{WAVES * WAVE} tasks, {deaths} deaths of the plugin: {given_up} given up, {twice} ran twice, one after the other")
+    print(f"{WAVES * WAVE} tasks, {deaths} deaths of the plugin: {given_up} given up, {unbegun} never begun, {twice} ran twice, one after the other")
 
 with subtest("nobody is left who belongs to nobody"):
     machine.fail(f"pgrep -fa '{SHIMS}'")
