@@ -36,8 +36,8 @@ const ELSEWHERE_LIMIT: Duration = Duration::from_secs(1);
 const EMPTY_LIMIT: Duration = Duration::from_millis(200);
 
 /// How long after an OOM kill was counted a task that was killed by it is certainly on its way out: the kernel counts first
-/// and sends SIGKILL then, without a pause.
-const OOM_AFTERMATH: Duration = Duration::from_millis(20);
+/// and sends SIGKILL then, and on a busy host whoever does so may lose the CPU in between.
+const OOM_AFTERMATH: Duration = Duration::from_secs(1);
 
 /// The shortest time between two notices of OOM kills of one task: one whose children are killed in a loop must not push
 /// what Nomad keeps of its events out. What comes between is counted in the next.
@@ -352,8 +352,8 @@ impl Task {
         if kills <= self.oom_outlived.load(Ordering::Relaxed) {
             return;
         }
-        tokio::time::sleep(OOM_AFTERMATH).await;
-        if self.ended().is_some() || self.process.is_none_or(|process| is_dying(process.pid)) {
+        let ended = timeout(OOM_AFTERMATH, self.wait()).await.is_ok();
+        if ended || self.process.is_none_or(|process| is_dying(process.pid)) {
             return;
         }
         self.oom_outlived.store(kills, Ordering::Relaxed);
