@@ -430,6 +430,16 @@ def new_plugin(old):
     return poll("another plugin", lambda: [pid for pid in pgrep(PLUGIN_NAME) if pid != old], AGENT_TIMEOUT_S)[0]
 
 
+def nobody_else_noticed(plugin, bystander, pids):
+    """The end of a scenario of faults: plugin and bystander are as before, and with the bystander everything goes."""
+    t.assertEqual(pgrep(PLUGIN_NAME), plugin)
+    t.assertEqual(inside(bystander), pids)
+    stop_all_of("bystander", bystander)
+    nomad("system gc")
+    poll("no shims", lambda: not pgrep(SHIMS), CLEANUP_TIMEOUT_S)
+    t.assertEqual(machine.succeed(f"ls {RUN}"), "")
+
+
 def python_job(name, script, cpu=1000, memory=32, unveil="[]", options="", kill_timeout="2s", attempts=0, delay="1s"):
     return f"""
 job "{name}" {{

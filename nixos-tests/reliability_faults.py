@@ -179,9 +179,4 @@ sys.exit(7)"""
     stop_job("forged")
 
 with subtest("nobody else noticed, and nothing is left"):
-    t.assertEqual(pgrep(PLUGIN_NAME), plugin)
-    t.assertEqual(inside(bystander), bystander_pids)
-    stop_all_of("bystander", bystander)
-    nomad("system gc")
-    poll("no shims", lambda: not pgrep(SHIMS), CLEANUP_TIMEOUT_S)
-    t.assertEqual(machine.succeed(f"ls {RUN}"), "")
+    nobody_else_noticed(plugin, bystander, bystander_pids)

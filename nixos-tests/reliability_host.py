@@ -155,9 +155,4 @@ with subtest("no thread left for the plugin: the start fails with the reason and
     starts("nothread", *AGAIN)
 
 with subtest("nobody else noticed, and nothing is left"):
-    t.assertEqual(pgrep(PLUGIN_NAME), plugin)
-    t.assertEqual(inside(bystander), bystander_pids)
-    stop_all_of("bystander", bystander)
-    nomad("system gc")
-    poll("no shims", lambda: not pgrep(SHIMS), CLEANUP_TIMEOUT_S)
-    t.assertEqual(entries(), [])
+    nobody_else_noticed(plugin, bystander, bystander_pids)

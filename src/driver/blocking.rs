@@ -9,22 +9,36 @@ use tokio::sync::oneshot;
 
 use super::status::RpcError;
 
+type Work = Box<dyn FnOnce() + Send>;
+
 /// Runs the work where it holds up nobody.
-///
-/// Where no thread can be made for it (`pids.max`, RLIMIT_NPROC), tokio panics and leaves the work in its queue, for a thread
-/// that may come later. A start must not run when Nomad has been told that it failed: so the work is claimed, by the thread
-/// that runs it or by the error, and done at most once and only if somebody waits for it.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RpcError> {
+    on(
+        |work| {
+            tokio::task::spawn_blocking(work);
+        },
+        work,
+    )
+    .await
+}
+
+/// Where no thread can be made (`pids.max`, RLIMIT_NPROC), tokio's `spawn` panics and leaves the work in its queue, for a
+/// thread that may come later. A start must not run when Nomad has been told that it failed: so the work is claimed, by the
+/// thread that runs it or by the error, and is done at most once and only if it is waited for.
+async fn on<T: Send + 'static>(
+    spawn: impl FnOnce(Work),
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RpcError> {
     let (sender, result) = oneshot::channel();
     let claimed = Arc::new(AtomicBool::new(false));
     let theirs = Arc::clone(&claimed);
-    let run = move || {
+    let run = Box::new(move || {
         if !theirs.swap(true, Ordering::AcqRel) {
             // Nobody listens when the agent has hung up.
             let _ = sender.send(work());
         }
-    };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(run)))
+    });
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| spawn(run)))
         && !claimed.swap(true, Ordering::AcqRel)
     {
         return Err(RpcError::NoThread(message(&*panic)));
@@ -51,26 +65,27 @@ mod tests {
         assert!(matches!(error, RpcError::Worker(_)), "{error}");
     }
 
-    #[test]
-    fn without_a_thread_it_is_an_error_and_never_run() {
-        // A runtime that is shutting down takes no work: tokio drops it.
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let handle = runtime.handle().clone();
-        drop(runtime);
-        let _entered = handle.enter();
+    #[tokio::test]
+    async fn without_a_thread_it_is_an_error_and_not_run_when_one_comes() {
         let ran = Arc::new(AtomicBool::new(false));
         let theirs = Arc::clone(&ran);
-        let waiting = blocking(move || theirs.store(true, Ordering::Relaxed));
-        assert!(futures_now(waiting).is_some_and(|result| result.is_err()));
+        let mut queue = None;
+        let spawn = |work| {
+            queue = Some(work);
+            panic!("no thread");
+        };
+        let error = on(spawn, move || theirs.store(true, Ordering::Relaxed)).await.unwrap_err();
+        assert!(error.to_string().ends_with(": no thread"), "{error}");
+        queue.unwrap()();
         assert!(!ran.load(Ordering::Relaxed));
     }
 
-    /// What the future is at its first poll.
-    fn futures_now<F: Future>(future: F) -> Option<F::Output> {
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        match std::pin::pin!(future).poll(&mut context) {
-            std::task::Poll::Ready(output) => Some(output),
-            std::task::Poll::Pending => None,
-        }
+    #[tokio::test]
+    async fn what_another_thread_has_taken_meanwhile_is_waited_for() {
+        let spawn = |work: Work| {
+            work();
+            panic!("no thread");
+        };
+        assert_eq!(on(spawn, || 7).await.unwrap(), 7);
     }
 }

@@ -44,6 +44,12 @@ impl Exit {
         }
     }
 
+    /// Whether SIGKILL ended it, and so it was the kernel's for want of memory: there were more such kills than the task had
+    /// outlived.
+    pub fn is_out_of_memory(&self, outlived: u64) -> bool {
+        self.signal == libc::SIGKILL && self.oom_kills > outlived
+    }
+
     /// From what is in the file; none while nothing has been written.
     pub fn read(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
         if bytes == BLANK {
@@ -138,6 +144,15 @@ mod tests {
         assert_eq!(of(9), (137, 9));
         assert_eq!(of(11 | 0x80), (139, 11), "with a core dump");
         assert_eq!(of(64), (192, 64), "a real-time signal");
+    }
+
+    #[test]
+    fn only_a_kill_that_was_not_outlived_is_behind_a_sigkill() {
+        let killed = Exit { oom_kills: 2, ..Exit::signalled(libc::SIGKILL) };
+        assert!(killed.is_out_of_memory(1));
+        assert!(!killed.is_out_of_memory(2));
+        assert!(!Exit { oom_kills: 2, ..Exit::signalled(libc::SIGTERM) }.is_out_of_memory(1));
+        assert!(!Exit { oom_kills: 2, ..Exit::exited(137) }.is_out_of_memory(1));
     }
 
     #[test]

@@ -1,5 +1,4 @@
 //! Registering a descriptor with tokio's reactor.
-#![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::OwnedFd;

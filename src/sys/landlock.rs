@@ -1,5 +1,4 @@
 //! Which Landlock the kernel has.
-#![allow(unsafe_code)]
 
 use nix::errno::Errno;
 

@@ -45,8 +45,7 @@ pub fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Recovered,
         return match run_dir.exit() {
             Ok(Some(_)) => {
                 let mut ended = ending(&run_dir, None, cgroup.as_ref(), oom_before);
-                ended.oom_killed =
-                    ended.exit.signal == libc::SIGKILL && ended.exit.oom_kills > run_dir.outlived();
+                ended.oom_killed = ended.exit.is_out_of_memory(run_dir.outlived());
                 Ok(Recovered::Ended { state: Box::new(state), run_dir, cgroup, ended })
             }
             Ok(None) => Err(RecoverError::NoTrace(

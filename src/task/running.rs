@@ -390,10 +390,10 @@ async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
     // ECHILD: a plugin before this one started it, and init reaps it.
     let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
     let mut ended = ending(&task.run_dir, task.leader.as_ref(), task.cgroup.as_ref(), task.oom_before);
-    let kills = task.oom_kills.fetch_max(ended.exit.oom_kills, Ordering::Relaxed).max(ended.exit.oom_kills);
-    ended.oom_killed = ended.exit.signal == libc::SIGKILL
-        && !task.killed.load(Ordering::Relaxed)
-        && kills > task.oom_outlived.load(Ordering::Relaxed);
+    let seen = task.oom_kills.fetch_max(ended.exit.oom_kills, Ordering::Relaxed);
+    ended.exit.oom_kills = ended.exit.oom_kills.max(seen);
+    ended.oom_killed = !task.killed.load(Ordering::Relaxed)
+        && ended.exit.is_out_of_memory(task.oom_outlived.load(Ordering::Relaxed));
     tracing::info!(
         task = task.id,
         code = ended.exit.code,
