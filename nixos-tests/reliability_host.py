@@ -1,5 +1,5 @@
-# What a task or a start has from its host gives out: log reader, disk, /run, descriptors, processes, threads. Each has one
-# outcome, tasks beside it notice nothing, and when the fault is over the next start succeeds.
+# What a task or a start has from its host gives out: log reader, disk, /run, descriptors, processes, threads, memory. Each has
+# one outcome, tasks beside it notice nothing, and when the fault is over the next start succeeds.
 
 SHIMS_CGROUP = "/sys/fs/cgroup/nomad.slice/nomad-driver-exec2.scope"
 TASKS_CGROUP = "/sys/fs/cgroup/nomad.slice/share.slice"
@@ -143,8 +143,8 @@ for what, folder in (("the shim", SHIMS_CGROUP), ("the task", TASKS_CGROUP)):
         machine.succeed(f"echo max > {folder}/pids.max")
         starts("nopids", *AGAIN)
 
+own = "/sys/fs/cgroup/plugin-alone"
 with subtest("no thread left for the plugin: the start fails with the reason and leaves nothing; then it starts"):
-    own = "/sys/fs/cgroup/plugin-alone"
     machine.succeed(f"mkdir -p {own}; echo {plugin[0]} > {own}/cgroup.procs")
     # The main one and the two for calls.
     machine.wait_until_succeeds(f"[ $(ls /proc/{plugin[0]}/task | wc -l) = 3 ]", timeout=THREADS_TIMEOUT_S)
@@ -153,6 +153,56 @@ with subtest("no thread left for the plugin: the start fails with the reason and
     t.assertEqual(pgrep(PLUGIN_NAME), plugin)
     machine.succeed(f"echo max > {own}/pids.max")
     starts("nothread", *AGAIN)
+
+# How long a start meets the want of memory.
+STARVED_S = 5
+
+
+def starved(name):
+    """Submits a job while the plugin has no memory. Where that kills the plugin, Nomad starts the next one; else the start is
+    refused, or it waits in the kernel for memory."""
+    run_job(python_job(name, WAIT, attempts=30, delay="2s"))
+    machine.succeed(f"sleep {STARVED_S}")
+    t.assertEqual(inside(bystander), bystander_pids)
+
+
+def fed(name):
+    """With memory again it runs, once, and can be stopped; what failed before left nothing."""
+    alloc = wait_for_alloc(name, "running")
+    poll("it is ready", lambda: "ready" in logs(alloc), ALLOC_TIMEOUT_S)
+    t.assertEqual(len(inside(alloc)), 1)
+    t.assertEqual(len(pgrep(SHIMS)), 2)
+    t.assertEqual(len(entries()), 2)
+    stop_all_of(name, alloc)
+
+
+with subtest("no memory for the plugin, which the kernel kills: the next one has the tasks, and starts what was asked"):
+    machine.succeed(f"echo 0 > /proc/{plugin[0]}/oom_score_adj; cat {own}/memory.current > {own}/memory.max")
+    starved("oomplugin")
+    # Should what it had been enough.
+    machine.succeed(f"echo 0 > {own}/memory.max")
+    (new,) = poll("another plugin", lambda: [pid for pid in pgrep(PLUGIN_NAME) if pid != plugin[0]], AGENT_TIMEOUT_S)
+    t.assertIn("oom_kill 1", machine.succeed(f"cat {own}/memory.events"))
+    plugin = [new]
+    machine.wait_until_succeeds(f"rmdir {own}", timeout=CLEANUP_TIMEOUT_S)
+    fed("oomplugin")
+
+with subtest("no memory for the plugin, which the kernel must not kill: nothing is lost, and with memory it goes on"):
+    machine.succeed(f"mkdir {own}; echo {plugin[0]} > {own}/cgroup.procs; echo -1000 > /proc/{plugin[0]}/oom_score_adj")
+    machine.succeed(f"echo 0 > {own}/memory.max")
+    starved("enomem")
+    t.assertEqual(pgrep(PLUGIN_NAME), plugin)
+    t.assertGreater(int(machine.succeed(f"awk '/^max / {{print $2}}' {own}/memory.events")), 0)
+    machine.succeed(f"echo max > {own}/memory.max")
+    fed("enomem")
+    t.assertEqual(pgrep(PLUGIN_NAME), plugin)
+
+with subtest("no address space for the plugin: a start is refused or the plugin ends and the next one has the tasks"):
+    machine.succeed(f"prlimit --pid {plugin[0]} --as=1:")
+    starved("noas")
+    machine.execute(f"prlimit --pid {plugin[0]} --as=unlimited:")
+    fed("noas")
+    plugin = pgrep(PLUGIN_NAME)
 
 with subtest("nobody else noticed, and nothing is left"):
     nobody_else_noticed(plugin, bystander, bystander_pids)

@@ -43,44 +43,27 @@ pub const CONFIRM_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// Goes through all entries. Never touches a task that Nomad knows of and that may still be asked for. Returns those of which
 /// that is not certain: [`unconfirmed`] is for them, after [`CONFIRM_LIMIT`].
 pub fn sweep(base: &Path) -> Vec<RunDir> {
-    let mut doubtful = Vec::new();
     let entries = run_dir::entries(base).unwrap_or_else(|error| {
         tracing::warn!(%error, "look for what earlier plugins left behind");
         Vec::new()
     });
+    let (mut orphans, mut doubtful) = (Vec::new(), Vec::new());
     for entry in entries {
-        let entry_path = entry.path().to_owned();
         if gone(entry.starting()) {
-            if let Err(error) = end_earlier(&entry) {
-                tracing::error!(entry = %entry_path.display(), %error, "end a task that nobody owns");
-                continue;
-            }
+            orphans.push(entry);
         } else if gone(entry.answered()) {
             doubtful.push(entry);
-            continue;
-        } else if !(entry.is_of_former_boot() || ended(&entry) && old(&entry)) {
-            continue;
-        }
-        tracing::info!(entry = %entry_path.display(), "removing what an earlier plugin left behind");
-        if let Err(error) = entry.remove() {
-            tracing::warn!(%error, "remove what an earlier plugin left behind");
+        } else if entry.is_of_former_boot() || ended(&entry) && old(&entry) {
+            forget(&entry);
         }
     }
+    end_and_forget(&orphans);
     doubtful
 }
 
 /// Ends those for which Nomad has still not asked: the answer to their start was lost with their plugin.
 pub fn unconfirmed(doubtful: &[RunDir]) {
-    for entry in doubtful.iter().filter(|entry| gone(entry.answered())) {
-        if let Err(error) = end_earlier(entry) {
-            tracing::error!(entry = %entry.path().display(), %error, "end a task for which Nomad has not asked");
-            continue;
-        }
-        tracing::info!(entry = %entry.path().display(), "removing a task for which Nomad has not asked");
-        if let Err(error) = entry.remove() {
-            tracing::warn!(%error, "remove a task for which Nomad has not asked");
-        }
-    }
+    end_and_forget(doubtful.iter().filter(|entry| gone(entry.answered())));
 }
 
 /// Ends every earlier invocation of a task that is about to be started. Nomad has destroyed those that it knew, so what is
@@ -90,47 +73,93 @@ pub fn end_siblings(base: &Path, task_id: &str) -> Result<(), EndError> {
         tracing::warn!(%error, "look for earlier invocations of the task");
         Vec::new()
     });
-    for entry in found {
-        end_earlier(&entry)?;
-        if let Err(error) = entry.remove() {
-            tracing::warn!(%error, "remove an earlier invocation of the task");
-        }
-    }
-    Ok(())
+    end_all(&found).into_iter().try_for_each(|(entry, ended)| ended.map(|()| forget(entry)))
 }
 
 /// Ends the shim of an entry, and with it the task, if it still runs: one that Nomad never knew, or wants to be rid of.
 pub fn end_earlier(entry: &RunDir) -> Result<(), EndError> {
-    let Some(shim) = entry.shim().map(Identity::open).transpose().map_err(EndError::Find)?.flatten() else {
-        return Ok(());
-    };
-    tracing::warn!(entry = %entry.path().display(), "ending a task that nobody owns");
-    end(shim)
+    kill_shim_of(entry)?.map_or(Ok(()), |dying| dying.wait(Instant::now() + KILL_LIMIT))
 }
 
 /// Kills a shim, and with it its pid namespace, and waits until it is gone; reaps it if it is our child. Blocking.
 pub fn end(shim: OwnedFd) -> Result<(), EndError> {
-    match sys::pidfd::signal(shim.as_fd(), libc::SIGKILL) {
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(errno) => return Err(EndError::Kill(errno)),
-    }
-    let deadline = Instant::now() + KILL_LIMIT;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(shim.as_fd(), PollFlags::POLLIN)], timeout) {
-            Err(Errno::EINTR) => {}
-            Ok(1) => break,
-            _ => {
-                if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                    runtime.spawn(reap_late(shim));
-                }
-                return Err(EndError::Hangs);
+    kill(shim)?.wait(Instant::now() + KILL_LIMIT)
+}
+
+fn end_and_forget<'a>(entries: impl IntoIterator<Item = &'a RunDir>) {
+    for (entry, ended) in end_all(entries) {
+        match ended {
+            Ok(()) => forget(entry),
+            Err(error) => {
+                tracing::error!(entry = %entry.path().display(), %error, "end a task that nobody owns")
             }
         }
     }
-    reap(&shim);
-    Ok(())
+}
+
+/// Kills all of them, and only then waits, for all within one limit: a plugin that finds many is not held up by each, and
+/// one that hangs keeps no other from its end.
+fn end_all<'a>(entries: impl IntoIterator<Item = &'a RunDir>) -> Vec<(&'a RunDir, Result<(), EndError>)> {
+    let killed: Vec<_> = entries.into_iter().map(|entry| (entry, kill_shim_of(entry))).collect();
+    let deadline = Instant::now() + KILL_LIMIT;
+    let wait = |dying: Option<Dying>| dying.map_or(Ok(()), |dying| dying.wait(deadline));
+    killed.into_iter().map(|(entry, killed)| (entry, killed.and_then(wait))).collect()
+}
+
+fn forget(entry: &RunDir) {
+    tracing::info!(entry = %entry.path().display(), "removing what an earlier plugin left behind");
+    if let Err(error) = entry.remove() {
+        tracing::warn!(%error, "remove what an earlier plugin left behind");
+    }
+}
+
+/// A shim that was sent SIGKILL.
+struct Dying(OwnedFd);
+
+/// None: there is no shim any more.
+fn kill_shim_of(entry: &RunDir) -> Result<Option<Dying>, EndError> {
+    let Some(shim) = entry.shim().map(Identity::open).transpose().map_err(EndError::Find)?.flatten() else {
+        return Ok(None);
+    };
+    if !wait_for_end(&shim, Duration::ZERO) {
+        tracing::warn!(entry = %entry.path().display(), "ending a task that nobody owns");
+    }
+    kill(shim).map(Some)
+}
+
+fn kill(shim: OwnedFd) -> Result<Dying, EndError> {
+    match sys::pidfd::signal(shim.as_fd(), libc::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(Dying(shim)),
+        Err(errno) => Err(EndError::Kill(errno)),
+    }
+}
+
+impl Dying {
+    /// Returns when it is gone, which is when its whole pid namespace is; reaps it if it is our child.
+    fn wait(self, deadline: Instant) -> Result<(), EndError> {
+        let Self(shim) = self;
+        if wait_for_end(&shim, deadline.saturating_duration_since(Instant::now())) {
+            reap(&shim);
+            return Ok(());
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(reap_late(shim));
+        }
+        Err(EndError::Hangs)
+    }
+}
+
+/// Whether the process has ended within that time, reaped or not.
+fn wait_for_end(process: &OwnedFd, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            ready => return ready == Ok(1),
+        }
+    }
 }
 
 /// A shim that hung in the kernel leaves no zombie when it ends at last.
@@ -223,9 +252,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("run");
         let gone = Stand::new().end();
-        let (mut orphan, mut known, mut ours) = (Stand::new(), Stand::new(), Stand::new());
-        let orphaned = entry(&base, "a/orphan/1", &orphan.identity());
-        begun_by(&orphaned, gone);
+        let (mut known, mut ours) = (Stand::new(), Stand::new());
+        let mut orphans = [Stand::new(), Stand::new(), Stand::new()];
+        let orphaned = [1, 2, 3].map(|n| entry(&base, &format!("a/orphan/{n}"), &orphans[n - 1].identity()));
+        orphaned.iter().for_each(|entry| begun_by(entry, gone));
         let running = entry(&base, "a/known/1", &known.identity());
         running.started().unwrap();
         running.confirmed().unwrap();
@@ -240,8 +270,8 @@ mod tests {
 
         sweep(&base);
 
-        assert!(!orphan.runs());
-        assert!(!orphaned.path().exists());
+        assert!(orphans.iter_mut().all(|orphan| !orphan.runs()));
+        assert!(orphaned.iter().all(|entry| !entry.path().exists()));
         assert!(!ancient.path().exists());
         assert!(running.path().exists() && starting.path().exists() && recent.path().exists());
         assert!(known.runs() && ours.runs());

@@ -129,12 +129,13 @@ func (ar *allocRunner) supervise() {
 			}
 			ar.killAll(true)
 		}
-		if ar.allDone() {
+		next := ar.anyDone()
+		if next == nil {
 			return
 		}
 		select {
 		case <-changed:
-		case <-ar.anyDone():
+		case <-next:
 		case <-ar.agent.ctx.Done():
 			for _, tr := range ar.tasks {
 				<-tr.done
@@ -204,19 +205,7 @@ func (ar *allocRunner) killAll(wait bool) {
 	}
 }
 
-// allDone tells whether every task runner has ended.
-func (ar *allocRunner) allDone() bool {
-	for _, tr := range ar.tasks {
-		select {
-		case <-tr.done:
-		default:
-			return false
-		}
-	}
-	return true
-}
-
-// anyDone returns the channel of a task that has not ended yet.
+// anyDone returns the channel of a task runner that has not ended yet, or nil if all have.
 func (ar *allocRunner) anyDone() <-chan struct{} {
 	for _, tr := range ar.tasks {
 		select {
