@@ -9,9 +9,9 @@ ALLOCS = 8
 ALLOC_DIRS = f"{data_dir()}/alloc"
 # The allocator takes its arenas in the first starts.
 WARM_STARTS = 100
-# What starts at work at the same time may add, of which the allocator keeps some: 2 MiB have been seen on a machine that was
-# busy with other things. And the slope that is allowed, judged where there are starts enough.
-GROWTH_MAX_KIB = 4096
+# What starts at work at the same time may add, of which the allocator keeps some: 104 KiB have been seen. Less than a huge
+# page behind a thread's stack. And the slope that is allowed, judged where there are starts enough: 4 have been seen.
+GROWTH_MAX_KIB = 1024
 SLOPE_MAX_KIB = 64  # for 1000 starts
 SLOPE_MIN_STARTS = 3000
 
