@@ -136,6 +136,19 @@ with subtest("no descriptors left: the start fails with the reason and leaves no
     machine.succeed(f"prlimit --pid {plugin[0]} --nofile={old}:")
     starts("nofile", *FILES)
 
+with subtest("no descriptors left at the end of a task: its exit status is told when there are"):
+    alloc = run_python("nofileend", WAITS + "os._exit(7)")
+    (leader,) = inside(alloc)
+    # Descriptors are numbered from 0 on, and the standard ones are taken.
+    machine.succeed(f"prlimit --pid {plugin[0]} --nofile=3:")
+    wake(alloc)
+    poll("it has ended", lambda: not alive([leader]), CLEANUP_TIMEOUT_S)
+    machine.succeed("sleep 2")
+    t.assertEqual(alloc_status(alloc["ID"])["ClientStatus"], "running")
+    machine.succeed(f"prlimit --pid {plugin[0]} --nofile={old}:")
+    t.assertEqual(exits(wait_for_alloc("nofileend", "failed")), [(7, 0)])
+    stop_job("nofileend")
+
 for what, folder in (("the shim", SHIMS_CGROUP), ("the task", TASKS_CGROUP)):
     with subtest(f"no process left for {what}: the start fails with the reason and leaves nothing; then it starts"):
         machine.succeed(f"cat {folder}/pids.current > {folder}/pids.max")

@@ -27,7 +27,7 @@ from .transcript import Transcript
 
 SHELL_LINE = b"Spawning backdoor root shell..."
 PROMPT = b"(qemu) "
-PANIC = re.compile(rb"Kernel panic - not syncing|BUG: unable to handle|Out of memory and no killable processes")
+PANIC = re.compile(rb"Kernel panic - not syncing|BUG: unable to handle")
 
 COMMAND_TIMEOUT_S = 900  # of execute() and of every wait, as in the NixOS driver
 RETRY_INTERVAL_S = 1.0

@@ -1,27 +1,39 @@
-//! An accepted connection that is counted for as long as it is open.
+//! An accepted connection that is counted for as long as it is open, and that a want of memory does not end.
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
 /// Held by every open connection. Nothing is ever sent: the receiver sees the end when the last one is dropped.
 pub(super) type OpenToken = mpsc::Sender<Infallible>;
 
+/// How long to wait before a read or write that met a want of memory is tried again.
+const MEMORY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Nomad takes the end of a connection for the end of every task that it waits for by it, and destroys them. So a read or a
+/// write for which the kernel has no memory at the moment is tried again: it has moved no byte then, unix(7).
 #[derive(Debug)]
-pub(super) struct Connection {
-    stream: UnixStream,
+pub(super) struct Connection<S = UnixStream> {
+    stream: S,
+    read_pause: Pause,
+    write_pause: Pause,
     _open: OpenToken,
 }
 
-impl Connection {
-    pub(super) fn new(stream: UnixStream, open: OpenToken) -> Self {
-        Self { stream, _open: open }
+type Pause = Option<Pin<Box<Sleep>>>;
+
+impl<S> Connection<S> {
+    pub(super) fn new(stream: S, open: OpenToken) -> Self {
+        Self { stream, read_pause: None, write_pause: None, _open: open }
     }
 }
 
@@ -31,19 +43,41 @@ impl Connected for Connection {
     fn connect_info(&self) {}
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+/// EFAULT: our own memory could not be made present, which the kernel does not call ENOMEM. No pointer of ours is wrong.
+fn lacks_memory(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::EFAULT))
+}
+
+/// Does what it is given until that fails for another reason than a want of memory.
+fn patiently<T>(
+    pause: &mut Pause,
+    cx: &mut Context<'_>,
+    mut attempt: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+) -> Poll<io::Result<T>> {
+    loop {
+        if let Some(waiting) = pause {
+            ready!(waiting.as_mut().poll(cx));
+            *pause = None;
+        }
+        match ready!(attempt(cx)) {
+            Err(error) if lacks_memory(&error) => *pause = Some(Box::pin(sleep(MEMORY_PAUSE))),
+            done => return Poll::Ready(done),
+        }
     }
 }
 
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, read_pause, .. } = self.get_mut();
+        patiently(read_pause, cx, |cx| Pin::new(&mut *stream).poll_read(cx, buf))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let Self { stream, write_pause, .. } = self.get_mut();
+        patiently(write_pause, cx, |cx| Pin::new(&mut *stream).poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -55,14 +89,84 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let Self { stream, write_pause, .. } = self.get_mut();
+        patiently(write_pause, cx, |cx| Pin::new(&mut *stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Fails with these, last one first, then reads and takes all it is asked for.
+    struct Scripted(Vec<Errno>);
+
+    impl AsyncRead for Scripted {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Ready(match self.0.pop() {
+                Some(errno) => Err(errno.into()),
+                None => {
+                    buf.put_slice(b"x");
+                    Ok(())
+                }
+            })
+        }
+    }
+
+    impl AsyncWrite for Scripted {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(self.0.pop().map_or(Ok(buf.len()), |errno| Err(errno.into())))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn connection(script: &[Errno]) -> Connection<Scripted> {
+        Connection::new(Scripted(script.to_vec()), mpsc::channel(1).0)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_want_of_memory_is_waited_out() {
+        let script = [Errno::ENOBUFS, Errno::EFAULT, Errno::ENOMEM];
+        let start = Instant::now();
+        assert_eq!(connection(&script).read_u8().await.unwrap(), b'x');
+        assert_eq!(start.elapsed(), 3 * MEMORY_PAUSE);
+        assert_eq!(connection(&script).write(b"word").await.unwrap(), 4);
+        assert_eq!(start.elapsed(), 6 * MEMORY_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_other_error_ends_it_at_once() {
+        let start = Instant::now();
+        let error = connection(&[Errno::ECONNRESET]).read_u8().await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::ECONNRESET as i32));
+        let error = connection(&[Errno::EPIPE]).write(b"word").await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::EPIPE as i32));
+        assert_eq!(start.elapsed(), Duration::ZERO);
     }
 }

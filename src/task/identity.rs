@@ -98,6 +98,8 @@ pub fn boot_id() -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
+
     use super::*;
 
     #[test]
@@ -114,8 +116,9 @@ mod tests {
         // The kernel keeps 15 bytes of a name.
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("приложение");
-        std::fs::copy("/bin/sleep", &program).unwrap();
-        let mut child = std::process::Command::new(&program).arg("1000").spawn().unwrap();
+        // A link and not a copy: another test's child may still hold a file that was just written, and exec is refused then.
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program).arg0("sleep").arg("1000").spawn().unwrap();
         // The kernel names it a moment after exec has closed what tells the parent of it.
         let name = || std::fs::read(format!("/proc/{}/comm", child.id())).unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);

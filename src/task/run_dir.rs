@@ -13,6 +13,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, boot_id};
@@ -42,6 +43,15 @@ pub enum RunDirError {
     Unsafe(PathBuf),
     #[error("{path:?}: {error}")]
     Malformed { path: PathBuf, error: Malformed },
+}
+
+impl RunDirError {
+    /// Whether it is this plugin that lacks something for the moment, and the file is as good as before.
+    pub fn is_passing(&self) -> bool {
+        let Self::Io { error, .. } = self else { return false };
+        let errno = error.raw_os_error().map(Errno::from_raw);
+        matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
+    }
 }
 
 /// A process as it is noted in a file: as JSON, for whoever debugs.

@@ -10,12 +10,12 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::identity::{Identity, boot_id, is_dying};
 use super::launch::Launched;
 use super::notice::{Notices, What};
-use super::run_dir::RunDir;
+use super::run_dir::{RunDir, RunDirError};
 use super::signal::SignalNumber;
 use super::state::DriverState;
 use crate::cgroup::{Cgroup, OomCounts, OomWatch};
@@ -42,6 +42,9 @@ const OOM_AFTERMATH: Duration = Duration::from_secs(1);
 /// The shortest time between two notices of OOM kills of one task: one whose children are killed in a loop must not push
 /// what Nomad keeps of its events out. What comes between is counted in the next.
 const OOM_PAUSE: Duration = Duration::from_secs(10);
+
+/// Time between two tries of reading an exit status for which the plugin lacks a descriptor or memory.
+const READ_PAUSE: Duration = Duration::from_millis(100);
 
 /// How a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +188,7 @@ impl Task {
     }
 
     /// Notes that Nomad is about to learn of the task.
-    pub fn started(&self) -> Result<(), super::run_dir::RunDirError> {
+    pub fn started(&self) -> Result<(), RunDirError> {
         self.run_dir.started()
     }
 
@@ -363,7 +366,7 @@ impl Task {
     }
 
     /// Removes what the driver keeps of the task outside of memory.
-    pub fn forget(&self) -> Result<(), super::run_dir::RunDirError> {
+    pub fn forget(&self) -> Result<(), RunDirError> {
         self.run_dir.remove()
     }
 }
@@ -389,6 +392,7 @@ async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
     }
     // ECHILD: a plugin before this one started it, and init reaps it.
     let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+    readable(&task).await;
     let mut ended = ending(&task.run_dir, task.leader.as_ref(), task.cgroup.as_ref(), task.oom_before);
     let seen = task.oom_kills.fetch_max(ended.exit.oom_kills, Ordering::Relaxed);
     ended.exit.oom_kills = ended.exit.oom_kills.max(seen);
@@ -405,6 +409,17 @@ async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
         "task ended"
     );
     end.send_replace(Some(ended));
+}
+
+/// Waits until the plugin has what it takes to read the exit status. A wrong one, told at once, would be worse.
+async fn readable(task: &Task) {
+    let mut warned = false;
+    while let Some(error) = task.run_dir.exit().err().filter(RunDirError::is_passing) {
+        if !std::mem::replace(&mut warned, true) {
+            tracing::warn!(task = task.id, %error, "the task has ended; its exit status is read as soon as that is possible");
+        }
+        sleep(READ_PAUSE).await;
+    }
 }
 
 /// Tells of every OOM kill, also of a child whose parent goes on, until the task ends.
