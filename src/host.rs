@@ -6,6 +6,8 @@
 
 mod observe;
 
+use std::io;
+
 use nix::errno::Errno;
 
 pub use observe::{CgroupMount, Namespace, Observations};
@@ -85,8 +87,11 @@ pub struct Host {
 }
 
 /// Looks at this host.
-pub fn probe() -> Host {
-    Host::judge(&Observations::read())
+///
+/// # Errors
+/// This process has no descriptor or no memory left to look with, which says nothing about the host.
+pub fn probe() -> io::Result<Host> {
+    Ok(Host::judge(&Observations::read()?))
 }
 
 impl Host {

@@ -10,7 +10,13 @@ use crate::host::{self, Health, Host, State};
 /// Looks at this host and prints what it finds, as a table or as JSON. The exit code is 0 when the driver would be healthy,
 /// else 1; a reader that went away (`check | head -1`) changes nothing about it.
 pub fn check(json: bool) -> ExitCode {
-    let host = host::probe();
+    let host = match host::probe() {
+        Ok(host) => host,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "cannot look at this host: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut stdout = io::stdout().lock();
     let written = if json { write_json(&mut stdout, &host) } else { write_table(&mut stdout, &host) };
     match written.and_then(|()| stdout.flush()) {

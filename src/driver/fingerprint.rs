@@ -1,6 +1,7 @@
 //! Fingerprint: whether this host can run tasks, and what jobs can constrain on.
 
 use std::collections::HashMap;
+use std::io;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -23,23 +24,32 @@ impl Driver {
     /// The first answer at once, then one whenever it differs from the last. Stays open for as long as the plugin lives.
     pub(super) fn fingerprints(&self) -> ReceiverStream<Result<FingerprintResponse, Status>> {
         let driver = self.clone();
-        let look = move || response(&host::probe(), &driver.settings());
+        let look = move || Ok(response(&host::probe()?, &driver.settings()));
         stream(self.0.configured.subscribe(), INTERVAL, look)
     }
 }
 
-/// Looks at once, then at each interval and whenever `configured` changes, and sends what differs from what was sent last.
+/// Looks at once, then at each interval and whenever `configured` changes, and sends what differs from what was sent last. What
+/// could not be looked at, for want of a descriptor or of memory, is as it was: Nomad would place no job here, or drop the
+/// driver, for a reason that is none. A start that meets the same want says so itself.
 fn stream(
     mut configured: watch::Receiver<u64>,
     interval: Duration,
-    look: impl Fn() -> FingerprintResponse + Send + 'static,
+    look: impl Fn() -> io::Result<FingerprintResponse> + Send + 'static,
 ) -> ReceiverStream<Result<FingerprintResponse, Status>> {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
         let mut last = None;
         loop {
             configured.borrow_and_update();
-            let now = look();
+            let now = match (look(), &last) {
+                (Ok(now), _) => now,
+                (Err(error), Some(before)) => {
+                    tracing::warn!(%error, "cannot look at the host; the fingerprint stays as it was");
+                    FingerprintResponse::clone(before)
+                }
+                (Err(error), None) => unseen(&error),
+            };
             if last.as_ref() != Some(&now) {
                 tracing::debug!(health = now.health, description = now.health_description, "fingerprint");
                 last = Some(now.clone());
@@ -55,6 +65,15 @@ fn stream(
         }
     });
     ReceiverStream::new(receiver)
+}
+
+/// The first answer, when even that could not be found out.
+fn unseen(error: &io::Error) -> FingerprintResponse {
+    FingerprintResponse {
+        health: HealthState::Unhealthy.into(),
+        health_description: format!("cannot look at the host: {error}"),
+        ..Default::default()
+    }
 }
 
 fn response(host: &Host, settings: &Settings) -> FingerprintResponse {
@@ -103,9 +122,13 @@ mod tests {
     }
 
     impl Fake {
-        fn look(&self) -> FingerprintResponse {
+        /// A negative number cannot be seen.
+        fn look(&self) -> io::Result<FingerprintResponse> {
             self.looks.fetch_add(1, Ordering::Relaxed);
-            FingerprintResponse { health: self.shown.load(Ordering::Relaxed), ..Default::default() }
+            match self.shown.load(Ordering::Relaxed) {
+                ..0 => Err(nix::errno::Errno::EMFILE.into()),
+                health => Ok(FingerprintResponse { health, ..Default::default() }),
+            }
         }
 
         fn show(&self, number: i32) {
@@ -145,6 +168,25 @@ mod tests {
         assert_eq!(change.elapsed(), Duration::ZERO, "SetConfig does not wait for the interval");
         configured.send_replace(2);
         assert!(timeout(INTERVAL * 3, stream.next()).await.is_err(), "the same options change nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_looked_at_is_as_it_was() {
+        let host = Arc::new(Fake::default());
+        let (_configured, receiver) = watch::channel(0);
+        let looked_at = Arc::clone(&host);
+        host.show(-1);
+        let mut stream = stream(receiver, INTERVAL, move || looked_at.look());
+        let first = stream.next().await.unwrap().unwrap();
+        assert_eq!(first.health(), HealthState::Unhealthy);
+        assert!(first.health_description.starts_with("cannot look at the host: "), "{first:?}");
+
+        host.show(HealthState::Healthy.into());
+        assert_eq!(stream.next().await.unwrap().unwrap().health(), HealthState::Healthy);
+        host.show(-1);
+        assert!(timeout(INTERVAL * 3, stream.next()).await.is_err(), "still healthy");
+        host.show(HealthState::Undetected.into());
+        assert_eq!(stream.next().await.unwrap().unwrap().health(), HealthState::Undetected);
     }
 
     #[tokio::test(start_paused = true)]

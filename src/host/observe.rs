@@ -1,14 +1,14 @@
 //! The looks at the machine; no decisions.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, TMPFS_MAGIC, statfs};
 
 use crate::cgroup::MOUNT_POINT;
-use crate::sys::landlock;
+use crate::sys::{self, landlock};
 
 /// Every file that is read here is a few lines long (bytes).
 const FILE_MAX: u64 = 64 * 1024;
@@ -65,57 +65,79 @@ pub struct Observations {
 }
 
 impl Observations {
-    pub fn read() -> Observations {
+    /// # Errors
+    /// See [`seen`].
+    pub fn read() -> io::Result<Observations> {
         let root = Path::new(MOUNT_POINT);
-        let cgroup = mount(root);
+        let cgroup = mount(root)?;
         let v2 = cgroup == CgroupMount::V2;
-        let controllers = if v2 { text(&root.join("cgroup.controllers")) } else { None };
-        Observations {
+        let controllers = if v2 { text(&root.join("cgroup.controllers"))? } else { None };
+        Ok(Observations {
             euid: nix::unistd::geteuid().as_raw(),
-            capabilities: text(Path::new("/proc/self/status")).as_deref().and_then(effective),
-            kernel: text(Path::new("/proc/sys/kernel/osrelease")).unwrap_or_default().trim().to_owned(),
+            capabilities: text(Path::new("/proc/self/status"))?.as_deref().and_then(effective),
+            kernel: text(Path::new("/proc/sys/kernel/osrelease"))?.unwrap_or_default().trim().to_owned(),
             cgroup,
             controllers: controllers.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
             cgroup_kill: if v2 {
-                some_cgroup(root).map(|dir| dir.join("cgroup.kill").exists())
+                some_cgroup(root)?.map(|dir| exists(&dir.join("cgroup.kill"))).transpose()?
             } else {
                 None
             },
             landlock: landlock::abi(),
-            lsm: text(Path::new("/sys/kernel/security/lsm")).map(|list| list.trim().to_owned()),
+            lsm: text(Path::new("/sys/kernel/security/lsm"))?.map(|list| list.trim().to_owned()),
             namespaces: vec![
-                namespace("pid namespaces", "pid"),
-                namespace("mount namespaces", "mnt"),
-                namespace("ipc namespaces", "ipc"),
+                namespace("pid namespaces", "pid")?,
+                namespace("mount namespaces", "mnt")?,
+                namespace("ipc namespaces", "ipc")?,
             ],
-        }
+        })
     }
 }
 
-fn text(path: &Path) -> Option<String> {
+/// What cannot be seen is not there, but for want of a descriptor or of memory: that is this process's trouble, and no word
+/// about the host.
+fn seen<T>(look: io::Result<T>) -> io::Result<Option<T>> {
+    match look {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if sys::is_passing(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+fn exists(path: &Path) -> io::Result<bool> {
+    Ok(seen(path.symlink_metadata())?.is_some())
+}
+
+fn text(path: &Path) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
-    File::open(path).ok()?.take(FILE_MAX).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+    let read = File::open(path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut bytes));
+    Ok(seen(read)?.map(|_| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// By the file system's type: /proc/self/mountinfo grows with every task of the host.
-fn mount(root: &Path) -> CgroupMount {
-    let kind = |path: &Path| -> Option<FsType> { statfs(path).ok().map(|s| s.filesystem_type()) };
-    match kind(root) {
+fn mount(root: &Path) -> io::Result<CgroupMount> {
+    let kind = |path: &Path| -> io::Result<Option<FsType>> {
+        Ok(seen(statfs(path).map_err(io::Error::from))?.map(|found| found.filesystem_type()))
+    };
+    Ok(match kind(root)? {
         Some(CGROUP2_SUPER_MAGIC) => CgroupMount::V2,
-        Some(TMPFS_MAGIC) if kind(&root.join(HYBRID)) == Some(CGROUP2_SUPER_MAGIC) => CgroupMount::Hybrid,
+        Some(TMPFS_MAGIC) if kind(&root.join(HYBRID))? == Some(CGROUP2_SUPER_MAGIC) => CgroupMount::Hybrid,
         Some(TMPFS_MAGIC) => CgroupMount::V1,
         _ => CgroupMount::None,
-    }
+    })
 }
 
 /// A cgroup other than the root: this process's own, or any child of the root.
-fn some_cgroup(root: &Path) -> Option<PathBuf> {
-    let own = text(Path::new("/proc/self/cgroup")).as_deref().and_then(own_cgroup);
-    own.map(|relative| root.join(relative)).filter(|dir| dir.join("cgroup.events").exists()).or_else(|| {
-        let entries = fs::read_dir(root).ok()?;
-        entries.flatten().find(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path())
-    })
+fn some_cgroup(root: &Path) -> io::Result<Option<PathBuf>> {
+    let own = text(Path::new("/proc/self/cgroup"))?.as_deref().and_then(own_cgroup);
+    if let Some(own) = own.map(|relative| root.join(relative))
+        && exists(&own.join("cgroup.events"))?
+    {
+        return Ok(Some(own));
+    }
+    let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let entries = seen(fs::read_dir(root))?;
+    Ok(entries.and_then(|entries| entries.flatten().find(is_dir)).map(|entry| entry.path()))
 }
 
 /// The path of the line `0::/PATH` of /proc/self/cgroup, below the mount. A path with `..` is that of a process outside of
@@ -131,14 +153,14 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(hex.trim(), 16).ok()
 }
 
-fn namespace(name: &'static str, kind: &'static str) -> Namespace {
-    Namespace {
+fn namespace(name: &'static str, kind: &'static str) -> io::Result<Namespace> {
+    Ok(Namespace {
         name,
         kind,
-        present: Path::new("/proc/self/ns").join(kind).symlink_metadata().is_ok(),
-        max: text(Path::new(&format!("/proc/sys/user/max_{kind}_namespaces")))
+        present: exists(&Path::new("/proc/self/ns").join(kind))?,
+        max: text(Path::new(&format!("/proc/sys/user/max_{kind}_namespaces")))?
             .and_then(|n| n.trim().parse().ok()),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -167,14 +189,24 @@ mod tests {
     fn a_directory_is_no_cgroup_mount() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(HYBRID)).unwrap();
-        assert!(matches!(mount(dir.path()), CgroupMount::None | CgroupMount::V1));
-        assert_eq!(mount(&dir.path().join("missing")), CgroupMount::None);
-        assert_eq!(mount(Path::new("/proc")), CgroupMount::None);
+        assert!(matches!(mount(dir.path()).unwrap(), CgroupMount::None | CgroupMount::V1));
+        assert_eq!(mount(&dir.path().join("missing")).unwrap(), CgroupMount::None);
+        assert_eq!(mount(Path::new("/proc")).unwrap(), CgroupMount::None);
+    }
+
+    #[test]
+    fn a_want_of_descriptors_is_no_word_about_the_host() {
+        for passing in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
+            assert_eq!(seen::<()>(Err(passing.into())).unwrap_err().raw_os_error(), Some(passing as i32));
+        }
+        for absent in [Errno::ENOENT, Errno::EACCES, Errno::EOPNOTSUPP] {
+            assert_eq!(seen::<()>(Err(absent.into())).unwrap(), None);
+        }
     }
 
     #[test]
     fn this_host() {
-        let seen = Observations::read();
+        let seen = Observations::read().unwrap();
         assert_eq!(seen.euid, nix::unistd::geteuid().as_raw());
         assert!(seen.capabilities.is_some());
         assert_eq!(seen.kernel, nix::sys::utsname::uname().unwrap().release().to_str().unwrap());
@@ -186,7 +218,7 @@ mod tests {
     fn cheap() {
         let begin = Instant::now();
         for _ in 0..20 {
-            Observations::read();
+            Observations::read().unwrap();
         }
         let each = begin.elapsed() / 20;
         assert!(each.as_millis() < 20, "{each:?}");

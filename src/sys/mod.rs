@@ -13,3 +13,12 @@ pub mod landlock;
 pub mod pidfd;
 pub mod signals;
 pub mod wait;
+
+use nix::errno::Errno;
+
+/// Whether a call failed because this process or the host has no descriptor or memory left: nothing is wrong with what it was
+/// about, and later it may succeed.
+pub fn is_passing(error: &std::io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
+}

@@ -13,11 +13,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, boot_id};
 use crate::shim::exit::{BLANK, Exit, MAX_LINE, Malformed};
+use crate::sys;
 
 /// On a tmpfs, so gone after a reboot, as the tasks are; where it is not, the records tell of which boot they are.
 pub const RUN_DIR: &str = "/run/nomad-driver-exec2";
@@ -48,9 +48,7 @@ pub enum RunDirError {
 impl RunDirError {
     /// Whether it is this plugin that lacks something for the moment, and the file is as good as before.
     pub fn is_passing(&self) -> bool {
-        let Self::Io { error, .. } = self else { return false };
-        let errno = error.raw_os_error().map(Errno::from_raw);
-        matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
+        matches!(self, Self::Io { error, .. } if sys::is_passing(error))
     }
 }
 
