@@ -20,7 +20,8 @@ pub(super) type OpenToken = mpsc::Sender<Infallible>;
 const MEMORY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Nomad takes the end of a connection for the end of every task that it waits for by it, and destroys them. So a read or a
-/// write for which the kernel has no memory at the moment is tried again: it has moved no byte then, unix(7).
+/// write for which the kernel has no memory at the moment is tried again: one that had moved any byte would have returned their
+/// number, read(2), write(2).
 #[derive(Debug)]
 pub(super) struct Connection<S = UnixStream> {
     stream: S,

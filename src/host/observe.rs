@@ -95,29 +95,29 @@ impl Observations {
 }
 
 /// What cannot be seen is not there, but for want of a descriptor or of memory: that is this process's trouble, and no word
-/// about the host.
-fn seen<T>(look: io::Result<T>) -> io::Result<Option<T>> {
+/// about the host. The error names the path.
+fn seen<T>(path: &Path, look: io::Result<T>) -> io::Result<Option<T>> {
     match look {
         Ok(found) => Ok(Some(found)),
-        Err(error) if sys::is_passing(&error) => Err(error),
+        Err(error) if sys::is_passing(&error) => Err(io::Error::other(format!("{path:?}: {error}"))),
         Err(_) => Ok(None),
     }
 }
 
 fn exists(path: &Path) -> io::Result<bool> {
-    Ok(seen(path.symlink_metadata())?.is_some())
+    Ok(seen(path, path.symlink_metadata())?.is_some())
 }
 
 fn text(path: &Path) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut bytes));
-    Ok(seen(read)?.map(|_| String::from_utf8_lossy(&bytes).into_owned()))
+    Ok(seen(path, read)?.map(|_| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// By the file system's type: /proc/self/mountinfo grows with every task of the host.
 fn mount(root: &Path) -> io::Result<CgroupMount> {
     let kind = |path: &Path| -> io::Result<Option<FsType>> {
-        Ok(seen(statfs(path).map_err(io::Error::from))?.map(|found| found.filesystem_type()))
+        Ok(seen(path, statfs(path).map_err(io::Error::from))?.map(|found| found.filesystem_type()))
     };
     Ok(match kind(root)? {
         Some(CGROUP2_SUPER_MAGIC) => CgroupMount::V2,
@@ -136,7 +136,7 @@ fn some_cgroup(root: &Path) -> io::Result<Option<PathBuf>> {
         return Ok(Some(own));
     }
     let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    let entries = seen(fs::read_dir(root))?;
+    let entries = seen(root, fs::read_dir(root))?;
     Ok(entries.and_then(|entries| entries.flatten().find(is_dir)).map(|entry| entry.path()))
 }
 
@@ -197,10 +197,11 @@ mod tests {
     #[test]
     fn a_want_of_descriptors_is_no_word_about_the_host() {
         for passing in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
-            assert_eq!(seen::<()>(Err(passing.into())).unwrap_err().raw_os_error(), Some(passing as i32));
+            let error = seen::<()>(Path::new("/x"), Err(passing.into())).unwrap_err();
+            assert!(error.to_string().starts_with("\"/x\": "), "{error}");
         }
         for absent in [Errno::ENOENT, Errno::EACCES, Errno::EOPNOTSUPP] {
-            assert_eq!(seen::<()>(Err(absent.into())).unwrap(), None);
+            assert_eq!(seen::<()>(Path::new("/x"), Err(absent.into())).unwrap(), None);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The only `unsafe` of the crate: system calls that no safe wrapper covers.
 //!
-//! Everything here is a thin, total wrapper: it takes plain values, returns `nix::Result`, and keeps no state.
+//! Everything here is a thin, total wrapper: it takes plain values, returns `nix::Result`, and keeps no state. [`is_passing`] judges
+//! errors of such calls.
 // Denied everywhere else, by Cargo.toml.
 #![allow(unsafe_code)]
 
