@@ -10,10 +10,11 @@ use super::unveil::Access;
 ///
 /// What lies in reach of a task (its alloc, a directory that is unveiled for creating) may have been renamed or replaced
 /// by a symbolic link since it was made. So only the part above is trusted: it is opened first, and the rest from there,
-/// by openat2(2) with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`.
+/// by openat2(2) with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`. Links on the trusted part are followed by the rules of
+/// `shim::walk`, which ask for their owners: the text of a path does not tell who can change it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Place {
-    /// A path of the host that no task can change; symbolic links are followed.
+    /// A path of the host; symbolic links that only root can have made are followed.
     Host(PathBuf),
     /// `path` (relative) below `root` (as [`Place::Host`]), where no symbolic link is followed.
     Beneath { root: PathBuf, path: PathBuf },
@@ -58,11 +59,23 @@ pub enum Missing {
     Fail,
 }
 
+/// Who named a path, which decides with whose rights it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamedBy {
+    /// This driver: a default, a directory of the task. Opened as root.
+    Driver,
+    /// The agent's configuration: opened as the task's user, and as root where that fails.
+    Agent,
+    /// The job: opened as the task's user only, so that no job learns what is where only root can look.
+    Job,
+}
+
 /// One Landlock rule to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     pub access: Access,
     pub place: Place,
+    pub named_by: NamedBy,
     pub missing: Missing,
 }
 

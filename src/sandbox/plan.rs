@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::defaults::DEFAULTS;
-use super::place::{Missing, Place, Rule};
+use super::place::{Missing, NamedBy, Place, Rule};
 use super::unveil::{Access, Unveil};
 
 const R: Access = Access::READ;
@@ -32,38 +34,71 @@ fn writable<'a>(root: &'a Path, unveils: impl Iterator<Item = &'a Unveil>) -> im
     unveils.filter(|unveil| unveil.access.create()).map(|unveil| unveil.path.as_path()).chain([root])
 }
 
-/// The rules, the task's own directories first. Paths that a task could have tampered with are opened from above.
-pub fn rules(sources: &Sources<'_>) -> Vec<Rule> {
-    let asked = || sources.agent.iter().chain(sources.job);
-    let writable: Vec<&Path> = writable(sources.root, asked()).collect();
-    let asked = asked().map(|unveil| Rule {
-        access: unveil.access,
-        place: Place::of(&unveil.path, writable.iter().copied()),
-        missing: Missing::Fail,
-    });
+/// A rule that cannot mean what it says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error(
+        "unveil \"{0}\" is about one process, and the programs that it starts have others; write \"{access}:/proc\": a task's \
+         /proc has no processes but its own",
+        access = .0.access
+    )]
+    ProcSelf(Unveil),
+}
 
-    let mut rules = Vec::new();
-    if sources.defaults {
-        let own = |access, path: &str| Rule {
-            access,
-            place: Place::beneath(sources.root, path),
+/// Links to the directory of whichever process looks, proc(5).
+const PROC_SELF: [&str; 2] = ["/proc/self", "/proc/thread-self"];
+
+/// Links into /proc/self/fd, each to a descriptor of whichever process looks. A task may use its own in any case: standard
+/// input is /dev/null, and the pipes of output and error are granted for writing.
+const OWN_STREAMS: [&str; 4] = ["/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/fd"];
+
+/// The rules, the task's own directories first. Paths that a task could have tampered with are opened from above.
+pub fn rules(sources: &Sources<'_>) -> Result<Vec<Rule>, PlanError> {
+    let writable: Vec<&Path> = writable(sources.root, sources.agent.iter().chain(sources.job)).collect();
+    let mut rules = if sources.defaults { defaults(sources, &writable) } else { Vec::new() };
+    let by_agent = sources.agent.iter().map(|unveil| (NamedBy::Agent, unveil));
+    let by_job = sources.job.iter().map(|unveil| (NamedBy::Job, unveil));
+    for (named_by, unveil) in by_agent.chain(by_job) {
+        if OWN_STREAMS.iter().any(|stream| unveil.path.starts_with(stream)) {
+            continue;
+        }
+        if PROC_SELF.iter().any(|link| unveil.path.starts_with(link)) {
+            if !has_proc(sources, unveil.access) {
+                return Err(PlanError::ProcSelf(unveil.clone()));
+            }
+            continue;
+        }
+        rules.push(Rule {
+            access: unveil.access,
+            place: Place::of(&unveil.path, writable.iter().copied()),
+            named_by,
             missing: Missing::Fail,
-        };
-        rules.extend(["local", "alloc", "secrets", "tmp"].map(|directory| own(RWXC, directory)));
-        rules.push(own(RX, "alloc/logs"));
-        // So that runtimes (Go, the JVM) size themselves by the task's limits, not by the host.
-        rules.extend(sources.cgroup.map(|cgroup| Rule {
-            access: R,
-            place: Place::host(cgroup),
-            missing: Missing::Skip,
-        }));
-        rules.extend(DEFAULTS.iter().map(|default| Rule {
-            access: default.mode,
-            place: Place::of(Path::new(default.path), writable.iter().copied()),
-            missing: Missing::Skip,
-        }));
+        });
     }
-    rules.extend(asked);
+    Ok(rules)
+}
+
+/// Whether the whole of /proc is granted, with this access, by another rule.
+fn has_proc(sources: &Sources<'_>, access: Access) -> bool {
+    let proc = Path::new("/proc");
+    let default = DEFAULTS.iter().find(|default| sources.defaults && Path::new(default.path) == proc);
+    let asked = sources.agent.iter().chain(sources.job).filter(|unveil| proc.starts_with(&unveil.path));
+    let granted =
+        asked.fold(default.map_or(Access::NONE, |default| default.mode), |all, unveil| all | unveil.access);
+    granted.contains(access)
+}
+
+/// The task's own directories, its cgroup, and the default paths.
+fn defaults(sources: &Sources<'_>, writable: &[&Path]) -> Vec<Rule> {
+    let rule = |access, place, missing| Rule { access, place, named_by: NamedBy::Driver, missing };
+    let own = |access, path: &str| rule(access, Place::beneath(sources.root, path), Missing::Fail);
+    let mut rules = Vec::from(["local", "alloc", "secrets", "tmp"].map(|directory| own(RWXC, directory)));
+    rules.push(own(RX, "alloc/logs"));
+    // So that runtimes (Go, the JVM) size themselves by the task's limits, not by the host.
+    rules.extend(sources.cgroup.map(|cgroup| rule(R, Place::host(cgroup), Missing::Skip)));
+    rules.extend(DEFAULTS.iter().map(|default| {
+        rule(default.mode, Place::of(Path::new(default.path), writable.iter().copied()), Missing::Skip)
+    }));
     rules
 }
 
@@ -77,14 +112,24 @@ pub enum WorkDirError {
     Outside(PathBuf),
 }
 
+/// Where a task starts, and who named it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkDir {
+    pub place: Place,
+    pub named_by: NamedBy,
+}
+
 /// `work_dir` is absolute, or relative to the task's own directory; outside of it only if `outside` allows it.
-pub fn work_dir(sources: &Sources<'_>, asked: Option<&Path>, outside: bool) -> Result<Place, WorkDirError> {
+pub fn work_dir(sources: &Sources<'_>, asked: Option<&Path>, outside: bool) -> Result<WorkDir, WorkDirError> {
     let root = sources.root;
     let path = root.join(asked.unwrap_or(Path::new("local")));
     if !path.starts_with(root) && !outside {
         return Err(WorkDirError::Outside(path));
     }
-    Ok(Place::of(&path, writable(root, sources.agent.iter().chain(sources.job))))
+    Ok(WorkDir {
+        place: Place::of(&path, writable(root, sources.agent.iter().chain(sources.job))),
+        named_by: if asked.is_some() { NamedBy::Job } else { NamedBy::Driver },
+    })
 }
 
 #[cfg(test)]
@@ -105,10 +150,14 @@ mod tests {
     ) -> Result<Place, WorkDirError> {
         let (agent, job) = (&parse(agent), &parse(job));
         let sources = Sources { root: Path::new(ROOT), cgroup: None, defaults: true, agent, job };
-        work_dir(&sources, asked.map(Path::new), outside)
+        work_dir(&sources, asked.map(Path::new), outside).map(|dir| dir.place)
     }
 
     fn planned(defaults: bool, agent: &[&str], job: &[&str]) -> Vec<Rule> {
+        plan(defaults, agent, job).unwrap()
+    }
+
+    fn plan(defaults: bool, agent: &[&str], job: &[&str]) -> Result<Vec<Rule>, PlanError> {
         rules(&Sources {
             root: Path::new(ROOT),
             cgroup: Some(Path::new("/sys/fs/cgroup/nomad.slice/share.slice/1.web.scope")),
@@ -180,5 +229,51 @@ mod tests {
         assert_eq!(of(&[], &["rwc:/srv/shared"]), beneath);
         assert_eq!(of(&["rwc:/srv/shared/app"], &["c:/srv/shared"]), beneath);
         assert_eq!(of(&["rw:/srv/shared"], &["r:/srv"]), Ok(Place::host("/srv/shared/app/run")));
+    }
+
+    #[test]
+    fn each_path_is_opened_for_whoever_named_it() {
+        let rules = planned(true, &["r:/srv/agent"], &["r:/srv/job"]);
+        let named_by = |text: &str| find(&rules, text).named_by;
+        assert_eq!(named_by("rx:/usr/bin"), NamedBy::Driver);
+        assert_eq!(named_by(&format!("rwxc:{ROOT}/local")), NamedBy::Driver);
+        assert_eq!(named_by("r:/srv/agent"), NamedBy::Agent);
+        assert_eq!(named_by("r:/srv/job"), NamedBy::Job);
+        let sources = Sources { root: Path::new(ROOT), cgroup: None, defaults: true, agent: &[], job: &[] };
+        let of = |asked: Option<&str>| work_dir(&sources, asked.map(Path::new), true).unwrap().named_by;
+        assert_eq!(
+            (of(None), of(Some("local")), of(Some("/srv"))),
+            (NamedBy::Driver, NamedBy::Job, NamedBy::Job)
+        );
+    }
+
+    #[test]
+    fn proc_self_needs_the_whole_of_proc() {
+        for path in ["/proc/self/mountinfo", "/proc/thread-self", "/proc/self"] {
+            let rule = format!("r:{path}");
+            let error = plan(false, &[], &[&rule]).unwrap_err().to_string();
+            assert!(error.contains(&rule) && error.contains("write \"r:/proc\""), "{error}");
+            for (defaults, agent, job) in [
+                (true, &[][..], &[&*rule][..]),
+                (false, &["r:/proc"], &[&rule]),
+                (false, &[&rule], &["rx:/"]),
+            ] {
+                let rules = plan(defaults, agent, job).unwrap();
+                assert!(rules.iter().all(|found| found.to_string() != rule), "{rules:?}");
+            }
+        }
+        assert!(plan(true, &[], &["rw:/proc/self/comm"]).is_err(), "the default is for reading only");
+        find(&planned(false, &[], &["r:/proc/selfish"]), "r:/proc/selfish");
+    }
+
+    #[test]
+    fn the_tasks_own_streams_need_no_rule() {
+        let rules = planned(
+            false,
+            &["rw:/dev/stdout"],
+            &["r:/dev/fd", "r:/dev/fd/0", "w:/dev/stderr", "r:/dev/stdin"],
+        );
+        assert_eq!(rules, []);
+        find(&planned(false, &[], &["r:/dev/fdx"]), "r:/dev/fdx");
     }
 }

@@ -1,18 +1,20 @@
 //! Pid 1 of a task's pid namespace: prepares everything, clones the task into its cgroup, reports how it ended.
 //!
-//! The plugin starts this program anew as `nomad-driver-exec2 shim` with the descriptors of [`fds`] and nothing else:
+//! The plugin executes its own program as `nomad-driver-exec2 shim` with the descriptors of [`fds`] and nothing else:
 //! no environment, no argument. It has one thread and no runtime.
 
 pub mod exit;
 pub mod report;
 pub mod setup;
 pub mod spec;
+mod walk;
 
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
+use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::unistd::Pid;
 
@@ -21,6 +23,11 @@ use crate::sys;
 use exit::Exit;
 use report::{Failure, Reporter, Step};
 use spec::ShimSpec;
+
+/// Uid and gid of a shim whose task runs: reserved for shims, and refused for tasks, so that no task, root included, is asked
+/// about it by user id (prlimit(2), sched_setaffinity(2), setpriority(2), kill(2)). The highest that there is; the number
+/// above it means "leave as it is" to setresuid(2).
+pub const SHIM_ID: u32 = u32::MAX - 1;
 
 /// Descriptors that the plugin places for the shim.
 pub mod fds {
@@ -42,34 +49,36 @@ const MAX_DEPTH: usize = 16;
 
 /// Exit status of a shim that could not start its task; the reason has gone through the report socket.
 const NOT_STARTED: u8 = 1;
-/// Exit status of a shim that somebody started by hand.
+/// Exit status of a shim that was not started by the plugin.
 const MISUSED: u8 = 2;
 
 /// The entry point of `nomad-driver-exec2 shim`.
 pub fn main() -> ExitCode {
-    let (Ok(spec), Ok(report), Ok(exit)) =
-        (sys::fd::inherited(fds::SPEC), sys::fd::inherited(fds::REPORT), sys::fd::inherited(fds::EXIT))
-    else {
-        // Nobody who could read a report: started by hand.
+    let Ok([Some(spec), Some(report), Some(exit), cgroup]) = sys::fd::inherited(fds::SPEC) else {
+        // Not started by the plugin: there is no socket for a report.
         return ExitCode::from(MISUSED);
     };
     let reporter = Reporter::new(report);
     let exit = File::from(exit);
-    match start(File::from(spec), &reporter) {
+    match start(File::from(spec), cgroup, &reporter) {
         Ok((task, oom)) => {
             // The end of the report socket tells the plugin that exec has happened: no copy of it may stay here.
             drop(reporter);
             reap_until_end(task, oom.as_ref(), exit)
         }
         Err(failure) => {
-            reporter.failed(&failure);
+            reporter.failed(failure);
             ExitCode::from(NOT_STARTED)
         }
     }
 }
 
 /// Everything up to the running task. What was read for it is given back before this returns: the shim stays small.
-fn start(mut file: File, reporter: &Reporter) -> Result<(Pid, Option<OomCounter>), Failure> {
+fn start(
+    mut file: File,
+    cgroup: Option<OwnedFd>,
+    reporter: &Reporter,
+) -> Result<(Pid, Option<OomCounter>), Failure> {
     reporter.wait_for_go().map_err(|errno| Failure::new(Step::Spec, "the plugin's go", errno))?;
     // Nobody may read the spec out of our memory, whoever they are in the task.
     prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Spec, "PR_SET_DUMPABLE", errno))?;
@@ -79,18 +88,16 @@ fn start(mut file: File, reporter: &Reporter) -> Result<(Pid, Option<OomCounter>
         .map_err(|error| Failure::io(Step::Spec, "the spec", &error))?;
     let spec =
         ShimSpec::decode(&bytes).map_err(|error| Failure::text(Step::Spec, "the spec", error.to_string()))?;
-    let cgroup: Option<OwnedFd> = match spec.cgroup {
-        true => Some(
-            sys::fd::inherited(fds::CGROUP)
-                .map_err(|errno| Failure::new(Step::Spec, "the cgroup's descriptor", errno))?,
-        ),
-        false => None,
-    };
+    if cgroup.is_some() != spec.cgroup {
+        return Err(Failure::new(Step::Spec, "the cgroup's descriptor", Errno::EBADF));
+    }
     let oom = cgroup.as_ref().and_then(|cgroup| OomCounter::of(cgroup.as_fd()));
     let prepared = setup::prepare(&spec)?;
     let task = setup::launch(&spec, prepared, cgroup, reporter)?;
     setup::drop_privileges()?;
-    Ok((task, oom))
+    let pid = task.pid;
+    task.may_exec()?;
+    Ok((pid, oom))
 }
 
 /// Reaps whatever ends until the task does, then writes how it ended. When the shim ends, so does its pid namespace.

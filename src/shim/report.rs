@@ -1,7 +1,8 @@
 //! The report socket between plugin and shim: which process the task is, or which step failed; its end means exec.
 //!
 //! A `SOCK_SEQPACKET` pair: each message arrives whole. The shim sends the task's pidfd (a descriptor means the same
-//! process in every pid namespace), shim or task send a failure, and both close their copies, the task's by exec.
+//! process in every pid namespace), the task announces that it is about to exec, either sends a failure, and both close
+//! their copies, the task's by exec. An end without the announcement is a task that died before its command ran.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,8 +13,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use serde::{Deserialize, Serialize};
 
-/// Longest message: a step, a path (PATH_MAX is 4096) and a sentence.
+/// Longest message in bytes: a step, a subject and a note, each of at most [`MAX_TEXT`].
 const MAX_MESSAGE: usize = 16 * 1024;
+
+/// Longest subject or note of a failure in bytes. A path has at most 4096 (PATH_MAX); a PATH or a command may be far longer,
+/// and is cut: the failure travels in a gRPC trailer and ends in the task's events.
+const MAX_TEXT: usize = MAX_MESSAGE / 4;
 
 /// What was being done when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +32,7 @@ pub enum Step {
     WorkDir,
     Clone,
     Session,
+    Inherited,
     OomScoreAdj,
     OpenFiles,
     Stdio,
@@ -50,6 +56,7 @@ impl Step {
             Self::WorkDir => "enter working directory",
             Self::Clone => "clone the task into",
             Self::Session => "start session for",
+            Self::Inherited => "set for the task the",
             Self::OomScoreAdj => "set oom_score_adj to",
             Self::OpenFiles => "limit open files to",
             Self::Stdio => "attach",
@@ -96,6 +103,13 @@ impl Failure {
         self
     }
 
+    /// The same failure in as many bytes as fit into one message.
+    fn cut(mut self) -> Self {
+        self.subject = cut(self.subject);
+        self.note = self.note.map(cut);
+        self
+    }
+
     /// The errno if it is the program that could not be run.
     pub fn exec_errno(&self) -> Option<Errno> {
         (self.step == Step::Exec && self.errno != 0).then(|| Errno::from_raw(self.errno))
@@ -128,11 +142,22 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// The text, or its beginning and its length in bytes.
+fn cut(text: String) -> String {
+    if text.len() <= MAX_TEXT {
+        return text;
+    }
+    let end = (0..=MAX_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}… ({} bytes)", &text[..end], text.len())
+}
+
 #[derive(Serialize, Deserialize)]
 enum Message {
     /// Carries the task's pidfd as its one descriptor.
     Task,
     Failed(Failure),
+    /// The task's next call is execve(2).
+    Exec,
 }
 
 /// The sending end, in the shim and, until exec, in the task.
@@ -167,11 +192,23 @@ impl Reporter {
         }
     }
 
-    /// Tells the plugin what failed. If even that fails, the plugin sees the socket end too early.
-    pub fn failed(&self, failure: &Failure) {
-        if let Ok(message) = rmp_serde::to_vec(&Message::Failed(failure.clone())) {
-            let _ = nix::sys::socket::send(self.0.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL);
+    /// Announces to the plugin that the command is about to be executed.
+    pub fn about_to_exec(&self) -> nix::Result<()> {
+        self.send(&Message::Exec)
+    }
+
+    /// Reports to the plugin what failed. If even that fails, the plugin sees the socket end too early.
+    pub fn failed(&self, failure: Failure) {
+        let bare = Failure::new(failure.step, "", Errno::from_raw(failure.errno));
+        if self.send(&Message::Failed(failure.cut())).is_err() {
+            // Shorter, in case the kernel has no memory for the longer one.
+            let _ = self.send(&Message::Failed(bare));
         }
+    }
+
+    fn send(&self, message: &Message) -> nix::Result<()> {
+        let message = rmp_serde::to_vec(message).map_err(|_| Errno::EINVAL)?;
+        nix::sys::socket::send(self.0.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL).map(drop)
     }
 }
 
@@ -184,6 +221,10 @@ pub enum StartError {
     ShimExec(Errno),
     #[error("the shim ended before the task was started; it was killed or ran out of memory")]
     ShimDied,
+    #[error(
+        "the task was killed before its command ran; if its memory limit is a few MiB, it may be too low for the start"
+    )]
+    TaskDied,
     #[error("the task was not started within {0:?}; a path to unveil or the log reader does not answer")]
     TimedOut(Duration),
     #[error("the report socket: {}", .0.desc())]
@@ -210,6 +251,7 @@ impl Receiver {
     pub fn wait(&self, limit: Duration) -> Result<OwnedFd, StartError> {
         let deadline = Instant::now() + limit;
         let mut task = None;
+        let mut exec = false;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
@@ -223,8 +265,10 @@ impl Receiver {
                 Received::Task(pidfd) => task = Some(pidfd),
                 Received::Failed(failure) => return Err(failure.into()),
                 Received::ShimExec(errno) => return Err(StartError::ShimExec(errno)),
+                Received::Exec => exec = true,
                 Received::Nothing => {}
-                Received::End => return task.ok_or(StartError::ShimDied),
+                Received::End if exec => return task.ok_or(StartError::ShimDied),
+                Received::End => return Err(task.map_or(StartError::ShimDied, |_| StartError::TaskDied)),
             }
         }
     }
@@ -250,6 +294,7 @@ impl Receiver {
         match Message::deserialize(&mut reader) {
             Ok(Message::Task) => pidfd.map(Received::Task).ok_or(StartError::Socket(Errno::EBADF)),
             Ok(Message::Failed(failure)) => Ok(Received::Failed(failure)),
+            Ok(Message::Exec) => Ok(Received::Exec),
             Err(_) => Err(StartError::Socket(Errno::EBADMSG)),
         }
     }
@@ -259,6 +304,79 @@ enum Received {
     Task(OwnedFd),
     Failed(Failure),
     ShimExec(Errno),
+    Exec,
     Nothing,
     End,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// What the plugin makes of what `send` sends before the socket ends.
+    fn received(send: impl FnOnce(&Reporter)) -> Result<OwnedFd, StartError> {
+        let (receiver, theirs) = pair().unwrap();
+        let reporter = Reporter::new(theirs);
+        send(&reporter);
+        drop(reporter);
+        receiver.wait(LIMIT)
+    }
+
+    fn task(reporter: &Reporter) {
+        reporter.task(crate::sys::pidfd::open(std::process::id() as i32).unwrap().as_fd()).unwrap();
+    }
+
+    #[test]
+    fn a_task_has_started_when_it_announced_exec_and_the_socket_ended() {
+        for task_first in [true, false] {
+            received(|reporter| {
+                if task_first {
+                    task(reporter);
+                }
+                reporter.about_to_exec().unwrap();
+                if !task_first {
+                    task(reporter);
+                }
+            })
+            .unwrap();
+        }
+    }
+
+    #[test]
+    fn a_task_that_died_before_exec_has_not_started() {
+        assert!(matches!(received(task), Err(StartError::TaskDied)));
+        assert!(matches!(received(|_| ()), Err(StartError::ShimDied)));
+        assert!(matches!(received(|reporter| reporter.about_to_exec().unwrap()), Err(StartError::ShimDied)));
+    }
+
+    #[test]
+    fn a_failed_exec_overrides_its_announcement() {
+        let error = received(|reporter| {
+            task(reporter);
+            reporter.about_to_exec().unwrap();
+            reporter.failed(Failure::new(Step::Exec, "/bin/x", Errno::ENOENT));
+        });
+        assert!(
+            matches!(error, Err(StartError::Failed(failure)) if failure.exec_errno() == Some(Errno::ENOENT))
+        );
+    }
+
+    #[test]
+    fn a_long_failure_is_cut_and_arrives() {
+        // Longer than a message, and longer than the socket's buffer (212992 bytes by default).
+        for length in [20_000, 300_000] {
+            let long = "ä".repeat(length);
+            let failure = Failure::new(Step::Exec, &long, Errno::EACCES).with_note(&long);
+            let error = received(|reporter| {
+                task(reporter);
+                reporter.failed(failure);
+            });
+            let Err(StartError::Failed(failure)) = error else { panic!("{error:?}") };
+            assert_eq!((failure.step, failure.errno), (Step::Exec, Errno::EACCES as i32));
+            let size = format!("… ({} bytes)", 2 * length);
+            assert!(failure.subject.ends_with(&size) && failure.note.unwrap().ends_with(&size));
+        }
+    }
 }

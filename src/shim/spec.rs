@@ -8,6 +8,7 @@ use super::MAX_DEPTH;
 
 use crate::sandbox::capabilities::CapSet;
 use crate::sandbox::place::{Place, Rule};
+use crate::sandbox::plan::WorkDir;
 
 /// The shim and the plugin are the same file; a mismatch means that something else wrote the spec.
 const VERSION: u32 = 1;
@@ -19,10 +20,12 @@ pub struct ShimSpec {
     pub netns: Option<PathBuf>,
     /// Where standard output and error go.
     pub stdio: Stdio,
+    /// The task's own directory, `alloc_mounts/<alloc>-<task>`: proven to be its own, so what leads to it is not looked at.
+    pub task_root: PathBuf,
     /// The Landlock rules. What no rule grants is denied.
     pub rules: Vec<Rule>,
     /// Working directory of the task.
-    pub work_dir: Place,
+    pub work_dir: WorkDir,
     /// Whether [`super::fds::CGROUP`] is there.
     pub cgroup: bool,
     /// Soft limit of open files for the task, RLIMIT_NOFILE of getrlimit(2); none = as the plugin's.
@@ -79,8 +82,11 @@ impl ShimSpec {
 pub const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// The paths that `command` may mean, in order. A name with a slash is taken as it is; an empty or relative element of
-/// PATH, which would mean the working directory, is passed over.
+/// PATH, which would mean the working directory, is passed over. An empty command means no path at all.
 pub fn candidates(command: &str, path: Option<&str>) -> Vec<PathBuf> {
+    if command.is_empty() {
+        return Vec::new();
+    }
     if command.contains('/') {
         return vec![PathBuf::from(command)];
     }
@@ -91,7 +97,7 @@ pub fn candidates(command: &str, path: Option<&str>) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::place::Missing;
+    use crate::sandbox::place::{Missing, NamedBy};
     use crate::sandbox::unveil::Unveil;
 
     fn spec() -> ShimSpec {
@@ -101,12 +107,14 @@ mod tests {
                 stdout: Place::beneath("/a", "alloc/logs/o"),
                 stderr: Place::beneath("/a", "alloc/logs/e"),
             },
+            task_root: "/a".into(),
             rules: vec![Rule {
                 access: "rw:/srv".parse::<Unveil>().unwrap().access,
                 place: Place::host("/srv"),
+                named_by: NamedBy::Agent,
                 missing: Missing::Fail,
             }],
-            work_dir: Place::beneath("/a", "local"),
+            work_dir: WorkDir { place: Place::beneath("/a", "local"), named_by: NamedBy::Driver },
             cgroup: true,
             open_files: Some(1024),
             oom_score_adj: 500,
@@ -151,6 +159,7 @@ mod tests {
             ["/bin/ls", "/usr/bin/ls"].map(PathBuf::from)
         );
         assert_eq!(candidates("ls", None).len(), 3);
+        assert_eq!(candidates("", Some("/bin")), [] as [PathBuf; 0]);
         assert_eq!(candidates("ls", Some("")), candidates("ls", None));
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::Result;
 use nix::errno::Errno;
@@ -119,14 +120,17 @@ impl SingleThreaded {
     }
 }
 
+/// Exit status of a child whose `body` panicked.
+const PANICKED: i32 = 127;
+
 /// Makes a child that runs `body`, in `cgroup` from its first instruction. What `body` returns, if it does not
-/// end in exec, is the child's exit status.
+/// end in exec, is the child's exit status. A panic ends the child: it never unwinds into a second copy of the caller.
 pub fn fork(_: SingleThreaded, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> Result<Child> {
     // SAFETY: the process has a single thread (the token is not Send and says so): no lock can be held by another one.
     match unsafe { clone3(0, cgroup) }? {
         Some(child) => Ok(child),
         None => {
-            let status = body();
+            let status = catch_unwind(AssertUnwindSafe(body)).unwrap_or(PANICKED);
             // SAFETY: _exit never returns and touches no memory of ours; no destructor or buffer of the parent is run here.
             unsafe { libc::_exit(status) }
         }

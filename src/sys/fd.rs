@@ -2,19 +2,40 @@
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::Result;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
-/// Takes ownership of a descriptor that the parent process left open at `number`, and marks it close-on-exec.
+use super::clone::FIRST_FREE_FD;
+
+/// Whether [`inherited`] was called.
+static CLAIMED: AtomicBool = AtomicBool::new(false);
+
+/// Takes ownership of the `N` descriptors that [`super::clone::spawn`] placed from `first` on, and marks them close-on-exec.
+/// None for a number at which nothing is open.
 ///
-/// EBADF: nothing is open there. Call it once for a number, before anything else in the process opens files.
-pub fn inherited(number: RawFd) -> Result<OwnedFd> {
-    // SAFETY: F_SETFD takes integers only; it fails with EBADF if the number is not open.
-    Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
-    // SAFETY: the number is open (checked above), was opened by our parent for us, and nothing else in this process owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+/// Call it before the process opens anything: the numbers are taken for those of the parent.
+///
+/// # Errors
+/// EBUSY: it was called before in this process, so the numbers have an owner. EINVAL: the numbers are not among those that
+/// `spawn` places, between standard error and [`FIRST_FREE_FD`].
+pub fn inherited<const N: usize>(first: RawFd) -> Result<[Option<OwnedFd>; N]> {
+    if first <= libc::STDERR_FILENO || first + N as RawFd > FIRST_FREE_FD {
+        return Err(Errno::EINVAL);
+    }
+    if CLAIMED.swap(true, Ordering::AcqRel) {
+        return Err(Errno::EBUSY);
+    }
+    Ok(std::array::from_fn(|index| {
+        let number = first + index as RawFd;
+        // SAFETY: F_SETFD takes integers only; it fails with EBADF if the number is not open.
+        let marked = Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) });
+        // SAFETY: the number is open (checked above) and in the range that only `spawn` fills, which closes all others in the
+        // same exec; it is claimed once for the whole process, so nothing else here owns it.
+        marked.ok().map(|_| unsafe { OwnedFd::from_raw_fd(number) })
+    }))
 }
 
 /// A close-on-exec copy with a number of at least `first` (`F_DUPFD_CLOEXEC`, fcntl(2)).
@@ -51,4 +72,16 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Opti
         }
     }
     Ok((message.bytes, received))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_numbers_of_a_spawn_can_be_claimed() {
+        for first in [-1, 0, 2, FIRST_FREE_FD - 3, FIRST_FREE_FD] {
+            assert_eq!(inherited::<4>(first).unwrap_err(), Errno::EINVAL, "{first}");
+        }
+    }
 }

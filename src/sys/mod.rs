@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod async_fd;
+pub mod attributes;
 pub mod caps;
 pub mod clone;
 pub mod fd;

@@ -7,7 +7,7 @@ use crate::cgroup::Limits;
 use crate::config::{PluginConfig, TaskConfig};
 use crate::sandbox::capabilities::{CapSet, CapabilityError, ambient};
 use crate::sandbox::place::Place;
-use crate::sandbox::plan::{Sources, WorkDirError, rules, work_dir};
+use crate::sandbox::plan::{PlanError, Sources, WorkDirError, rules, work_dir};
 use crate::shim::spec::{ShimSpec, Stdio};
 use crate::task::env::environment;
 use crate::task::open_files;
@@ -66,6 +66,8 @@ pub enum SpecError {
     #[error(transparent)]
     WorkDir(#[from] WorkDirError),
     #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
     Capability(#[from] CapabilityError),
     #[error("the log path {0:?} has no file name")]
     LogPath(PathBuf),
@@ -94,7 +96,8 @@ impl TaskSpec {
         let shim = ShimSpec {
             netns: request.netns.map(Path::to_owned),
             stdio: stdio(request)?,
-            rules: rules(&sources),
+            task_root: request.root.to_owned(),
+            rules: rules(&sources)?,
             work_dir: work_dir(&sources, config.work_dir.as_deref(), plugin.unveil_by_task)?,
             cgroup: request.cgroup.is_some(),
             open_files: open_files::for_tasks(),

@@ -1,0 +1,368 @@
+//! Opening a path of the host without being led elsewhere by somebody who can write on the way to it.
+//!
+//! A directory or a file on the way is what it is: nobody can put another user's there. A symbolic link leads wherever its
+//! maker likes, so it is followed only if that was root, in a directory where only root can put links, or if everything
+//! behind it belongs to its maker. The text of a path tells nothing: it may lead by another link, or a bind mount, to a place
+//! that a task can write.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+
+/// The most symbolic links on the way to a place, MAXSYMLINKS of path_resolution(7).
+const MAX_LINKS: u32 = 40;
+/// Tries of an openat2(2) that met a concurrent rename (EAGAIN).
+const OPEN_TRIES: u32 = 16;
+
+/// Why a path could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WalkError {
+    #[error("{}", .0.desc())]
+    Errno(Errno),
+    #[error(
+        "the symbolic link {link:?} belongs to uid {owner}, who could lead root anywhere by it; unveil the place itself, or \
+         make the link as root in a directory where only root can write"
+    )]
+    Link { link: PathBuf, owner: u32 },
+    #[error(
+        "the symbolic link {link:?} of uid {owner} leads to {path:?}, which belongs to uid {found}; unveil that place itself"
+    )]
+    Elsewhere { link: PathBuf, owner: u32, path: PathBuf, found: u32 },
+    #[error("{0:?} is a link of proc(5) to whatever a process has open; unveil the place itself")]
+    Magic(PathBuf),
+}
+
+impl From<Errno> for WalkError {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+/// Opens `path`, which is absolute, `O_PATH`.
+pub fn open_path(path: &Path) -> Result<OwnedFd, WalkError> {
+    // Most paths have no link, and then there is nothing to be led by.
+    let plain = ResolveFlag::RESOLVE_NO_SYMLINKS;
+    match retry(|| openat2(nix::fcntl::AT_FDCWD, path, path_only(plain))) {
+        Err(Errno::ELOOP) => Walk::new()?.to(path),
+        opened => Ok(opened?),
+    }
+}
+
+/// openat2(2), repeated while a concurrent rename or a signal is in its way.
+pub fn retry(call: impl Fn() -> nix::Result<OwnedFd>) -> nix::Result<OwnedFd> {
+    for _ in 1..OPEN_TRIES {
+        match call() {
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            opened => return opened,
+        }
+    }
+    call()
+}
+
+fn path_only(resolve: ResolveFlag) -> OpenHow {
+    OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve)
+}
+
+/// Whoever made a link that was followed, if it lies where others than root can put one.
+#[derive(Debug, Clone)]
+struct Maker {
+    link: PathBuf,
+    uid: u32,
+}
+
+/// Where a walk is.
+#[derive(Debug)]
+struct Walk {
+    here: OwnedFd,
+    stat: FileStat,
+    /// For messages.
+    path: PathBuf,
+    maker: Option<Maker>,
+    links: u32,
+}
+
+impl Walk {
+    fn new() -> Result<Self, WalkError> {
+        let here = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        Ok(Self { stat: fstat(&here)?, here, path: PathBuf::from("/"), maker: None, links: 0 })
+    }
+
+    /// One component after the other, those of a link before the rest.
+    fn to(mut self, path: &Path) -> Result<OwnedFd, WalkError> {
+        let mut left = components(path);
+        while let Some(name) = left.pop() {
+            let child = retry(|| {
+                let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                openat(&self.here, name.as_os_str(), flags, Mode::empty())
+            })?;
+            let stat = fstat(&child)?;
+            if kind(&stat) == SFlag::S_IFLNK {
+                left.extend(self.follow(&name, &child, &stat)?);
+            } else {
+                // What is mounted only when somebody looks behind it (autofs) is mounted by the dot.
+                let child = match left.is_empty() {
+                    true => child,
+                    false => self.enter(&name)?,
+                };
+                self.step(name.as_os_str(), child)?;
+            }
+        }
+        Ok(self.here)
+    }
+
+    fn enter(&self, name: &OsStr) -> Result<OwnedFd, WalkError> {
+        let below = Path::new(name).join(".");
+        let how = path_only(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        Ok(retry(|| openat2(&self.here, below.as_path(), how))?)
+    }
+
+    fn step(&mut self, name: &OsStr, child: OwnedFd) -> Result<(), WalkError> {
+        match name.as_bytes() {
+            b".." => drop(self.path.pop()),
+            _ => self.path.push(name),
+        }
+        self.stat = fstat(&child)?;
+        self.here = child;
+        match &self.maker {
+            Some(Maker { link, uid }) if self.stat.st_uid != *uid => Err(WalkError::Elsewhere {
+                link: link.clone(),
+                owner: *uid,
+                path: self.path.clone(),
+                found: self.stat.st_uid,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The components that the link stands for, the first one last.
+    fn follow(&mut self, name: &OsStr, child: &OwnedFd, stat: &FileStat) -> Result<Vec<OsString>, WalkError> {
+        let link = self.path.join(name);
+        self.links += 1;
+        if self.links > MAX_LINKS {
+            return Err(Errno::ELOOP.into());
+        }
+        if !may_follow(&self.stat, stat) {
+            return Err(WalkError::Link { link, owner: stat.st_uid });
+        }
+        // Only such a link is refused by this, since its own text is asked for what else is on the way.
+        let how = path_only(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let followed = retry(|| openat2(&self.here, name, how));
+        if matches!(followed, Err(Errno::ELOOP)) && is_proc(&self.here)? {
+            return Err(WalkError::Magic(link));
+        }
+        let target = PathBuf::from(readlinkat(child, "")?);
+        if self.stat.st_uid != 0 {
+            self.maker = Some(Maker { link, uid: stat.st_uid });
+        }
+        if target.is_absolute() {
+            let root = Self::new()?.here;
+            self.path = PathBuf::new();
+            self.step(OsStr::new("/"), root)?;
+        }
+        Ok(components(&target))
+    }
+}
+
+/// The names on the way, the last one first.
+fn components(path: &Path) -> Vec<OsString> {
+    let named = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    named.rev().map(|part| part.as_os_str().to_owned()).collect()
+}
+
+fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
+}
+
+/// Whether a link in this directory was put there by root, or by the owner of both.
+fn may_follow(directory: &FileStat, link: &FileStat) -> bool {
+    let has = |bits: Mode| directory.st_mode & bits.bits() != 0;
+    match directory.st_uid {
+        0 if !has(Mode::S_IWGRP | Mode::S_IWOTH) => true,
+        // Others can put links of their own there, and without the sticky bit exchange root's.
+        0 => link.st_uid == 0 && (!has(Mode::S_IWOTH) || has(Mode::S_ISVTX)),
+        owner => link.st_uid == owner,
+    }
+}
+
+fn is_proc(directory: &OwnedFd) -> nix::Result<bool> {
+    let found = nix::sys::statfs::fstatfs(directory)?;
+    Ok(found.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+
+    use super::*;
+
+    const ALICE: u32 = 4001;
+    const BOB: u32 = 4002;
+
+    /// A directory whose way from / is root's and has no link, with `name`s in it that tests make.
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new() -> Self {
+            let tree = Self(tempfile::tempdir().unwrap());
+            std::fs::set_permissions(tree.0.path(), PermissionsExt::from_mode(0o755)).unwrap();
+            tree
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.0.path().canonicalize().unwrap().join(name)
+        }
+
+        fn dir(&self, name: &str, owner: u32, mode: u32) -> &Self {
+            std::fs::create_dir_all(self.at(name)).unwrap();
+            chown(self.at(name), Some(owner), Some(owner)).unwrap();
+            std::fs::set_permissions(self.at(name), PermissionsExt::from_mode(mode)).unwrap();
+            self
+        }
+
+        fn link(&self, name: &str, target: &str, owner: u32) -> &Self {
+            let target = if target.starts_with('=') { self.at(&target[1..]) } else { target.into() };
+            symlink(target, self.at(name)).unwrap();
+            lchown(self.at(name), Some(owner), Some(owner)).unwrap();
+            self
+        }
+
+        /// What `name` leads to, as a path.
+        fn opened(&self, name: &str) -> Result<PathBuf, WalkError> {
+            let place = open_path(&self.at(name))?;
+            Ok(std::fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd())).unwrap())
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root, to make files of several owners"]
+    fn root_links_are_followed() {
+        let tree = Tree::new();
+        tree.dir("real/below", 0, 0o755).link("abs", "=real", 0).link("rel", "real/../real", 0);
+        tree.dir("sticky", 0, 0o1777).link("sticky/link", "=real", 0);
+        tree.dir("staff", 0, 0o775).link("staff/link", "../abs", 0).link("given", "real", ALICE);
+        for name in
+            ["abs/below", "rel/below", "sticky/link/below", "staff/link/below", "given/below", "real/below"]
+        {
+            assert_eq!(tree.opened(name), Ok(tree.at("real/below")), "{name}");
+        }
+        assert_eq!(tree.opened("abs"), Ok(tree.at("real")));
+    }
+
+    #[test]
+    #[ignore = "needs root, to make files of several owners"]
+    fn links_that_others_can_make_are_refused() {
+        let tree = Tree::new();
+        tree.dir("real", 0, 0o755).dir("alice", ALICE, 0o755).dir("open", 0, 0o777).dir("tmp", 0, 0o1777);
+        tree.link("alice/of_root", "=real", 0).link("alice/of_bob", "=real", BOB);
+        tree.link("open/of_root", "=real", 0).link("open/of_alice", "=real", ALICE);
+        tree.link("tmp/of_alice", "=real", ALICE);
+        for name in ["alice/of_root", "alice/of_bob", "open/of_root", "open/of_alice", "tmp/of_alice"] {
+            let error = tree.opened(name).unwrap_err();
+            assert!(
+                matches!(&error, WalkError::Link { link, .. } if *link == tree.at(name)),
+                "{name}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root, to make files of several owners"]
+    fn a_users_own_link_leads_only_to_the_users_own() {
+        let tree = Tree::new();
+        tree.dir("alice", ALICE, 0o755).dir("alice/releases/5", ALICE, 0o755).dir(
+            "alice/releases",
+            ALICE,
+            0o755,
+        );
+        tree.link("alice/current", "releases/5", ALICE).link("alice/again", "./current", ALICE);
+        tree.dir("alice/roots", 0, 0o755).link("alice/to_root", "roots", ALICE);
+        tree.link("alice/absolute", "=alice/releases", ALICE)
+            .link("alice/up", "../real", ALICE)
+            .dir("real", 0, 0o755);
+        for name in ["alice/current", "alice/again"] {
+            assert_eq!(tree.opened(name), Ok(tree.at("alice/releases/5")), "{name}");
+        }
+        for name in ["alice/to_root", "alice/absolute", "alice/up"] {
+            let error = tree.opened(name).unwrap_err();
+            assert!(matches!(error, WalkError::Elsewhere { owner: ALICE, .. }), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root, to make files of several owners"]
+    fn another_spelling_of_a_writable_directory_changes_nothing() {
+        let tree = Tree::new();
+        tree.dir("real", ALICE, 0o755).link("alias", "=real", 0).link("real/x", "/", ALICE);
+        for name in ["alias/x", "alias/x/etc"] {
+            assert!(matches!(tree.opened(name), Err(WalkError::Elsewhere { .. })), "{name}");
+        }
+        assert_eq!(tree.opened("alias"), Ok(tree.at("real")));
+    }
+
+    #[test]
+    #[ignore = "needs root, who owns the links of its own processes in /proc"]
+    fn magic_links_are_refused_and_ordinary_ones_of_proc_are_not() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let error = open_path(Path::new(&path)).unwrap_err();
+        assert!(matches!(error, WalkError::Magic(_)), "{error}");
+        open_path(Path::new("/proc/self/status")).unwrap();
+        open_path(Path::new("/proc/mounts")).unwrap();
+    }
+
+    #[test]
+    fn what_is_missing_is_an_errno() {
+        let tree = Tree::new();
+        std::fs::write(tree.at("file"), "").unwrap();
+        assert_eq!(tree.opened("missing"), Err(Errno::ENOENT.into()));
+        assert_eq!(tree.opened("file/x"), Err(Errno::ENOTDIR.into()));
+        assert_eq!(tree.opened("file"), Ok(tree.at("file")));
+    }
+
+    #[test]
+    #[ignore = "needs root, whose links are followed"]
+    fn a_link_that_leads_nowhere_is_an_errno() {
+        let tree = Tree::new();
+        std::fs::write(tree.at("file"), "").unwrap();
+        tree.link("round", "round", 0).link("dangling", "nowhere", 0).link("link", "file", 0);
+        for (name, errno) in [
+            ("round", Errno::ELOOP),
+            ("dangling", Errno::ENOENT),
+            ("link/x", Errno::ENOTDIR),
+            ("link/..", Errno::ENOTDIR),
+        ] {
+            assert_eq!(tree.opened(name), Err(errno.into()), "{name}");
+        }
+    }
+
+    #[test]
+    fn who_can_have_made_a_link() {
+        const FOLLOWED: bool = true;
+        for (directory, mode, link, expected) in [
+            (0, 0o755, 0, FOLLOWED),
+            (0, 0o755, ALICE, FOLLOWED),
+            (0, 0o775, 0, FOLLOWED),
+            (0, 0o775, ALICE, !FOLLOWED),
+            (0, 0o777, 0, !FOLLOWED),
+            (0, 0o1777, 0, FOLLOWED),
+            (0, 0o1777, ALICE, !FOLLOWED),
+            (ALICE, 0o755, ALICE, FOLLOWED),
+            (ALICE, 0o755, 0, !FOLLOWED),
+            (ALICE, 0o755, BOB, !FOLLOWED),
+        ] {
+            let of = |uid, mode| {
+                let mut stat = fstat(std::io::stdin()).unwrap();
+                (stat.st_uid, stat.st_mode) = (uid, mode);
+                stat
+            };
+            let found = may_follow(&of(directory, mode), &of(link, 0o777));
+            assert_eq!(found, expected, "{directory} {mode:o} {link}");
+        }
+    }
+}
