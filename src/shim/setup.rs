@@ -486,6 +486,7 @@ fn exec(spec: &ShimSpec, reporter: &Reporter) -> Result<Infallible> {
         match execve(&program, &args, &env) {
             Ok(never) => match never {},
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(Errno::ENAMETOOLONG) if !spec.command.contains('/') => {}
             // A directory of PATH that may not be entered is not where the command is.
             Err(Errno::EACCES) if spec.command.contains('/') || stat(&path).is_ok() => {
                 refused.get_or_insert(path);
@@ -545,4 +546,38 @@ fn too_big(spec: &ShimSpec) -> String {
     }
     let all = spec.args.iter().chain(&spec.env).map(|text| text.len() + 1).sum::<usize>();
     format!("arguments and environment have {all} bytes, more than a quarter of the limit of the stack")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The seed that the fuzz target starts from.
+    fn spec(env: &[String], args: &[String]) -> ShimSpec {
+        let seed = ShimSpec::decode(include_bytes!("../../fuzz/seeds/shim_spec/full")).unwrap();
+        ShimSpec { env: env.to_vec(), args: args.to_vec(), ..seed }
+    }
+
+    #[test]
+    fn what_is_too_big_for_execve_is_named() {
+        let long = "x".repeat(MAX_ARG_STRLEN);
+        assert!(
+            too_big(&spec(&["A=1".into(), format!("SECRET={long}")], &[]))
+                .contains("\"SECRET\" has 131079 bytes")
+        );
+        assert!(too_big(&spec(&[], &["a".into(), long])).starts_with("args[1] is longer"));
+        let many = vec!["x".repeat(999); 3000];
+        assert!(too_big(&spec(&[], &many)).contains("have 3000000 bytes"));
+    }
+
+    #[test]
+    fn a_missing_command_says_where_it_was_looked_for() {
+        let of = |command: &str| {
+            let spec = ShimSpec { command: command.into(), ..spec(&["PATH=/a:/b".into()], &[]) };
+            not_found(&spec).to_string()
+        };
+        assert!(of("web").ends_with("(not found in PATH=/a:/b)"));
+        assert!(of("/opt/web").contains("interpreter"));
+        assert!(of("").contains("the command is empty"));
+    }
 }

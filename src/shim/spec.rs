@@ -133,6 +133,20 @@ mod tests {
         assert_eq!(ShimSpec::decode(&spec.encode().unwrap()).unwrap(), spec);
     }
 
+    /// Written by this test when EXEC2_WRITE_SEEDS is set.
+    #[test]
+    fn the_fuzz_seed_has_the_present_form() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/shim_spec/full");
+        let now = spec().encode().unwrap();
+        if std::env::var_os("EXEC2_WRITE_SEEDS").is_some() {
+            std::fs::write(path, &now).unwrap();
+        }
+        assert!(
+            std::fs::read(path).unwrap() == now,
+            "run this test with EXEC2_WRITE_SEEDS=1 to write the seed"
+        );
+    }
+
     #[test]
     fn another_version_and_garbage_are_refused() {
         let other = rmp_serde::to_vec(&(VERSION + 1, spec())).unwrap();

@@ -226,7 +226,7 @@ mod tests {
         }
 
         fn link(&self, name: &str, target: &str, owner: u32) -> &Self {
-            let target = if target.starts_with('=') { self.at(&target[1..]) } else { target.into() };
+            let target = target.strip_prefix('=').map_or_else(|| target.into(), |name| self.at(name));
             symlink(target, self.at(name)).unwrap();
             lchown(self.at(name), Some(owner), Some(owner)).unwrap();
             self
