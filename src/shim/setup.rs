@@ -277,7 +277,7 @@ fn become_user(spec: &ShimSpec) -> Result<()> {
     let caps = |errno| Failure::new(Step::Capabilities, spec.granted.to_string(), errno);
     let user = |errno| Failure::new(Step::User, format!("{}:{}", spec.uid, spec.gid), errno);
     limit_bounding(spec.granted)?;
-    setgroups(&[]).map_err(user)?;
+    setgroups(&spec.groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>()).map_err(user)?;
     let gid = Gid::from_raw(spec.gid);
     setresgid(gid, gid, gid).map_err(user)?;
     prctl::set_keepcaps(true).map_err(caps)?;
