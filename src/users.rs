@@ -1,18 +1,23 @@
-//! From the `user` of a job to uid, gid and home.
+//! From the `user` of a job to uid, gid, groups and home.
 //!
 //! Four forms: a name, a uid that the host's user database knows, `uid:gid`, and Nomad's dynamic `nomad-N`. uid 0 has
 //! one spelling, `root`, so that whoever reviews a job sees it; everything else that would end there is refused.
 
+mod files;
 mod getent;
+mod nsswitch;
+mod range;
+mod system;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-pub use getent::System;
+use crate::shim::SHIM_ID;
 
-/// Home of a user without one: dynamic users (Nomad and systemd use the same path) and a bare `uid:gid`.
-pub const NO_HOME: &str = "/nonexistent";
+pub use range::{DynamicRange, RangeError};
+pub use system::{System, group_id};
 
 /// The one name that may have uid 0.
 const ROOT: &str = "root";
@@ -23,11 +28,15 @@ const DYNAMIC_PREFIX: &str = "nomad-";
 /// Highest dynamic id that Nomad can hand out: it keeps them in 31 bits.
 const DYNAMIC_MAX: u32 = i32::MAX as u32;
 
-/// Highest uid or gid: the one above it means "leave as it is" to setresuid(2).
-const ID_MAX: u32 = u32::MAX - 1;
+/// Highest uid or gid of a task. 4294967295 means "leave as it is" to setresuid(2), and 4294967294 is the id that a shim
+/// takes once its task runs: no task may have it, or it could signal, trace and limit the shims.
+const ID_MAX: u32 = SHIM_ID - 1;
 
 /// Longest name that is looked up, bytes. useradd(8) stops at 256.
 const NAME_MAX: usize = 256;
+
+/// Most groups that a process can have (NGROUPS_MAX of limits.h; setgroups(2)).
+const GROUPS_MAX: usize = 65_536;
 
 /// A user that a task can run as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +45,19 @@ pub struct User {
     pub name: String,
     pub uid: u32,
     pub gid: u32,
-    /// For the HOME variable; always absolute, need not exist.
-    pub home: PathBuf,
+    /// All groups that the database gives the user, as initgroups(3) sets them; none for dynamic users and `uid:gid`.
+    pub groups: Vec<u32>,
+    /// The home in the database, always absolute; it need not exist. None: the user has no home.
+    pub home: Option<PathBuf>,
+    /// Whether the database knows the user. Nothing keeps two jobs from naming the same uid otherwise.
+    pub known: bool,
+}
+
+impl User {
+    /// A user that is in no database: it has no home and no groups.
+    pub fn unknown(name: impl Into<String>, uid: u32, gid: u32) -> Self {
+        Self { name: name.into(), uid, gid, groups: Vec::new(), home: None, known: false }
+    }
 }
 
 /// A line of the host's user database (passwd(5)), as far as it matters here.
@@ -53,20 +73,22 @@ pub struct Entry {
 pub trait Database {
     fn by_name(&self, name: &str) -> Result<Option<Entry>, LookupError>;
     fn by_uid(&self, uid: u32) -> Result<Option<Entry>, LookupError>;
+    /// The gids of the groups that have this user as a member, in any order.
+    fn memberships(&self, user: &str) -> Result<Vec<u32>, LookupError>;
 }
 
 /// The user database could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
-    #[error("getpwnam_r or getpwuid_r: {0}")]
-    Passwd(Errno),
-    #[error("cannot run {program}: {errno}")]
+    #[error("failed to read {path}: {error}")]
+    File { path: &'static str, error: std::io::Error },
+    #[error("failed to run {program}: {errno}")]
     Spawn { program: &'static str, errno: Errno },
     #[error("{program} gave no answer within {seconds} s")]
     Timeout { program: &'static str, seconds: u64 },
     #[error("{program} failed ({status})")]
     Failed { program: &'static str, status: std::process::ExitStatus },
-    #[error("{program} answered {line:?}, which is no line of passwd(5)")]
+    #[error("{program} answered {line:?}, which is not in the format of its database")]
     Answer { program: &'static str, line: String },
 }
 
@@ -84,25 +106,44 @@ pub enum UserError {
         "user {user:?} is another way to say uid 0: write user = \"root\" if the task really has to run as root"
     )]
     RootAlias { user: String },
+    #[error("user {user:?} has gid 0, which is root's: write the gid of another group")]
+    RootGroup { user: String },
     #[error("user {user:?} is not known on this host: create it, or write uid:gid in numbers")]
     NotFound { user: String },
     #[error("uid {uid} is not in this host's user database: write \"{uid}:GID\" to say which group it has")]
     UidNotFound { uid: u32 },
-    #[error("user {user:?} has {what} {id}, which the kernel reserves: give it another one")]
+    #[error("user {user:?} has {what} {id}, which is reserved: give it another one, up to {ID_MAX}")]
     Reserved { user: String, what: &'static str, id: u32 },
+    #[error("user {user:?} is in {count} groups: a process can have {GROUPS_MAX}")]
+    TooManyGroups { user: String, count: usize },
     #[error(
-        "user {user:?} is a dynamic user of Nomad, but uid {uid} belongs to {owner:?} on this host: write user = {owner:?}, or move the client's users block (dynamic_user_min, dynamic_user_max) to a free range"
+        "user {user:?} is a dynamic user of Nomad, but uid {uid} belongs to {owner:?} on this host: write user = {owner:?}, or move the client's users block (dynamic_user_min, dynamic_user_max) and the plugin option dynamic_user_range to a free range"
     )]
     Taken { user: String, uid: u32, owner: String },
-    #[error("cannot look up user {user:?}: {source}")]
+    #[error(
+        "user {user:?} is outside of {range}, the plugin option dynamic_user_range: leave user out of the task, so that Nomad assigns one; if the client's users block has another dynamic_user_min or dynamic_user_max, write the same range in dynamic_user_range"
+    )]
+    OutOfRange { user: String, range: DynamicRange },
+    #[error(
+        "user {user:?} has uid {uid}, which a task of another allocation on this host has now: leave user out of the task, so that Nomad assigns one"
+    )]
+    InUse { user: String, uid: u32 },
+    #[error("failed to look up user {user:?}: {source}")]
     Lookup { user: String, source: LookupError },
 }
 
 impl UserError {
-    /// Whether only another job could mend it. The others may vanish without a change to the job (a user is created, a
-    /// directory service comes back), so the start is worth another try.
+    /// Whether only another job could fix it. The others may vanish without a change to the job (a user is created, a
+    /// directory service comes back, another task ends), so the start is worth another try.
     pub fn is_job_fault(&self) -> bool {
-        matches!(self, UserError::Empty | UserError::Malformed { .. } | UserError::RootAlias { .. })
+        matches!(
+            self,
+            UserError::Empty
+                | UserError::Malformed { .. }
+                | UserError::RootAlias { .. }
+                | UserError::RootGroup { .. }
+                | UserError::OutOfRange { .. }
+        )
     }
 }
 
@@ -111,23 +152,35 @@ pub fn lookup(user: &str) -> Result<User, UserError> {
     lookup_in(&System, user)
 }
 
+/// As [`lookup`], for a job: its dynamic user must be one that Nomad can have assigned.
+pub fn lookup_for_job(user: &str, range: DynamicRange) -> Result<User, UserError> {
+    match parse(user)? {
+        Spec::Dynamic(id) if !range.contains(id) => {
+            Err(UserError::OutOfRange { user: user.to_owned(), range })
+        }
+        _ => lookup(user),
+    }
+}
+
 /// As [`lookup`], in the given database.
 pub fn lookup_in(database: &impl Database, user: &str) -> Result<User, UserError> {
     let failed = |source| UserError::Lookup { user: user.to_owned(), source };
     let by_uid = |uid| database.by_uid(uid).map_err(failed);
+    let named = |entry| accept(user, entry).and_then(|user| with_groups(database, user));
     match parse(user)? {
         Spec::Name(name) => {
             let entry = database.by_name(name).map_err(failed)?;
-            accept(user, entry.ok_or_else(|| UserError::NotFound { user: user.to_owned() })?)
+            named(entry.ok_or_else(|| UserError::NotFound { user: user.to_owned() })?)
         }
-        Spec::Uid(uid) => accept(user, by_uid(uid)?.ok_or(UserError::UidNotFound { uid })?),
+        Spec::Uid(uid) => named(by_uid(uid)?.ok_or(UserError::UidNotFound { uid })?),
+        // The job says which group it is, so the database's are not added.
         Spec::UidGid(uid, gid) => match by_uid(uid)? {
             Some(entry) => accept(user, Entry { gid, ..entry }),
-            None => Ok(User { name: uid.to_string(), uid, gid, home: NO_HOME.into() }),
+            None => Ok(User::unknown(uid.to_string(), uid, gid)),
         },
         Spec::Dynamic(id) => match by_uid(id)? {
             Some(entry) => Err(UserError::Taken { user: user.to_owned(), uid: id, owner: entry.name }),
-            None => Ok(User { name: user.to_owned(), uid: id, gid: id, home: NO_HOME.into() }),
+            None => Ok(User::unknown(user, id, id)),
         },
     }
 }
@@ -157,7 +210,7 @@ fn parse(user: &str) -> Result<Spec<'_>, UserError> {
     }
     let root_alias = || UserError::RootAlias { user: user.to_owned() };
     if let Some((uid, gid)) = user.split_once(':') {
-        let not_numbers = "has a colon, but is not uid:gid in plain decimal numbers up to 4294967294";
+        let not_numbers = "has a colon, but is not uid:gid in plain decimal numbers up to 4294967293";
         // "0" before its spelling: "00:0" is the alias that it looks like.
         if is_zero(uid) {
             return Err(root_alias());
@@ -165,13 +218,16 @@ fn parse(user: &str) -> Result<Spec<'_>, UserError> {
         let (Some(uid), Some(gid)) = (number(uid, ID_MAX), number(gid, ID_MAX)) else {
             return Err(malformed(not_numbers));
         };
+        if gid == 0 {
+            return Err(UserError::RootGroup { user: user.to_owned() });
+        }
         return Ok(Spec::UidGid(uid, gid));
     }
     if is_zero(user) {
         return Err(root_alias());
     }
     if user.bytes().all(|b| b.is_ascii_digit()) {
-        let too_big = "is not a plain decimal uid up to 4294967294";
+        let too_big = "is not a plain decimal uid up to 4294967293";
         return number(user, ID_MAX).map(Spec::Uid).ok_or_else(|| malformed(too_big));
     }
     if let Some(id) = user.strip_prefix(DYNAMIC_PREFIX) {
@@ -199,7 +255,7 @@ fn number(s: &str, max: u32) -> Option<u32> {
 }
 
 /// The checks on what the database answered. `user` is what the job wrote, which decides about uid 0: a directory service
-/// may match names without regard to case.
+/// may match names without regard to case. A gid 0 that the database gives stands: the operator wrote it.
 fn accept(user: &str, entry: Entry) -> Result<User, UserError> {
     if entry.uid == 0 && user != ROOT {
         return Err(UserError::RootAlias { user: user.to_owned() });
@@ -209,8 +265,30 @@ fn accept(user: &str, entry: Entry) -> Result<User, UserError> {
             return Err(UserError::Reserved { user: user.to_owned(), what, id });
         }
     }
-    let home = if entry.home.is_absolute() { entry.home } else { NO_HOME.into() };
-    Ok(User { name: entry.name, uid: entry.uid, gid: entry.gid, home })
+    let usable = |home: &PathBuf| home.is_absolute() && !home.to_string_lossy().contains(char::is_control);
+    Ok(User {
+        name: entry.name,
+        uid: entry.uid,
+        gid: entry.gid,
+        groups: Vec::new(),
+        home: Some(entry.home).filter(usable),
+        known: true,
+    })
+}
+
+/// Adds the groups as initgroups(3) does: the primary one, then those that list the user, each once.
+fn with_groups(database: &impl Database, mut user: User) -> Result<User, UserError> {
+    let failed = |source| UserError::Lookup { user: user.name.clone(), source };
+    let others: BTreeSet<u32> = database.memberships(&user.name).map_err(failed)?.into_iter().collect();
+    if let Some(id) = others.iter().copied().find(|id| *id > ID_MAX) {
+        return Err(UserError::Reserved { user: user.name, what: "group", id });
+    }
+    user.groups =
+        std::iter::once(user.gid).chain(others.into_iter().filter(|gid| *gid != user.gid)).collect();
+    match user.groups.len() {
+        0..=GROUPS_MAX => Ok(user),
+        count => Err(UserError::TooManyGroups { user: user.name, count }),
+    }
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ mod tests {
             90_010 | 99_999 => {
                 Err(UserError::Taken { user: name.to_owned(), uid, owner: "somebody".to_owned() })
             }
-            _ => Ok(User { name: name.to_owned(), uid, gid: uid, home: users::NO_HOME.into() }),
+            _ => Ok(User::unknown(name, uid, uid)),
         }
     }
 

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use super::say;
 use crate::config::{ConfigError, PluginConfig};
 use crate::quote::quote;
+use crate::sandbox::capabilities::hcl;
 
 /// The file is read, and the plugin or Nomad would refuse what it says.
 const REFUSED: u8 = 1;
@@ -318,13 +319,13 @@ fn kind(value: &Value) -> &'static str {
 /// What the plugin would work with, defaults filled in, so that an option in the wrong place is noticed.
 fn summary(config: &PluginConfig) -> String {
     let paths: Vec<_> = config.unveil_paths.iter().map(|rule| quote(&rule.to_string())).collect();
-    let caps: Vec<_> = config.allow_caps.names().iter().map(|name| quote(name)).collect();
     format!(
-        "valid\nunveil_defaults = {}\nunveil_paths = [{}]\nunveil_by_task = {}\nallow_caps = [{}]\n",
+        "valid\nunveil_defaults = {}\nunveil_paths = [{}]\nunveil_by_task = {}\nallow_caps = {}\ndynamic_user_range = {}\n",
         config.unveil_defaults,
         paths.join(", "),
         config.unveil_by_task,
-        caps.join(", "),
+        hcl(config.allow_caps),
+        quote(&config.dynamic_user_range.to_string()),
     )
 }
 
@@ -405,12 +406,16 @@ mod tests {
                 "has \"unveil_by_task\", which Nomad does not know",
             ),
             (json!({"unveil_path": []}), "\"unveil_path\" is unknown; did you mean unveil_paths?"),
-            (json!({"x": 1}), "write one of unveil_defaults, unveil_paths, unveil_by_task, allow_caps"),
+            (
+                json!({"x": 1}),
+                "write one of unveil_defaults, unveil_paths, unveil_by_task, allow_caps, dynamic_user_range",
+            ),
             (agent(json!({PLUGIN: {"config": {"allow_cap": []}}})), "did you mean allow_caps?"),
             (json!({"unveil_by_task": "yes"}), "unveil_by_task is a string; write true or false"),
             (json!({"unveil_paths": ["z:/srv"]}), "unveil_paths[0]"),
             (json!({"unveil_paths": ["r:srv"]}), "unveil_paths[0]"),
             (json!({"allow_caps": ["net_rwa"]}), "allow_caps[0]"),
+            (json!({"dynamic_user_range": "80000"}), "dynamic_user_range \"80000\": it is not a range"),
         ];
         for (json, wanted) in cases {
             let message = refused(json.clone());
@@ -459,7 +464,7 @@ mod tests {
         assert_eq!(
             summary(&config),
             "valid\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\nunveil_by_task = false\n\
-             allow_caps = [\"net_raw\"]\n"
+             allow_caps = [\"net_raw\"]\ndynamic_user_range = \"80000-89999\"\n"
         );
     }
 }

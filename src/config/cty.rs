@@ -120,8 +120,13 @@ impl Options {
 
     /// A list of texts; empty if it is not set.
     pub(super) fn texts(&mut self, option: &'static str) -> Result<Vec<String>, ConfigError> {
+        self.texts_if_set(option).map(Option::unwrap_or_default)
+    }
+
+    /// A list of texts, if it is set.
+    pub(super) fn texts_if_set(&mut self, option: &'static str) -> Result<Option<Vec<String>>, ConfigError> {
         match self.take(option) {
-            Value::Nil => Ok(Vec::new()),
+            Value::Nil => Ok(None),
             Value::List(items) => items
                 .into_iter()
                 .enumerate()
@@ -129,7 +134,8 @@ impl Options {
                     Value::Text(text) => Ok(text),
                     other => Err(self.wrong_type(element(option, i), &other, "a string")),
                 })
-                .collect(),
+                .collect::<Result<_, _>>()
+                .map(Some),
             other => Err(self.wrong_type(option, &other, "a list of strings")),
         }
     }

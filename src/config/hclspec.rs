@@ -29,8 +29,13 @@ pub(super) fn required(name: &'static str, type_: &str) -> (&'static str, Spec) 
 
 /// `name = true` or `false`; `value` when the HCL does not set it.
 pub(super) fn flag(name: &'static str, value: bool) -> (&'static str, Spec) {
-    let literal = spec(Block::Literal(Literal { value: value.to_string() }));
-    let primary = Some(Box::new(attr(name, BOOL, false)));
+    default(name, BOOL, value.to_string())
+}
+
+/// `name = value`; `value`, an HCL expression, when the HCL does not set it.
+pub(super) fn default(name: &'static str, type_: &str, value: String) -> (&'static str, Spec) {
+    let literal = spec(Block::Literal(Literal { value }));
+    let primary = Some(Box::new(attr(name, type_, false)));
     (name, spec(Block::Default(Box::new(Default { primary, default: Some(Box::new(literal)) }))))
 }
 

@@ -86,6 +86,18 @@ pub enum ConfigError {
         /// What it has to be.
         write: &'static str,
     },
+    /// A list with too many elements.
+    #[error("{scope} option {option} has {length} elements; write {most} at most")]
+    Length {
+        /// The config.
+        scope: Scope,
+        /// The option.
+        option: &'static str,
+        /// How many it has.
+        length: usize,
+        /// How many it may have.
+        most: usize,
+    },
     /// A text that is no unveil rule.
     #[error("{scope} option {option} {error}")]
     Unveil {
@@ -108,8 +120,21 @@ pub enum ConfigError {
     },
 }
 
+/// Most rules of one list. Each costs an open and a Landlock rule at every start, and the list is repeated in events that
+/// Nomad's servers keep.
+const UNVEILS_MAX: usize = 1024;
+
+/// Most names in a list of capabilities: there are 41, each with a few spellings.
+const CAPABILITIES_MAX: usize = 256;
+
+/// Refuses a list that is longer than any use of it.
+fn at_most(scope: Scope, option: &'static str, length: usize, most: usize) -> Result<(), ConfigError> {
+    if length <= most { Ok(()) } else { Err(ConfigError::Length { scope, option, length, most }) }
+}
+
 /// Unveil rules of a list option; an error names the element.
-fn unveils(scope: Scope, option: &str, rules: &[String]) -> Result<Vec<Unveil>, ConfigError> {
+fn unveils(scope: Scope, option: &'static str, rules: &[String]) -> Result<Vec<Unveil>, ConfigError> {
+    at_most(scope, option, rules.len(), UNVEILS_MAX)?;
     rules
         .iter()
         .enumerate()
@@ -120,7 +145,8 @@ fn unveils(scope: Scope, option: &str, rules: &[String]) -> Result<Vec<Unveil>, 
 }
 
 /// Capabilities of a list option; an error names the element.
-fn capabilities(scope: Scope, option: &str, names: &[String]) -> Result<CapList, ConfigError> {
+fn capabilities(scope: Scope, option: &'static str, names: &[String]) -> Result<CapList, ConfigError> {
+    at_most(scope, option, names.len(), CAPABILITIES_MAX)?;
     names.iter().enumerate().try_fold(CapList::default(), |list, (i, name)| {
         let one = CapList::from_names([name]).map_err(|error| ConfigError::Capability {
             scope,

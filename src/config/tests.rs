@@ -106,7 +106,9 @@ fn reads_what_go_cty_writes() {
 fn defaults_when_nothing_is_set() {
     let defaults = PluginConfig::default();
     assert!(defaults.unveil_defaults && !defaults.unveil_by_task);
-    assert!(defaults.unveil_paths.is_empty() && defaults.allow_caps.is_empty());
+    assert!(defaults.unveil_paths.is_empty());
+    assert_eq!(defaults.allow_caps.names(), ["kill", "net_bind_service"]);
+    assert_eq!(defaults.dynamic_user_range.to_string(), "80000-89999");
     assert_eq!(PluginConfig::decode(&[]), Ok(defaults.clone()));
     for unset in [
         json!(null),
@@ -128,11 +130,15 @@ fn plugin_options() {
         "unveil_paths": ["r:/etc/ssl", "xr:/opt/a:b/"],
         "unveil_by_task": true,
         "allow_caps": ["CAP_NET_RAW", "chown"],
+        "dynamic_user_range": "50000-50999",
     }))
     .unwrap();
     assert!(!config.unveil_defaults && config.unveil_by_task);
     assert_eq!(config.unveil_paths, ["r:/etc/ssl".parse().unwrap(), "rx:/opt/a:b".parse().unwrap()]);
     assert_eq!(config.allow_caps.names(), ["chown", "net_raw"]);
+    assert_eq!(config.dynamic_user_range, "50000-50999".parse().unwrap());
+    // Nothing is another answer than no answer.
+    assert!(plugin(json!({"allow_caps": []})).unwrap().allow_caps.is_empty());
     assert_eq!(plugin(json!({"allow_caps": ["all"]})).unwrap().allow_caps, CapSet::ALL);
 }
 
@@ -199,6 +205,36 @@ fn task_errors_name_option_value_and_form() {
         task_err(json!({"command": "a", "oom_score_adj": true})),
         "task option oom_score_adj is a boolean; write a whole number from 0 to 1000"
     );
+}
+
+#[test]
+fn lists_have_limits() {
+    let rules = |count: usize| vec!["r:/etc"; count];
+    assert_eq!(plugin(json!({"unveil_paths": rules(1024)})).unwrap().unveil_paths.len(), 1024);
+    assert_eq!(
+        plugin_err(json!({"unveil_paths": rules(1025)})),
+        "plugin option unveil_paths has 1025 elements; write 1024 at most"
+    );
+    assert_eq!(task(json!({"command": "a", "unveil": rules(1024)})).unwrap().unveil.len(), 1024);
+    assert_eq!(
+        task_err(json!({"command": "a", "unveil": rules(1025)})),
+        "task option unveil has 1025 elements; write 1024 at most"
+    );
+    for option in ["cap_add", "cap_drop"] {
+        assert!(task(json!({"command": "a", option: vec!["chown"; 256]})).is_ok());
+        assert!(task_err(json!({"command": "a", option: vec!["chown"; 257]})).contains("write 256 at most"));
+    }
+    assert!(plugin_err(json!({"allow_caps": vec!["chown"; 257]})).contains("write 256 at most"));
+}
+
+#[test]
+fn a_range_of_users_is_checked() {
+    assert_eq!(
+        plugin_err(json!({"dynamic_user_range": "9-5"})),
+        "plugin option dynamic_user_range \"9-5\": it is not a range of uids; write the client's dynamic_user_min and \
+         dynamic_user_max, for example \"80000-89999\""
+    );
+    assert!(plugin_err(json!({"dynamic_user_range": 80000})).contains("is a number; write a string"));
 }
 
 #[test]
@@ -395,7 +431,8 @@ fn schemas_are_those_of_the_documented_options() {
     assert_eq!(
         attributes(&PluginConfig::schema()),
         [
-            row("allow_caps", "list(string)", false, None),
+            row("allow_caps", "list(string)", false, Some("[\"kill\", \"net_bind_service\"]")),
+            row("dynamic_user_range", "string", false, Some("\"80000-89999\"")),
             row("unveil_by_task", "bool", false, Some("false")),
             row("unveil_defaults", "bool", false, Some("true")),
             row("unveil_paths", "list(string)", false, None),

@@ -25,6 +25,7 @@ use crate::task::launch::{LaunchError, Launcher};
 use crate::task::notice::Notices;
 use crate::task::run_dir::RUN_DIR;
 use crate::task::store::Store;
+use crate::task::uids::Uids;
 
 /// The name that jobs write: `driver = "exec2"`.
 pub const NAME: &str = "exec2";
@@ -48,6 +49,7 @@ struct Inner {
     configured: watch::Sender<u64>,
     launcher: Launcher,
     store: Arc<Store>,
+    uids: Arc<Uids>,
     notices: Notices,
 }
 
@@ -68,6 +70,7 @@ impl Driver {
             configured: watch::Sender::new(0),
             launcher: Launcher::new(run_dir)?,
             store: Arc::default(),
+            uids: Arc::default(),
             notices: Notices::default(),
         })))
     }

@@ -53,6 +53,7 @@ impl Host {
             cgroup: None,
             started_at_us: 1_700_000_000_000_000,
             oom_kills_before: 0,
+            uid: None,
         };
         let config = TaskConfig { id, ..TaskConfig::default() };
         let handle = TaskHandle {

@@ -20,7 +20,8 @@ const NO_LOG: &str = "/dev/null";
 pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSpec, RpcError> {
     let config = TaskConfig::decode(&task.msgpack_driver_config)?;
     let root = dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name)?;
-    let user = users::lookup(&user_name(task, &root, &settings.plugin))?;
+    let user =
+        users::lookup_for_job(&user_name(task, &root, &settings.plugin), settings.plugin.dynamic_user_range)?;
     let resources = task.resources.as_ref();
     let linux = resources.and_then(|resources| resources.linux_resources.as_ref());
     let cgroup = linux.map(|linux| linux.cpuset_cgroup.as_str()).filter(|path| !path.is_empty());

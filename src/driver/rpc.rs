@@ -23,8 +23,11 @@ use crate::task::recover::{Recovered, recover};
 use crate::task::run_dir::task_prefix;
 use crate::task::running::{Ended, Names, Task};
 use crate::task::signal::{self, SignalNumber};
-use crate::task::state::HANDLE_VERSION;
+use crate::task::spec::TaskSpec;
+use crate::task::state::{DriverState, HANDLE_VERSION};
 use crate::task::sweep::CONFIRM_LIMIT;
+use crate::task::uids::{self, Claim};
+use crate::users::UserError;
 
 type Reply<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -222,7 +225,7 @@ impl Driver {
             (config, started)
         };
         let (config, started) = blocking(begin).await?;
-        let (launched, what) = started.inspect_err(|error| self.tell_failure(&config, error))?;
+        let (launched, what, claim) = started.inspect_err(|error| self.tell_failure(&config, error))?;
         let task = match Task::adopt(names(&config), launched, &self.0.notices) {
             Ok(task) => task,
             Err((error, launched)) => {
@@ -232,7 +235,9 @@ impl Driver {
                 return Err(error);
             }
         };
-        let state = match self.ready(&task) {
+        let uid = claim.uid();
+        hold(claim, &task);
+        let state = match self.ready(&task, uid) {
             Ok(state) => state,
             Err(error) => {
                 // Nomad could never find it again.
@@ -287,9 +292,10 @@ impl Driver {
     }
 
     /// The blocking part of a start.
-    fn launch(&self, config: &proto::TaskConfig) -> Result<(Launched, What), RpcError> {
+    fn launch(&self, config: &proto::TaskConfig) -> Result<(Launched, What, Claim), RpcError> {
         let settings = self.settings();
         let spec = request::task_spec(config, &settings)?;
+        let claim = self.claim(&spec)?;
         tracing::debug!(task = spec.id, command = spec.shim.command, limits = ?spec.limits, "start");
         let launched = self.0.launcher.launch(&spec)?;
         let what = What::Started {
@@ -300,14 +306,36 @@ impl Driver {
             defaults: settings.plugin.unveil_defaults,
             unveiled: spec.asked,
         };
-        Ok((launched, what))
+        Ok((launched, what, claim))
+    }
+
+    /// Takes the task's uid. One that no user database knows must not be another allocation's.
+    fn claim(&self, spec: &TaskSpec) -> Result<Claim, RpcError> {
+        let (uids, uid) = (&self.0.uids, spec.shim.uid);
+        if !spec.unknown_user {
+            return Ok(uids.claim(uid, &spec.alloc_id));
+        }
+        uids.claim_alone(uid, &spec.alloc_id).ok_or_else(|| {
+            tracing::warn!(task = spec.id, uid, "the task's user is that of a task of another allocation");
+            UserError::InUse { user: spec.shim.env("USER").unwrap_or_default().to_owned(), uid }.into()
+        })
     }
 
     /// The last steps before Nomad is told: from here on the task is Nomad's.
-    fn ready(&self, task: &Task) -> Result<Vec<u8>, RpcError> {
-        let state = task.state().map_err(|error| RpcError::Worker(error.to_string()))?.encode()?;
+    fn ready(&self, task: &Task, uid: u32) -> Result<Vec<u8>, RpcError> {
+        let state = task.state().map_err(|error| RpcError::Worker(error.to_string()))?;
+        let state = DriverState { uid: Some(uid), ..state }.encode()?;
         task.started()?;
         Ok(state)
+    }
+
+    /// A recovered task has its uid already, whoever else has it.
+    fn hold_recovered(&self, version: i32, state: &[u8], task: &Arc<Task>) {
+        let noted = DriverState::decode(version, state).ok().and_then(|state| state.uid);
+        match noted.or_else(|| task.process.and_then(uids::of_process)) {
+            Some(uid) => hold(self.0.uids.claim(uid, &task.alloc_id), task),
+            None => tracing::warn!(task = task.id, "failed to find out the uid of a recovered task"),
+        }
     }
 
     fn tell_failure(&self, config: &proto::TaskConfig, error: &RpcError) {
@@ -348,6 +376,9 @@ impl Driver {
         };
         task.confirmed();
         let running = task.ended().is_none();
+        if running {
+            self.hold_recovered(handle.version, &handle.driver_state, &task);
+        }
         notices.about(&task, What::Recovered { running });
         if !running {
             task.tell_late(notices);
@@ -355,6 +386,15 @@ impl Driver {
         reservation.keep(task);
         Ok(())
     }
+}
+
+/// Keeps a task's uid for it until all of its processes are gone.
+fn hold(claim: Claim, task: &Arc<Task>) {
+    let task = Arc::clone(task);
+    tokio::spawn(async move {
+        task.wait().await;
+        drop(claim);
+    });
 }
 
 /// A start whose answer Nomad has not got yet. If the agent dies meanwhile, the call is dropped; the start goes on all the

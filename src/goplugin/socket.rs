@@ -8,8 +8,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Gid, Group};
+use nix::unistd::Gid;
 use thiserror::Error;
+
+use crate::users;
 
 /// Longest path that `sockaddr_un` holds (unix(7)): 108 bytes with the final NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -44,6 +46,8 @@ pub enum SocketError {
         "PLUGIN_UNIX_SOCKET_GROUP: there is no group {group:?} in /etc/group; give a name from there or a number"
     )]
     NoGroup { group: OsString },
+    #[error("failed to look up PLUGIN_UNIX_SOCKET_GROUP {group:?}: {source}")]
+    Groups { group: OsString, source: users::LookupError },
     #[error("cannot {step} {path:?}: {source}")]
     Step { step: &'static str, path: PathBuf, source: io::Error },
 }
@@ -117,17 +121,18 @@ fn printable(path: &Path) -> Result<String, SocketError> {
     }
 }
 
-/// A number as it is, else a name. In a static binary only /etc/group is asked.
+/// A number as it is, else a name in /etc/group.
 fn find_group(group: &OsStr) -> Result<Gid, SocketError> {
     let unknown = || SocketError::NoGroup { group: group.to_owned() };
     let name = std::str::from_utf8(group.as_bytes()).map_err(|_| unknown())?;
-    if let Ok(number) = name.parse() {
-        return Ok(Gid::from_raw(number));
+    match name.parse() {
+        // To chown(2) this one means "leave the group as it is".
+        Ok(u32::MAX) => return Err(unknown()),
+        Ok(number) => return Ok(Gid::from_raw(number)),
+        Err(_) => {}
     }
-    match Group::from_name(name) {
-        Ok(Some(group)) => Ok(group.gid),
-        Ok(None) | Err(_) => Err(unknown()),
-    }
+    let found = users::group_id(name).map_err(|source| SocketError::Groups { group: name.into(), source })?;
+    found.map(Gid::from_raw).ok_or_else(unknown)
 }
 
 fn chmod(path: &Path, mode: u32) -> Result<(), SocketError> {
@@ -194,6 +199,7 @@ mod tests {
     fn groups_by_name() {
         assert_eq!(find_group(OsStr::new("root")).unwrap().as_raw(), 0);
         assert_eq!(find_group(OsStr::new("4711")).unwrap().as_raw(), 4711);
+        assert!(find_group(OsStr::new("4294967295")).is_err());
         let error = find_group(OsStr::new("no-such-group-here")).unwrap_err();
         assert!(error.to_string().contains("no-such-group-here"), "{error}");
     }

@@ -239,8 +239,9 @@ pub enum CapabilityError {
     },
     /// The operator does not allow what the task asks for.
     #[error(
-        "cap_add asks for {refused}, which the plugin option allow_caps does not allow (it allows: {allowed}); \
-         remove it from cap_add, or have the operator add it to allow_caps"
+        "cap_add asks for {refused}, which allow_caps does not allow (it allows: {allowed}); remove it from cap_add, or set \
+         allow_caps = {} in the agent's plugin \"nomad-driver-exec2\" block",
+        hcl(.allowed.union(*.refused))
     )]
     NotAllowed {
         /// What may not be granted.
@@ -248,14 +249,28 @@ pub enum CapabilityError {
         /// The value of `allow_caps`.
         allowed: CapSet,
     },
+    /// The plugin cannot grant what it does not have.
+    #[error(
+        "cap_add asks for {lacking}, which the plugin itself does not have: give it to the agent's service \
+         (CapabilityBoundingSet=) or container, or remove it from cap_add"
+    )]
+    Lacking {
+        /// What the plugin does not have.
+        lacking: CapSet,
+    },
 }
 
-/// The capabilities that a task gets (its ambient set): `cap_add` less `cap_drop`, each of which must be in
-/// `allow_caps`.
+/// A set as a list of HCL.
+pub fn hcl(set: CapSet) -> String {
+    let names = if set == CapSet::ALL { vec!["all".to_owned()] } else { set.names() };
+    format!("[{}]", names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "))
+}
+
+/// The capabilities that a task asks for: `cap_add` less `cap_drop`, each of which must be in `allow_caps`.
 ///
 /// A name in `cap_drop` always takes that member away. `all` in `cap_drop` takes away only what `cap_add`
 /// did not name, so that `cap_drop = ["all"]`, `cap_add = ["chown"]` leaves `chown`.
-pub fn ambient(cap_add: CapList, cap_drop: CapList, allow_caps: CapSet) -> Result<CapSet, CapabilityError> {
+pub fn wanted(cap_add: CapList, cap_drop: CapList, allow_caps: CapSet) -> Result<CapSet, CapabilityError> {
     let added = if cap_drop.all { cap_add.named } else { cap_add.set() };
     let wanted = added.difference(cap_drop.named);
     let refused = wanted.difference(allow_caps);
@@ -264,6 +279,22 @@ pub fn ambient(cap_add: CapList, cap_drop: CapList, allow_caps: CapSet) -> Resul
     } else {
         Err(CapabilityError::NotAllowed { refused, allowed: allow_caps })
     }
+}
+
+/// What of `wanted` can be granted out of `own`, the plugin's capabilities. `all` means all that there are; one that
+/// `cap_add` names must be there.
+pub fn available(wanted: CapSet, cap_add: CapList, own: CapSet) -> Result<CapSet, CapabilityError> {
+    let lacking = wanted.intersection(cap_add.named).difference(own);
+    if lacking.is_empty() { Ok(wanted.intersection(own)) } else { Err(CapabilityError::Lacking { lacking }) }
+}
+
+/// What a process with this /proc/PID/status can grant: capabilities that are permitted to it, and that its bounding set
+/// lets a child inherit. Where the file does not tell, all: the kernel then refuses what is missing.
+pub fn own(status: &str) -> CapSet {
+    let line =
+        |name| status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix(name)?.trim(), 16).ok());
+    let bits = ["CapPrm:", "CapBnd:"].map(|name| line(name).unwrap_or(u64::MAX));
+    CapSet::from_bits(bits[0] & bits[1])
 }
 
 /// What stands for every capability, in the form that [`plain`] gives.
@@ -405,9 +436,9 @@ mod tests {
     }
 
     #[test]
-    fn ambient_is_added_less_dropped_within_allowed() {
+    fn wanted_is_added_less_dropped_within_allowed() {
         let allow = set(&["net_bind_service", "chown"]);
-        let ok = |add: &[&str], drop: &[&str]| ambient(list(add), list(drop), allow).unwrap();
+        let ok = |add: &[&str], drop: &[&str]| wanted(list(add), list(drop), allow).unwrap();
         assert_eq!(ok(&[], &[]), CapSet::EMPTY);
         assert_eq!(ok(&["chown"], &[]), set(&["chown"]));
         assert_eq!(ok(&["chown", "net_bind_service"], &["CAP_CHOWN"]), set(&["net_bind_service"]));
@@ -419,21 +450,48 @@ mod tests {
         assert_eq!(ok(&["chown"], &["all", "chown"]), CapSet::EMPTY);
         assert_eq!(ok(&[], &["all"]), CapSet::EMPTY);
         assert_eq!(
-            ambient(list(&["all"]), list(&["sys_admin"]), CapSet::ALL),
+            wanted(list(&["all"]), list(&["sys_admin"]), CapSet::ALL),
             Ok(CapSet::ALL.difference(set(&["sys_admin"])))
         );
     }
 
     #[test]
-    fn ambient_refuses_what_is_not_allowed() {
-        let allow = set(&["chown"]);
+    fn a_refusal_says_what_to_set() {
+        let allow = set(&["chown", "net_raw"]);
         assert_eq!(
-            ambient(list(&["chown", "sys_admin"]), list(&[]), allow).unwrap_err().to_string(),
-            "cap_add asks for sys_admin, which the plugin option allow_caps does not allow (it allows: chown); \
-             remove it from cap_add, or have the operator add it to allow_caps"
+            wanted(list(&["chown", "sys_admin"]), list(&[]), allow).unwrap_err().to_string(),
+            "cap_add asks for sys_admin, which allow_caps does not allow (it allows: chown, net_raw); remove it from \
+             cap_add, or set allow_caps = [\"chown\", \"net_raw\", \"sys_admin\"] in the agent's plugin \
+             \"nomad-driver-exec2\" block"
         );
-        assert!(ambient(list(&["chown"]), list(&[]), CapSet::EMPTY).is_err());
-        assert!(ambient(list(&["all"]), list(&[]), allow).is_err());
+        assert!(wanted(list(&["chown"]), list(&[]), CapSet::EMPTY).is_err());
+        let all = wanted(list(&["all"]), list(&[]), allow).unwrap_err().to_string();
+        assert!(all.contains("set allow_caps = [\"all\"] in"), "{all}");
+    }
+
+    #[test]
+    fn all_is_what_there_is_and_a_name_must_be_there() {
+        let own = CapSet::ALL.difference(set(&["sys_resource"]));
+        let of = |add: &[&str]| available(list(add).set(), list(add), own);
+        assert_eq!(of(&["all"]), Ok(own));
+        assert_eq!(of(&["chown"]), Ok(set(&["chown"])));
+        for named in [&["sys_resource", "chown"][..], &["all", "sys_resource"]] {
+            let error = of(named).unwrap_err().to_string();
+            assert!(
+                error.starts_with("cap_add asks for sys_resource, which the plugin itself does not have"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn own_capabilities_are_permitted_and_in_the_bounding_set() {
+        assert_eq!(
+            own("CapPrm:\t0000000000000403\nCapEff:\t0\nCapBnd:\t0000000000000401\n"),
+            set(&["chown", "net_bind_service"])
+        );
+        assert_eq!(own("CapPrm:\t1\n"), set(&["chown"]));
+        assert_eq!(own(""), CapSet::ALL);
     }
 
     proptest! {
@@ -451,12 +509,12 @@ mod tests {
         }
 
         #[test]
-        fn ambient_never_exceeds_what_is_allowed(
+        fn wanted_never_exceeds_what_is_allowed(
             add in any::<(u64, bool)>(), drop in any::<(u64, bool)>(), allow in any::<u64>(),
         ) {
             let list = |(bits, all)| CapList { named: CapSet::from_bits(bits), all };
             let allow = CapSet::from_bits(allow);
-            if let Ok(set) = ambient(list(add), list(drop), allow) {
+            if let Ok(set) = wanted(list(add), list(drop), allow) {
                 prop_assert!(set.is_subset(allow) && set.is_subset(list(add).set()));
                 prop_assert!(set.intersection(list(drop).named).is_empty());
             }

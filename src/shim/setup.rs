@@ -240,6 +240,8 @@ fn open_beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedF
 fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
     let own = sys::caps::get()?;
     let effective = spec.granted.bits() & own.permitted;
+    // For what is opened as root, a capability decides and no group.
+    setgroups(&groups(spec))?;
     setfsgid(Gid::from_raw(spec.gid));
     setfsuid(Uid::from_raw(spec.uid));
     sys::caps::set(sys::caps::Sets { effective, ..own })?;
@@ -425,7 +427,7 @@ fn become_user(spec: &ShimSpec) -> Result<()> {
     if spec.uid == 0 {
         limit_bounding(spec.granted)?;
     }
-    setgroups(&[]).map_err(user)?;
+    setgroups(&groups(spec)).map_err(user)?;
     let gid = Gid::from_raw(spec.gid);
     setresgid(gid, gid, gid).map_err(user)?;
     prctl::set_keepcaps(true).map_err(caps)?;
@@ -442,6 +444,10 @@ fn become_user(spec: &ShimSpec) -> Result<()> {
         spec.granted.iter().try_for_each(|cap| sys::caps::raise_ambient(cap.number())).map_err(caps)?;
     }
     Ok(())
+}
+
+fn groups(spec: &ShimSpec) -> Vec<Gid> {
+    spec.groups.iter().copied().map(Gid::from_raw).collect()
 }
 
 fn limit_bounding(allowed: CapSet) -> Result<()> {

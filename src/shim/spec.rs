@@ -42,6 +42,9 @@ pub struct ShimSpec {
     pub args: Vec<String>,
     /// `KEY=value`, as execve(2) takes it.
     pub env: Vec<String>,
+    /// Supplementary groups, setgroups(2); with the primary one where the user database knows the user.
+    #[serde(default)]
+    pub groups: Vec<u32>,
 }
 
 /// Where the task's output goes. Standard input is always /dev/null under Nomad.
@@ -124,6 +127,7 @@ mod tests {
             command: "env".into(),
             args: vec!["-0".into()],
             env: vec!["PATH=/bin".into(), "EMPTY=".into()],
+            groups: vec![80_000, 44],
         }
     }
 

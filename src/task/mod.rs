@@ -15,3 +15,4 @@ pub mod spec;
 pub mod state;
 pub mod store;
 pub mod sweep;
+pub mod uids;

@@ -215,6 +215,7 @@ impl Task {
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
             started_at_us: age.as_micros() as u64,
             oom_kills_before: self.oom_before.oom_kill,
+            uid: None,
         })
     }
 

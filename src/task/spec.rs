@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use crate::cgroup::Limits;
 use crate::config::{PluginConfig, TaskConfig};
-use crate::sandbox::capabilities::{CapSet, CapabilityError, ambient};
+use crate::sandbox::capabilities::{CapSet, CapabilityError, available, own, wanted};
 use crate::sandbox::place::Place;
 use crate::sandbox::plan::{PlanError, Sources, WorkDirError, rules, work_dir};
 use crate::shim::spec::{ShimSpec, Stdio};
-use crate::task::env::environment;
+use crate::task::env::{Whereabouts, environment};
 use crate::task::open_files;
 use crate::users::User;
 
@@ -50,6 +50,8 @@ pub struct TaskSpec {
     pub name: String,
     pub cgroup: Option<PathBuf>,
     pub limits: Limits,
+    /// Whether no user database knows the uid: then it must not be another allocation's (see [`super::uids`]).
+    pub unknown_user: bool,
     /// The unveil rules beside the defaults, as they were written: the agent's and the job's.
     pub asked: Vec<String>,
     pub shim: ShimSpec,
@@ -81,11 +83,6 @@ impl TaskSpec {
         if !config.unveil.is_empty() && !plugin.unveil_by_task {
             return Err(SpecError::UnveilByTask);
         }
-        let env = environment(request.env, &request.user, request.root);
-        if let Some(entry) = env.iter().find(|entry| entry.contains('\0')) {
-            let name = entry.split('=').next().unwrap_or_default();
-            return Err(SpecError::Nul(format!("environment variable {name:?}")));
-        }
         let sources = Sources {
             root: request.root,
             cgroup: request.cgroup,
@@ -93,21 +90,30 @@ impl TaskSpec {
             agent: &plugin.unveil_paths,
             job: &config.unveil,
         };
+        let work_dir = work_dir(&sources, config.work_dir.as_deref(), plugin.unveil_by_task)?;
+        let whereabouts =
+            Whereabouts { user: &request.user, root: request.root, work_dir: &work_dir.place.display() };
+        let env = environment(request.env, |name| std::env::var(name).ok(), whereabouts);
+        if let Some(entry) = env.iter().find(|entry| entry.contains('\0')) {
+            let name = entry.split('=').next().unwrap_or_default();
+            return Err(SpecError::Nul(format!("environment variable {name:?}")));
+        }
         let shim = ShimSpec {
             netns: request.netns.map(Path::to_owned),
             stdio: stdio(request)?,
             task_root: request.root.to_owned(),
             rules: rules(&sources)?,
-            work_dir: work_dir(&sources, config.work_dir.as_deref(), plugin.unveil_by_task)?,
+            work_dir,
             cgroup: request.cgroup.is_some(),
             open_files: open_files::for_tasks(),
             oom_score_adj: config.oom_score_adj,
             uid: request.user.uid,
             gid: request.user.gid,
-            granted: granted(request.user.uid, config, plugin)?,
+            granted: granted(config, plugin)?,
             command: config.command.clone(),
             args: config.args.clone(),
             env,
+            groups: request.user.groups.clone(),
         };
         Ok(Self {
             id: request.id.into(),
@@ -115,6 +121,7 @@ impl TaskSpec {
             name: request.name.into(),
             cgroup: request.cgroup.map(Path::to_owned),
             limits: request.limits.clone(),
+            unknown_user: !request.user.known,
             asked: plugin.unveil_paths.iter().chain(&config.unveil).map(ToString::to_string).collect(),
             shim,
         })
@@ -134,14 +141,15 @@ fn stdio(request: &Request<'_>) -> Result<Stdio, SpecError> {
     Ok(Stdio::Fifos { stdout: fifo(stdout)?, stderr: fifo(stderr)? })
 }
 
-/// The capabilities that a task holds. Nobody but root has any without `cap_add`; root has what `allow_caps` allows, less
-/// `cap_drop`, unless it drops `all`: then it, too, has only what it adds.
-fn granted(uid: u32, config: &TaskConfig, plugin: &PluginConfig) -> Result<CapSet, CapabilityError> {
-    let added = ambient(config.cap_add, config.cap_drop, plugin.allow_caps)?;
-    match uid {
-        0 if !config.cap_drop.all => Ok(plugin.allow_caps.difference(config.cap_drop.named)),
-        _ => Ok(added),
+/// The capabilities that a task holds: what it asks for, whoever its user is. Root gets no other, so that a job shows what
+/// its task can do.
+fn granted(config: &TaskConfig, plugin: &PluginConfig) -> Result<CapSet, CapabilityError> {
+    let wanted = wanted(config.cap_add, config.cap_drop, plugin.allow_caps)?;
+    if wanted.is_empty() {
+        return Ok(wanted);
     }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    available(wanted, config.cap_add, own(&status))
 }
 
 #[cfg(test)]
@@ -159,7 +167,7 @@ mod tests {
                 id: "1/web/2",
                 alloc_id: "1",
                 name: "web",
-                user: User { name: "u".into(), uid, gid: uid, home: "/nonexistent".into() },
+                user: User::unknown("u", uid, uid),
                 env: &HashMap::new(),
                 root: Path::new("/m/1-web"),
                 logs: Logs::Fifos {
@@ -198,26 +206,31 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_by_user() {
+    fn a_task_holds_what_it_asks_for_and_no_more() {
         let list = |names: &[&str]| CapList::from_names(names).unwrap();
-        let set = |caps: &[Capability]| caps.iter().copied().collect::<CapSet>();
         let (bind, chown) = (Capability::NET_BIND_SERVICE, Capability::CHOWN);
-        let plugin = PluginConfig { allow_caps: set(&[bind, chown]), ..PluginConfig::default() };
-        let of = |uid, add: &[&str], drop: &[&str]| {
-            let config = TaskConfig { cap_add: list(add), cap_drop: list(drop), ..config() };
-            granted(uid, &config, &plugin)
+        let plugin = PluginConfig {
+            unveil_by_task: true,
+            allow_caps: [bind, chown].into_iter().collect(),
+            ..PluginConfig::default()
         };
-        assert_eq!(of(80_000, &[], &[]).unwrap(), CapSet::EMPTY);
-        assert_eq!(of(80_000, &["chown"], &[]).unwrap(), set(&[chown]));
-        assert_eq!(of(0, &[], &[]).unwrap(), set(&[bind, chown]));
-        assert_eq!(of(0, &[], &["chown"]).unwrap(), set(&[bind]));
-        assert_eq!(of(0, &["chown"], &["all"]).unwrap(), set(&[chown]));
-        assert_eq!(of(0, &[], &["all"]).unwrap(), CapSet::EMPTY);
-        assert!(of(0, &["sys_admin"], &[]).is_err());
-        assert_eq!(
-            granted(0, &config(), &PluginConfig::default()).unwrap(),
-            CapSet::EMPTY,
-            "root has none by itself"
-        );
+        for uid in [0, 80_000] {
+            let of = |add: &[&str], drop: &[&str]| {
+                let config = TaskConfig { cap_add: list(add), cap_drop: list(drop), ..config() };
+                spec(uid, &config, &plugin).map(|spec| spec.shim.granted)
+            };
+            assert_eq!(of(&[], &[]).unwrap(), CapSet::EMPTY, "uid {uid}: root has none by itself");
+            assert_eq!(of(&["chown"], &["chown"]).unwrap(), CapSet::EMPTY);
+            assert_eq!(of(&[], &["all"]).unwrap(), CapSet::EMPTY);
+            assert!(of(&["sys_admin"], &[]).is_err());
+        }
+    }
+
+    #[test]
+    fn the_environment_names_the_working_directory() {
+        let work_dir = Some("local/app".into());
+        let spec = spec(80_000, &TaskConfig { work_dir, ..config() }, &PluginConfig::default()).unwrap();
+        assert_eq!(spec.shim.env("NOMAD_WORK_DIR"), Some("/m/1-web/local/app"));
+        assert_eq!(spec.shim.env("LOGNAME"), Some("u"));
     }
 }

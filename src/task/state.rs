@@ -23,6 +23,9 @@ pub struct DriverState {
     pub started_at_us: u64,
     /// The cgroup's OOM kills before the task started.
     pub oom_kills_before: u64,
+    /// The task's user; older versions did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
 }
 
 /// A handle that is not one of ours.
@@ -67,6 +70,7 @@ mod tests {
             cgroup: Some("/sys/fs/cgroup/x".into()),
             started_at_us: 5,
             oom_kills_before: 0,
+            uid: Some(80_001),
         }
     }
 
@@ -82,6 +86,14 @@ mod tests {
             let error = DriverState::decode(version, &state().encode().unwrap()).unwrap_err().to_string();
             assert!(error.contains("another exec2 driver"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_handle_of_version_0_1_0_is_read() {
+        let written = br#"{"boot_id":"b","shim":{"pid":1,"start_time":2},"task":{"pid":3,"start_time":4},"cgroup":"/sys/fs/cgroup/x","started_at_us":5,"oom_kills_before":0}"#;
+        let read = DriverState::decode(HANDLE_VERSION, written).unwrap();
+        assert_eq!(read, DriverState { uid: None, ..state() });
+        assert_eq!(read.encode().unwrap(), written);
     }
 
     proptest! {

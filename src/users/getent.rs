@@ -1,24 +1,23 @@
-//! The host's own user database: /etc/passwd through the C library, everything else through `getent`.
+//! `getent`: what the host's directory services know.
 //!
-//! A static binary's C library reads only /etc/passwd. Users of a directory service (LDAP, SSSD) are known to the
-//! host's glibc and its NSS modules, and `getent passwd` is its public interface. It runs with a fixed path, an empty
-//! environment, no standard input and a time limit, and it never sees an argument that it could take for an option.
+//! Users of LDAP or SSSD are known to the host's glibc and its NSS modules only, and `getent` is its public interface. It
+//! runs with a fixed path, an empty environment, no standard input and a time limit, and it never sees an argument that it
+//! could take for an option. A service that does not answer costs the time limit, never more.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::Uid;
 
-use super::{Database, Entry, LookupError};
+use super::{Entry, LookupError, files};
 
 /// Where distributions keep it; the last one is NixOS. Never searched on PATH.
-const GETENT: [&str; 3] = ["/usr/bin/getent", "/bin/getent", "/run/current-system/sw/bin/getent"];
+const PROGRAMS: [&str; 3] = ["/usr/bin/getent", "/bin/getent", "/run/current-system/sw/bin/getent"];
 
 /// A directory service that is down must not hold a start for longer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,89 +25,61 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Between looks for the end of a process that has closed its output already.
 const EXIT_PAUSE: Duration = Duration::from_millis(1);
 
-/// One line of passwd(5) is far shorter (bytes).
-const ANSWER_MAX: usize = 64 * 1024;
+/// One line of passwd(5) is far shorter, and 65536 gids (NGROUPS_MAX) of 11 bytes fit (bytes).
+const ANSWER_MAX: usize = 1 << 20;
 
 /// `getent`'s exit status for "no such key" (getent(1)).
 const NOT_FOUND: i32 = 2;
 
-const NSSWITCH: &str = "/etc/nsswitch.conf";
+/// Asks for a user. `uid`: the key is this uid, and the answer must have it. A directory service may answer a name with
+/// another spelling of it (`CORP\eve` with `eve@corp.example`), so names are not compared.
+pub(super) fn user(key: &str, uid: Option<u32>) -> Result<Option<Entry>, LookupError> {
+    // A host without it (Alpine) has no NSS modules either.
+    let Some(program) = program() else { return Ok(None) };
+    let answer = ask(program, &["passwd", "--", key], TIMEOUT)?;
+    answer.map(|answer| entry(program, &answer, uid)).transpose()
+}
 
-/// nsswitch.conf is a few hundred bytes; no more than this is read.
-const NSSWITCH_MAX: u64 = 64 * 1024;
-
-/// The database of this host.
-#[derive(Debug, Clone, Copy)]
-pub struct System;
-
-impl Database for System {
-    fn by_name(&self, name: &str) -> Result<Option<Entry>, LookupError> {
-        match nix::unistd::User::from_name(name).map_err(LookupError::Passwd)? {
-            Some(user) => Ok(Some(user.into())),
-            None => getent(name, None),
-        }
-    }
-
-    /// Asks `getent` only where nsswitch.conf names a source that can know more than the file: this is on the way of
-    /// every start of a dynamic user, and a process more would be felt there.
-    fn by_uid(&self, uid: u32) -> Result<Option<Entry>, LookupError> {
-        match nix::unistd::User::from_uid(Uid::from_raw(uid)).map_err(LookupError::Passwd)? {
-            Some(user) => Ok(Some(user.into())),
-            None if has_directory_service(&nsswitch()) => getent(&uid.to_string(), Some(uid)),
-            None => Ok(None),
-        }
+/// The groups of a user, the primary one not among them; none where the host has no `getent`.
+pub(super) fn groups(name: &str) -> Result<Vec<u32>, LookupError> {
+    let Some(program) = program() else { return Ok(Vec::new()) };
+    match ask(program, &["initgroups", "--", name], TIMEOUT)? {
+        Some(answer) => gids(program, &answer, name),
+        None => Ok(Vec::new()),
     }
 }
 
-impl From<nix::unistd::User> for Entry {
-    fn from(user: nix::unistd::User) -> Entry {
-        Entry { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw(), home: user.dir }
+fn program() -> Option<&'static str> {
+    PROGRAMS.into_iter().find(|path| Path::new(path).exists())
+}
+
+fn entry(program: &'static str, answer: &[u8], uid: Option<u32>) -> Result<Entry, LookupError> {
+    match files::line(answer) {
+        Some(entry) if uid.is_none_or(|uid| uid == entry.uid) => Ok(entry),
+        _ => Err(unreadable(program, answer)),
     }
 }
 
-fn nsswitch() -> String {
-    let mut bytes = Vec::new();
-    // Absent or unreadable: glibc then uses the files, and other C libraries know nothing else.
-    if let Ok(file) = File::open(NSSWITCH) {
-        let _ = file.take(NSSWITCH_MAX).read_to_end(&mut bytes);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// Whether the `passwd` line of nsswitch.conf(5) names more than local sources. `systemd` counts as local: it knows the
-/// users of running units, whose ids (61184-65519) are outside of Nomad's range, and `compat` and `db` serve the files.
-fn has_directory_service(nsswitch: &str) -> bool {
-    let lines = nsswitch.lines().map(|line| line.split('#').next().unwrap_or("").trim_start());
-    let sources = lines.filter_map(|line| line.strip_prefix("passwd:"));
-    let mut in_action = false;
-    sources.flat_map(str::split_whitespace).any(|word| {
-        // [NOTFOUND=return] and the like, possibly with blanks inside.
-        in_action |= word.starts_with('[');
-        let source = !in_action && !matches!(word, "files" | "systemd" | "compat" | "db");
-        if word.ends_with(']') {
-            in_action = false;
-        }
-        source
-    })
-}
-
-/// `uid`: the key is this uid, and the answer must have it. A directory service may answer a name with another spelling of
-/// it (`CORP\eve` with `eve@corp.example`), so names are not compared.
-fn getent(key: &str, uid: Option<u32>) -> Result<Option<Entry>, LookupError> {
-    match GETENT.into_iter().find(|path| Path::new(path).exists()) {
-        Some(program) => ask(program, &["passwd", "--", key], uid, TIMEOUT),
-        // A host without it (Alpine) has no NSS modules either.
-        None => Ok(None),
+/// `name  gid gid gid`, the name as it was asked for.
+fn gids(program: &'static str, answer: &[u8], name: &str) -> Result<Vec<u32>, LookupError> {
+    let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let numbers = str::from_utf8(line).ok().and_then(|line| line.strip_prefix(name));
+    let parsed = numbers
+        .filter(|rest| rest.is_empty() || rest.starts_with(' '))
+        .map(|rest| rest.split_whitespace().map(str::parse).collect::<Result<Vec<u32>, _>>());
+    match parsed {
+        Some(Ok(gids)) => Ok(gids),
+        _ => Err(unreadable(program, answer)),
     }
 }
 
-/// Runs the program and reads one line of passwd(5) from it.
-fn ask(
-    program: &'static str,
-    args: &[&str],
-    uid: Option<u32>,
-    timeout: Duration,
-) -> Result<Option<Entry>, LookupError> {
+fn unreadable(program: &'static str, answer: &[u8]) -> LookupError {
+    let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    LookupError::Answer { program, line: String::from_utf8_lossy(line).into_owned() }
+}
+
+/// Runs the program and returns its output; `None` if it does not know the key.
+fn ask(program: &'static str, args: &[&str], timeout: Duration) -> Result<Option<Vec<u8>>, LookupError> {
     let failed = |e: &std::io::Error| LookupError::Spawn {
         program,
         errno: e.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
@@ -136,8 +107,7 @@ fn ask(
             }
             // Out of time, or nothing to hope for: no process stays behind.
             Ok(None) | Err(_) => {
-                let _ = child.kill();
-                let _ = child.wait();
+                end(child);
                 break None;
             }
         }
@@ -145,15 +115,20 @@ fn ask(
     let output = output.map_err(|e| failed(&e))?;
     let (Some(output), Some(status)) = (output, status) else { return Err(timed_out()) };
     match status.code() {
-        Some(0) => {}
-        Some(NOT_FOUND) => return Ok(None),
-        _ => return Err(LookupError::Failed { program, status }),
+        Some(0) => Ok(Some(output)),
+        Some(NOT_FOUND) => Ok(None),
+        _ => Err(LookupError::Failed { program, status }),
     }
-    let text = String::from_utf8_lossy(&output);
-    let line = text.lines().next().unwrap_or("");
-    match parse_line(line) {
-        Some(entry) if uid.is_none_or(|uid| uid == entry.uid) => Ok(Some(entry)),
-        _ => Err(LookupError::Answer { program, line: line.to_owned() }),
+}
+
+/// Kills the program. It is reaped on a thread of its own: one that hangs in the kernel (NFS) would hold the caller.
+fn end(mut child: Child) {
+    let _ = child.kill();
+    let reap = move || {
+        let _ = child.wait();
+    };
+    if let Err(error) = std::thread::Builder::new().name("getent".into()).spawn(reap) {
+        tracing::warn!(%error, "failed to reap getent: it stays a zombie until the plugin ends");
     }
 }
 
@@ -181,82 +156,46 @@ fn read_until(mut pipe: File, until: Instant) -> std::io::Result<Option<Vec<u8>>
     }
 }
 
-/// `name:password:uid:gid:gecos:home:shell`
-fn parse_line(line: &str) -> Option<Entry> {
-    let fields: Vec<&str> = line.split(':').collect();
-    let [name, _, uid, gid, _, home, _] = fields.as_slice() else { return None };
-    if name.is_empty() {
-        return None;
-    }
-    Some(Entry {
-        name: (*name).to_owned(),
-        uid: uid.parse().ok()?,
-        gid: gid.parse().ok()?,
-        home: PathBuf::from(home),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sh(script: &str, uid: Option<u32>, timeout: Duration) -> Result<Option<Entry>, LookupError> {
-        ask("/bin/sh", &["-c", script, "sh", "key"], uid, timeout)
+    const SH: &str = "/bin/sh";
+    const ANN: &str = "ann:x:1000:100::/home/ann:/bin/sh";
+
+    fn sh(script: &str, timeout: Duration) -> Result<Option<Vec<u8>>, LookupError> {
+        ask(SH, &["-c", script, "sh", "key"], timeout)
     }
 
-    #[test]
-    fn lines_of_passwd() {
-        let entry = parse_line("ann:x:1000:100:Ann,,:/home/ann:/bin/sh").unwrap();
-        assert_eq!((entry.name.as_str(), entry.uid, entry.gid), ("ann", 1000, 100));
-        assert_eq!(entry.home, Path::new("/home/ann"));
-        for bad in [
-            "",
-            "ann",
-            "ann:x:1000:100:Ann:/home/ann",
-            ":x:1:1::/:",
-            "a:x:-1:1::/:",
-            "a:x:1:4294967296::/:",
-            "+::::::",
-        ] {
-            assert_eq!(parse_line(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn directory_services() {
-        for text in [
-            "passwd: files sss\n",
-            "passwd:\tfiles systemd ldap # x\n",
-            "# c\ngroup: files\npasswd: winbind files\n",
-            "passwd: files [NOTFOUND = continue SUCCESS=return] sss",
-        ] {
-            assert!(has_directory_service(text), "{text}");
-        }
-        for text in [
-            "",
-            "passwd: files\n",
-            "passwd: files systemd [SUCCESS=merge]\n",
-            "passwd: files [ NOTFOUND = return ] systemd # sss\n",
-            "# passwd: sss\ngroup: sss\n",
-        ] {
-            assert!(!has_directory_service(text), "{text}");
-        }
+    fn answer(script: &str, uid: Option<u32>) -> Result<Option<Entry>, LookupError> {
+        sh(script, TIMEOUT)?.map(|answer| entry(SH, &answer, uid)).transpose()
     }
 
     #[test]
     fn answers_of_the_program() {
-        let found = sh("echo ann:x:1000:100::/home/ann:/bin/sh", None, TIMEOUT).unwrap().unwrap();
-        assert_eq!(found.uid, 1000);
-        let by_uid = sh("echo ann:x:1000:100::/home/ann:/bin/sh", Some(1000), TIMEOUT).unwrap().unwrap();
-        assert_eq!(by_uid.name, "ann");
-        assert_eq!(sh("exit 2", None, TIMEOUT).unwrap(), None);
-        assert!(matches!(sh("exit 3", None, TIMEOUT), Err(LookupError::Failed { .. })));
-        assert!(matches!(sh("kill -9 $$", None, TIMEOUT), Err(LookupError::Failed { .. })));
-        assert!(matches!(sh("echo hello", None, TIMEOUT), Err(LookupError::Answer { .. })));
-        let other = sh("echo bob:x:1001:100::/home/bob:/bin/sh", Some(1000), TIMEOUT);
+        assert_eq!(answer(&format!("echo {ANN}"), None).unwrap().unwrap().uid, 1000);
+        assert_eq!(answer(&format!("echo {ANN}"), Some(1000)).unwrap().unwrap().name, "ann");
+        assert_eq!(answer("exit 2", None).unwrap(), None);
+        assert!(matches!(answer("exit 3", None), Err(LookupError::Failed { .. })));
+        assert!(matches!(answer("kill -9 $$", None), Err(LookupError::Failed { .. })));
+        assert!(matches!(answer("echo hello", None), Err(LookupError::Answer { .. })));
+        let other = answer("echo bob:x:1001:100::/home/bob:/bin/sh", Some(1000));
         assert!(matches!(other, Err(LookupError::Answer { .. })), "{other:?}");
-        let missing = ask("/nonexistent/getent", &[], None, TIMEOUT);
+        let missing = ask("/nonexistent/getent", &[], TIMEOUT);
         assert!(matches!(missing, Err(LookupError::Spawn { errno: Errno::ENOENT, .. })), "{missing:?}");
+    }
+
+    #[test]
+    fn groups_follow_the_name() {
+        let of = |answer: &str, name: &str| gids(SH, answer.as_bytes(), name);
+        assert_eq!(of("ann                   4 27 1000\n", "ann").unwrap(), [4, 27, 1000]);
+        assert!(of("ann\n", "ann").unwrap().is_empty());
+        assert_eq!(of("DOMAIN\\jane doe 7\n", "DOMAIN\\jane doe").unwrap(), [7]);
+        for (answer, name) in
+            [("anna 4", "ann"), ("bob 4", "ann"), ("ann x", "ann"), ("ann -1", "ann"), ("", "ann")]
+        {
+            assert!(matches!(of(answer, name), Err(LookupError::Answer { .. })), "{answer}");
+        }
     }
 
     #[test]
@@ -265,7 +204,7 @@ mod tests {
         // Silent, endless, and one that closes its output but stays.
         for script in ["exec sleep 60", "exec yes ann:x:1:1::/:", "exec >&-; exec sleep 60"] {
             let begin = Instant::now();
-            let got = sh(script, None, short);
+            let got = sh(script, short);
             assert!(matches!(got, Err(LookupError::Timeout { .. })), "{script}: {got:?}");
             assert!(begin.elapsed() < Duration::from_secs(10), "{script}");
         }
@@ -274,13 +213,6 @@ mod tests {
     #[test]
     fn the_environment_is_empty() {
         let script = r#"[ -z "$HOME$CARGO" ] && echo "ann:x:1:1::$1:/bin/sh""#;
-        assert_eq!(sh(script, None, TIMEOUT).unwrap().unwrap().home, Path::new("key"));
-    }
-
-    #[test]
-    fn this_host_knows_root() {
-        assert_eq!(System.by_name("root").unwrap().unwrap().uid, 0);
-        assert_eq!(System.by_uid(0).unwrap().unwrap().name, "root");
-        assert_eq!(System.by_name("no-such-user-of-exec2").unwrap(), None);
+        assert_eq!(answer(script, None).unwrap().unwrap().home, Path::new("key"));
     }
 }

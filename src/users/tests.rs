@@ -4,13 +4,13 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A database from the text of passwd(5). `broken` stands for a directory service that is down.
+/// A database with the users of [`PASSWD`] and the groups of [`GROUPS`]. `broken` stands for a directory service that is down.
 struct Text {
     entries: Vec<Entry>,
     broken: bool,
 }
 
-const PASSWD: [(&str, u32, u32, &str); 7] = [
+const PASSWD: [(&str, u32, u32, &str); 10] = [
     ("root", 0, 0, "/root"),
     ("toor", 0, 0, "/root"),
     ("ann", 1000, 1000, "/home/ann"),
@@ -18,7 +18,14 @@ const PASSWD: [(&str, u32, u32, &str); 7] = [
     ("evil", 1002, u32::MAX, "/"),
     ("nobody", 65534, 65534, "/nonexistent"),
     ("CORP\\eve", 300_000, 300_001, "/home/eve"),
+    ("operator", 1003, 0, "/root"),
+    ("crowd", 1004, 1004, "/home/\u{7}"),
+    ("shim", 4_294_967_294, 1, "/"),
 ];
+
+/// Members of groups, as /etc/group and a directory service list them together.
+const GROUPS: [(&str, &[u32]); 4] =
+    [("ann", &[44, 27, 44, 1000]), ("root", &[0, 6]), ("operator", &[5, 0]), ("evil", &[1])];
 
 fn database() -> Text {
     let entries = PASSWD
@@ -50,31 +57,84 @@ impl Database for Text {
     fn by_uid(&self, uid: u32) -> Result<Option<Entry>, LookupError> {
         self.find(|e| e.uid == uid)
     }
+    fn memberships(&self, user: &str) -> Result<Vec<u32>, LookupError> {
+        if self.broken {
+            return Err(LookupError::Timeout { program: "/usr/bin/getent", seconds: 5 });
+        }
+        if user == "crowd" {
+            return Ok((2000..2000 + GROUPS_MAX as u32).collect());
+        }
+        let listed = GROUPS.iter().find(|(name, _)| *name == user);
+        Ok(listed.map(|(_, gids)| gids.to_vec()).unwrap_or_default())
+    }
 }
 
 fn user(s: &str) -> Result<User, UserError> {
     lookup_in(&database(), s)
 }
 
-fn is(s: &str, name: &str, uid: u32, gid: u32, home: &str) {
-    let want = User { name: name.to_owned(), uid, gid, home: PathBuf::from(home) };
-    assert_eq!(user(s).unwrap(), want, "{s}");
+/// `home`: a user of the database; none: one that is in no database.
+fn is(s: &str, name: &str, uid: u32, gid: u32, home: Option<&str>) {
+    let got = user(s).unwrap();
+    assert_eq!((got.name.as_str(), got.uid, got.gid), (name, uid, gid), "{s}");
+    assert_eq!(got.home.as_deref(), home.map(Path::new), "{s}");
+    assert_eq!(got.known, home.is_some() || name == "rel", "{s}");
 }
 
 #[test]
 fn every_form() {
-    is("ann", "ann", 1000, 1000, "/home/ann");
-    is("root", "root", 0, 0, "/root");
-    is("nobody", "nobody", 65534, 65534, "/nonexistent");
-    is("CORP\\eve", "CORP\\eve", 300_000, 300_001, "/home/eve");
-    is("1000", "ann", 1000, 1000, "/home/ann");
-    is("1000:7", "ann", 1000, 7, "/home/ann");
-    is("4294967294:4294967294", "4294967294", ID_MAX, ID_MAX, NO_HOME);
-    is("555:0", "555", 555, 0, NO_HOME);
-    is("nomad-80001", "nomad-80001", 80001, 80001, NO_HOME);
-    is("nomad-2147483647", "nomad-2147483647", 2_147_483_647, 2_147_483_647, NO_HOME);
+    is("ann", "ann", 1000, 1000, Some("/home/ann"));
+    is("root", "root", 0, 0, Some("/root"));
+    is("nobody", "nobody", 65534, 65534, Some("/nonexistent"));
+    is("CORP\\eve", "CORP\\eve", 300_000, 300_001, Some("/home/eve"));
+    is("1000", "ann", 1000, 1000, Some("/home/ann"));
+    is("1000:7", "ann", 1000, 7, Some("/home/ann"));
+    is("4294967293:4294967293", "4294967293", ID_MAX, ID_MAX, None);
+    is("nomad-80001", "nomad-80001", 80001, 80001, None);
+    is("nomad-2147483647", "nomad-2147483647", 2_147_483_647, 2_147_483_647, None);
     // A home that is not absolute would be taken below whatever directory the task is in.
-    is("rel", "rel", 1001, 1001, NO_HOME);
+    is("rel", "rel", 1001, 1001, None);
+}
+
+#[test]
+fn a_named_user_has_the_groups_of_the_database() {
+    let groups = |s| user(s).unwrap().groups;
+    assert_eq!(groups("ann"), [1000, 27, 44], "the primary one first, each once");
+    assert_eq!(groups("1000"), [1000, 27, 44]);
+    assert_eq!(groups("rel"), [1001]);
+    assert_eq!(groups("root"), [0, 6]);
+    // Written by the operator into the database.
+    assert_eq!(groups("operator"), [0, 5]);
+    for none in ["nomad-80001", "4242:7", "1000:7"] {
+        assert!(groups(none).is_empty(), "{none}");
+    }
+    let refused = matches!(user("crowd"), Err(UserError::TooManyGroups { count: 65_537, .. }));
+    assert!(refused, "more than a process can have");
+}
+
+#[test]
+fn group_0_is_not_the_jobs_to_ask_for() {
+    for written in ["555:0", "1000:0", "4294967293:0"] {
+        let error = user(written).unwrap_err();
+        assert!(matches!(error, UserError::RootGroup { .. }) && error.is_job_fault(), "{written}: {error}");
+    }
+    assert_eq!(user("555:1").unwrap().gid, 1);
+}
+
+#[test]
+fn a_job_has_only_dynamic_users_of_the_range() {
+    let range = DynamicRange::default();
+    for outside in ["nomad-79999", "nomad-90000", "nomad-1", "nomad-1000", "nomad-2147483647"] {
+        let error = lookup_for_job(outside, range).unwrap_err();
+        assert!(matches!(error, UserError::OutOfRange { .. }) && error.is_job_fault(), "{outside}: {error}");
+        let text = error.to_string();
+        assert!(text.contains("dynamic_user_range") && text.contains("dynamic_user_min"), "{text}");
+    }
+    // Not by chance a user of this host.
+    let free: DynamicRange = "2147483640-2147483646".parse().unwrap();
+    assert_eq!(lookup_for_job("nomad-2147483646", free).unwrap().uid, 2_147_483_646);
+    assert!(lookup_for_job("nomad-2147483647", free).is_err());
+    assert_eq!(lookup_for_job("root", free).unwrap().uid, 0, "no other form has a range");
 }
 
 #[test]
@@ -125,6 +185,7 @@ fn malformed() {
         "a/b",
         "007",
         "01",
+        "4294967294",
         "4294967295",
         "4294967296",
         "99999999999999999999",
@@ -138,6 +199,8 @@ fn malformed() {
         "01:1",
         "1:01",
         "1:-1",
+        "1:4294967294",
+        "4294967294:1",
         "1:4294967295",
         "4294967295:1",
         "nomad-01",
@@ -176,7 +239,9 @@ fn a_dynamic_id_of_a_real_user_is_refused() {
 }
 
 #[test]
-fn the_id_that_means_no_change_is_refused() {
+fn ids_that_are_reserved_are_refused() {
+    let e = user("shim").unwrap_err();
+    assert!(matches!(e, UserError::Reserved { what: "uid", id: 4_294_967_294, .. }), "{e}");
     let e = user("evil").unwrap_err();
     assert!(matches!(e, UserError::Reserved { what: "gid", .. }), "{e}");
     // With a group of its own it is an ordinary user.
@@ -191,16 +256,18 @@ fn a_database_that_is_down_refuses_and_is_worth_another_try() {
         assert!(matches!(e, UserError::Lookup { .. }) && !e.is_job_fault(), "{s}: {e}");
         assert!(e.to_string().contains("within 5 s"), "{e}");
     }
-    assert_eq!(lookup_in(&down, "ann").unwrap().uid, 1000);
+    // A start without the groups would be another task than the one that was asked for.
+    assert!(matches!(lookup_in(&down, "ann"), Err(UserError::Lookup { .. })));
+    assert_eq!(lookup_in(&down, "1000:7").unwrap().uid, 1000);
 }
 
 #[test]
 fn on_this_host() {
     let root = lookup("root").unwrap();
-    assert_eq!((root.uid, root.home.is_absolute()), (0, true));
+    assert_eq!((root.uid, root.home.is_some(), root.groups.first()), (0, true, Some(&0)));
     assert!(matches!(lookup("no-such-user-of-exec2"), Err(UserError::NotFound { .. })));
     assert!(lookup("0").is_err());
-    assert_eq!(lookup("nomad-2147483646").unwrap().home, Path::new(NO_HOME));
+    assert_eq!(lookup("nomad-2147483646").unwrap().home, None);
 }
 
 proptest! {
@@ -208,7 +275,9 @@ proptest! {
     fn only_root_is_uid_0(s in "(nomad-)?[-+0-9:]{0,12}|[ -~]{0,12}|(?i)root|(?i)toor|\\PC{0,8}") {
         if let Ok(user) = user(&s) {
             prop_assert!(user.uid != 0 || s == "root", "{s}");
-            prop_assert!(user.uid <= ID_MAX && user.gid <= ID_MAX && user.home.is_absolute());
+            prop_assert!(user.uid <= ID_MAX && user.gid <= ID_MAX);
+            prop_assert!(user.home.is_none_or(|home| home.is_absolute()));
+            prop_assert!(user.groups.iter().all(|gid| *gid <= ID_MAX));
         }
     }
 

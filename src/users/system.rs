@@ -1,0 +1,55 @@
+//! The host's own user database: /etc/passwd and /etc/group, and `getent` for what these do not have.
+
+use super::nsswitch::Nsswitch;
+use super::{Database, Entry, LookupError, files, getent};
+
+/// The database of this host.
+#[derive(Debug, Clone, Copy)]
+pub struct System;
+
+impl Database for System {
+    fn by_name(&self, name: &str) -> Result<Option<Entry>, LookupError> {
+        match files::by_name(&files::read(files::PASSWD)?, name) {
+            None => getent::user(name, None),
+            found => Ok(found),
+        }
+    }
+
+    /// Asks `getent` only where nsswitch.conf names a source that can know more than the file: every start of a dynamic
+    /// user comes here, and one more process would be felt.
+    fn by_uid(&self, uid: u32) -> Result<Option<Entry>, LookupError> {
+        match files::by_uid(&files::read(files::PASSWD)?, uid) {
+            None if Nsswitch::read().users_of_service() => getent::user(&uid.to_string(), Some(uid)),
+            found => Ok(found),
+        }
+    }
+
+    /// A user who is not in the file comes from a service, which is then asked for the groups as well.
+    fn memberships(&self, user: &str) -> Result<Vec<u32>, LookupError> {
+        let mut gids = files::memberships(&files::read(files::GROUP)?, user);
+        let of_service = || Ok(files::by_name(&files::read(files::PASSWD)?, user).is_none());
+        if Nsswitch::read().groups_of_service() || of_service()? {
+            gids.extend(getent::groups(user)?);
+        }
+        Ok(gids)
+    }
+}
+
+/// The gid of a group in /etc/group.
+pub fn group_id(name: &str) -> Result<Option<u32>, LookupError> {
+    Ok(files::gid(&files::read(files::GROUP)?, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_knows_root() {
+        assert_eq!(System.by_name("root").unwrap().unwrap().uid, 0);
+        assert_eq!(System.by_uid(0).unwrap().unwrap().name, "root");
+        assert_eq!(System.by_name("no-such-user-of-exec2").unwrap(), None);
+        System.memberships("root").unwrap();
+        assert_eq!(group_id("no-such-group-of-exec2").unwrap(), None);
+    }
+}
