@@ -167,6 +167,12 @@ impl Reporter {
         }
     }
 
+    /// Whether the process that started the shim has died: nobody reads the socket any more.
+    pub fn is_abandoned(&self) -> bool {
+        let mut socket = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        matches!(poll(&mut socket, PollTimeout::ZERO), Ok(1..))
+    }
+
     /// Tells the plugin what failed. If even that fails, the plugin sees the socket end too early.
     pub fn failed(&self, failure: &Failure) {
         if let Ok(message) = rmp_serde::to_vec(&Message::Failed(failure.clone())) {

@@ -20,9 +20,12 @@ use nix::fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{
-    Gid, Pid, Uid, dup2_stderr, dup2_stdout, execve, fchdir, fchown, setgroups, setresgid, setresuid, setsid,
+    Gid, Pid, Uid, dup2_stderr, dup2_stdout, execve, fchdir, fchown, setgroups, setpgid, setresgid, setresuid,
+    setsid,
 };
 
 use super::report::{Failure, Reporter, Step};
@@ -30,6 +33,7 @@ use super::spec::{ShimSpec, Stdio, candidates};
 use crate::sandbox::capabilities::CapSet;
 use crate::sandbox::landlock::{HANDLED, REQUIRED, rights};
 use crate::sandbox::place::{Missing, Place, Rule};
+use crate::sandbox::unveil;
 use crate::sys;
 use crate::task::open_files;
 
@@ -42,6 +46,9 @@ const LOG_READER_PAUSE: Duration = Duration::from_millis(5);
 const OPEN_TRIES: u32 = 16;
 /// Exit status of a task that never became one; nobody sees it, the failure is reported.
 const NOT_A_TASK: i32 = 127;
+
+/// `PIPEFS_MAGIC` of `linux/magic.h`.
+const PIPE_FS_MAGIC: FsType = FsType(0x5049_5045);
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
 
@@ -67,6 +74,7 @@ pub fn prepare(spec: &ShimSpec) -> Result<Prepared> {
     let work_dir = open_at(&spec.work_dir, OFlag::O_PATH | OFlag::O_DIRECTORY)
         .map_err(|errno| Failure::new(Step::WorkDir, path_of(&spec.work_dir), errno))?;
     let ruleset = build_ruleset(spec, logs.as_ref())?;
+    lead_session(spec)?;
     Ok(Prepared { logs, work_dir, ruleset })
 }
 
@@ -103,11 +111,21 @@ pub fn drop_privileges() -> Result<()> {
     prctl::set_no_new_privs().map_err(|errno| Failure::new(Step::NoNewPrivs, "the shim", errno))
 }
 
+/// In the shim, when its task must not outlive the process that started it. After the last change of credentials: each
+/// clears the setting (PR_SET_PDEATHSIG(2const)).
+pub fn die_with_parent(reporter: &Reporter) -> Result<()> {
+    let failed = |errno| Failure::new(Step::Session, "the shim", errno);
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed)?;
+    // It may have died before.
+    if reporter.is_abandoned() { Err(failed(Errno::ESRCH)) } else { Ok(()) }
+}
+
 /// In the task, from clone to exec. Everything before `become_user` still runs as root.
 fn become_task(spec: &ShimSpec, prepared: Prepared) -> Result<Infallible> {
     sys::signals::reset_dispositions();
+    sys::signals::ignore(spec.ignored);
+    join_session(spec)?;
     sys::signals::unblock_all().map_err(|errno| Failure::new(Step::Session, "the task", errno))?;
-    setsid().map_err(|errno| Failure::new(Step::Session, "the task", errno))?;
     set_oom_score_adj(spec)?;
     if let Some(limit) = spec.open_files {
         open_files::take(limit).map_err(|errno| Failure::new(Step::OpenFiles, limit.to_string(), errno))?;
@@ -214,8 +232,15 @@ fn build_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated>
         .create()
         .map_err(failed)?;
     for log in logs.iter().flat_map(|logs| [&logs.stdout, &logs.stderr]) {
-        let write = rights(crate::sandbox::unveil::Access::WRITE, false);
+        let write = rights(unveil::Access::WRITE, false);
         ruleset = ruleset.add_rule(PathBeneath::new(log, write)).map_err(failed)?;
+    }
+    if let Some(terminal) = spec.terminal {
+        // As the log FIFOs: the task can open /dev/stdout again.
+        let terminal = sys::terminal::standard(terminal)
+            .map_err(|errno| Failure::new(Step::Session, "the terminal", errno))?;
+        let read_write = rights(unveil::Access::READ.union(unveil::Access::WRITE), false);
+        ruleset = ruleset.add_rule(PathBeneath::new(terminal, read_write)).map_err(failed)?;
     }
     for rule in &spec.rules {
         ruleset = add_rule(ruleset, rule)?;
@@ -252,9 +277,30 @@ fn add_rule(ruleset: RulesetCreated, rule: &Rule) -> Result<RulesetCreated> {
         // `c` alone on a file: nothing can be created in it.
         return Ok(ruleset);
     }
+    if fstatfs(&place).is_ok_and(|found| found.filesystem_type() == PIPE_FS_MAGIC) {
+        // A pipe (`/dev/stdout`) is on no mounted file system: Landlock lets it pass, and refuses rules for it.
+        return Ok(ruleset);
+    }
     ruleset
         .add_rule(PathBeneath::new(place, rights))
         .map_err(|error| Failure::text(Step::Unveil, rule.to_string(), error.to_string()))
+}
+
+/// With a terminal the shim leads the session, and the task is a process group in it: its parent is then in the same
+/// session, without which the kernel would not let the terminal stop it (setpgid(2), orphaned process groups).
+fn lead_session(spec: &ShimSpec) -> Result<()> {
+    let Some(terminal) = spec.terminal else { return Ok(()) };
+    let failed = |errno| Failure::new(Step::Session, "the terminal", errno);
+    setsid().map_err(failed)?;
+    sys::terminal::take_control(terminal).map_err(failed)
+}
+
+/// In the task, while every signal is blocked.
+fn join_session(spec: &ShimSpec) -> Result<()> {
+    let failed = |errno| Failure::new(Step::Session, "the task", errno);
+    let Some(terminal) = spec.terminal else { return setsid().map(drop).map_err(failed) };
+    setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(failed)?;
+    sys::terminal::come_to_foreground(terminal).map_err(failed)
 }
 
 fn set_oom_score_adj(spec: &ShimSpec) -> Result<()> {
