@@ -5,10 +5,11 @@
 //! done any more below a directory that belongs to the user.
 
 mod base;
+mod remove;
 
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -52,6 +53,8 @@ pub enum ScratchError {
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
+    /// The [`Base`] that it is in.
+    parent: OwnedFd,
     /// The directory, locked as long as this process lives: [`sweep`] takes only what nobody has locked.
     dir: Flock<OwnedFd>,
 }
@@ -86,7 +89,10 @@ impl Scratch {
             let own = fstat(&*dir).map_err(failed("stat"))?;
             let found = fstatat(base.dir(), name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
             if found.is_ok_and(|found| is_same(&found, &own)) {
-                return Ok(Self { path, dir });
+                let parent = base.dir().try_clone_to_owned().map_err(|error| {
+                    failed("open")(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+                })?;
+                return Ok(Self { path, parent, dir });
             }
         }
         Err(ScratchError::NoName(base.path().to_owned()))
@@ -143,7 +149,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        remove(&self.path);
+        remove(self.parent.as_fd(), &self.path);
     }
 }
 
@@ -157,16 +163,16 @@ pub fn sweep(base: &Base) {
         }
         // Held until the directory is gone.
         if let Ok(_lock) = Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
-            remove(&base.path().join(&name));
+            remove(base.dir(), &base.path().join(&name));
         }
     }
 }
 
-/// Removes a directory of ours in a [`Base`]. std goes down by descriptors and follows no symbolic link, and the path up to
-/// the directory itself cannot be changed by anybody else.
-fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(path) {
-        say(&format!("nomad-driver-exec2: failed to remove {path:?}: {error}\n"));
+/// Removes the directory of this path in `parent`.
+fn remove(parent: BorrowedFd<'_>, path: &Path) {
+    let removed = path.file_name().map_or(Err(Errno::EINVAL), |name| remove::tree(parent, name));
+    if let Err(errno) = removed {
+        say(&format!("nomad-driver-exec2: failed to remove {path:?}: {}\n", errno.desc()));
     }
 }
 
