@@ -21,7 +21,8 @@ use super::{causes, environment, free_user, say};
 use crate::cgroup::{Cgroup, Limits, ResourceRequest};
 use crate::config::{PluginConfig, TaskConfig};
 use crate::sandbox::capabilities::{CapList, CapabilityError};
-use crate::sandbox::unveil::Unveil;
+use crate::sandbox::place::{Missing, Place, Rule};
+use crate::sandbox::unveil::{Access, Unveil};
 use crate::shim::report::StartError;
 use crate::task::launch::{LaunchError, Launcher};
 use crate::task::notice::Notices;
@@ -161,6 +162,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     spec.shim.die_with_parent = true;
     spec.shim.ignored = ignored;
     spec.shim.terminal = stdio.terminal_number();
+    spec.shim.rules.extend(spec.shim.terminal.map(|_| own_terminal()));
     let ended = supervise(&spec, stdio)?;
     if ended.oom_killed {
         let own = args.memory.is_some() && cgroup.reached_its_limit();
@@ -192,6 +194,11 @@ fn command(args: &Args) -> anyhow::Result<(String, Vec<String>)> {
     Ok((command, all.collect::<Result<_, _>>()?))
 }
 
+/// /dev/tty, which means the terminal that the task has been given.
+fn own_terminal() -> Rule {
+    Rule { access: Access::READ | Access::WRITE, place: Place::host("/dev/tty"), missing: Missing::Skip }
+}
+
 /// Removes what killed `run`s left behind. Their tasks have ended with them.
 fn sweep(base: &Base) {
     run_id::sweep(Path::new(RUN_DIR));
@@ -216,9 +223,11 @@ fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Ended> {
             launched.abandon();
             error
         })?;
-        let attendant = Attendant::new(Arc::clone(&task), signals, running.terminal.take())?;
+        let mut attendant = Attendant::new(Arc::clone(&task), signals, running.terminal.take())?;
         let ended = attendant.until_the_end().await;
+        // With the terminal as the task had it, up to the last line.
         running.finish();
+        drop(attendant);
         // What cannot be cleaned up must not hide how the command ended.
         if let Err(error) = task.forget() {
             say(&format!("nomad-driver-exec2: {error}\n"));
@@ -241,8 +250,7 @@ impl Attendant {
         Ok(Self { task, signals, terminal })
     }
 
-    async fn until_the_end(mut self) -> Ended {
-        self.adapt_terminal();
+    async fn until_the_end(&mut self) -> Ended {
         loop {
             let terminal = self.terminal.as_mut();
             tokio::select! {

@@ -102,7 +102,7 @@ impl Stdio {
 
     /// Starts the task by `start`, with the streams in place meanwhile, and then starts to copy.
     pub fn during<T>(self, start: impl FnOnce() -> T) -> anyhow::Result<(T, Running)> {
-        let Self { own, given, copies, terminal, .. } = self;
+        let Self { own, given, copies, mut terminal, .. } = self;
         let context = "failed to replace a standard stream";
         let streams = |number: usize| given[number].as_ref().unwrap_or(&own[number]).as_fd();
         put_in_place([streams(0), streams(1), streams(2)]).context(context)?;
@@ -110,6 +110,9 @@ impl Stdio {
         put_in_place([own[0].as_fd(), own[1].as_fd(), own[2].as_fd()]).context(context)?;
         // Else the end of the task's streams would never come.
         drop(given);
+        if let Some(terminal) = &mut terminal {
+            terminal.adapt();
+        }
         let relays = copies
             .into_iter()
             .map(|(source, target, gone)| Relay::start(source, target, gone))
