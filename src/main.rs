@@ -34,7 +34,7 @@ fn plugin() -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "the plugin ends");
+            tracing::error!(error = cli::causes(&error), "the plugin ends");
             ExitCode::FAILURE
         }
     }

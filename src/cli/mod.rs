@@ -2,10 +2,16 @@
 
 mod check;
 mod cpu;
+mod environment;
 mod free_user;
 mod own_cgroup;
+mod relay;
 mod run;
+mod run_id;
 mod scratch;
+mod signals;
+mod stdio;
+mod terminal;
 mod validate;
 
 use std::ffi::OsString;
@@ -83,7 +89,37 @@ pub fn explain() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// An error with its causes, each of them once: those of other crates are often part of the text already.
+pub fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// A message to standard error; if that is closed there is nobody to tell.
 fn say(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+    use crate::users::{LookupError, UserError};
+
+    #[test]
+    fn a_cause_appears_once() {
+        let source = LookupError::Timeout { program: "getent", seconds: 5 };
+        let error = anyhow::Error::from(UserError::Lookup { user: "x".into(), source });
+        assert_eq!(causes(&error).matches("no answer within").count(), 1, "{}", causes(&error));
+        let missing = std::fs::read("/nonexistent/x").context("failed to read \"x\"").unwrap_err();
+        assert_eq!(causes(&missing), "failed to read \"x\": No such file or directory (os error 2)");
+    }
 }

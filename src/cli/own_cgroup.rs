@@ -4,21 +4,25 @@ use std::path::Path;
 
 use anyhow::bail;
 
+use super::run_id::RunId;
 use super::say;
 use crate::cgroup::{Cgroup, MOUNT_POINT, MissingController};
 
 /// Where `run` makes its cgroups: not below Nomad's, which the agent looks after.
 const SLICE: &str = "nomad-driver-exec2.slice";
 
-/// The cgroup, or none where there is none to be had.
+/// How the name of a `run`'s cgroup ends.
+const SUFFIX: &str = ".scope";
+
+/// The cgroup, or none where it is not available.
 #[derive(Debug)]
 pub struct OwnCgroup(Option<Cgroup>);
 
 impl OwnCgroup {
     /// Makes it. `asked` are the controllers that a limit needs; without them it is an error. What else the host does not
     /// give is said, and the task runs without.
-    pub fn new(id: u32, asked: &[&str]) -> anyhow::Result<Self> {
-        let path = Path::new(MOUNT_POINT).join(SLICE).join(format!("run-{id}.scope"));
+    pub fn new(id: RunId, asked: &[&str]) -> anyhow::Result<Self> {
+        let path = Path::new(MOUNT_POINT).join(SLICE).join(format!("{id}{SUFFIX}"));
         let created = match Cgroup::create(&path) {
             Ok(created) => created,
             Err(error) => {
@@ -61,6 +65,25 @@ impl Drop for OwnCgroup {
             say(&format!("nomad-driver-exec2: {error}\n"));
         }
         remove_slice();
+    }
+}
+
+/// Removes the empty cgroups of killed `run`s. One with processes is left for the next sweep.
+pub fn sweep() {
+    let slice = Path::new(MOUNT_POINT).join(SLICE);
+    let Ok(entries) = std::fs::read_dir(&slice) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).and_then(RunId::parse);
+        if !owner.is_some_and(RunId::has_ended) {
+            continue;
+        }
+        if let Ok(cgroup) = Cgroup::open(&entry.path())
+            && matches!(cgroup.populated(), Ok(false))
+            && let Err(error) = cgroup.remove()
+        {
+            say(&format!("nomad-driver-exec2: {error}\n"));
+        }
     }
 }
 

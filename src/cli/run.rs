@@ -1,20 +1,30 @@
 //! `run`: the same sandbox without Nomad, through the same code.
 
+use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
-use tokio::signal::unix::{SignalKind, signal};
 
-use super::{cpu::mhz_per_core, free_user, own_cgroup::OwnCgroup, say, scratch::Scratch};
+use super::cpu::mhz_per_core;
+use super::own_cgroup::{self, OwnCgroup};
+use super::run_id::{self, RunId};
+use super::scratch::{self, Base, Scratch};
+use super::signals::{Meaning, Signals};
+use super::stdio::Stdio;
+use super::terminal::{Terminal, Watch};
+use super::{causes, environment, free_user, say};
 use crate::cgroup::{Cgroup, Limits, ResourceRequest};
 use crate::config::{PluginConfig, TaskConfig};
 use crate::sandbox::capabilities::{CapList, CapabilityError};
-use crate::sandbox::unveil::Unveil;
+use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
+use crate::sandbox::unveil::{Access, Unveil};
 use crate::shim::report::StartError;
+use crate::sys;
 use crate::task::launch::{LaunchError, Launcher};
 use crate::task::notice::Notices;
 use crate::task::run_dir::RUN_DIR;
@@ -28,10 +38,6 @@ use crate::users;
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 const FAILED: u8 = 125;
-
-/// Signals that are passed on to the task. Everything else acts on this program, as on any.
-const FORWARDED: [i32; 7] =
-    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -57,6 +63,9 @@ pub struct Args {
     /// Grant a capability, for example net_bind_service; may be repeated
     #[arg(long, value_name = "CAP", value_parser = capability)]
     cap_add: Vec<String>,
+    /// Set a variable, or pass the caller's one of this name on; may be repeated [default: PATH, TERM, LANG, LC_*, TZ]
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
     /// Start in this directory, absolute or relative to the task's own [default: local]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
@@ -65,7 +74,7 @@ pub struct Args {
     no_defaults: bool,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
-    command: Vec<String>,
+    command: Vec<OsString>,
 }
 
 /// Runs the command and returns its exit status.
@@ -73,7 +82,7 @@ pub fn main(args: Args) -> ExitCode {
     match run(&args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            say(&format!("nomad-driver-exec2: {error:#}\n"));
+            say(&format!("nomad-driver-exec2: {}\n", causes(&error)));
             ExitCode::from(status_of(&error))
         }
     }
@@ -96,14 +105,21 @@ fn run(args: &Args) -> anyhow::Result<u8> {
             "run needs root: it makes namespaces and becomes another user; try sudo nomad-driver-exec2 run …"
         );
     }
-    let id = std::process::id();
+    let ignored = sys::signals::ignored();
+    // Ignored, it would hide the ends of children.
+    sys::signals::reset(libc::SIGCHLD);
+    let id = RunId::own().context("failed to identify this process")?;
+    let (command, rest) = command(args)?;
     let capabilities = CapList::from_names(&args.cap_add)?;
+    let asked_env = environment::asked(&args.env, |name| std::env::var_os(name))?;
     let limits = limits(args)?;
     let user = match &args.user {
         Some(name) => users::lookup(name)?,
-        None => free_user::find(id)?,
+        None => free_user::find(id.seed())?,
     };
-    let scratch = Scratch::new(&user).context("make the task's directories")?;
+    let base = Base::find(std::env::var_os("TMPDIR"))?;
+    sweep(&base);
+    let scratch = Scratch::new(&base, &user)?;
     // Dropped before the directories, on every way out.
     let cgroup = OwnCgroup::new(id, &asked(args))?;
     let plugin = PluginConfig {
@@ -112,10 +128,9 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         allow_caps: capabilities.set(),
         ..PluginConfig::default()
     };
-    let (command, rest) = args.command.split_first().context("no command")?;
     let config = TaskConfig {
         command: command.clone(),
-        args: rest.to_vec(),
+        args: rest,
         unveil: args.unveil.clone(),
         oom_score_adj: 0,
         cap_add: capabilities,
@@ -123,13 +138,15 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         work_dir: args.work_dir.clone(),
         oom_group: false,
     };
-    let env = environment().chain(scratch.variables()).collect();
-    let task_id = format!("run-{id}");
-    let spec = TaskSpec::new(
+    let mut env = environment::of_command(&asked_env, std::env::vars_os());
+    env.extend(scratch.variables());
+    let stdio = Stdio::new(&user)?;
+    let task_id = id.to_string();
+    let mut spec = TaskSpec::new(
         &Request {
             id: &task_id,
             alloc_id: "",
-            name: command,
+            name: &command,
             user,
             env: &env,
             root: scratch.root(),
@@ -141,7 +158,12 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         },
         &plugin,
     )?;
-    let ended = supervise(&spec)?;
+    environment::check(&asked_env, &spec)?;
+    spec.shim.die_with_parent = true;
+    spec.shim.ignored = ignored;
+    spec.shim.terminal = stdio.terminal_number();
+    spec.shim.rules.extend(spec.shim.terminal.map(|_| own_terminal()));
+    let ended = supervise(&spec, stdio)?;
     if ended.oom_killed {
         let own = args.memory.is_some() && cgroup.reached_its_limit();
         let why = if own {
@@ -159,38 +181,58 @@ fn capability(name: &str) -> Result<String, CapabilityError> {
     CapList::from_names([name]).map(|_| name.to_owned())
 }
 
-/// The caller's environment. Everything on the way to a task is text, so a variable that is none is left out, and named.
-fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| match (name.into_string(), value.into_string()) {
-        (Ok(name), Ok(value)) => Some((name, value)),
-        (name, _) => {
-            let name = name.unwrap_or_else(|name| name.to_string_lossy().into_owned());
-            say(&format!(
-                "nomad-driver-exec2: left out of the environment, because it is not UTF-8: {name}\n"
-            ));
-            None
-        }
-    })
+/// The command and its arguments. Everything on the way to a task is text.
+fn command(args: &Args) -> anyhow::Result<(String, Vec<String>)> {
+    let text = |(place, arg): (usize, &OsString)| {
+        arg.clone().into_string().map_err(|arg| {
+            let what = if place == 0 { "the command".to_owned() } else { format!("argument {place}") };
+            anyhow::anyhow!("{what} {arg:?} is not UTF-8; a task takes only text: give a directory, or a pattern for a shell")
+        })
+    };
+    let mut all = args.command.iter().enumerate().map(text);
+    let command = all.next().context("the command is missing; write it after --")??;
+    Ok((command, all.collect::<Result<_, _>>()?))
 }
 
-/// From start to end of the task, with the terminal's signals passed on.
-fn supervise(spec: &TaskSpec) -> anyhow::Result<Ended> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+/// /dev/tty, which means the terminal that the task has been given.
+fn own_terminal() -> Rule {
+    Rule {
+        access: Access::READ | Access::WRITE,
+        place: Place::host("/dev/tty"),
+        named_by: NamedBy::Driver,
+        missing: Missing::Skip,
+    }
+}
+
+/// Removes what killed `run`s left behind. Their tasks have ended with them.
+fn sweep(base: &Base) {
+    run_id::sweep(Path::new(RUN_DIR));
+    own_cgroup::sweep();
+    scratch::sweep(base);
+}
+
+/// From start to end of the task.
+fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
     runtime.block_on(async {
         // Before the start: a Ctrl-C in between must not leave a task behind.
-        let signals = FORWARDED.map(|number| signal(SignalKind::from_raw(number)));
-        let launched = Launcher::new(Path::new(RUN_DIR))?.launch(spec)?;
+        let signals = Signals::listen(spec.shim.ignored).context("failed to listen for signals")?;
+        let launcher = Launcher::new(Path::new(RUN_DIR))?;
+        let (launched, mut running) = stdio.during(|| launcher.launch(spec))?;
         let names = Names { id: spec.id.clone(), alloc_id: String::new(), name: spec.name.clone() };
         let notices = Notices::default();
-        let task = Task::adopt(names, launched, &notices).map_err(|(error, launched)| {
+        let task = Task::adopt(names, launched?, &notices).map_err(|(error, launched)| {
             launched.abandon();
             error
         })?;
-        for (number, signals) in FORWARDED.into_iter().zip(signals) {
-            forward(number, signals.context("listen for signals")?, Arc::clone(&task));
-        }
-        let ended = task.wait().await;
+        let mut attendant = Attendant::new(Arc::clone(&task), signals, running.terminal.take())?;
+        let ended = attendant.until_the_end().await;
+        // With the terminal as the task had it, up to the last line.
+        running.finish();
+        drop(attendant);
         // What cannot be cleaned up must not hide how the command ended.
         if let Err(error) = task.forget() {
             say(&format!("nomad-driver-exec2: {error}\n"));
@@ -199,15 +241,111 @@ fn supervise(spec: &TaskSpec) -> anyhow::Result<Ended> {
     })
 }
 
-fn forward(number: i32, mut signals: tokio::signal::unix::Signal, task: Arc<Task>) {
-    let Some(number) = SignalNumber::new(number) else { return };
-    tokio::spawn(async move {
-        while signals.recv().await.is_some() {
-            if let Err(error) = task.signal(number) {
-                say(&format!("nomad-driver-exec2: {error}\n"));
+/// Stands between a running task and whoever started `run`.
+struct Attendant {
+    task: Arc<Task>,
+    signals: Signals,
+    terminal: Option<(Terminal, Watch)>,
+}
+
+impl Attendant {
+    fn new(task: Arc<Task>, signals: Signals, terminal: Option<Terminal>) -> anyhow::Result<Self> {
+        let watched = |terminal: Terminal| terminal.watch().map(|watch| (terminal, watch));
+        let terminal = terminal.map(watched).transpose().context("failed to watch the terminal")?;
+        Ok(Self { task, signals, terminal })
+    }
+
+    async fn until_the_end(&mut self) -> Ended {
+        loop {
+            let terminal = self.terminal.as_mut();
+            tokio::select! {
+                ended = self.task.wait() => return ended,
+                number = self.signals.next() => self.on_signal(number),
+                () = pass_on(terminal) => {
+                    self.adapt_terminal();
+                    if self.task.process.is_some_and(|process| is_stopped(process.pid)) {
+                        // By Ctrl-Z at its own terminal: the whole job of the shell is meant.
+                        self.suspend(Signal::SIGTSTP, true);
+                    }
+                }
             }
         }
-    });
+    }
+
+    fn on_signal(&mut self, number: i32) {
+        let signal = Signal::try_from(number);
+        match (Meaning::of(number), signal) {
+            (Meaning::Stop, Ok(signal)) => self.suspend(signal, false),
+            (Meaning::End, Ok(signal)) => {
+                self.restore_terminal();
+                // The kernel ends the task with this process.
+                let _ = sys::signals::act_by_default(signal, false);
+            }
+            (Meaning::Continue, _) => self.resume(),
+            _ => self.forward(number),
+        }
+    }
+
+    fn forward(&self, number: i32) {
+        match &self.terminal {
+            Some((terminal, _)) if number == libc::SIGWINCH => terminal.resize(),
+            Some((terminal, _)) if terminal.signal(number) => {}
+            _ => self.signal(number),
+        }
+    }
+
+    fn signal(&self, number: i32) {
+        let Some(number) = SignalNumber::new(number) else { return };
+        if let Err(error) = self.task.signal(number) {
+            say(&format!("nomad-driver-exec2: {error}\n"));
+        }
+    }
+
+    /// Stops the task and this process, so that whoever started it can go on without them; returns when it is continued.
+    fn suspend(&mut self, signal: Signal, whole_group: bool) {
+        self.signal(libc::SIGSTOP);
+        self.restore_terminal();
+        if let Err(errno) = sys::signals::act_by_default(signal, whole_group) {
+            say(&format!("nomad-driver-exec2: failed to stop: {}\n", errno.desc()));
+        }
+        self.resume();
+    }
+
+    fn resume(&mut self) {
+        if let Some((terminal, _)) = &mut self.terminal {
+            terminal.resize();
+            terminal.adapt();
+        }
+        self.signal(libc::SIGCONT);
+    }
+
+    fn adapt_terminal(&mut self) {
+        if let Some((terminal, _)) = &mut self.terminal {
+            terminal.adapt();
+        }
+    }
+
+    fn restore_terminal(&mut self) {
+        if let Some((terminal, _)) = &mut self.terminal {
+            terminal.restore();
+        }
+    }
+}
+
+/// Passes on what is typed until it is time to look after the task; for ever without a terminal.
+async fn pass_on(terminal: Option<&mut (Terminal, Watch)>) {
+    match terminal {
+        Some((terminal, watch)) => terminal.pass_on(watch).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether a signal has stopped the process: state T of proc_pid_stat(5).
+fn is_stopped(pid: i32) -> bool {
+    let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { return false };
+    // The second field is a name in parentheses, with any bytes in it.
+    let name_ends = stat.iter().rposition(|byte| *byte == b')');
+    name_ends.is_some_and(|end| stat[end..].starts_with(b") T"))
 }
 
 fn limits(args: &Args) -> anyhow::Result<Limits> {

@@ -11,7 +11,7 @@ mod walk;
 
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
 use nix::errno::Errno;
@@ -61,10 +61,10 @@ pub fn main() -> ExitCode {
     let reporter = Reporter::new(report);
     let exit = File::from(exit);
     match start(File::from(spec), cgroup, &reporter) {
-        Ok((task, oom)) => {
+        Ok((started, oom)) => {
             // The end of the report socket tells the plugin that exec has happened: no copy of it may stay here.
             drop(reporter);
-            reap_until_end(task, oom.as_ref(), exit)
+            reap_until_end(&started, oom.as_ref(), exit)
         }
         Err(failure) => {
             reporter.failed(failure);
@@ -73,12 +73,19 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What the shim keeps of a task that runs.
+struct Started {
+    task: Pid,
+    /// The controlling terminal of the session that the shim leads.
+    terminal: Option<RawFd>,
+}
+
 /// Everything up to the running task. What was read for it is given back before this returns: the shim stays small.
 fn start(
     mut file: File,
     cgroup: Option<OwnedFd>,
     reporter: &Reporter,
-) -> Result<(Pid, Option<OomCounter>), Failure> {
+) -> Result<(Started, Option<OomCounter>), Failure> {
     reporter.wait_for_go().map_err(|errno| Failure::new(Step::Spec, "the plugin's go", errno))?;
     // Nobody may read the spec out of our memory, whoever they are in the task.
     prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Spec, "PR_SET_DUMPABLE", errno))?;
@@ -95,13 +102,16 @@ fn start(
     let prepared = setup::prepare(&spec)?;
     let task = setup::launch(&spec, prepared, cgroup, reporter)?;
     setup::drop_privileges()?;
+    if spec.die_with_parent {
+        setup::die_with_parent(reporter)?;
+    }
     let pid = task.pid;
     task.may_exec()?;
-    Ok((pid, oom))
+    Ok((Started { task: pid, terminal: spec.terminal }, oom))
 }
 
 /// Reaps whatever ends until the task does, then writes how it ended. When the shim ends, so does its pid namespace.
-fn reap_until_end(task: Pid, oom: Option<&OomCounter>, exit: File) -> ExitCode {
+fn reap_until_end(started: &Started, oom: Option<&OomCounter>, exit: File) -> ExitCode {
     loop {
         let (pid, status) = match sys::wait::any_child() {
             Ok(ended) => ended,
@@ -109,8 +119,12 @@ fn reap_until_end(task: Pid, oom: Option<&OomCounter>, exit: File) -> ExitCode {
             // No child is left, and the task was not seen to end: nothing truthful can be written.
             Err(_) => return ExitCode::from(NOT_STARTED),
         };
-        if pid != task {
+        if pid != started.task {
             continue;
+        }
+        if let Some(terminal) = started.terminal {
+            // If it is not possible, the last output may be lost; the exit status is not.
+            let _ = sys::terminal::give_up_control(terminal);
         }
         let ended = Exit { oom_kills: oom.map_or(0, OomCounter::kills), ..Exit::from_wait_status(status) };
         return match ended.write(&exit) {

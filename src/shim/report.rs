@@ -192,6 +192,12 @@ impl Reporter {
         }
     }
 
+    /// Whether the process that started the shim has died: nobody reads the socket any more.
+    pub fn is_abandoned(&self) -> bool {
+        let mut socket = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        matches!(poll(&mut socket, PollTimeout::ZERO), Ok(1..))
+    }
+
     /// Announces to the plugin that the command is about to be executed.
     pub fn about_to_exec(&self) -> nix::Result<()> {
         self.send(&Message::Exec)

@@ -21,10 +21,11 @@ use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, o
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, fstat, stat, umask};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{
-    Gid, Pid, Uid, dup2_stderr, dup2_stdout, execve, fchdir, fchown, setfsgid, setfsuid, setgroups,
+    Gid, Pid, Uid, dup2_stderr, dup2_stdout, execve, fchdir, fchown, setfsgid, setfsuid, setgroups, setpgid,
     setresgid, setresuid, setsid,
 };
 
@@ -36,6 +37,7 @@ use crate::sandbox::capabilities::CapSet;
 use crate::sandbox::landlock::{HANDLED, REQUIRED, rights};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::WorkDir;
+use crate::sandbox::unveil;
 use crate::sys;
 use crate::task::open_files;
 
@@ -76,6 +78,7 @@ pub fn prepare(spec: &ShimSpec) -> Result<Prepared> {
     let logs = open_logs(spec)?;
     let work_dir = open_work_dir(spec)?;
     let ruleset = build_ruleset(spec, logs.as_ref())?;
+    lead_session(spec)?;
     Ok(Prepared { logs, work_dir, ruleset })
 }
 
@@ -145,6 +148,15 @@ pub fn drop_privileges() -> Result<()> {
     prctl::set_no_new_privs().map_err(|errno| Failure::new(Step::NoNewPrivs, "the shim", errno))
 }
 
+/// In the shim, when its task must not outlive the process that started it. After the last change of credentials: each
+/// clears the setting (PR_SET_PDEATHSIG(2const)).
+pub fn die_with_parent(reporter: &Reporter) -> Result<()> {
+    let failed = |errno| Failure::new(Step::Session, "the shim", errno);
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed)?;
+    // It may have died before.
+    if reporter.is_abandoned() { Err(failed(Errno::ESRCH)) } else { Ok(()) }
+}
+
 /// In the task, from clone to exec. Everything before `become_user` still runs as root.
 fn become_task(
     spec: &ShimSpec,
@@ -154,8 +166,9 @@ fn become_task(
 ) -> Result<Infallible> {
     let session = |errno| Failure::new(Step::Session, "the task", errno);
     sys::signals::reset_dispositions();
+    sys::signals::ignore(spec.ignored);
+    join_session(spec)?;
     sys::signals::unblock_all().map_err(session)?;
-    setsid().map_err(session)?;
     reset_inherited()?;
     set_oom_score_adj(spec)?;
     if let Some(limit) = spec.open_files {
@@ -351,8 +364,15 @@ fn build_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated>
         .create()
         .map_err(failed)?;
     for log in logs.iter().flat_map(|logs| [&logs.stdout, &logs.stderr]) {
-        let write = rights(crate::sandbox::unveil::Access::WRITE, false);
+        let write = rights(unveil::Access::WRITE, false);
         ruleset = ruleset.add_rule(PathBeneath::new(log, write)).map_err(failed)?;
+    }
+    if let Some(terminal) = spec.terminal {
+        // As the log FIFOs: the task can open /dev/stdout again.
+        let terminal = sys::terminal::standard(terminal)
+            .map_err(|errno| Failure::new(Step::Session, "the terminal", errno))?;
+        let read_write = rights(unveil::Access::READ.union(unveil::Access::WRITE), false);
+        ruleset = ruleset.add_rule(PathBeneath::new(terminal, read_write)).map_err(failed)?;
     }
     for rule in &spec.rules {
         ruleset = add_rule(ruleset, spec, rule)?;
@@ -404,6 +424,23 @@ fn not_unveiled(rule: &Rule, error: WalkError) -> Failure {
         }
         _ => failure,
     }
+}
+
+/// With a terminal the shim leads the session, and the task is a process group in it: its parent is then in the same
+/// session, without which the kernel would not let the terminal stop it (setpgid(2), orphaned process groups).
+fn lead_session(spec: &ShimSpec) -> Result<()> {
+    let Some(terminal) = spec.terminal else { return Ok(()) };
+    let failed = |errno| Failure::new(Step::Session, "the terminal", errno);
+    setsid().map_err(failed)?;
+    sys::terminal::take_control(terminal).map_err(failed)
+}
+
+/// In the task, while every signal is blocked.
+fn join_session(spec: &ShimSpec) -> Result<()> {
+    let failed = |errno| Failure::new(Step::Session, "the task", errno);
+    let Some(terminal) = spec.terminal else { return setsid().map(drop).map_err(failed) };
+    setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(failed)?;
+    sys::terminal::come_to_foreground(terminal).map_err(failed)
 }
 
 fn set_oom_score_adj(spec: &ShimSpec) -> Result<()> {

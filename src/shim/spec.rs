@@ -1,5 +1,6 @@
 //! What the plugin tells the shim, and its wire form: MessagePack in a sealed memfd, so that no secret shows in `ps`.
 
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use super::MAX_DEPTH;
 use crate::sandbox::capabilities::CapSet;
 use crate::sandbox::place::{Place, Rule};
 use crate::sandbox::plan::WorkDir;
+use crate::sys::signals::Bits;
 
 /// The shim and the plugin are the same file; a mismatch means that something else wrote the spec.
 const VERSION: u32 = 1;
@@ -28,6 +30,12 @@ pub struct ShimSpec {
     pub work_dir: WorkDir,
     /// Whether [`super::fds::CGROUP`] is there.
     pub cgroup: bool,
+    /// Whether the task ends when the process that started it does (the `run` verb). A plugin's tasks outlive it.
+    pub die_with_parent: bool,
+    /// Signals that stay ignored in the task (the `run` verb); all others get their default disposition.
+    pub ignored: Bits,
+    /// Which of the descriptors 0, 1 and 2 is the task's controlling terminal; none = it has no terminal.
+    pub terminal: Option<RawFd>,
     /// Soft limit of open files for the task, RLIMIT_NOFILE of getrlimit(2); none = as the plugin's.
     pub open_files: Option<u64>,
     /// proc_pid_oom_score_adj(5). Always written: the agent's own, often -1000, must not be inherited.
@@ -119,6 +127,9 @@ mod tests {
             }],
             work_dir: WorkDir { place: Place::beneath("/a", "local"), named_by: NamedBy::Driver },
             cgroup: true,
+            die_with_parent: true,
+            ignored: 1,
+            terminal: Some(0),
             open_files: Some(1024),
             oom_score_adj: 500,
             uid: 80_000,

@@ -14,6 +14,7 @@ pub mod keyring;
 pub mod landlock;
 pub mod pidfd;
 pub mod signals;
+pub mod terminal;
 pub mod wait;
 
 use nix::errno::Errno;

@@ -2,7 +2,7 @@
 
 use nix::Result;
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 
 /// The highest signal number of Linux (`_NSIG` of `asm/signal.h` is 64 on x86-64 and aarch64).
 pub const LAST_SIGNAL: i32 = 64;
@@ -16,20 +16,114 @@ struct KernelSigaction {
     mask: u64,
 }
 
+/// A set of signals: bit N - 1 is signal N, as in the kernel's own sets.
+pub type Bits = u64;
+
+/// The bit of `signal`, which must be one of 1 to [`LAST_SIGNAL`].
+pub const fn bit(signal: i32) -> Bits {
+    1 << (signal - 1)
+}
+
+/// Signals that this process was started with as ignored. Ask before a handler is installed.
+pub fn ignored() -> Bits {
+    let ignored = (1..=LAST_SIGNAL).filter(|signal| disposition(*signal) == Ok(libc::SIG_IGN));
+    let now = ignored.map(bit).fold(0, |set, bit| set | bit);
+    let broken_pipe = bit(libc::SIGPIPE);
+    if at_start::BROKEN_PIPE_IGNORED.load(std::sync::atomic::Ordering::Relaxed) {
+        now | broken_pipe
+    } else {
+        now & !broken_pipe
+    }
+}
+
+/// What SIGPIPE was before Rust's runtime, which ignores it in every program, could change it.
+mod at_start {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    pub(super) static BROKEN_PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
+
+    /// The C library runs what is in this section before `main`, and before Rust's runtime.
+    // SAFETY: the section holds pointers to functions of the C calling convention that take no argument they use; this one only asks
+    // the kernel and writes an atomic, neither of which needs an initialised runtime.
+    #[unsafe(link_section = ".init_array")]
+    #[used]
+    static REMEMBER: extern "C" fn() = remember;
+
+    extern "C" fn remember() {
+        let ignored = super::disposition(libc::SIGPIPE) == Ok(libc::SIG_IGN);
+        BROKEN_PIPE_IGNORED.store(ignored, Ordering::Relaxed);
+    }
+}
+
+fn disposition(signal: i32) -> Result<usize> {
+    let mut found = KernelSigaction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+    let none: *const KernelSigaction = std::ptr::null();
+    // SAFETY: the action has the kernel's layout and lives over the call; nothing is changed.
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, signal, none, &raw mut found, size_of::<u64>())
+    })?;
+    Ok(found.handler)
+}
+
+/// Ignores each signal of the set. SIGKILL and SIGSTOP, which cannot be, are passed over. Async-signal-safe.
+pub fn ignore(set: Bits) {
+    let action = KernelSigaction { handler: libc::SIG_IGN, flags: 0, restorer: 0, mask: 0 };
+    let none: *mut KernelSigaction = std::ptr::null_mut();
+    for signal in (1..=LAST_SIGNAL).filter(|signal| set & bit(*signal) != 0) {
+        // SAFETY: the action has the kernel's layout and lives over the call; an ignored signal runs no code of ours.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, none, size_of::<u64>());
+        }
+    }
+}
+
+/// Gives one signal its default disposition. Async-signal-safe.
+pub fn reset(signal: i32) {
+    let default = KernelSigaction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+    let none: *mut KernelSigaction = std::ptr::null_mut();
+    // SAFETY: the action has the kernel's layout and lives over the call; the default disposition runs no code of ours.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, none, size_of::<u64>());
+    }
+}
+
+/// Sends `signal` to every other process of this one's process group, then lets it act on this process as if it had no
+/// handler for it. Returns once this process is continued, or at once where the kernel does not stop it (an orphaned
+/// process group); never if the signal ends it.
+pub fn act_by_default(signal: Signal, whole_group: bool) -> Result<()> {
+    let mut before = KernelSigaction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+    let action = |handler| KernelSigaction { handler, flags: 0, restorer: 0, mask: 0 };
+    let set = |new: &KernelSigaction, old: *mut KernelSigaction| {
+        // SAFETY: both actions have the kernel's layout and live over the call; the new one is the default, "ignore", or what the
+        // kernel itself has just given as the one that was there.
+        Errno::result(unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal as i32,
+                std::ptr::from_ref(new),
+                old,
+                size_of::<u64>(),
+            )
+        })
+        .map(drop)
+    };
+    set(&action(libc::SIG_IGN), &raw mut before)?;
+    if whole_group {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(0), signal);
+    }
+    set(&action(libc::SIG_DFL), std::ptr::null_mut())?;
+    let raised = raise(signal);
+    set(&before, std::ptr::null_mut())?;
+    raised
+}
+
 /// Gives every signal its default disposition. Async-signal-safe.
 ///
 /// The plugin ignores SIGINT and Rust's runtime SIGPIPE, and exec keeps what is ignored: a task must not inherit that.
 /// It asks the kernel directly, since the libc refuses the two or three real-time signals that it uses itself.
 pub fn reset_dispositions() {
-    let default = KernelSigaction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
-    for signal in 1..=LAST_SIGNAL {
-        let none: *mut KernelSigaction = std::ptr::null_mut();
-        // SAFETY: the action has the kernel's layout and lives over the call; the default disposition runs no code
-        // of ours. SIGKILL and SIGSTOP fail with EINVAL, as they should.
-        unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, none, size_of::<u64>());
-        }
-    }
+    // SIGKILL and SIGSTOP fail with EINVAL, as they should.
+    (1..=LAST_SIGNAL).for_each(reset);
 }
 
 /// Blocks every signal for the calling thread and returns the mask as it was.

@@ -1,0 +1,215 @@
+//! Copies what the task writes to where the caller's own output goes.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// What is copied at once: the capacity of a pipe, pipe(7).
+const CHUNK: usize = 64 * 1024;
+
+/// What to do when the target does not take any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// Close the source: whoever writes to it gets SIGPIPE, as from the target itself.
+    Close,
+    /// Read on and drop it: a pseudo-terminal that is not read would block whoever writes to it.
+    Discard,
+}
+
+/// A thread that copies until the source ends, the target does not take any more, or [`Relay::finish`] is called and the
+/// source is empty.
+#[derive(Debug)]
+pub struct Relay {
+    thread: JoinHandle<io::Result<()>>,
+    /// Closed to say that nobody writes to the source any more.
+    running: OwnedFd,
+}
+
+impl Relay {
+    /// `source` must be non-blocking.
+    pub fn start(source: OwnedFd, target: OwnedFd, gone: Gone) -> io::Result<Self> {
+        let (stop, running) = io::pipe()?;
+        let copy = Copy { source: source.into(), target: Some(target.into()), gone, stop: stop.into() };
+        let thread = std::thread::Builder::new().name("relay".into()).spawn(move || copy.run())?;
+        Ok(Self { thread, running: running.into() })
+    }
+
+    /// Copies what is left, and returns what went wrong with the target.
+    pub fn finish(self) -> io::Result<()> {
+        drop(self.running);
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the copying thread panicked")))
+    }
+}
+
+struct Copy {
+    source: File,
+    /// None once it is gone.
+    target: Option<File>,
+    gone: Gone,
+    stop: OwnedFd,
+}
+
+/// Why to look at the source.
+enum Wake {
+    Readable,
+    /// Nobody writes any more.
+    Stopped,
+    /// Nobody reads the target any more.
+    TargetGone,
+}
+
+impl Copy {
+    fn run(mut self) -> io::Result<()> {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let stopped = match self.wait()? {
+                Wake::TargetGone if self.gone == Gone::Close => return Ok(()),
+                Wake::TargetGone => {
+                    self.target = None;
+                    continue;
+                }
+                Wake::Stopped => true,
+                Wake::Readable => false,
+            };
+            match self.source.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(read) => self.write(&buffer[..read])?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && stopped => return Ok(()),
+                Err(error) if is_transient(&error) => {}
+                // What a pseudo-terminal says when its slave is closed.
+                Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<Wake> {
+        let mut fds = vec![
+            PollFd::new(self.source.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.stop.as_fd(), PollFlags::empty()),
+        ];
+        fds.extend(self.target.iter().map(|target| PollFd::new(target.as_fd(), PollFlags::empty())));
+        while let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
+            if errno != Errno::EINTR {
+                return Err(errno.into());
+            }
+        }
+        let is_set = |index: usize| fds.get(index).is_some_and(|fd| fd.any().unwrap_or(true));
+        Ok(match (is_set(1), is_set(2)) {
+            (_, true) => Wake::TargetGone,
+            (true, false) => Wake::Stopped,
+            (false, false) => Wake::Readable,
+        })
+    }
+
+    /// Writes all of it, also to a target that somebody else made non-blocking.
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while let Some(target) = &mut self.target
+            && !bytes.is_empty()
+        {
+            match target.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(target)?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // `wait` sees that, too.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(_) if self.gone == Gone::Discard => self.target = None,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wait_writable(target: &File) -> io::Result<()> {
+    match poll(&mut [PollFd::new(target.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::pipe;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+    use super::*;
+
+    fn source() -> (OwnedFd, io::PipeWriter) {
+        let (source, writer) = pipe().unwrap();
+        fcntl(&source, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        (source.into(), writer)
+    }
+
+    #[test]
+    fn all_is_copied_before_the_end() {
+        let (source, mut writer) = source();
+        let (mut reader, target) = pipe().unwrap();
+        let relay = Relay::start(source, target.into(), Gone::Close).unwrap();
+        let text = vec![b'x'; 10 * CHUNK + 1];
+        let copied = std::thread::spawn(move || {
+            let mut copied = Vec::new();
+            reader.read_to_end(&mut copied).unwrap();
+            copied
+        });
+        writer.write_all(&text).unwrap();
+        // The writer stays open, as in a process that a file descriptor was sent to.
+        relay.finish().unwrap();
+        assert_eq!(copied.join().unwrap().len(), text.len());
+        assert_eq!(writer.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_target_without_a_reader_closes_the_source() {
+        let (source, mut writer) = source();
+        let (reader, target) = pipe().unwrap();
+        let relay = Relay::start(source, target.into(), Gone::Close).unwrap();
+        drop(reader);
+        // Without a write: `wait` notices.
+        while writer.write(b"x").is_ok() {}
+        relay.finish().unwrap();
+    }
+
+    #[test]
+    fn a_pseudo_terminal_is_read_on_without_a_target() {
+        let (source, mut writer) = source();
+        let (reader, target) = pipe().unwrap();
+        drop(reader);
+        let relay = Relay::start(source, target.into(), Gone::Discard).unwrap();
+        writer.write_all(&vec![b'x'; 5 * CHUNK]).unwrap();
+        relay.finish().unwrap();
+    }
+
+    #[test]
+    fn a_target_that_is_full_is_an_error() {
+        let (source, mut writer) = source();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let relay = Relay::start(source, full.into(), Gone::Close).unwrap();
+        writer.write_all(b"x").unwrap();
+        let error = relay.finish().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::ENOSPC as i32));
+    }
+
+    #[test]
+    fn a_target_that_blocks_is_waited_for() {
+        let (source, mut writer) = source();
+        let (mut reader, target) = pipe().unwrap();
+        fcntl(&target, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let relay = Relay::start(source, target.into(), Gone::Close).unwrap();
+        let writing = std::thread::spawn(move || writer.write_all(&vec![b'x'; 5 * CHUNK]).unwrap());
+        let mut copied = vec![0; 5 * CHUNK];
+        reader.read_exact(&mut copied).unwrap();
+        writing.join().unwrap();
+        relay.finish().unwrap();
+    }
+}

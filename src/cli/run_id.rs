@@ -1,0 +1,115 @@
+//! Which `run` made a run directory or a cgroup: its name has the process' pid and start time, so that what a killed
+//! `run` left behind can be told from what belongs to a living one.
+
+use std::path::Path;
+
+use super::say;
+use crate::task::identity::Identity;
+use crate::task::run_dir::{self, RunDir};
+use crate::task::sweep;
+
+/// The process of one `run`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunId(Identity);
+
+impl RunId {
+    /// This process.
+    pub fn own() -> std::io::Result<Self> {
+        Identity::of(std::process::id() as i32).map(Self)
+    }
+
+    /// From its name; none for any other name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (pid, start_time) = name.strip_prefix("run-")?.split_once('-')?;
+        let id = Self(Identity { pid: pid.parse().ok()?, start_time: start_time.parse().ok()? });
+        (id.to_string() == name).then_some(id)
+    }
+
+    /// A number that differs between `run`s of the same moment.
+    pub fn seed(self) -> u32 {
+        self.0.pid.unsigned_abs()
+    }
+
+    /// Whether the process has ended. False if that cannot be found out.
+    pub fn has_ended(self) -> bool {
+        matches!(self.0.open(), Ok(None))
+    }
+}
+
+impl std::fmt::Display for RunId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "run-{}-{}", self.0.pid, self.0.start_time)
+    }
+}
+
+/// Ends the tasks of killed `run`s, which normally end with them, and removes their run directories.
+pub fn sweep(base: &Path) {
+    // If the directory cannot be listed, the start of the task fails with a better message.
+    for entry in run_dir::entries(base).unwrap_or_default() {
+        let name = entry.path().file_name().and_then(|name| name.to_str());
+        if name.and_then(RunId::parse).is_some_and(RunId::has_ended) {
+            forget(&entry);
+        }
+    }
+}
+
+fn forget(entry: &RunDir) {
+    let removed = sweep::end_earlier(entry).map_err(|error| error.to_string());
+    if let Err(error) = removed.and_then(|()| entry.remove().map_err(|error| error.to_string())) {
+        let path = entry.path();
+        say(&format!("nomad-driver-exec2: failed to clean up {path:?} of a killed run: {error}\n"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_name_is_read_back_and_other_names_are_not() {
+        let own = RunId::own().unwrap();
+        assert_eq!(RunId::parse(&own.to_string()), Some(own));
+        assert!(!own.has_ended());
+        for name in ["run-1", "run-1-", "run--1-2", "run-01-2", "run-1-2.scope", "run-1-2-3", "a.web.1", ""] {
+            assert_eq!(RunId::parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_sweep_ends_the_task_of_a_dead_run_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("run");
+        let sleep = || Command::new("sleep").arg("1000").spawn().unwrap();
+        let identity = |child: &std::process::Child| Identity::of(child.id() as i32).unwrap();
+        let mut dead_run = sleep();
+        let dead = RunId(identity(&dead_run));
+        dead_run.kill().unwrap();
+        dead_run.wait().unwrap();
+        // The same pid with another start time: a number that is in use again.
+        let own = RunId::own().unwrap();
+        let reused = RunId(Identity { start_time: own.0.start_time + 1, ..own.0 });
+        let mut shims = [sleep(), sleep(), sleep(), sleep()];
+        let names = [dead.to_string(), reused.to_string(), own.to_string(), "a/web/1".to_owned()];
+        let entries: Vec<RunDir> = names
+            .iter()
+            .zip(&shims)
+            .map(|(name, shim)| {
+                let entry = RunDir::of(&base, name);
+                entry.create().unwrap();
+                entry.record_shim(&identity(shim)).unwrap();
+                entry
+            })
+            .collect();
+        sweep(&base);
+        let exists: Vec<bool> = entries.iter().map(|entry| entry.path().exists()).collect();
+        assert_eq!(exists, [false, false, true, true]);
+        let runs: Vec<bool> = shims.iter_mut().map(|shim| matches!(shim.try_wait(), Ok(None))).collect();
+        for shim in &mut shims {
+            let _ = shim.kill();
+            let _ = shim.wait();
+        }
+        assert_eq!(runs, [false, false, true, true]);
+    }
+}

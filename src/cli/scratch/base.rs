@@ -1,0 +1,124 @@
+//! Where the directories of a `run` are made.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{FileStat, Mode, fstat};
+
+use super::ScratchError;
+
+/// Used when TMPDIR is not set or does not suit: every user can pass through it, and the sticky bit protects what root
+/// makes in it. Not /run, which is small and often mounted noexec, so that no program could be started from `local`.
+const DEFAULT: &str = "/tmp";
+const ROOT: u32 = 0;
+
+/// A directory in which nobody but root can exchange what root made, and through which every user can pass: that holds
+/// for it and for each of its parents.
+#[derive(Debug)]
+pub struct Base {
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+impl Base {
+    /// `tmpdir`, the caller's TMPDIR, or [`DEFAULT`] if tasks could not pass through it (pam_mktemp and libpam-tmpdir give
+    /// root a private one) or another user controls it. One that cannot be opened is an error.
+    pub fn find(tmpdir: Option<OsString>) -> Result<Self, ScratchError> {
+        if let Some(tmpdir) = tmpdir.filter(|path| !path.is_empty()) {
+            match Self::open(Path::new(&tmpdir)) {
+                Err(ScratchError::Unsuitable { .. }) => {}
+                opened => return opened,
+            }
+        }
+        Self::open(Path::new(DEFAULT))
+    }
+
+    fn open(path: &Path) -> Result<Self, ScratchError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |errno| ScratchError::Io { action: "open the directory for temporary files", path, errno }
+        };
+        let resolved = std::fs::canonicalize(path)
+            .map_err(|error| failed(path)(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut walked = PathBuf::from("/");
+        let mut dir = open("/", flags, Mode::empty()).map_err(failed(&walked))?;
+        let suits = |dir: &OwnedFd, walked: &Path| match fstat(dir).map(|found| fault(&found)) {
+            Ok(None) => Ok(()),
+            Ok(Some(why)) => {
+                Err(ScratchError::Unsuitable { path: path.to_owned(), parent: walked.to_owned(), why })
+            }
+            Err(errno) => Err(failed(walked)(errno)),
+        };
+        suits(&dir, &walked)?;
+        for part in resolved.components() {
+            let Component::Normal(name) = part else { continue };
+            walked.push(name);
+            dir = openat(&dir, name, flags, Mode::empty()).map_err(failed(&walked))?;
+            suits(&dir, &walked)?;
+        }
+        Ok(Self { path: resolved, dir })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// For tests, which run in a directory of their own user.
+    #[cfg(test)]
+    pub fn unchecked(path: &Path) -> Self {
+        let dir = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        Self { path: path.to_owned(), dir }
+    }
+}
+
+/// Why a directory may not be a base, or the parent of one.
+fn fault(found: &FileStat) -> Option<&'static str> {
+    let has = |bits: Mode| found.st_mode & bits.bits() != 0;
+    if found.st_uid != ROOT {
+        Some("does not belong to root")
+    } else if has(Mode::S_IWGRP | Mode::S_IWOTH) && !has(Mode::S_ISVTX) {
+        Some("is writable for others and not sticky")
+    } else if !has(Mode::S_IXOTH) {
+        Some("cannot be entered by every user")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(uid: u32, mode: u32) -> FileStat {
+        let mut found = nix::sys::stat::stat("/").unwrap();
+        (found.st_uid, found.st_mode) = (uid, mode);
+        found
+    }
+
+    #[test]
+    fn only_what_root_alone_can_change_and_everybody_can_pass_suits() {
+        for mode in [0o755, 0o711, 0o1777, 0o1775] {
+            assert_eq!(fault(&found(0, mode)), None, "{mode:o}");
+        }
+        for (uid, mode) in [(0, 0o777), (0, 0o775), (0, 0o700), (0, 0o1770), (1000, 0o755), (1000, 0o1777)] {
+            assert!(fault(&found(uid, mode)).is_some(), "{uid} {mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let error = Base::find(Some("/nonexistent/tmp".into())).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "failed to open the directory for temporary files \"/nonexistent/tmp\": No such file or directory"
+        );
+    }
+}

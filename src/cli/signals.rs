@@ -1,0 +1,100 @@
+//! Signals for `run`: which it takes, as one stream.
+
+use std::io;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::sys::signals::{Bits, bit};
+
+/// Passed on to the task.
+const FORWARDED: [i32; 7] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
+/// Stop the task, and then this process.
+const STOPPING: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+/// End this process, which must restore the terminal first. The task ends with it.
+const ENDING: [i32; 8] = [
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGSTKFLT,
+];
+
+/// What a signal means for `run`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meaning {
+    Forward,
+    Stop,
+    Continue,
+    End,
+}
+
+impl Meaning {
+    pub fn of(number: i32) -> Self {
+        match number {
+            libc::SIGCONT => Self::Continue,
+            _ if STOPPING.contains(&number) => Self::Stop,
+            _ if ENDING.contains(&number) => Self::End,
+            _ => Self::Forward,
+        }
+    }
+}
+
+/// The signals that arrive from now on.
+#[derive(Debug)]
+pub struct Signals(mpsc::UnboundedReceiver<i32>);
+
+impl Signals {
+    /// Takes every signal of the lists but those of `ignored`: whoever started this process (nohup, a shell that runs it in
+    /// the background) wants them to have no effect. Needs a runtime.
+    pub fn listen(ignored: Bits) -> io::Result<Self> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        for number in taken(ignored) {
+            let mut arrived = signal(SignalKind::from_raw(number))?;
+            let sender = sender.clone();
+            tokio::spawn(
+                async move { while arrived.recv().await.is_some() && sender.send(number).is_ok() {} },
+            );
+        }
+        Ok(Self(receiver))
+    }
+
+    /// The number of the next signal.
+    pub async fn next(&mut self) -> i32 {
+        match self.0.recv().await {
+            Some(number) => number,
+            // All of them are ignored.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn taken(ignored: Bits) -> impl Iterator<Item = i32> {
+    let all = FORWARDED.into_iter().chain(STOPPING).chain(ENDING).chain([libc::SIGCONT]);
+    all.filter(move |number| ignored & bit(*number) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ignored_signal_is_not_taken() {
+        let ignored = bit(libc::SIGHUP) | bit(libc::SIGTSTP);
+        let taken: Vec<i32> = taken(ignored).collect();
+        assert!(!taken.contains(&libc::SIGHUP) && !taken.contains(&libc::SIGTSTP));
+        assert!(taken.contains(&libc::SIGINT) && taken.contains(&libc::SIGCONT));
+    }
+
+    #[test]
+    fn each_signal_has_one_meaning() {
+        assert!(FORWARDED.iter().all(|number| Meaning::of(*number) == Meaning::Forward));
+        assert!(STOPPING.iter().all(|number| Meaning::of(*number) == Meaning::Stop));
+        assert!(ENDING.iter().all(|number| Meaning::of(*number) == Meaning::End));
+        assert_eq!(Meaning::of(libc::SIGCONT), Meaning::Continue);
+    }
+}

@@ -1,0 +1,164 @@
+//! What the task gets as standard input, output and error in place of the caller's.
+//!
+//! * A terminal becomes a pseudo-terminal; see [`super::terminal`].
+//! * Output into a pipe, a file or a socket goes through a pipe of the task's user. So the task can open /dev/stdout again, as
+//!   under Nomad; the caller's own pipe or file belongs to somebody else, and its owner is not changed.
+//! * Everything else, such as standard input from a pipe or a file, is the caller's own.
+
+use std::io::pipe;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use anyhow::Context;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{FileStat, SFlag, fstat};
+use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, isatty};
+
+use super::relay::{Gone, Relay};
+use super::say;
+use super::terminal::Terminal;
+use crate::sys;
+use crate::users::User;
+
+/// Above the numbers that a start gives to descriptors of the shim.
+const FIRST_SAVED: RawFd = sys::clone::FIRST_FREE_FD;
+
+/// The task's standard streams, ready to be put in place.
+#[derive(Debug)]
+pub struct Stdio {
+    /// The caller's own.
+    own: [OwnedFd; 3],
+    /// What replaces them; none = the caller's own stays.
+    given: [Option<OwnedFd>; 3],
+    copies: Vec<(OwnedFd, OwnedFd, Gone)>,
+    terminal: Option<Terminal>,
+    terminal_number: Option<RawFd>,
+}
+
+/// The copying of output that goes on while the task runs.
+#[derive(Debug)]
+pub struct Running {
+    relays: Vec<Relay>,
+    pub terminal: Option<Terminal>,
+}
+
+impl Stdio {
+    pub fn new(user: &User) -> anyhow::Result<Self> {
+        let stdio = [std::io::stdin().as_fd(), std::io::stdout().as_fd(), std::io::stderr().as_fd()]
+            .map(|fd| sys::fd::duplicate_from(fd, FIRST_SAVED));
+        let [stdin, stdout, stderr] = stdio;
+        let context = "failed to duplicate a standard stream";
+        let own = [stdin.context(context)?, stdout.context(context)?, stderr.context(context)?];
+        let mut this = Self {
+            own,
+            given: [None, None, None],
+            copies: Vec::new(),
+            terminal: None,
+            terminal_number: None,
+        };
+        this.replace_terminals(user)?;
+        this.replace_outputs(user)?;
+        Ok(this)
+    }
+
+    fn replace_terminals(&mut self, user: &User) -> anyhow::Result<()> {
+        let is_terminal = [0, 1, 2].map(|number| isatty(&self.own[number]).unwrap_or(false));
+        let Some(number) = is_terminal.iter().position(|is_terminal| *is_terminal) else { return Ok(()) };
+        let number = number as RawFd;
+        let (terminal, slave) = Terminal::new(number, is_terminal[0], is_terminal[1], user)?;
+        let (source, target) = terminal.ends().context("failed to duplicate the pseudo-terminal")?;
+        self.copies.push((source, target, Gone::Discard));
+        for (given, _) in self.given.iter_mut().zip(is_terminal).filter(|(_, is_terminal)| *is_terminal) {
+            *given = Some(slave.try_clone().context("failed to duplicate the pseudo-terminal")?);
+        }
+        self.terminal = Some(terminal);
+        self.terminal_number = Some(number);
+        Ok(())
+    }
+
+    fn replace_outputs(&mut self, user: &User) -> anyhow::Result<()> {
+        let mut made: Option<(FileStat, OwnedFd)> = None;
+        for number in [1, 2] {
+            let own = &self.own[number];
+            let found = fstat(own).context("failed to stat a standard stream")?;
+            if self.given[number].is_some() || !is_copied(&found) {
+                continue;
+            }
+            let shared = made.as_ref().filter(|(other, _)| is_same(other, &found));
+            let given = match shared {
+                // `2>&1`: one pipe, so that the order stays.
+                Some((_, given)) => given.try_clone().context("failed to duplicate a pipe")?,
+                None => {
+                    let (source, given) = user_pipe(user).context("failed to make a pipe for the task")?;
+                    let target = own.try_clone().context("failed to duplicate a standard stream")?;
+                    self.copies.push((source, target, Gone::Close));
+                    made = Some((found, given.try_clone().context("failed to duplicate a pipe")?));
+                    given
+                }
+            };
+            self.given[number] = Some(given);
+        }
+        Ok(())
+    }
+
+    /// Which standard stream is to be the task's controlling terminal.
+    pub fn terminal_number(&self) -> Option<RawFd> {
+        self.terminal_number
+    }
+
+    /// Starts the task by `start`, with the streams in place meanwhile, and then starts to copy.
+    pub fn during<T>(self, start: impl FnOnce() -> T) -> anyhow::Result<(T, Running)> {
+        let Self { own, given, copies, mut terminal, .. } = self;
+        let context = "failed to replace a standard stream";
+        let streams = |number: usize| given[number].as_ref().unwrap_or(&own[number]).as_fd();
+        put_in_place([streams(0), streams(1), streams(2)]).context(context)?;
+        let started = start();
+        put_in_place([own[0].as_fd(), own[1].as_fd(), own[2].as_fd()]).context(context)?;
+        // Else the end of the task's streams would never come.
+        drop(given);
+        if let Some(terminal) = &mut terminal {
+            terminal.adapt();
+        }
+        let relays = copies
+            .into_iter()
+            .map(|(source, target, gone)| Relay::start(source, target, gone))
+            .collect::<Result<_, _>>()
+            .context("failed to start a thread that copies output")?;
+        Ok((started, Running { relays, terminal }))
+    }
+}
+
+impl Running {
+    /// Copies what is left, once the task has ended, and gives the terminal back.
+    pub fn finish(self) {
+        for relay in self.relays {
+            if let Err(error) = relay.finish() {
+                say(&format!("nomad-driver-exec2: failed to copy the command's output: {error}\n"));
+            }
+        }
+    }
+}
+
+fn put_in_place([stdin, stdout, stderr]: [BorrowedFd<'_>; 3]) -> nix::Result<()> {
+    dup2_stdin(stdin)?;
+    dup2_stdout(stdout)?;
+    dup2_stderr(stderr)
+}
+
+/// A pipe that belongs to the task's user; its end for reading is non-blocking.
+fn user_pipe(user: &User) -> std::io::Result<(OwnedFd, OwnedFd)> {
+    let (source, given) = pipe()?;
+    fcntl(&source, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    fchown(&given, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+    // Not to overlap with the numbers of the streams themselves.
+    Ok((source.into(), sys::fd::duplicate_from(given.as_fd(), FIRST_SAVED)?))
+}
+
+/// A character device that is no terminal is /dev/null or the like: everybody may open it again.
+fn is_copied(found: &FileStat) -> bool {
+    let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
+    matches!(kind, SFlag::S_IFIFO | SFlag::S_IFREG | SFlag::S_IFSOCK)
+}
+
+fn is_same(a: &FileStat, b: &FileStat) -> bool {
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}

@@ -1,0 +1,110 @@
+//! Terminals and pseudo-terminals: ioctl_tty(2).
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::Result;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::libc::winsize;
+use nix::pty::{posix_openpt, unlockpt};
+
+/// Makes a pseudo-terminal: its master, non-blocking, and its slave. Neither becomes the controlling terminal. The slave is
+/// opened through the master (`TIOCGPTPEER`, Linux 4.13), so that it does not matter what is mounted at /dev/pts.
+pub fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = posix_openpt(flags | OFlag::O_NONBLOCK)?;
+    unlockpt(&master)?;
+    // SAFETY: TIOCGPTPEER takes the flags as an integer.
+    let slave =
+        Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags.bits()) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let slave = unsafe { OwnedFd::from_raw_fd(slave) };
+    Ok((master.into(), slave))
+}
+
+/// The size of the window.
+pub fn size(terminal: impl AsFd) -> Result<winsize> {
+    let mut size = winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    let terminal = terminal.as_fd().as_raw_fd();
+    // SAFETY: TIOCGWINSZ writes one winsize, which lives over the call.
+    Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCGWINSZ as _, &raw mut size) })?;
+    Ok(size)
+}
+
+/// Sets the size of the window; if it differs, the foreground process group gets SIGWINCH.
+pub fn set_size(terminal: impl AsFd, size: &winsize) -> Result<()> {
+    let terminal = terminal.as_fd().as_raw_fd();
+    // SAFETY: TIOCSWINSZ reads one winsize, which lives over the call.
+    Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCSWINSZ as _, std::ptr::from_ref(size)) }).map(drop)
+}
+
+/// Makes the terminal open at `number` the controlling terminal of this process, which leads a session without one.
+pub fn take_control(number: RawFd) -> Result<()> {
+    // SAFETY: TIOCSCTTY takes an integer; a number that is not open is EBADF.
+    Errno::result(unsafe { libc::ioctl(number, libc::TIOCSCTTY as _, 0) }).map(drop)
+}
+
+/// Gives the controlling terminal up again, without the hang-up that the end of a session's leader means: that would throw
+/// away what has not been read from the master yet.
+pub fn give_up_control(number: RawFd) -> Result<()> {
+    // SAFETY: TIOCNOTTY takes no argument; a number that is not open is EBADF.
+    Errno::result(unsafe { libc::ioctl(number, libc::TIOCNOTTY as _, 0) }).map(drop)
+}
+
+/// Makes this process' group the foreground one of its controlling terminal, open at `number`. SIGTTOU must be blocked.
+pub fn come_to_foreground(number: RawFd) -> Result<()> {
+    // SAFETY: tcsetpgrp takes integers only; a number that is not open is EBADF.
+    Errno::result(unsafe { libc::tcsetpgrp(number, libc::getpgrp()) }).map(drop)
+}
+
+/// A descriptor that is inherited and stays open as long as the process: 0, 1 or 2.
+pub fn standard(number: RawFd) -> Result<BorrowedFd<'static>> {
+    if !(0..=2).contains(&number) {
+        return Err(Errno::EBADF);
+    }
+    // SAFETY: F_GETFD takes integers only.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    // SAFETY: it is open (checked above), and nothing in the shim closes one of these three.
+    Ok(unsafe { BorrowedFd::borrow_raw(number) })
+}
+
+/// Sends SIGINT, SIGQUIT or SIGTSTP to the foreground process group of the slave (`TIOCSIG` on the master).
+pub fn signal_foreground(master: impl AsFd, signal: i32) -> Result<()> {
+    // SAFETY: TIOCSIG takes the signal's number as an integer.
+    Errno::result(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), TIOCSIG as _, signal) }).map(drop)
+}
+
+/// `_IOW('T', 0x36, int)` of `asm-generic/ioctls.h`; the libc crate does not have it for every target.
+const TIOCSIG: u64 = 0x4004_5436;
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_to_the_slave_is_read_from_the_master() {
+        let (master, slave) = open_pair().unwrap();
+        assert!(nix::unistd::isatty(&slave).unwrap());
+        File::from(slave.try_clone().unwrap()).write_all(b"x\n").unwrap();
+        let mut text = [0; 8];
+        let read = File::from(master.try_clone().unwrap()).read(&mut text).unwrap();
+        assert_eq!(&text[..read], b"x\r\n");
+        let wanted = winsize { ws_row: 33, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
+        set_size(&master, &wanted).unwrap();
+        let found = size(&slave).unwrap();
+        assert_eq!((found.ws_row, found.ws_col), (33, 77));
+    }
+
+    #[test]
+    fn what_is_no_terminal_is_refused() {
+        let null = File::open("/dev/null").unwrap();
+        assert_eq!(size(&null).map(drop), Err(Errno::ENOTTY));
+        assert_eq!(take_control(null.as_raw_fd()), Err(Errno::ENOTTY));
+        assert_eq!(come_to_foreground(null.as_raw_fd()), Err(Errno::ENOTTY));
+        assert!(signal_foreground(&null, libc::SIGINT).is_err());
+        assert_eq!(standard(3).map(drop), Err(Errno::EBADF));
+    }
+}
