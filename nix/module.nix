@@ -107,6 +107,13 @@ let
     ]
   ) config.boot.kernelParams;
 
+  # Packages of CNI plugins among those of the agent's plugins, by their names: nothing can look into a package at this point.
+  cniPackages = lib.filter (
+    name: lib.elem "cni" (lib.splitString "-" name) && !lib.hasPrefix "nomad-" name
+  ) (map lib.getName (lib.filter lib.isDerivation nomad.extraSettingsPlugins));
+  # The first Nomad that skips a program of its plugin folder that has no plugin block.
+  skipsPrograms = "1.10";
+
   # The plugin's own word on what the agent will give it.
   validated = pkgs.runCommand "nomad-driver-exec2-config" { } ''
     ${lib.getExe cfg.package} validate-config ${config.environment.etc."nomad.json".source} > $out
@@ -187,13 +194,19 @@ in
     # For people: check, run, validate-config.
     environment.systemPackages = [ cfg.package ];
 
-    security.lsm = [ "landlock" ];
+    # NixOS' own list has it, and lists of a normal priority are joined: this one is for a NixOS where nothing sets the list.
+    security.lsm = lib.mkDefault [ "landlock" ];
 
     system.checks = lib.mkIf (nomad.enable && cfg.validateConfig) [ validated ];
 
-    warnings = lib.optional (!nomad.enable) ''
-      services.nomad-driver-exec2.enable has no effect without an agent: set services.nomad.enable = true.
-    '';
+    warnings =
+      lib.optional (!nomad.enable) ''
+        services.nomad-driver-exec2.enable has no effect without an agent: set services.nomad.enable = true.
+      ''
+      ++ lib.optional (cniPackages != [ ]) ''
+        services.nomad.extraSettingsPlugins is for Nomad's plugins, and ${lib.concatStringsSep ", " cniPackages} has CNI plugins: the agent
+        logs a warning for each of their programs. Set services.nomad.settings.client.cni_path instead.
+      '';
 
     assertions = lib.mkIf nomad.enable [
       {
@@ -203,6 +216,13 @@ in
       {
         assertion = lib.versionAtLeast (lib.getVersion nomad.package) "1.8";
         message = "The exec2 driver needs Nomad 1.8 or later, and services.nomad.package is ${lib.getVersion nomad.package}.";
+      }
+      {
+        assertion = cniPackages == [ ] || lib.versionAtLeast (lib.getVersion nomad.package) skipsPrograms;
+        message = ''
+          Nomad before ${skipsPrograms} starts every program in services.nomad.extraSettingsPlugins as a plugin, and ends when one is none: move
+          ${lib.concatStringsSep ", " cniPackages} to services.nomad.settings.client.cni_path.
+        '';
       }
       {
         assertion = breaking == [ ];
@@ -219,7 +239,7 @@ in
       }
       {
         assertion = config.security.lsm == [ ] || lib.elem "landlock" config.security.lsm;
-        message = ''The exec2 driver needs Landlock: add "landlock" to the list that security.lsm is forced to.'';
+        message = ''The exec2 driver needs Landlock: add "landlock" to security.lsm.'';
       }
       {
         assertion = cgroupV1 == [ ];

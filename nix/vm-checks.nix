@@ -22,7 +22,8 @@ let
 
   machine = tests.vm-isolation-linux-latest.nodes.machine;
   inherit (machine.users) groups users;
-  named = id: name: users.${name}.group == name && users.${name}.uid == id && groups.${name}.gid == id;
+  named =
+    id: name: users.${name}.group == name && users.${name}.uid == id && groups.${name}.gid == id;
 
   # Nomad's default for an allocation, and the most allocations that any scenario runs at once (reliability_kills).
   diskOfAllocMb = 300;
@@ -31,7 +32,8 @@ let
   usablePercent = 90;
 
   expected = {
-    "there are tests on the kernel that nixpkgs always has" = lib.any (lib.hasSuffix "-linux-latest") names;
+    "there are tests on the kernel that nixpkgs always has" =
+      lib.any (lib.hasSuffix "-linux-latest") names;
     "a kernel that nixpkgs no longer has costs its own tests only" =
       namesWith (removeAttrs pkgs [ "linuxPackages_6_1" ]) == withoutOne;
     "nor does one that throws" =

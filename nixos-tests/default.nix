@@ -19,7 +19,8 @@ let
       version = builtins.tryEval (pkgs."linuxPackages_${name}".kernel.version or null);
       found = version.success && version.value != null;
     in
-    found || warn "nixos-tests: nixpkgs has no linuxPackages_${name}, so no test runs on that kernel" false;
+    found
+    || warn "nixos-tests: nixpkgs has no linuxPackages_${name}, so no test runs on that kernel" false;
   prelude = builtins.readFile ./lib.py;
 
   # The value of `# NAME: VALUE` in the comment lines at the start of a scenario.
