@@ -46,7 +46,7 @@ in
     pkgs.cargo-deny
   ] "cargo-deny --offline --locked check bans licenses sources";
 
-  # No symbol table: stripped wholly, not of debug information alone.
+  # No symbol table: not only debug information was removed.
   stripped = pkgs.runCommand "exec2-stripped" { nativeBuildInputs = [ pkgs.binutils ]; } ''
     readelf --section-headers --wide ${lib.getExe plugin} > $out
     grep -q '\.text' $out

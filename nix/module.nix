@@ -107,7 +107,7 @@ let
     ]
   ) config.boot.kernelParams;
 
-  # Packages of CNI plugins among those of the agent's plugins, by their names: nothing can look into a package at this point.
+  # Packages of CNI plugins among the agent's plugins, by their names, as an evaluation cannot look into a package.
   cniPackages = lib.filter (
     name: lib.elem "cni" (lib.splitString "-" name) && !lib.hasPrefix "nomad-" name
   ) (map lib.getName (lib.filter lib.isDerivation nomad.extraSettingsPlugins));
@@ -194,7 +194,7 @@ in
     # For people: check, run, validate-config.
     environment.systemPackages = [ cfg.package ];
 
-    # NixOS' own list has it, and lists of a normal priority are joined: this one is for a NixOS where nothing sets the list.
+    # NixOS' own list has it, and definitions of the same priority are joined: this one applies only if nothing sets the list.
     security.lsm = lib.mkDefault [ "landlock" ];
 
     system.checks = lib.mkIf (nomad.enable && cfg.validateConfig) [ validated ];
@@ -205,7 +205,7 @@ in
       ''
       ++ lib.optional (cniPackages != [ ]) ''
         services.nomad.extraSettingsPlugins is for Nomad's plugins, and ${lib.concatStringsSep ", " cniPackages} has CNI plugins: the agent
-        logs a warning for each of their programs. Set services.nomad.settings.client.cni_path instead.
+        logs a warning for each of them. Remove it, and set services.nomad.settings.client.cni_path.
       '';
 
     assertions = lib.mkIf nomad.enable [
@@ -220,8 +220,8 @@ in
       {
         assertion = cniPackages == [ ] || lib.versionAtLeast (lib.getVersion nomad.package) skipsPrograms;
         message = ''
-          Nomad before ${skipsPrograms} starts every program in services.nomad.extraSettingsPlugins as a plugin, and ends when one is none: move
-          ${lib.concatStringsSep ", " cniPackages} to services.nomad.settings.client.cni_path.
+          Nomad before ${skipsPrograms} starts every program of services.nomad.extraSettingsPlugins as a plugin, and exits if one is not a
+          plugin: remove ${lib.concatStringsSep ", " cniPackages}, and set services.nomad.settings.client.cni_path.
         '';
       }
       {

@@ -42,7 +42,7 @@ rustPlatform.buildRustPackage (
 
     nativeBuildInputs = [ installShellFiles ];
 
-    # nixpkgs' cargo hook sets aside `strip` of Cargo.toml, and by itself stdenv removes debug information only.
+    # nixpkgs' cargo hook overrides `strip` of Cargo.toml, and by default stdenv removes debug information only.
     stripAllList = [ "bin" ];
 
     inherit doCheck;

@@ -105,6 +105,6 @@ in
   }) people;
   users.groups = lib.mapAttrs (_: gid: { inherit gid; }) people;
 
-  # NixOS' test framework sets 2: then the first task that reaches its memory limit panics the machine.
+  # NixOS' test framework sets 2, with which the first task that reaches its memory limit panics the machine.
   boot.kernel.sysctl."vm.panic_on_oom" = lib.mkForce 0;
 }
