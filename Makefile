@@ -103,7 +103,7 @@ pluginhost: setup-go
 NOT_CHECKED := $(OUT)/not-checked
 
 .PHONY: test
-test: setup-all begin lint test-unit test-go fuzz test-packages test-nix-here test-vm ## What CI runs: all of the following
+test: setup-all begin lint test-unit test-scenarios test-go fuzz test-packages test-nix-here test-vm ## What CI runs: all of the following
 	@if [ -s $(NOT_CHECKED) ]; then printf '\nPassed, but NOT CHECKED: %s\n' "$$(paste -sd, $(NOT_CHECKED))"; \
 	else printf '\nEverything passed.\n'; fi
 
@@ -133,6 +133,15 @@ advisories: setup-lint ## Known vulnerabilities of the crates (needs GitHub)
 test-unit: setup-build ## Rust tests; they need neither root nor a VM
 	$(call say,cargo test)
 	cargo test --locked --target $(TARGET)
+	$(call say,the same with what a Nix build has)
+	@status=0; scripts/test-sandbox || status=$$?; \
+	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'Rust tests as in a Nix build (no user namespaces)' >> $(NOT_CHECKED); else exit $$status; fi
+
+.PHONY: test-scenarios
+test-scenarios: ## The scenarios themselves, on a machine laid out like NixOS; nothing is booted
+	$(call say,scenarios on a machine like NixOS)
+	@status=0; nixos-tests/selftest/nixos_guest.py || status=$$?; \
+	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'scenarios as on NixOS (no user namespaces)' >> $(NOT_CHECKED); else exit $$status; fi
 
 .PHONY: test-go
 test-go: setup-go ## gofmt, vet and tests of the test host

@@ -26,6 +26,14 @@
           inherit lib module;
           pkgs = withNomad system;
         };
+      # The VM tests that are checks: one scenario of each kind, on the kernel that nixpkgs always has.
+      someVmTests = map (name: "vm-${name}-linux-latest") [
+        "examples"
+        "isolation"
+        "lifecycle"
+        "nixos-module"
+        "process"
+      ];
     in
     {
       packages = eachSystem (
@@ -65,9 +73,13 @@
             ;
           packages = self.packages.${system};
           docs = import ./nix/docs.nix { inherit lib pkgs; };
+          tests = vmTests system;
         }
-        // vmTests system
+        // lib.getAttrs someVmTests (vmTests system)
       );
+
+      # All of them: each scenario on each kernel. `nix flake check` would boot more than a hundred machines.
+      legacyPackages = eachSystem (system: _: { vmTests = vmTests system; });
 
       apps = eachSystem (
         system: pkgs:

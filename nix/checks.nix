@@ -6,6 +6,8 @@
   packages,
   docs,
   system,
+  # All VM tests, by name.
+  tests,
 }:
 let
   plugin = packages.default;
@@ -44,6 +46,13 @@ in
     pkgs.cargo-deny
   ] "cargo-deny --offline --locked check bans licenses sources";
 
+  # No symbol table: not only debug information was removed.
+  stripped = pkgs.runCommand "exec2-stripped" { nativeBuildInputs = [ pkgs.binutils ]; } ''
+    readelf --section-headers --wide ${lib.getExe plugin} > $out
+    grep -q '\.text' $out
+    if grep '\.symtab' $out; then exit 1; fi
+  '';
+
   payload = pkgs.runCommand "exec2-payload" {
     nativeBuildInputs = [
       pkgs.dpkg
@@ -58,6 +67,14 @@ in
     diff -u ${../docs/nixos.md} page || { echo "docs/nixos.md is out of date: nix run .#update-docs"; exit 1; }
     touch $out
   '';
+}
+// import ./vm-checks.nix {
+  inherit
+    lib
+    pkgs
+    module
+    tests
+    ;
 }
 // import ./module-checks.nix {
   inherit

@@ -46,6 +46,21 @@ let
       allow_caps = [ "net_bind_service" ];
     };
   };
+  withCni =
+    configuration:
+    machine {
+      imports = [ configuration ];
+      services.nomad.extraSettingsPlugins = [ pkgs.cni-plugins ];
+    };
+  warnsOfCni = config: lib.any (lib.hasInfix "cni_path") config.warnings;
+  cniDriver = pkgs.writeShellScriptBin "nomad-driver-cni" "exit 1";
+  # `lsm=` of the kernel's command line, with Landlock in it and nothing twice.
+  isLsmWithLandlock =
+    parameter:
+    let
+      modules = lib.splitString "," (lib.removePrefix "lsm=" parameter);
+    in
+    lib.hasPrefix "lsm=" parameter && lib.elem "landlock" modules && lib.unique modules == modules;
   other = pkgs.writeShellScriptBin "nomad-driver-other" "exit 1";
   later = machine { services.nomad-driver-exec2.settings.from_the_future = [ "x" ]; };
   wrong = machine { services.nomad-driver-exec2.settings.unveil_paths = [ "q:/srv" ]; };
@@ -90,7 +105,10 @@ let
       defaults.services.nomad.extraSettingsPlugins == [ plugin ];
     "the agent runs as root and without Docker" =
       !defaults.services.nomad.dropPrivileges && !defaults.services.nomad.enableDocker;
-    "Landlock is in the kernel's list" = lib.any (lib.hasInfix "landlock") defaults.boot.kernelParams;
+    "Landlock is in the kernel's list, once" = lib.any isLsmWithLandlock defaults.boot.kernelParams;
+    "what others add to that list is kept" =
+      lib.elem "apparmor"
+        (machine { security.lsm = [ "apparmor" ]; }).security.lsm;
     "a plain configuration has no complaint" = complaints defaults == [ ];
     "options are passed on" =
       (options rich).unveil_by_task && (options rich).allow_caps == [ "net_bind_service" ];
@@ -138,6 +156,18 @@ let
     "a unit that takes tasks along is refused" = complains ''KillMode = "process"'' {
       systemd.services.nomad.serviceConfig.KillMode = lib.mkForce "mixed";
     };
+    "programs for CNI among the agent's plugins are named" =
+      warnsOfCni (withCni { }) && complaints (withCni { }) == [ ];
+    "they are refused with a Nomad that starts them" = lib.any (lib.hasInfix "cni_path") (
+      complaints (withCni {
+        services.nomad.package = pkgs.runCommand "nomad-1.9.7" { version = "1.9.7"; } "mkdir $out";
+      })
+    );
+    "the plugins of Nomad's drivers are not taken for CNI's" =
+      !warnsOfCni rich
+      && !warnsOfCni (machine {
+        services.nomad.extraSettingsPlugins = [ cniDriver ];
+      });
     "a list without Landlock is refused" = complains "add \"landlock\"" {
       security.lsm = lib.mkForce [ "yama" ];
     };

@@ -107,6 +107,13 @@ let
     ]
   ) config.boot.kernelParams;
 
+  # Packages of CNI plugins among the agent's plugins, by their names, as an evaluation cannot look into a package.
+  cniPackages = lib.filter (
+    name: lib.elem "cni" (lib.splitString "-" name) && !lib.hasPrefix "nomad-" name
+  ) (map lib.getName (lib.filter lib.isDerivation nomad.extraSettingsPlugins));
+  # The first Nomad that skips a program of its plugin folder that has no plugin block.
+  skipsPrograms = "1.10";
+
   # The plugin's own word on what the agent will give it.
   validated = pkgs.runCommand "nomad-driver-exec2-config" { } ''
     ${lib.getExe cfg.package} validate-config ${config.environment.etc."nomad.json".source} > $out
@@ -187,13 +194,19 @@ in
     # For people: check, run, validate-config.
     environment.systemPackages = [ cfg.package ];
 
-    security.lsm = [ "landlock" ];
+    # NixOS' own list has it, and definitions of the same priority are joined: this one applies only if nothing sets the list.
+    security.lsm = lib.mkDefault [ "landlock" ];
 
     system.checks = lib.mkIf (nomad.enable && cfg.validateConfig) [ validated ];
 
-    warnings = lib.optional (!nomad.enable) ''
-      services.nomad-driver-exec2.enable has no effect without an agent: set services.nomad.enable = true.
-    '';
+    warnings =
+      lib.optional (!nomad.enable) ''
+        services.nomad-driver-exec2.enable has no effect without an agent: set services.nomad.enable = true.
+      ''
+      ++ lib.optional (cniPackages != [ ]) ''
+        services.nomad.extraSettingsPlugins is for Nomad's plugins, and ${lib.concatStringsSep ", " cniPackages} has CNI plugins: the agent
+        logs a warning for each of them. Remove it, and set services.nomad.settings.client.cni_path.
+      '';
 
     assertions = lib.mkIf nomad.enable [
       {
@@ -203,6 +216,13 @@ in
       {
         assertion = lib.versionAtLeast (lib.getVersion nomad.package) "1.8";
         message = "The exec2 driver needs Nomad 1.8 or later, and services.nomad.package is ${lib.getVersion nomad.package}.";
+      }
+      {
+        assertion = cniPackages == [ ] || lib.versionAtLeast (lib.getVersion nomad.package) skipsPrograms;
+        message = ''
+          Nomad before ${skipsPrograms} starts every program of services.nomad.extraSettingsPlugins as a plugin, and exits if one is not a
+          plugin: remove ${lib.concatStringsSep ", " cniPackages}, and set services.nomad.settings.client.cni_path.
+        '';
       }
       {
         assertion = breaking == [ ];
@@ -219,7 +239,7 @@ in
       }
       {
         assertion = config.security.lsm == [ ] || lib.elem "landlock" config.security.lsm;
-        message = ''The exec2 driver needs Landlock: add "landlock" to the list that security.lsm is forced to.'';
+        message = ''The exec2 driver needs Landlock: add "landlock" to security.lsm.'';
       }
       {
         assertion = cgroupV1 == [ ];

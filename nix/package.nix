@@ -42,6 +42,9 @@ rustPlatform.buildRustPackage (
 
     nativeBuildInputs = [ installShellFiles ];
 
+    # nixpkgs' cargo hook overrides `strip` of Cargo.toml, and by default stdenv removes debug information only.
+    stripAllList = [ "bin" ];
+
     inherit doCheck;
     # The tests need no second optimised build.
     checkType = "debug";

@@ -2,7 +2,7 @@
 {
   lib,
   pkgs,
-  # The VM tests, by name.
+  # All VM tests, by name.
   tests,
 }:
 let

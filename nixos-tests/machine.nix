@@ -2,10 +2,16 @@
 # Debian guests of nixos-tests/run have the same (runner/guest/root).
 {
   lib,
+  options,
   pkgs,
   ...
 }:
 let
+  # Debian's useradd gives each user a group of the same name and number.
+  people = {
+    alice = 1001;
+    bob = 1002;
+  };
   # By name, so that a package set without one of them still evaluates: the scenario that needs it then says so.
   present = names: lib.filter (package: package != null) (map (name: pkgs.${name} or null) names);
   # For jobs, which look commands up in the agent's PATH.
@@ -86,11 +92,19 @@ in
     name: _: lib.nameValuePair "exec2-examples/${name}" { source = ../examples + "/${name}"; }
   ) (lib.filterAttrs (name: _: lib.hasSuffix ".nomad.hcl" name) (builtins.readDir ../examples));
 
-  # Tasks with a service on the host's network are asked from the same machine.
+  # Scenarios connect from the machine itself to tasks on the host's network.
   networking.firewall.enable = false;
+  # By default an IPv6 address is enough for network-online.target, and Nomad reads the addresses of an interface only when it
+  # starts: jobs could then have no IPv4 address for their ports. By name, so that a NixOS without the option still evaluates.
+  networking.dhcpcd = lib.optionalAttrs (options.networking.dhcpcd ? wait) { wait = "ipv4"; };
 
-  users.users = lib.genAttrs [ "alice" "bob" ] (name: {
+  users.users = lib.mapAttrs (name: uid: {
     isNormalUser = true;
-    uid = if name == "alice" then 1001 else 1002;
-  });
+    inherit uid;
+    group = name;
+  }) people;
+  users.groups = lib.mapAttrs (_: gid: { inherit gid; }) people;
+
+  # NixOS' test framework sets 2, with which the first task that reaches its memory limit panics the machine.
+  boot.kernel.sysctl."vm.panic_on_oom" = lib.mkForce 0;
 }

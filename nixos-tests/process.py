@@ -257,7 +257,7 @@ with subtest("network mode none: nothing but an own loopback; host: what the hos
     t.assertEqual(connected, "connected")
     t.assertIn("eth0", interfaces)
     if none["ClientStatus"] == "failed" and not stand_in():
-        # Nomad 2.0 fails such an allocation by itself, whatever the driver
+        # Nomad 1.11 and 2.0 fail such an allocation themselves, whatever the driver
         t.assertIn('pre-run hook "network" failed: network already configured but not found in state', "".join(messages(none)))
         t.assertEqual(driver_errors(none), [])
         print("mode none: not tried, because this Nomad fails such allocations before it asks the driver")

@@ -117,8 +117,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("приложение");
         // A link and not a copy: another test's child may still hold a file that was just written, and exec is refused then.
-        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
-        let mut child = std::process::Command::new(&program).arg0("sleep").arg("1000").spawn().unwrap();
+        // To sh, the only program that a Nix build has in /bin.
+        std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
+        let mut child = std::process::Command::new(&program)
+            .arg0("sh")
+            .args(["-c", "read line"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
         // The kernel names it a moment after exec has closed what tells the parent of it.
         let name = || std::fs::read(format!("/proc/{}/comm", child.id())).unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);

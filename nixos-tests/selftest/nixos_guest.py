@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""What the scenario `isolation` expects of a task holds on a machine that is laid out like NixOS.
+
+No NixOS is booted: the commands of the scenario run in a small root in which programs and most of /etc lie in a read-only
+/nix/store, as on NixOS. No task is started either: what the scenario expects of reading and listing is compared with what the
+rules that it names allow there. It needs user namespaces; without them the exit status is 77.
+"""
+import ast
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+SCENARIOS = Path(__file__).resolve().parent.parent
+STORE = "/nix/store"
+INSIDE = "EXEC2_SELFTEST_INSIDE"
+NOT_CHECKED = 77
+CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
+# What the scenario's commands call.
+PROGRAMS = ["bash", "cat", "chmod", "cp", "dirname", "ln", "ls", "mkdir", "readlink", "touch"]
+# Files of /etc that NixOS links to the store.
+LINKED = ["fstab", "host.conf", "hosts", "mime.types", "nsswitch.conf", "protocols", "services"]
+PASSWD = "root:x:0:0::/root:/bin/sh\n"
+
+
+@contextlib.contextmanager
+def mounted_root():
+    """An empty file system in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "root", folder], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--recursive", folder], check=True)
+
+
+def needed_by(program):
+    """The shared libraries of a program, and the loader."""
+    return set(re.findall(r"(/\S+)", subprocess.check_output(["ldd", program], text=True)))
+
+
+def make_root(root):
+    """A root like that of NixOS; nothing of the machine is mounted into it."""
+    system = root / STORE[1:] / "system"
+    for folder in ("sw/bin", "etc/ssl/certs", "etc"):
+        (system / folder).mkdir(parents=True, exist_ok=True)
+    for folder in ("bin", "usr/bin", "etc/ssl/certs", "run/current-system", "run/booted-system", "root", "tmp", "home", "srv", "var/lib", "dev", "proc"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for name in PROGRAMS:
+        program = shutil.which(name)
+        shutil.copy(program, system / "sw/bin" / name)
+        for library in needed_by(program):
+            (root / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, root / library[1:])
+    (root / "bin/sh").symlink_to(f"{STORE}/system/sw/bin/bash")
+    (root / "run/current-system/sw").symlink_to(f"{STORE}/system/sw")
+    (root / "etc/static").symlink_to(f"{STORE}/system/etc")
+    for name in LINKED:
+        (system / "etc" / name).write_text("x\n")
+        (root / "etc" / name).symlink_to(f"/etc/static/{name}")
+    (system / "etc/ssl/certs/ca-bundle.crt").write_text("x\n")
+    (root / "etc/ssl/certs/ca-bundle.crt").symlink_to("/etc/static/ssl/certs/ca-bundle.crt")
+    (root / "etc/passwd").write_text(PASSWD)
+    (root / "dev/null").write_text("")
+    store = str(root / STORE[1:])
+    subprocess.run(["mount", "--bind", store, store], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", store], check=True)
+
+
+class Machine:
+    """`machine` of a scenario, as far as commands go."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def execute(self, command):
+        shell = [f"{STORE}/system/sw/bin/bash", "-c", f"set -euo pipefail; {command}"]
+        done = subprocess.run([CHROOT, self.root, *shell], stdout=subprocess.PIPE, text=True, env={"PATH": "/run/current-system/sw/bin"})
+        return done.returncode, done.stdout
+
+    def succeed(self, *commands):
+        output = ""
+        for command in commands:
+            status, text = self.execute(command)
+            assert status == 0, f"{command}: exit status {status}"
+            output += text
+        return output
+
+
+def judges_the_driver(statement):
+    """Whether a statement looks at what only a driver that runs can give."""
+    names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    asserts = any(isinstance(node, ast.Attribute) and node.attr.startswith("assert") for node in ast.walk(statement))
+    return asserts or "driver_errors" in names
+
+
+def without_verdicts(text):
+    """The scenario without its verdicts on the driver: functions, and the statements that make what is expected."""
+    tree = ast.parse(text)
+    for block in tree.body:
+        if isinstance(block, ast.With):
+            block.body = [statement for statement in block.body if not judges_the_driver(statement)] or [ast.Pass()]
+    return compile(ast.fix_missing_locations(ast.Module(tree.body, [])), "isolation.py", "exec")
+
+
+class Guest(unittest.TestCase):
+    maxDiff = None
+
+    def run_scenario(self, root):
+        """Runs the scenario without a driver; returns its globals, and what it expected: [(task, expectations)]."""
+        expected = []
+        space = {"machine": Machine(root), "t": self, "subtest": lambda name: contextlib.nullcontext()}
+        exec(compile((SCENARIOS / "lib.py").read_text(), "lib.py", "exec"), space)
+        nothing = lambda *args, **options: None
+        anything = type("Anything", (dict,), {"__missing__": lambda self, key: type(self)()})
+        space.update(
+            wait_for_driver=nothing,
+            landlock_abi=lambda: 6,
+            run_job=nothing,
+            configure=nothing,
+            poll=nothing,
+            wait_for_alloc=lambda *args: {"ID": "neighbour"},
+            wait_for_log=lambda *args: "/mounts/neighbour-t/local /nomad.slice/neighbour ready",
+            wait_for_groups=lambda *args: anything(),
+            check_probes=lambda alloc, task, wanted: expected.append((task, wanted)),
+        )
+        exec(without_verdicts((SCENARIOS / "isolation.py").read_text()), space)
+        return space, expected
+
+    def test_what_is_expected_of_reading_follows_from_the_rules(self):
+        with mounted_root() as root:
+            make_root(root)
+            machine = Machine(root)
+            space, expected = self.run_scenario(root)
+            self.assertTrue(space["nixos"]())
+
+            def real(path):
+                return machine.succeed(f"readlink -m {path}").strip()
+
+            by_default = [(mode, real(path)) for mode, paths in space["DEFAULTS"].items() for path in paths.split()]
+            named = [tuple(rule.split(":", 1)) for rule in space["unveil"]]
+            bare = [tuple(rule.split(":", 1)) for rule in space["programs"]] + [("r", "/srv/exec2/files/read")]
+            self.assertGreaterEqual(len(expected), 4)
+            for number, (task, wanted) in enumerate(expected):
+                rules = bare if number == len(expected) - 1 else by_default + named if task == "t" else by_default
+                granted = [Path(path) for mode, path in rules if "r" in mode]
+                checked = {}
+                for probe, result in wanted.items():
+                    action, path, *more = probe.split()
+                    if action not in ("read", "list") or more or "$" in path or not path.startswith("/"):
+                        continue
+                    if path.startswith(("/sys/fs/cgroup", "/proc", "/mounts")):  # the scenario's fake neighbour, and not of this root
+                        continue
+                    target = Path(real(path))
+                    allowed = any(rule == target or rule in target.parents for rule in granted)
+                    checked[probe] = "ok" if allowed else "EACCES"
+                self.assertTrue(checked, task)
+                self.assertEqual({probe: wanted[probe] for probe in checked}, checked)
+
+
+def main():
+    if INSIDE not in os.environ:
+        unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+        if subprocess.run([*unshare, "mount", "-t", "tmpfs", "x", "/tmp"], stderr=subprocess.DEVNULL).returncode:
+            print("nixos_guest: not checked: user namespaces are off here, or restricted", file=sys.stderr)
+            sys.exit(NOT_CHECKED)
+        os.environ[INSIDE] = "yes"
+        os.execvp(unshare[0], [*unshare, sys.executable, *sys.argv])
+    unittest.main()
+
+
+if __name__ == "__main__":
+    main()
