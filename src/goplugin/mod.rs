@@ -16,6 +16,7 @@ pub mod hclog;
 mod connection;
 mod handshake;
 mod listener;
+mod peer;
 mod serve;
 mod services;
 mod shutdown;
