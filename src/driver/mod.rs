@@ -15,6 +15,7 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
+pub use blocking::MAX_BLOCKING;
 use tokio::sync::watch;
 use tonic::service::Routes;
 
@@ -47,6 +48,7 @@ struct Inner {
     /// Wakes the fingerprint streams after SetConfig.
     configured: watch::Sender<u64>,
     launcher: Launcher,
+    starts: blocking::Starts,
     store: Arc<Store>,
     notices: Notices,
 }
@@ -67,6 +69,7 @@ impl Driver {
             settings: RwLock::default(),
             configured: watch::Sender::new(0),
             launcher: Launcher::new(run_dir)?,
+            starts: blocking::Starts::default(),
             store: Arc::default(),
             notices: Notices::default(),
         })))

@@ -11,6 +11,7 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 
+use super::id::{EmptyTaskId, TaskId};
 use super::identity::Identity;
 use super::run_dir::{RunDir, RunDirError};
 use super::spec::TaskSpec;
@@ -65,7 +66,9 @@ pub enum LaunchError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
-    #[error("{step}: {error}")]
+    #[error(transparent)]
+    Id(#[from] EmptyTaskId),
+    #[error("failed to {step}: {error}")]
     System { step: &'static str, error: io::Error },
     #[error(transparent)]
     End(#[from] sweep::EndError),
@@ -77,11 +80,11 @@ impl Launched {
     /// Ends a task that cannot be looked after.
     pub fn abandon(self) {
         if let Err(error) = sweep::end(self.shim) {
-            tracing::error!(%error, "end a task that was given up");
+            tracing::error!(%error, "failed to end a task that was given up");
             return;
         }
         if let Err(error) = self.run_dir.remove() {
-            tracing::error!(%error, "forget a task that was given up");
+            tracing::error!(%error, "failed to forget a task that was given up");
         }
     }
 }
@@ -113,17 +116,17 @@ impl Launcher {
         sweep::sweep(&self.run_dir)
     }
 
-    pub fn run_dir(&self, task_id: &str) -> RunDir {
+    pub fn run_dir(&self, task_id: TaskId<'_>) -> RunDir {
         RunDir::of(&self.run_dir, task_id)
     }
 
     /// Whether a task that is not among the known ones runs.
-    pub fn runs_unknown(&self, task_id: &str) -> bool {
+    pub fn runs_unknown(&self, task_id: TaskId<'_>) -> bool {
         !sweep::ended(&self.run_dir(task_id))
     }
 
     /// Ends a task that is not among the known ones, if it still runs, and removes what is kept of it.
-    pub fn end_unknown(&self, task_id: &str) -> Result<(), LaunchError> {
+    pub fn end_unknown(&self, task_id: TaskId<'_>) -> Result<(), LaunchError> {
         let run_dir = self.run_dir(task_id);
         sweep::end_earlier(&run_dir)?;
         Ok(run_dir.remove()?)
@@ -132,13 +135,14 @@ impl Launcher {
     /// Starts the task and returns when its program runs, or says which step failed. No earlier start of it, nor another
     /// invocation of the same task, survives.
     pub fn launch(&self, spec: &TaskSpec) -> Result<Launched, LaunchError> {
+        let id = TaskId::new(&spec.id)?;
         let cgroup = spec.cgroup.as_deref().map(Cgroup::open).transpose()?;
         if let Some(cgroup) = &cgroup {
             cgroup.apply(&spec.limits)?;
         }
         let oom_before = cgroup.as_ref().map(Cgroup::oom).transpose()?.flatten().unwrap_or_default();
-        let run_dir = self.run_dir(&spec.id);
-        sweep::end_siblings(&self.run_dir, &spec.id)?;
+        let run_dir = self.run_dir(id);
+        sweep::end_siblings(&self.run_dir, id)?;
         sweep::end_earlier(&run_dir)?;
         let exit = run_dir.create()?;
         match self.start(spec, cgroup.as_ref(), &run_dir, exit) {
@@ -160,7 +164,7 @@ impl Launcher {
                 if sweep::ended(&run_dir)
                     && let Err(error) = run_dir.remove()
                 {
-                    tracing::warn!(%error, "remove the directory of a task that did not start");
+                    tracing::warn!(%error, "failed to remove the directory of a task that did not start");
                 }
                 Err(error)
             }
@@ -206,7 +210,7 @@ impl Launcher {
             Ok((shim_id, task, task_id)) => Ok(Started { shim, shim_id, task, task_id }),
             Err(error) => {
                 if let Err(error) = sweep::end(shim) {
-                    tracing::error!(%error, "take a start back");
+                    tracing::error!(%error, "failed to take a start back");
                 }
                 Err(error)
             }

@@ -502,6 +502,7 @@ mod tests {
     use std::process::{Child, Command};
 
     use super::*;
+    use crate::task::id::TaskId;
 
     /// A task without a cgroup, with other processes in place of shim and leader.
     struct Stand {
@@ -515,7 +516,7 @@ mod tests {
     impl Stand {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let run_dir = RunDir::of(&dir.path().join("run"), "a/t/1");
+            let run_dir = RunDir::of(&dir.path().join("run"), TaskId::new("a/t/1").unwrap());
             let exit = run_dir.create().unwrap();
             let sleep = || Command::new("sleep").arg("1000").spawn().unwrap();
             let (shim, leader) = (sleep(), sleep());

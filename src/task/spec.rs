@@ -50,7 +50,7 @@ pub struct TaskSpec {
     pub name: String,
     pub cgroup: Option<PathBuf>,
     pub limits: Limits,
-    /// The unveil rules beside the defaults, as they were written: the agent's and the job's.
+    /// The job's unveil rules.
     pub asked: Vec<String>,
     pub shim: ShimSpec,
 }
@@ -112,7 +112,7 @@ impl TaskSpec {
             name: request.name.into(),
             cgroup: request.cgroup.map(Path::to_owned),
             limits: request.limits.clone(),
-            asked: plugin.unveil_paths.iter().chain(&config.unveil).map(ToString::to_string).collect(),
+            asked: config.unveil.iter().map(ToString::to_string).collect(),
             shim,
         })
     }
