@@ -48,6 +48,12 @@ impl CgroupError {
         )
     }
 
+    /// Whether this process or the host has no descriptor, memory or epoll watch (epoll_ctl(2): ENOSPC) left for the moment.
+    pub fn is_passing(&self) -> bool {
+        let errno = self.errno();
+        matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOSPC))
+    }
+
     /// The errno of the failed system call, if there was one.
     pub fn errno(&self) -> Option<Errno> {
         match self {

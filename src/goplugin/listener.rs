@@ -97,7 +97,9 @@ impl<L: Accept> Incoming<L> {
     fn admit(&mut self, stream: UnixStream) -> Option<Connection> {
         match (self.identify)(&stream) {
             Ok(Peer::Own) => return Some(Connection::new(stream, self.open.clone())),
-            Ok(Peer::Gone) => tracing::debug!("closed a connection to the plugin's socket: its peer has ended"),
+            Ok(Peer::Gone) => {
+                tracing::debug!("closed a connection to the plugin's socket: its peer has ended")
+            }
             Ok(Peer::Foreign) => {
                 if let Some(more) = self.refused.pass() {
                     tracing::warn!(
@@ -215,7 +217,8 @@ mod tests {
         let mut incoming = Incoming::new(Scripted(RefCell::new(script)), open, std::future::pending());
         incoming.identify = identify;
         let mut served = Vec::new();
-        while let Ok(Some(Ok(connection))) = tokio::time::timeout(WARNING_INTERVAL / 2, incoming.next()).await {
+        while let Ok(Some(Ok(connection))) = tokio::time::timeout(WARNING_INTERVAL / 2, incoming.next()).await
+        {
             served.push(connection);
         }
         let open = peers.iter().filter(|peer| peer.try_write(b"x").is_ok()).count();
@@ -227,7 +230,11 @@ mod tests {
     async fn only_peers_of_the_own_namespace_are_served() {
         assert_eq!(admitted(3, |_| Ok(Peer::Own)).await.0, 3);
         assert_eq!(admitted(3, |_| Ok(Peer::Gone)).await.0, 0);
-        assert_eq!(admitted(3, |_| Err(Errno::EACCES.into())).await.0, 0, "who cannot be identified is refused");
+        assert_eq!(
+            admitted(3, |_| Err(Errno::EACCES.into())).await.0,
+            0,
+            "who cannot be identified is refused"
+        );
         let (served, incoming) = admitted(2 * REFUSALS_IN_A_ROW, |_| Ok(Peer::Foreign)).await;
         assert_eq!(served, 0);
         assert_eq!(incoming.refused.held_back, 2 * REFUSALS_IN_A_ROW as u64 - 1, "said once");

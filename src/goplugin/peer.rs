@@ -31,7 +31,8 @@ pub(super) fn identify(socket: &impl AsFd) -> io::Result<Peer> {
     match pidfd(socket)? {
         Found::Process(pidfd) => {
             let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-            judge(&info).ok_or_else(|| io::Error::other("no usable NSpid line in the fdinfo of the peer's pidfd"))
+            judge(&info)
+                .ok_or_else(|| io::Error::other("no usable NSpid line in the fdinfo of the peer's pidfd"))
         }
         Found::Nobody(peer) => Ok(peer),
     }
@@ -70,7 +71,8 @@ fn by_number(pid: i32) -> io::Result<Found> {
 /// more for each namespace below it: -1 for a process that has been reaped, 0 for one that is not visible from here.
 fn judge(info: &str) -> Option<Peer> {
     let numbers = info.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    let numbers: Vec<i32> = numbers.split_ascii_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    let numbers: Vec<i32> =
+        numbers.split_ascii_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
     match numbers[..] {
         [] => None,
         [(..0), ..] => Some(Peer::Gone),
@@ -103,7 +105,9 @@ mod tests {
     fn this_process_is_in_its_own_namespace_by_pidfd_and_by_number() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         assert_eq!(identify(&ours).unwrap(), Peer::Own);
-        let Found::Process(pidfd) = by_number(std::process::id() as i32).unwrap() else { panic!("not found") };
+        let Found::Process(pidfd) = by_number(std::process::id() as i32).unwrap() else {
+            panic!("not found")
+        };
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap();
         assert_eq!(judge(&info), Some(Peer::Own));
     }
