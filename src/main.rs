@@ -27,13 +27,15 @@ fn main() -> ExitCode {
 }
 
 fn plugin() -> ExitCode {
-    match serve() {
+    let status = match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "the plugin ends");
             ExitCode::FAILURE
         }
-    }
+    };
+    goplugin::hclog::flush();
+    status
 }
 
 fn serve() -> anyhow::Result<()> {

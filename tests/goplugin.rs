@@ -355,6 +355,7 @@ fn a_panic_is_a_line_for_the_agent() {
         let end = worker.spawn(|| panic!("first line\nsecond \"line\"")).unwrap().join();
         end.unwrap_err();
         tracing::error!("after the panic");
+        hclog::flush();
         return;
     }
     let child = Command::new(std::env::current_exe().unwrap())

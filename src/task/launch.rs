@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -31,7 +31,6 @@ pub const START_LIMIT: Duration = Duration::from_secs(30);
 pub struct Launcher {
     /// This very program, so that an upgrade on disk never mixes two versions in one start.
     program: OwnedFd,
-    null: OwnedFd,
     run_dir: PathBuf,
 }
 
@@ -102,13 +101,8 @@ fn system<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> LaunchErr
 
 impl Launcher {
     pub fn new(run_dir: &Path) -> Result<Self, LaunchError> {
-        let high = |path: &str, flags: OFlag| {
-            open(path, flags | OFlag::O_CLOEXEC, Mode::empty())
-                .and_then(|fd| sys::fd::duplicate_from(fd.as_fd(), sys::clone::FIRST_FREE_FD))
-        };
-        let program = high("/proc/self/exe", OFlag::O_PATH).map_err(system("open /proc/self/exe"))?;
-        let null = high("/dev/null", OFlag::O_RDWR).map_err(system("open /dev/null"))?;
-        Ok(Self { program, null, run_dir: run_dir.to_owned() })
+        let program = open_high("/proc/self/exe", OFlag::O_PATH).map_err(system("open /proc/self/exe"))?;
+        Ok(Self { program, run_dir: run_dir.to_owned() })
     }
 
     /// Removes what nobody will ask for any more; see [`sweep::sweep`].
@@ -139,6 +133,7 @@ impl Launcher {
         let cgroup = spec.cgroup.as_deref().map(Cgroup::open).transpose()?;
         if let Some(cgroup) = &cgroup {
             cgroup.apply(&spec.limits)?;
+            cgroup.has_cpu()?;
         }
         let oom_before = cgroup.as_ref().map(Cgroup::oom).transpose()?.flatten().unwrap_or_default();
         let run_dir = self.run_dir(id);
@@ -188,6 +183,10 @@ impl Launcher {
             .collect::<Result<_, _>>()
             .map_err(system("duplicate a descriptor for the shim"))?;
         let numbered: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
+        let null = match spec.shim.stdio {
+            Stdio::Fifos { .. } | Stdio::Null => Some(Null::open().map_err(system("open /dev/null"))?),
+            Stdio::Inherited => None,
+        };
         let shims = cgroup.and_then(shims_cgroup);
         let child = sys::clone::spawn(&sys::clone::Spawn {
             program: self.program.as_fd(),
@@ -196,10 +195,7 @@ impl Launcher {
             cgroup: shims.as_ref().map(Cgroup::dir_fd),
             fds: &numbered,
             first_fd: fds::SPEC,
-            stdio: match spec.shim.stdio {
-                Stdio::Fifos { .. } | Stdio::Null => Some(self.null.as_fd()),
-                Stdio::Inherited => None,
-            },
+            stdio: null.as_ref().map(Null::stdio),
             report: passed[1].as_fd(),
         })
         .map_err(system("clone the shim"))?;
@@ -216,6 +212,30 @@ impl Launcher {
             }
         }
     }
+}
+
+/// /dev/null, opened for one start. What is opened once for all would be shared: its status flags, locks and owner of signals
+/// (fcntl(2), flock(2)) are those of the open file, so each task could change them for the others.
+struct Null {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Null {
+    fn open() -> nix::Result<Self> {
+        let open = |flags| open_high("/dev/null", flags);
+        Ok(Self { read: open(OFlag::O_RDONLY)?, write: open(OFlag::O_WRONLY)? })
+    }
+
+    fn stdio(&self) -> [BorrowedFd<'_>; 3] {
+        [self.read.as_fd(), self.write.as_fd(), self.write.as_fd()]
+    }
+}
+
+/// Opens a file with a number that is not used in a new process.
+fn open_high(path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+    let low = open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?;
+    sys::fd::duplicate_from(low.as_fd(), sys::clone::FIRST_FREE_FD)
 }
 
 /// Notes who the shim is, lets it go on, and waits until the task runs: who the shim is, the task's pidfd, who the task is.
@@ -257,4 +277,29 @@ fn shims_cgroup(task: &Cgroup) -> Option<Cgroup> {
     Cgroup::shims_for(task.path())
         .inspect_err(|error| tracing::warn!(%error, "the shim stays in the plugin's own cgroup"))
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::fcntl::FcntlArg;
+
+    use super::*;
+
+    #[test]
+    fn each_start_has_an_open_null_device_of_its_own() {
+        let (one, other) = (Null::open().unwrap(), Null::open().unwrap());
+        let flags = |fd: BorrowedFd<'_>| OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap());
+        let [input, output, error] = one.stdio();
+        assert_eq!(flags(input) & OFlag::O_ACCMODE, OFlag::O_RDONLY);
+        for fd in [output, error] {
+            assert_eq!(flags(fd) & OFlag::O_ACCMODE, OFlag::O_WRONLY);
+        }
+        fcntl(output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        assert!(flags(output).contains(OFlag::O_NONBLOCK));
+        assert!(!flags(input).contains(OFlag::O_NONBLOCK));
+        assert!(
+            other.stdio().into_iter().all(|fd| !flags(fd).contains(OFlag::O_NONBLOCK)),
+            "another start's"
+        );
+    }
 }
