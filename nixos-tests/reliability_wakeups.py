@@ -1,5 +1,7 @@
 # A task that is at its memory limit all the time costs the plugin a few wake-ups a second, and an OOM kill is still reported.
 
+import re
+
 # More than the task's memory: each pass reclaims what the last one has read.
 READ = """
 import os
@@ -37,11 +39,15 @@ def counted(alloc=None):
     if alloc:
         look += f"; cat {scope(alloc)}/memory.events"
     before, after = machine.succeed(f"{look}; sleep {SPAN_S}; echo LATER; {look}").split("LATER")
+    switches = [by_thread(text) for text in (before, after)]
+    # A thread that has ended meanwhile had nothing to do.
+    wakeups = sum(count - switches[0].get(thread, 0) for thread, count in switches[1].items())
+    reclaims = [sum(int(number) for number in re.findall(r"^max (\d+)$", text, re.M)) for text in (before, after)]
+    return wakeups, reclaims[1] - reclaims[0]
 
-    def count(text, key):
-        return sum(int(line.split()[1]) for line in text.splitlines() if line.split()[:1] == [key])
 
-    return [count(after, key) - count(before, key) for key in ("voluntary_ctxt_switches:", "max")]
+def by_thread(text):
+    return {thread: int(count) for thread, count in re.findall(r"^Pid:\s*(\d+)$.*?^voluntary_ctxt_switches:\s*(\d+)$", text, re.M | re.S)}
 
 
 with subtest("a task that reads more than its memory"):
