@@ -292,7 +292,7 @@ async fn the_socket_answers_only_its_own_pid_namespace() {
 /// For the parent process, or for whoever runs the tests.
 fn say(text: &str) {
     use std::io::Write as _;
-    writeln!(std::io::stdout(), "{text}").unwrap();
+    std::io::stdout().write_all(format!("{text}\n").as_bytes()).unwrap();
 }
 
 /// An HTTP/2 frame (RFC 9113, 4.1).
