@@ -8,10 +8,6 @@ use nomad_driver_exec2::{cli, driver, goplugin, shim};
 /// Threads that serve RPCs; what blocks (starts, lookups) runs on others, made when needed.
 const WORKERS: usize = 2;
 
-/// The most threads for what blocks. Each start holds one until its program runs (milliseconds, 30 s when a path hangs);
-/// more starts than that wait for their turn. tokio's default of 512 would let a dead file server fill the process.
-const MAX_BLOCKING: usize = 64;
-
 /// Stack of each thread, bytes; 24 KiB is what they have been seen to use, and what they decode has bounded depth. Below the
 /// size of a huge page: Linux puts one behind Rust's default of 2 MiB where it happens to lie right, and the plugin then has
 /// three times the memory.
@@ -31,13 +27,15 @@ fn main() -> ExitCode {
 }
 
 fn plugin() -> ExitCode {
-    match serve() {
+    let status = match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = cli::causes(&error), "the plugin ends");
             ExitCode::FAILURE
         }
-    }
+    };
+    goplugin::hclog::flush();
+    status
 }
 
 fn serve() -> anyhow::Result<()> {
@@ -49,7 +47,7 @@ fn serve() -> anyhow::Result<()> {
     let driver = driver::Driver::new()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
-        .max_blocking_threads(MAX_BLOCKING)
+        .max_blocking_threads(driver::MAX_BLOCKING)
         .thread_stack_size(THREAD_STACK)
         .enable_all()
         .build()?;

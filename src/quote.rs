@@ -13,6 +13,17 @@ pub fn quote(value: &str) -> String {
     }
 }
 
+/// The text in at most about `max` bytes: what is too much is left out of the middle, because a message begins with what failed
+/// and ends with why.
+pub fn shorten(text: &str, max: usize) -> String {
+    if text.len() <= max {
+        return text.to_owned();
+    }
+    let boundary = |at: usize| (0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let (head, tail) = (boundary(max / 4 * 3), boundary(text.len() - max / 4));
+    format!("{}… ({} bytes left out) …{}", &text[..head], tail - head, &text[tail..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -26,5 +37,17 @@ mod tests {
         assert!(short.ends_with("… (402 bytes)"), "{short}");
         assert_eq!(short.chars().filter(|c| *c == 'ä').count(), QUOTED_CHARS_MAX);
         assert_eq!(quote(&"ä".repeat(QUOTED_CHARS_MAX)).chars().count(), QUOTED_CHARS_MAX + 2);
+    }
+
+    #[test]
+    fn a_long_text_keeps_its_beginning_and_its_end() {
+        assert_eq!(shorten("ä: b", 5), "ä: b");
+        let text = format!("failed to open {}: ENOENT", "ä".repeat(1000));
+        let short = shorten(&text, 100);
+        assert!(short.starts_with("failed to open ä") && short.ends_with("ä: ENOENT"), "{short}");
+        assert!(short.len() < 140, "{short}");
+        for max in 0..50 {
+            assert!(shorten(&text, max).len() < max + 50);
+        }
     }
 }

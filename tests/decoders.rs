@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::socket::{MsgFlags, send};
 use nomad_driver_exec2::shim::report::{self, StartError};
 use nomad_driver_exec2::shim::spec::ShimSpec;
+use nomad_driver_exec2::task::id::TaskId;
 use nomad_driver_exec2::task::run_dir::RunDir;
 use proptest::prelude::*;
 
@@ -85,11 +86,12 @@ proptest! {
             "\\{\"boot_id\":\".{0,9}\",\"pid\":-?[0-9]{1,12},\"start_time\":[0-9]{1,22}\\}".prop_map(String::into_bytes),
         ],
     ) {
-        let dir = tempfile::tempdir().unwrap();
+        let base = tempfile::tempdir().unwrap();
+        let dir = RunDir::of(base.path(), TaskId::new("a/web/1").unwrap());
+        dir.create().unwrap();
         for name in ["shim", "starting", "answered", "exit"] {
             std::fs::write(dir.path().join(name), &bytes).unwrap();
         }
-        let dir = RunDir::at(dir.path().to_owned());
         // None is of this boot.
         prop_assert_eq!((dir.shim(), dir.starting(), dir.answered()), (None, None, None));
         prop_assert!(!matches!(dir.exit(), Ok(Some(_))));

@@ -240,6 +240,61 @@ async fn probes_and_garbage_do_no_harm() {
     assert!(!plugin.run.is_finished());
 }
 
+/// Where the test of the PID namespaces finds the socket when it runs itself once more.
+const SOCKET_OF_PARENT: &str = "GOPLUGIN_TEST_SOCKET";
+
+/// Runs `the_socket_answers_only_its_own_pid_namespace` in a child process; says whether it was served.
+fn served_in_child(socket: &Path, own_namespace: bool) -> bool {
+    let socket = socket.to_owned();
+    let child = move || {
+        if !own_namespace {
+            // Of this thread's children.
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID).unwrap();
+        }
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "the_socket_answers_only_its_own_pid_namespace", "--nocapture"])
+            .env(SOCKET_OF_PARENT, socket)
+            .output()
+            .unwrap()
+    };
+    let child = std::thread::spawn(child).join().unwrap();
+    let stdout = String::from_utf8_lossy(&child.stdout);
+    match (stdout.contains("peer: served"), stdout.contains("peer: refused")) {
+        (true, false) => true,
+        (false, true) => false,
+        _ => panic!("the child came to no result: {child:?}"),
+    }
+}
+
+/// A task, root or not, is a process of another PID namespace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_socket_answers_only_its_own_pid_namespace() {
+    if let Some(socket) = std::env::var_os(SOCKET_OF_PARENT) {
+        let served = match connect(Path::new(&socket)).await {
+            Ok(channel) => health(&channel, "plugin").await.is_ok(),
+            Err(_) => false,
+        };
+        say(if served { "peer: served" } else { "peer: refused" });
+        return;
+    }
+    let plugin = Plugin::start();
+    let before = plugin.connect().await;
+    assert!(served_in_child(&plugin.socket, true), "another process of the own namespace");
+    if nix::unistd::geteuid().is_root() {
+        assert!(!served_in_child(&plugin.socket, false), "a process of another namespace");
+    } else {
+        say("not applicable without root: a process of another PID namespace");
+    }
+    assert_eq!(health(&before, "plugin").await.unwrap(), SERVING, "others notice nothing");
+    assert_eq!(health(&plugin.connect().await, "plugin").await.unwrap(), SERVING);
+}
+
+/// For the parent process, or for whoever runs the tests.
+fn say(text: &str) {
+    use std::io::Write as _;
+    std::io::stdout().write_all(format!("{text}\n").as_bytes()).unwrap();
+}
+
 /// An HTTP/2 frame (RFC 9113, 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
@@ -300,6 +355,7 @@ fn a_panic_is_a_line_for_the_agent() {
         let end = worker.spawn(|| panic!("first line\nsecond \"line\"")).unwrap().join();
         end.unwrap_err();
         tracing::error!("after the panic");
+        hclog::flush();
         return;
     }
     let child = Command::new(std::env::current_exe().unwrap())

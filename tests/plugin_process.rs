@@ -148,6 +148,25 @@ async fn signals_of_a_terminal_are_ignored() {
     assert!(ignored.contains(&"SIGINT") && ignored.contains(&"SIGHUP"), "{:?}", remains.logs);
 }
 
+/// A stopped agent (SIGSTOP, a debugger) does not read the plugin's log.
+#[tokio::test]
+async fn an_agent_that_does_not_read_the_log_is_served_all_the_same() {
+    const LINES: usize = 100;
+    let plugin = Plugin::start(|tmp| launched(PLUGIN, tmp)).await;
+    let pipe = plugin.child.stderr.as_ref().unwrap();
+    // A page: less than the lines have.
+    nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    for _ in 0..LINES {
+        plugin.signal(Signal::SIGHUP);
+        timeout(PATIENCE, plugin.ping()).await.expect("it answers, whether or not its log is read");
+    }
+    plugin.signal(Signal::SIGTERM);
+    let remains = plugin.remains().await;
+    assert_eq!(remains.exit_code, Some(0));
+    let bytes: usize = remains.logs.iter().map(|log| log.to_string().len()).sum();
+    assert!(bytes > 2 * 4096, "all of it comes: {bytes} bytes");
+}
+
 #[tokio::test]
 async fn sigterm_ends_it_with_a_connection_open() {
     let plugin = Plugin::start(|tmp| launched(PLUGIN, tmp)).await;
@@ -189,6 +208,28 @@ async fn arguments_of_the_agent_change_nothing() {
         plugin.signal(Signal::SIGTERM);
         assert_eq!(plugin.remains().await.exit_code, Some(0), "{args:?}");
     }
+}
+
+/// A plugin that was killed could not remove its socket; the next one does.
+#[tokio::test]
+async fn the_socket_of_a_killed_plugin_is_swept() {
+    let mut killed = Plugin::start(|tmp| launched(PLUGIN, tmp)).await;
+    killed.child.kill().await.unwrap();
+    let dead = killed.socket.parent().unwrap();
+    assert!(killed.socket.exists());
+    // It must be a minute old: a younger one may be just being made.
+    let file = std::fs::File::open(dead).unwrap();
+    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    let shared = killed.tmp.path().to_owned();
+    let running = Plugin::start(|_| launched(PLUGIN, &shared)).await;
+    let deadline = Instant::now() + PATIENCE;
+    while dead.exists() {
+        assert!(Instant::now() < deadline, "{dead:?} is still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    running.ping().await;
+    running.signal(Signal::SIGTERM);
+    running.remains().await;
 }
 
 #[tokio::test]

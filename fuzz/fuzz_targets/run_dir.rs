@@ -2,19 +2,20 @@
 //
 // `@` in the input stands for the boot's id, which no seed can know.
 #![no_main]
-use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use nomad_driver_exec2::shim::exit::MAX_LINE;
+use nomad_driver_exec2::task::id::TaskId;
 use nomad_driver_exec2::task::identity::boot_id;
 use nomad_driver_exec2::task::run_dir::RunDir;
 
 static BOOT: LazyLock<String> = LazyLock::new(|| boot_id().expect("the boot's id"));
-static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
-    let path = std::env::temp_dir().join(format!("exec2-fuzz-{}", std::process::id()));
-    std::fs::create_dir_all(&path).expect("a directory");
-    path
+static DIR: LazyLock<RunDir> = LazyLock::new(|| {
+    let base = std::env::temp_dir().join(format!("exec2-fuzz-{}", std::process::id()));
+    let dir = RunDir::of(&base, TaskId::new("alloc/task/1").expect("an id"));
+    dir.create().expect("a directory");
+    dir
 });
 
 fuzz_target!(|bytes: &[u8]| {
@@ -23,9 +24,9 @@ fuzz_target!(|bytes: &[u8]| {
         if byte == b'@' { text.extend_from_slice(BOOT.as_bytes()) } else { text.push(byte) }
     }
     for name in ["shim", "starting", "answered", "exit"] {
-        std::fs::write(DIR.join(name), &text).expect("write a record");
+        std::fs::write(DIR.path().join(name), &text).expect("write a record");
     }
-    let dir = RunDir::at(DIR.clone());
+    let dir = &*DIR;
     let found = dir.shim();
     assert_eq!((found, found), (dir.starting(), dir.answered()));
     if let Some(process) = found {

@@ -24,17 +24,23 @@ pub enum CgroupError {
         "{path:?} does not exist, so {value:?} cannot be set: enable the {controller} controller in the parent's cgroup.subtree_control"
     )]
     NoController { path: PathBuf, value: String, controller: &'static str },
+    /// No process can be started in it: clone(2) would say ENOSPC.
+    #[error(
+        "the cgroup has no CPU ({path:?} is empty): all of them are reserved, by tasks with cores or by other cgroups; \
+         leave one to Nomad's share.slice, for example by client {{ reserved {{ cores }} }}"
+    )]
+    NoCpu { path: PathBuf },
     /// The kernel refused a value.
-    #[error("cannot write {value:?} to {path:?}: {errno}")]
+    #[error("failed to write {value:?} to {path:?}: {errno}")]
     Write { path: PathBuf, value: String, errno: Errno },
     /// Any other system call on a path.
-    #[error("cannot {step} {path:?}: {errno}")]
+    #[error("failed to {step} {path:?}: {errno}")]
     Sys { step: &'static str, path: PathBuf, errno: Errno },
     /// A file of the kernel has a form that is not the documented one.
     #[error("{path:?} has no usable {what}: found {found:?}")]
     Content { path: PathBuf, what: &'static str, found: String },
     /// There are more cgroups below this one than a removal is willing to walk.
-    #[error("{path:?} has more than {limit} cgroups or levels below it: remove them by hand")]
+    #[error("{path:?} has more than {limit} cgroups or levels below it: remove them manually")]
     TooMany { path: PathBuf, limit: usize },
 }
 
@@ -46,6 +52,12 @@ impl CgroupError {
             CgroupError::Sys { errno: Errno::ENOENT | Errno::ENODEV, .. }
                 | CgroupError::Write { errno: Errno::ENOENT | Errno::ENODEV, .. }
         )
+    }
+
+    /// Whether this process or the host has no descriptor, memory or epoll watch (epoll_ctl(2): ENOSPC) left for the moment.
+    pub fn is_passing(&self) -> bool {
+        let errno = self.errno();
+        matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOSPC))
     }
 
     /// The errno of the failed system call, if there was one.

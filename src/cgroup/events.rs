@@ -92,10 +92,7 @@ impl Cgroup {
             Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(None),
             Err(error) => return Err(error),
         };
-        match async_fd::register(file.into(), Interest::PRIORITY) {
-            Ok(file) => Ok(Some(OomWatch { file, path })),
-            Err((_, error)) => Err(CgroupError::Sys { step: "watch", path, errno: errno_of(&error) }),
-        }
+        OomWatch::new(file.into(), path).map(Some)
     }
 }
 
@@ -137,23 +134,53 @@ fn read_oom(file: impl AsFd) -> nix::Result<OomCounts> {
 /// An open `memory.events`.
 #[derive(Debug)]
 pub struct OomWatch {
-    file: AsyncFd<OwnedFd>,
     path: PathBuf,
+    /// One of both is there: watched by the runtime, or not while [`OomWatch::rest`] lasts.
+    watched: Option<AsyncFd<OwnedFd>>,
+    resting: Option<OwnedFd>,
 }
 
 impl OomWatch {
+    fn new(file: OwnedFd, path: PathBuf) -> Result<Self, CgroupError> {
+        let mut this = Self { path, watched: None, resting: Some(file) };
+        this.watched()?;
+        Ok(this)
+    }
+
+    fn watched(&mut self) -> Result<&AsyncFd<OwnedFd>, CgroupError> {
+        let failed = |path: &Path, errno| CgroupError::Sys { step: "watch", path: path.to_owned(), errno };
+        if let Some(file) = self.resting.take() {
+            match async_fd::register(file, Interest::PRIORITY) {
+                Ok(watched) => self.watched = Some(watched),
+                Err((file, error)) => {
+                    self.resting = Some(file);
+                    return Err(failed(&self.path, errno_of(&error)));
+                }
+            }
+        }
+        self.watched.as_ref().ok_or_else(|| failed(&self.path, Errno::EBADF))
+    }
+
     /// Waits until the file differs from what was last read here, and reads it. The first call returns at once.
-    /// [`CgroupError::is_gone`]: the cgroup was removed.
-    pub async fn changed(&self) -> Result<OomCounts, CgroupError> {
-        let failed = |step| move |errno| CgroupError::Sys { step, path: self.path.clone(), errno };
-        let mut ready = self
-            .file
-            .ready(Interest::PRIORITY)
-            .await
-            .map_err(|error| failed("wait for a change of")(errno_of(&error)))?;
-        // Cleared before the read: a change after the read makes the descriptor ready anew.
-        ready.clear_ready();
-        read_oom(self.file.get_ref()).map_err(failed("read"))
+    /// [`CgroupError::is_gone`]: the cgroup was removed. May be dropped and called again: nothing is lost.
+    pub async fn changed(&mut self) -> Result<OomCounts, CgroupError> {
+        let path = self.path.clone();
+        let failed = |step| move |errno| CgroupError::Sys { step, path, errno };
+        let file = self.watched()?;
+        match file.ready(Interest::PRIORITY).await {
+            // Cleared before the read: a change after the read makes the descriptor ready again.
+            Ok(mut ready) => ready.clear_ready(),
+            Err(error) => return Err(failed("wait for a change of")(errno_of(&error))),
+        }
+        read_oom(file.get_ref()).map_err(failed("read"))
+    }
+
+    /// Takes the file out of the runtime's poll until the next [`OomWatch::changed`], which sees what changed meanwhile: as long
+    /// as it is in there, each change wakes a thread, whether or not anyone waits for it.
+    pub fn rest(&mut self) {
+        if let Some(watched) = self.watched.take() {
+            self.resting = Some(watched.into_inner());
+        }
     }
 }
 

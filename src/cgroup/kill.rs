@@ -1,5 +1,6 @@
 //! The end of a cgroup: kill everyone in it, remove it.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use nix::errno::Errno;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::error::errno_of;
-use super::{Cgroup, CgroupError};
+use super::{Cgroup, CgroupError, Mount};
 
 /// How many cgroups below one a removal takes away, and how deep it looks. Only a task that runs as root and was
 /// unveiled its cgroup for writing can make any.
@@ -39,7 +40,7 @@ impl Cgroup {
     /// Nomad removes its own: this is for those that [`Cgroup::create`] made. May block for a second.
     pub fn remove(self) -> Result<(), CgroupError> {
         let root = self.mount.root();
-        let below = children(root, &self.relative)?;
+        let below = children(&self.mount, &self.relative)?;
         for relative in below.iter().rev().chain(std::iter::once(&self.relative)) {
             let mut tries = 0;
             loop {
@@ -57,8 +58,10 @@ impl Cgroup {
     }
 }
 
-/// All cgroups below, parents before their children. Symlinks are not followed: `file_type` does not.
-fn children(root: &Path, top: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+/// All cgroups below, parents before their children. Each is opened below the mount without following a symlink, and
+/// `file_type` does not follow any either.
+fn children(mount: &Mount, top: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let root = mount.root();
     let too_many = |limit| CgroupError::TooMany { path: root.join(top), limit };
     let mut found: Vec<PathBuf> = Vec::new();
     let mut level = vec![top.to_owned()];
@@ -71,7 +74,9 @@ fn children(root: &Path, top: &Path) -> Result<Vec<PathBuf>, CgroupError> {
                 path: path.clone(),
                 errno: errno_of(&e),
             };
-            let entries = match std::fs::read_dir(&path) {
+            let opened = mount.open_dir(&dir).map_err(std::io::Error::from);
+            let through = |opened: &OwnedFd| format!("/proc/self/fd/{}", opened.as_raw_fd());
+            let entries = match opened.and_then(|opened| std::fs::read_dir(through(&opened))) {
                 Ok(entries) => entries,
                 Err(e) if matches!(errno_of(&e), Errno::ENOENT | Errno::ENODEV) => continue,
                 Err(e) => return Err(failed(e)),

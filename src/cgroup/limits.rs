@@ -34,6 +34,9 @@ const MEMORY_MAX_UNLIMITED: i64 = -1;
 /// Highest CPU number in a list: Nomad's core ids have 16 bits.
 const CPU_NUMBER_MAX: u32 = u16::MAX as u32;
 
+/// The CPUs that a cgroup may use, as a list (Documentation/admin-guide/cgroup-v2.rst).
+const CPUS_EFFECTIVE: &str = "cpuset.cpus.effective";
+
 /// What the job asks for, in Nomad's units.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ResourceRequest {
@@ -247,6 +250,24 @@ impl Cgroup {
         if let Some(cpus) = &limits.cpuset_cpus {
             let list = cpus.to_string();
             self.set("cpuset", "cpuset.cpus", &list, true, || cpuset.set_cpus(&list))?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that a process can be started in the cgroup: one without any CPU takes none. A cgroup without the cpuset
+    /// controller uses the CPUs of the nearest one above it that has it.
+    pub fn has_cpu(&self) -> Result<(), CgroupError> {
+        let mut here = None;
+        for relative in self.relative.ancestors().filter(|relative| !relative.as_os_str().is_empty()) {
+            let path = self.mount.root().join(relative);
+            let cgroup = match relative == self.relative {
+                true => self,
+                false => here.insert(Cgroup::open_in(&self.mount, &path)?),
+            };
+            if let Some(cpus) = cgroup.read_if_there(CPUS_EFFECTIVE)? {
+                let path = path.join(CPUS_EFFECTIVE);
+                return if cpus.trim().is_empty() { Err(CgroupError::NoCpu { path }) } else { Ok(()) };
+            }
         }
         Ok(())
     }

@@ -180,3 +180,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_cgroup_without_a_cpu_is_named() {
+    let tree = TempTree::new();
+    tree.dir("nomad.slice/share.slice");
+    let cgroup = task_cgroup(&tree, "nomad.slice/share.slice/a.scope");
+    cgroup.has_cpu().unwrap();
+    // Without the controller: those of the nearest cgroup above that has it.
+    tree.file("nomad.slice/cpuset.cpus.effective", "0-3\n");
+    tree.file("nomad.slice/share.slice/cpuset.cpus.effective", "\n");
+    let error = cgroup.has_cpu().unwrap_err().to_string();
+    assert!(error.starts_with("the cgroup has no CPU") && error.contains("share.slice/cpuset"), "{error}");
+    tree.file("nomad.slice/share.slice/a.scope/cpuset.cpus.effective", "2\n");
+    cgroup.has_cpu().unwrap();
+    tree.file("nomad.slice/share.slice/a.scope/cpuset.cpus.effective", "\n");
+    let error = cgroup.has_cpu().unwrap_err();
+    assert!(matches!(error, CgroupError::NoCpu { .. }), "{error}");
+}

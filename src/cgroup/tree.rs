@@ -81,7 +81,7 @@ impl Mount {
     }
 
     /// Opens a directory below the mount. Symlinks, other mounts and leaving the tree are errors of the kernel.
-    fn open_dir(&self, relative: &Path) -> Result<OwnedFd, Errno> {
+    pub(super) fn open_dir(&self, relative: &Path) -> Result<OwnedFd, Errno> {
         let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(
             ResolveFlag::RESOLVE_BENEATH
                 | ResolveFlag::RESOLVE_NO_SYMLINKS

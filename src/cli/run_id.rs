@@ -46,7 +46,8 @@ impl std::fmt::Display for RunId {
 pub fn sweep(base: &Path) {
     // If the directory cannot be listed, the start of the task fails with a better message.
     for entry in run_dir::entries(base).unwrap_or_default() {
-        let name = entry.path().file_name().and_then(|name| name.to_str());
+        let path = entry.path();
+        let name = path.file_name().and_then(|name| name.to_str());
         if name.and_then(RunId::parse).is_some_and(RunId::has_ended) {
             forget(&entry);
         }
@@ -66,6 +67,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::task::id::TaskId;
 
     #[test]
     fn a_name_is_read_back_and_other_names_are_not() {
@@ -96,7 +98,7 @@ mod tests {
             .iter()
             .zip(&shims)
             .map(|(name, shim)| {
-                let entry = RunDir::of(&base, name);
+                let entry = RunDir::of(&base, TaskId::new(name).unwrap());
                 entry.create().unwrap();
                 entry.record_shim(&identity(shim)).unwrap();
                 entry

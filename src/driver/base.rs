@@ -52,7 +52,7 @@ impl BasePlugin for Driver {
                 tokio::spawn(async move {
                     tokio::time::sleep(CONFIRM_LIMIT).await;
                     if let Err(error) = blocking(move || unconfirmed(&doubtful)).await {
-                        tracing::error!(%error, "end tasks for which Nomad has not asked");
+                        tracing::error!(%error, "failed to end tasks for which Nomad has not asked");
                     }
                 });
             }

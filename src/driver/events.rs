@@ -35,11 +35,13 @@ fn event(notice: Notice) -> DriverTaskEvent {
 /// The same for programs.
 fn annotations(what: &What) -> HashMap<String, String> {
     let pairs: Vec<(&str, String)> = match what {
-        What::Started { uid, landlock_abi, defaults, unveiled, .. } => vec![
+        What::Started { uid, landlock_abi, unveiled, .. } => vec![
             ("uid", uid.to_string()),
             ("landlock_abi", landlock_abi.to_string()),
-            ("unveil_defaults", defaults.to_string()),
-            ("unveil", unveiled.join(",")),
+            ("unveil_defaults", unveiled.defaults.to_string()),
+            // The rules themselves are in the message; Nomad's servers keep both.
+            ("unveil_agent", unveiled.agent.to_string()),
+            ("unveil_job", unveiled.of_job().to_string()),
         ],
         What::OomKill { kills, limit, peak } => {
             [("oom_kills", Some(*kills)), ("limit_bytes", *limit), ("peak_bytes", *peak)]

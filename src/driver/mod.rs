@@ -15,6 +15,7 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
+pub use blocking::MAX_BLOCKING;
 use tokio::sync::watch;
 use tonic::service::Routes;
 
@@ -48,6 +49,7 @@ struct Inner {
     /// Wakes the fingerprint streams after SetConfig.
     configured: watch::Sender<u64>,
     launcher: Launcher,
+    starts: blocking::Starts,
     store: Arc<Store>,
     uids: Arc<Uids>,
     notices: Notices,
@@ -69,6 +71,7 @@ impl Driver {
             settings: RwLock::default(),
             configured: watch::Sender::new(0),
             launcher: Launcher::new(run_dir)?,
+            starts: blocking::Starts::default(),
             store: Arc::default(),
             uids: Arc::default(),
             notices: Notices::default(),

@@ -3,6 +3,7 @@
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use tokio::time::timeout;
 use tonic::{Code, Request};
 
 use super::Driver;
@@ -10,11 +11,13 @@ use crate::proto::base::base_plugin_server::BasePlugin as _;
 use crate::proto::base::{NomadConfig, NomadDriverConfig, SetConfigRequest};
 use crate::proto::driver::driver_server::Driver as _;
 use crate::proto::driver::{
-    DestroyTaskRequest, ExitResult, InspectTaskRequest, RecoverTaskRequest, StopTaskRequest, TaskConfig,
-    TaskHandle, TaskState, WaitTaskRequest,
+    DestroyTaskRequest, ExitResult, InspectTaskRequest, RecoverTaskRequest, SignalTaskRequest,
+    StartTaskRequest, StopTaskRequest, TaskConfig, TaskHandle, TaskState, TaskStatsRequest, WaitTaskRequest,
 };
 use crate::shim::exit::Exit;
+use crate::task::id::TaskId;
 use crate::task::identity::{Identity, boot_id};
+use crate::task::run_dir::RunDir;
 use crate::task::state::{DriverState, HANDLE_VERSION};
 
 /// As many as an agent of a large host brings back at once.
@@ -38,11 +41,15 @@ impl Host {
         Self { driver: Driver::with_run_dir(&dir.path().join("run")).unwrap(), _dir: dir }
     }
 
+    fn run_dir(&self, id: &str) -> RunDir {
+        self.driver.0.launcher.run_dir(TaskId::new(id).unwrap())
+    }
+
     fn stand(&self, number: i32) -> Stand {
         let id = format!("alloc/task{number}/1");
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
         let shim = Identity::of(child.id() as i32).unwrap();
-        let entry = self.driver.0.launcher.run_dir(&id);
+        let entry = self.run_dir(&id);
         let exit = entry.create().unwrap();
         entry.record_shim(&shim).unwrap();
         entry.started().unwrap();
@@ -198,7 +205,7 @@ async fn a_task_that_was_not_recovered_is_ended_when_nomad_destroys_it() {
     assert!(stand.runs());
     host.destroy(&id, true).await.unwrap();
     assert!(!stand.runs() && other.runs());
-    assert!(!host.driver.0.launcher.run_dir(&id).path().exists());
+    assert!(!host.run_dir(&id).path().exists());
     host.destroy(&id, false).await.unwrap();
 }
 
@@ -209,7 +216,7 @@ async fn a_task_that_the_next_agent_does_not_ask_for_is_ended() {
     for stand in [&lost, &known] {
         host.recover(&stand.handle).await.unwrap();
         // As after StartTask: the answer is out, and nobody has asked yet.
-        let dir = host.driver.0.launcher.run_dir(stand.id());
+        let dir = host.run_dir(stand.id());
         std::fs::copy(dir.path().join("shim"), dir.path().join("answered")).unwrap();
     }
     host.driver.end_unconfirmed_after(Duration::from_millis(200));
@@ -218,7 +225,7 @@ async fn a_task_that_the_next_agent_does_not_ask_for_is_ended() {
     while lost.runs() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    while host.driver.0.launcher.run_dir(lost.id()).path().exists() {
+    while host.run_dir(lost.id()).path().exists() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(known.runs());
@@ -231,7 +238,7 @@ async fn nothing_is_swept_by_a_plugin_that_is_only_asked_what_it_is() {
     let host = Host::new();
     let mut stand = host.stand(1);
     // A start that its plugin, now gone, did not finish.
-    let dir = host.driver.0.launcher.run_dir(stand.id());
+    let dir = host.run_dir(stand.id());
     let gone = serde_json::json!({ "boot_id": boot_id().unwrap(), "pid": stand.child.id(), "start_time": 1 });
     std::fs::write(dir.path().join("starting"), gone.to_string()).unwrap();
     let configured = async |nomad_config| {
@@ -255,4 +262,67 @@ async fn an_end_that_nobody_saw_is_told_as_such() {
     assert!(answer.err.contains("exit status is lost"), "{}", answer.err);
     let result = answer.result.unwrap();
     assert_eq!((result.exit_code, result.signal, result.oom_killed), (137, 9, false));
+}
+
+#[tokio::test]
+async fn an_empty_id_is_refused_by_every_call_and_removes_nothing() {
+    let host = Host::new();
+    let mut stand = host.stand(1);
+    let driver = &host.driver;
+    let config = Some(TaskConfig::default());
+    let handle = TaskHandle { config: config.clone(), ..stand.handle.clone() };
+    let errors = [
+        host.destroy("", true).await.unwrap_err(),
+        host.destroy("", false).await.unwrap_err(),
+        host.recover(&handle).await.unwrap_err(),
+        driver.start_task(Request::new(StartTaskRequest { task: config })).await.unwrap_err(),
+        driver.stop_task(Request::new(StopTaskRequest::default())).await.unwrap_err(),
+        driver.wait_task(Request::new(WaitTaskRequest::default())).await.unwrap_err(),
+        driver.inspect_task(Request::new(InspectTaskRequest::default())).await.unwrap_err(),
+        driver.task_stats(Request::new(TaskStatsRequest::default())).await.err().unwrap(),
+        driver
+            .signal_task(Request::new(SignalTaskRequest { signal: "SIGHUP".into(), ..Default::default() }))
+            .await
+            .unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains("the task id is empty"), "{error}");
+    }
+    assert!(stand.runs() && host.run_dir(stand.id()).path().join("exit").exists());
+    // Nor does an id that is a path of its own.
+    for id in ["/", "//", "..", "../.."] {
+        host.destroy(id, true).await.unwrap();
+        assert!(stand.runs() && host.run_dir(stand.id()).path().join("exit").exists(), "{id}");
+    }
+    host.destroy(stand.id(), true).await.unwrap();
+    assert!(!stand.runs());
+}
+
+#[tokio::test]
+async fn starts_that_hang_do_not_hold_up_an_end_and_one_that_nobody_waits_for_is_given_up() {
+    let host = Host::new();
+    let mut stand = host.stand(1);
+    let mut turns = Vec::new();
+    while let Ok(turn) =
+        timeout(Duration::from_millis(200), host.driver.0.starts.turn("default", &turns.len().to_string()))
+            .await
+    {
+        turns.push(turn.unwrap());
+    }
+    let config = TaskConfig { id: "a/waits/1".into(), ..TaskConfig::default() };
+    let request = || Request::new(StartTaskRequest { task: Some(config.clone()) });
+    assert!(
+        timeout(Duration::from_millis(200), host.driver.start_task(request())).await.is_err(),
+        "it waits"
+    );
+    // The call was dropped, as when the agent dies: its id is free again.
+    while host.driver.0.store.reserve(TaskId::new(&config.id).unwrap()).is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    host.destroy(stand.id(), true).await.unwrap();
+    assert!(!stand.runs());
+    drop(turns);
+    let error = host.driver.start_task(request()).await.unwrap_err();
+    assert!(error.message().contains("command"), "it is its turn, and it has no command: {error}");
 }

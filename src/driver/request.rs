@@ -8,6 +8,7 @@ use crate::cgroup::{CpuSet, Limits, ResourceRequest};
 use crate::config::{PluginConfig, TaskConfig};
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
+use crate::quote::quote;
 use crate::sandbox::capabilities::Capability;
 use crate::task::dirs;
 use crate::task::spec::{Logs, Request, TaskSpec};
@@ -88,18 +89,59 @@ fn limits(
     Ok(Limits::plan(&request, settings.mhz_per_core))
 }
 
-/// The network namespace that Nomad made for the allocation (bridge and CNI modes); none means the host's.
+/// The network namespace that Nomad made for the allocation (bridge, CNI and none); none means the host's.
+///
+/// A path is joined whatever the mode says, and only a job with the host's network may have none: what is not understood must
+/// not end in the host's network.
 fn netns(spec: Option<&NetworkIsolationSpec>) -> Result<Option<PathBuf>, RpcError> {
     let Some(spec) = spec else { return Ok(None) };
-    match spec.mode() {
-        NetworkIsolationMode::Group if spec.path.is_empty() => {
-            Err(RpcError::Absent("path of the network namespace"))
-        }
-        NetworkIsolationMode::Group => Ok(Some(PathBuf::from(&spec.path))),
-        NetworkIsolationMode::Host | NetworkIsolationMode::None => Ok(None),
+    let mode = NetworkIsolationMode::try_from(spec.mode).map_err(|_| {
+        RpcError::BadValue(format!("network isolation mode {}, which this driver does not know", spec.mode))
+    })?;
+    match (mode, Path::new(&spec.path)) {
+        (NetworkIsolationMode::Host, path) if path.as_os_str().is_empty() => Ok(None),
         // Only a driver that makes networks itself is ever asked for this.
-        NetworkIsolationMode::Task => {
+        (NetworkIsolationMode::Task, path) if path.as_os_str().is_empty() => {
             Err(RpcError::Unsupported("a network of the task's own (network mode \"task\")"))
+        }
+        (_, path) if path.as_os_str().is_empty() => Err(RpcError::Absent("path of the network namespace")),
+        (_, path) if !path.is_absolute() => {
+            Err(RpcError::BadValue(format!("network namespace {}, which is not absolute", quote(&spec.path))))
+        }
+        (_, path) => Ok(Some(path.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn netns_of(mode: i32, path: &str) -> Result<Option<PathBuf>, RpcError> {
+        netns(Some(&NetworkIsolationSpec { mode, path: path.into(), ..Default::default() }))
+    }
+
+    #[test]
+    fn only_host_mode_without_a_path_is_the_hosts_network() {
+        use NetworkIsolationMode::{Group, Host, None as NoNetwork, Task};
+        assert_eq!(netns(None).unwrap(), None);
+        assert_eq!(netns_of(Host.into(), "").unwrap(), None);
+        for mode in [Group, NoNetwork, Task] {
+            assert!(netns_of(mode.into(), "").is_err(), "{mode:?} without a path");
+        }
+        for mode in [Host, Group, NoNetwork, Task] {
+            let path = "/var/run/netns/a";
+            assert_eq!(netns_of(mode.into(), path).unwrap(), Some(path.into()), "{mode:?}");
+            assert!(netns_of(mode.into(), "netns/a").is_err(), "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn a_mode_that_is_not_known_is_an_error_with_and_without_a_path() {
+        for mode in [-1, 4, i32::MAX] {
+            for path in ["", "/var/run/netns/a"] {
+                let error = netns_of(mode, path).unwrap_err();
+                assert!(error.to_string().contains(&format!("network isolation mode {mode},")), "{error}");
+            }
         }
     }
 }

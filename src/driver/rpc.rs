@@ -1,9 +1,11 @@
 //! `Driver`: what Nomad asks about tasks.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,10 +19,10 @@ use crate::proto::driver::driver_server::Driver as DriverRpc;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, *};
 use crate::sys;
+use crate::task::id::TaskId;
 use crate::task::launch::Launched;
-use crate::task::notice::{Notice, What};
+use crate::task::notice::{Notice, Unveiled, What};
 use crate::task::recover::{Recovered, recover};
-use crate::task::run_dir::task_prefix;
 use crate::task::running::{Ended, Names, Task};
 use crate::task::signal::{self, SignalNumber};
 use crate::task::spec::TaskSpec;
@@ -81,7 +83,7 @@ impl DriverRpc for Driver {
     }
 
     async fn wait_task(&self, request: Request<WaitTaskRequest>) -> Reply<WaitTaskResponse> {
-        let task = self.task(&request.into_inner().task_id)?;
+        let task = self.task(task_id(&request.into_inner().task_id)?)?;
         // The first thing that Nomad does when it has the answer of StartTask.
         task.confirmed();
         let ended = task.wait().await;
@@ -92,7 +94,9 @@ impl DriverRpc for Driver {
     async fn stop_task(&self, request: Request<StopTaskRequest>) -> Reply<StopTaskResponse> {
         let StopTaskRequest { task_id, timeout, signal } = request.into_inner();
         // Nomad stops what it no longer knows for certain; a task that is not there is stopped.
-        let Some(task) = self.0.store.get(&task_id) else { return Ok(Response::new(StopTaskResponse {})) };
+        let Some(task) = self.0.store.get(self::task_id(&task_id)?.as_str()) else {
+            return Ok(Response::new(StopTaskResponse {}));
+        };
         let grace = timeout.and_then(|timeout| Duration::try_from(timeout).ok()).unwrap_or_default();
         let signal = match signal.as_str() {
             "" => SignalNumber::SIGINT,
@@ -110,6 +114,7 @@ impl DriverRpc for Driver {
     async fn destroy_task(&self, request: Request<DestroyTaskRequest>) -> Reply<DestroyTaskResponse> {
         let DestroyTaskRequest { task_id, force } = request.into_inner();
         tracing::debug!(task = task_id, force, "destroy");
+        let id = self::task_id(&task_id)?;
         if let Some(task) = self.0.store.get(&task_id) {
             if task.ended().is_none() {
                 if !force {
@@ -119,17 +124,18 @@ impl DriverRpc for Driver {
                 task.kill().await.map_err(RpcError::from)?;
             }
             self.0.store.remove(&task_id);
-        } else if !force && self.0.launcher.runs_unknown(&task_id) {
+        } else if !force && self.0.launcher.runs_unknown(id) {
             return Err(RpcError::StillRuns.into());
         }
         // Also for a task that this plugin does not know: Nomad asks for it after RecoverTask has failed, and it may well run.
         let driver = self.clone();
-        blocking(move || driver.0.launcher.end_unknown(&task_id)).await?.map_err(RpcError::Destroy)?;
+        let end = move || driver.0.launcher.end_unknown(TaskId::new(&task_id)?);
+        blocking(end).await?.map_err(RpcError::Destroy)?;
         Ok(Response::new(DestroyTaskResponse {}))
     }
 
     async fn inspect_task(&self, request: Request<InspectTaskRequest>) -> Reply<InspectTaskResponse> {
-        let task = self.task(&request.into_inner().task_id)?;
+        let task = self.task(task_id(&request.into_inner().task_id)?)?;
         let pid = task.process.map(|process| ("pid".to_owned(), process.pid.to_string()));
         Ok(Response::new(InspectTaskResponse {
             task: Some(task_status(&task)),
@@ -140,7 +146,7 @@ impl DriverRpc for Driver {
 
     async fn task_stats(&self, request: Request<TaskStatsRequest>) -> Reply<Self::TaskStatsStream> {
         let TaskStatsRequest { task_id, collection_interval } = request.into_inner();
-        let task = self.task(&task_id)?;
+        let task = self.task(self::task_id(&task_id)?)?;
         let (sender, receiver) = tokio::sync::mpsc::channel(STATS_BACKLOG);
         let sampler = self.settings().mhz_per_core;
         let interval = stats::interval(collection_interval);
@@ -182,7 +188,7 @@ impl DriverRpc for Driver {
     async fn signal_task(&self, request: Request<SignalTaskRequest>) -> Reply<SignalTaskResponse> {
         let SignalTaskRequest { task_id, signal } = request.into_inner();
         let signal = signal::parse(&signal).map_err(RpcError::from)?;
-        self.task(&task_id)?.signal(signal).map_err(RpcError::from)?;
+        self.task(self::task_id(&task_id)?)?.signal(signal).map_err(RpcError::from)?;
         Ok(Response::new(SignalTaskResponse {}))
     }
 
@@ -212,15 +218,22 @@ impl DriverRpc for Driver {
 }
 
 impl Driver {
-    fn task(&self, id: &str) -> Result<Arc<Task>, RpcError> {
-        self.0.store.get(id).ok_or(RpcError::UnknownTask)
+    fn task(&self, id: TaskId<'_>) -> Result<Arc<Task>, RpcError> {
+        self.0.store.get(id.as_str()).ok_or(RpcError::UnknownTask)
     }
 
-    async fn start(&self, config: proto::TaskConfig) -> Result<TaskHandle, RpcError> {
-        let reservation = self.0.store.reserve(&config.id)?;
-        self.end_earlier_invocations(&config.id).await;
+    /// `gone` ends when nobody waits for the answer any more: a start that still waits for its turn is then given up.
+    async fn start(&self, config: proto::TaskConfig, gone: Gone) -> Result<TaskHandle, RpcError> {
+        let id = task_id(&config.id)?;
+        let reservation = self.0.store.reserve(id)?;
+        self.end_earlier_invocations(id).await;
+        let turn = tokio::select! {
+            turn = self.0.starts.turn(&config.namespace, &config.job_id) => turn?,
+            _ = gone => return Err(RpcError::HungUp),
+        };
         let driver = self.clone();
         let begin = move || {
+            let _turn = turn;
             let started = driver.launch(&config);
             (config, started)
         };
@@ -258,10 +271,10 @@ impl Driver {
 
     /// Nomad has destroyed every invocation of a task that it knew before it starts the next: whatever is left was started
     /// for an agent that died before it had noted the answer.
-    async fn end_earlier_invocations(&self, id: &str) {
-        let Some(prefix) = task_prefix(id) else { return };
+    async fn end_earlier_invocations(&self, id: TaskId<'_>) {
+        let Some(prefix) = id.task_prefix() else { return };
         for task in self.0.store.with_prefix(prefix) {
-            tracing::warn!(task = task.id, "ending an earlier invocation of the task, which nobody owns");
+            tracing::warn!(task = task.id, "ending an earlier invocation of the task, which is orphaned");
             self.give_up(&task).await;
         }
     }
@@ -303,8 +316,11 @@ impl Driver {
             user: spec.shim.env("USER").unwrap_or(&config.user).to_owned(),
             uid: spec.shim.uid,
             landlock_abi: sys::landlock::abi().unwrap_or(0),
-            defaults: settings.plugin.unveil_defaults,
-            unveiled: spec.asked,
+            unveiled: Unveiled::new(
+                settings.plugin.unveil_defaults,
+                settings.plugin.unveil_paths.len(),
+                spec.asked,
+            ),
         };
         Ok((launched, what, claim))
     }
@@ -344,14 +360,15 @@ impl Driver {
             alloc_id: config.alloc_id.clone(),
             task_name: config.name.clone(),
             at: std::time::SystemTime::now(),
-            what: What::NotStarted(error.to_string()),
+            what: What::not_started(error),
         });
     }
 
     async fn recover(&self, handle: TaskHandle) -> Result<(), RpcError> {
         let config = handle.config.ok_or(RpcError::Absent("config in its handle"))?;
+        let id = task_id(&config.id)?;
         let reservation = loop {
-            match self.0.store.reserve(&config.id) {
+            match self.0.store.reserve(id) {
                 Ok(reservation) => break reservation,
                 // Asked twice, or the plugin never died. Somebody else may still be at it, and fail.
                 Err(_) => {
@@ -363,7 +380,7 @@ impl Driver {
             }
         };
         let names = names(&config);
-        let run_dir = self.0.launcher.run_dir(&config.id);
+        let run_dir = self.0.launcher.run_dir(id);
         let notices = &self.0.notices;
         let task = match recover(handle.version, &handle.driver_state, run_dir)? {
             // It is left running: Nomad decides, and destroys what it cannot have.
@@ -397,17 +414,25 @@ fn hold(claim: Claim, task: &Arc<Task>) {
     });
 }
 
-/// A start whose answer Nomad has not got yet. If the agent dies meanwhile, the call is dropped; the start goes on all the
-/// same, since half a start cannot be left alone, and its task is then ended: nobody would ever ask for it.
+/// Resolves when the call that a start is to answer has been dropped.
+type Gone = oneshot::Receiver<Infallible>;
+
+/// A start whose answer Nomad has not got yet. If the agent dies meanwhile, the call is dropped. A start that has not begun is
+/// then given up; one that has runs to its end, since half a start cannot be left alone, and its task is ended: nobody would
+/// ever ask for it.
 struct Unanswered {
     driver: Driver,
     start: Option<JoinHandle<Result<TaskHandle, RpcError>>>,
+    /// Dropped with the call, see [`Gone`].
+    _here: oneshot::Sender<Infallible>,
 }
 
 impl Unanswered {
     fn begin(driver: Driver, config: proto::TaskConfig) -> Self {
         let this = driver.clone();
-        Self { driver, start: Some(tokio::spawn(async move { this.start(config).await })) }
+        let (here, gone) = oneshot::channel();
+        let start = tokio::spawn(async move { this.start(config, gone).await });
+        Self { driver, start: Some(start), _here: here }
     }
 
     async fn answer(mut self) -> Result<TaskHandle, RpcError> {
@@ -436,16 +461,21 @@ impl Drop for Unanswered {
     }
 }
 
-/// Ends a task that nobody owns; false if it is still there, and on record.
+/// Ends an orphaned task; false if it is still there, and on record.
 async fn end(task: &Task) -> bool {
     if let Err(error) = task.kill().await {
-        tracing::error!(task = task.id, %error, "end a task that nobody owns");
+        tracing::error!(task = task.id, %error, "failed to end an orphaned task");
         return false;
     }
     if let Err(error) = task.forget() {
-        tracing::warn!(task = task.id, %error, "forget a task that nobody owns");
+        tracing::warn!(task = task.id, %error, "failed to forget an orphaned task");
     }
     true
+}
+
+/// The id in a request.
+fn task_id(id: &str) -> Result<TaskId<'_>, RpcError> {
+    Ok(TaskId::new(id)?)
 }
 
 fn names(config: &proto::TaskConfig) -> Names {

@@ -8,7 +8,9 @@ use tonic::{Code, Status};
 
 use crate::config::ConfigError;
 use crate::proto::{RECOVERABLE_ERROR_TYPE_URL, structs::RecoverableError};
+use crate::quote::shorten;
 use crate::task::dirs::DirsError;
+use crate::task::id::EmptyTaskId;
 use crate::task::launch::LaunchError;
 use crate::task::recover::RecoverError;
 use crate::task::run_dir::RunDirError;
@@ -19,6 +21,10 @@ use crate::task::state::StateError;
 use crate::task::store::Taken;
 use crate::users::UserError;
 
+/// Longest message of a status, bytes. It travels twice, as a header and in the details, where some clients take 8 KiB of headers;
+/// Nomad shows it in an event of the allocation, which its servers keep.
+const MESSAGE_MAX: usize = 2048;
+
 /// Everything that an RPC can fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum RpcError {
@@ -27,6 +33,10 @@ pub enum RpcError {
     UnknownTask,
     #[error("the request has no {0}")]
     Absent(&'static str),
+    #[error(transparent)]
+    Id(#[from] EmptyTaskId),
+    #[error("the caller hung up before the start began")]
+    HungUp,
     #[error("the task still runs; stop it first, or destroy it with force")]
     StillRuns,
     #[error("{0} is not supported by this driver")]
@@ -60,7 +70,7 @@ pub enum RpcError {
     Signal(#[from] SignalError),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
-    #[error("destroy the task: {0}")]
+    #[error("failed to destroy the task: {0}")]
     Destroy(LaunchError),
 }
 
@@ -73,6 +83,8 @@ impl RpcError {
             Self::User(error) => !error.is_job_fault(),
             Self::Task(_) | Self::RunDir(_) | Self::Worker(_) | Self::NoThread(_) | Self::Destroy(_) => true,
             Self::UnknownTask
+            | Self::HungUp
+            | Self::Id(_)
             | Self::Absent(_)
             | Self::StillRuns
             | Self::Unsupported(_)
@@ -89,7 +101,9 @@ impl RpcError {
     fn code(&self) -> Code {
         match self {
             Self::Unsupported(_) => Code::Unimplemented,
-            Self::Absent(_) | Self::Config(_) | Self::Signal(_) | Self::BadValue(_) => Code::InvalidArgument,
+            Self::Absent(_) | Self::Id(_) | Self::Config(_) | Self::Signal(_) | Self::BadValue(_) => {
+                Code::InvalidArgument
+            }
             _ => Code::Unknown,
         }
     }
@@ -97,7 +111,7 @@ impl RpcError {
 
 impl From<RpcError> for Status {
     fn from(error: RpcError) -> Self {
-        let message = error.to_string();
+        let message = shorten(&error.to_string(), MESSAGE_MAX);
         if error.is_recoverable() {
             return recoverable(message);
         }
@@ -165,11 +179,26 @@ mod tests {
             RpcError::StillRuns,
             RpcError::Unsupported("ExecTask"),
             RpcError::Recover(RecoverError::Rebooted),
+            RpcError::HungUp,
+            RpcError::Id(EmptyTaskId),
             RpcError::Launch(StartError::TimedOut(std::time::Duration::from_secs(1)).into()),
         ];
         for error in errors {
             let status = Status::from(error);
             assert!(!matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Ok), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_long_failure_is_cut_and_keeps_its_cause() {
+        let path = format!("r:/srv/{}", "x".repeat(100_000));
+        for status in [
+            start(Failure::new(Step::Unveil, &path, Errno::ENOENT)),
+            start(Failure::new(Step::Exec, "nosuch", Errno::ENOENT).with_note(path.clone())),
+            RpcError::BadValue(path.clone()).into(),
+        ] {
+            assert!(status.message().len() < MESSAGE_MAX + 100, "{}", status.message().len());
+            assert!(status.details().len() < 2 * MESSAGE_MAX, "{}", status.details().len());
         }
     }
 }

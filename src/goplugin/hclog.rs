@@ -6,12 +6,16 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
-use std::time::SystemTime;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
+
+use super::log_queue::LogQueue;
 
 /// `@module` of every line.
 const MODULE: &str = "exec2";
@@ -43,15 +47,32 @@ const CUT: &str = "… (cut)";
 /// Last field of a line that had no room for the rest.
 const FIELDS_DROPPED: &str = ",\"fields_dropped\":true";
 
-/// Sends this crate's `tracing` events, and every panic, to the agent. To be called once, before any thread starts; a
+/// Stack of the thread that writes, bytes: it formats nothing but one short line.
+const WRITER_STACK: usize = 128 * 1024;
+
+/// How long the end of the process, or a panic, waits for an agent that does not read.
+const FLUSH_LIMIT: Duration = Duration::from_millis(300);
+
+/// What waits for the thread that writes.
+static QUEUE: OnceLock<LogQueue> = OnceLock::new();
+
+/// Whether there is that thread. Where none could be made, whoever logs writes.
+static WRITER_RUNS: AtomicBool = AtomicBool::new(false);
+
+/// Sends this crate's `tracing` events, and every panic, to the agent. To be called once, before other threads start; a
 /// second call changes nothing but the panic hook.
 pub fn init() {
+    start_writer();
     let wanted = std::env::var(LEVEL_KEY).ok().filter(|value| !value.is_empty());
     let level = wanted.as_deref().map(parse_level);
     let layer = HclogLayer::new(level.flatten().unwrap_or(DEFAULT_LEVEL), write_stderr);
     // It fails only if there is a subscriber already, which then has the logs.
     let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer));
-    std::panic::set_hook(Box::new(|info| write_stderr(panic_line(info).as_bytes())));
+    std::panic::set_hook(Box::new(|info| {
+        write_stderr(panic_line(info).as_bytes());
+        // The panic may be the process's end.
+        flush();
+    }));
     if let Some((value, None)) = wanted.as_deref().zip(level) {
         tracing::warn!(value, "{LEVEL_KEY} must be trace, debug, info, warn or error; using debug");
     }
@@ -73,10 +94,46 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// One write(2) for a line, under the lock of stderr. An error has nobody to be told to: after an agent's crash the pipe is
-/// broken for good, and the plugin goes on.
-fn write_stderr(line: &[u8]) {
+/// Waits until all lines are written, for [`FLUSH_LIMIT`] at most. To be called before the process ends.
+pub fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(FLUSH_LIMIT);
+    }
+}
+
+/// An agent that is stopped does not read its pipe. Only this thread then waits, and no RPC.
+fn start_writer() {
+    let run = || {
+        // Set before the thread starts.
+        while let Some(queue) = QUEUE.get() {
+            queue.write_next(write_now, dropped_line);
+        }
+    };
+    if QUEUE.set(LogQueue::default()).is_err() {
+        return;
+    }
+    let thread = std::thread::Builder::new().name("log".into()).stack_size(WRITER_STACK).spawn(run);
+    WRITER_RUNS.store(thread.is_ok(), Ordering::Relaxed);
+}
+
+/// One write(2) for a line, under the lock of stderr. An error can be reported nowhere: after an agent's crash the pipe is
+/// broken for good, and the plugin keeps running.
+fn write_now(line: &[u8]) {
     let _ = io::stderr().lock().write_all(line);
+}
+
+fn write_stderr(line: &[u8]) {
+    match QUEUE.get().filter(|_| WRITER_RUNS.load(Ordering::Relaxed)) {
+        Some(queue) => queue.push(line),
+        None => write_now(line),
+    }
+}
+
+fn dropped_line(count: u64) -> String {
+    let mut line = Line::new(Level::WARN, SystemTime::now());
+    line.message("log lines were dropped because the agent did not read them");
+    line.field("dropped", &count.to_string());
+    line.finish(MODULE)
 }
 
 fn panic_line(info: &std::panic::PanicHookInfo<'_>) -> String {

@@ -1,4 +1,4 @@
-//! The accept loop: no error ends it, only the shutdown does.
+//! The accept loop: no error ends it, only the shutdown does. Peers of other PID namespaces are turned away here.
 
 use std::convert::Infallible;
 use std::io;
@@ -11,6 +11,8 @@ use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 
 use super::connection::{Connection, OpenToken};
+use super::peer::{self, Peer};
+use crate::sys;
 
 /// How long to wait after an error such as EMFILE. Long enough not to spin, short enough that an agent which re-attaches
 /// does not notice.
@@ -30,26 +32,94 @@ impl Accept for UnixListener {
     }
 }
 
+/// How many connections of peers that are turned away are looked at before others have their turn: a task that connects in a
+/// loop must not keep a thread of the runtime.
+const REFUSALS_IN_A_ROW: usize = 32;
+
 /// The connections of a listener, until `stop` completes.
 pub(super) struct Incoming<L> {
     listener: L,
+    identify: Identify,
+    /// Accepted, but the plugin had no descriptor left to identify the peer.
+    unidentified: Option<UnixStream>,
     open: OpenToken,
     /// None when it has completed.
     stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     pause: Option<Pin<Box<Sleep>>>,
-    warned: Option<Instant>,
+    warned: Interval,
+    refused: Interval,
+}
+
+/// Says who a peer is; a test has its own.
+type Identify = fn(&UnixStream) -> io::Result<Peer>;
+
+/// Lets one of many through in each [`WARNING_INTERVAL`].
+#[derive(Debug, Default)]
+struct Interval {
+    last: Option<Instant>,
+    held_back: u64,
+}
+
+impl Interval {
+    /// How many were held back since the last one, if it is time for the next.
+    fn pass(&mut self) -> Option<u64> {
+        if self.last.is_some_and(|at| at.elapsed() < WARNING_INTERVAL) {
+            self.held_back += 1;
+            return None;
+        }
+        self.last = Some(Instant::now());
+        Some(std::mem::take(&mut self.held_back))
+    }
 }
 
 impl<L: Accept> Incoming<L> {
     pub(super) fn new(listener: L, open: OpenToken, stop: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self { listener, open, stop: Some(Box::pin(stop)), pause: None, warned: None }
+        Self {
+            listener,
+            identify: peer::identify,
+            unidentified: None,
+            open,
+            stop: Some(Box::pin(stop)),
+            pause: None,
+            warned: Interval::default(),
+            refused: Interval::default(),
+        }
     }
 
-    fn warn(&mut self, error: &io::Error) {
-        if self.warned.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
-            self.warned = Some(Instant::now());
-            tracing::warn!(%error, "cannot accept a connection on the plugin's socket, trying again");
+    fn wait_after(&mut self, error: &io::Error) {
+        if self.warned.pass().is_some() {
+            tracing::warn!(%error, "failed to accept a connection on the plugin's socket, trying again");
         }
+        self.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_PAUSE)));
+    }
+
+    /// The connection if its peer may have it; otherwise it is closed, or kept for a moment in which the plugin can tell.
+    fn admit(&mut self, stream: UnixStream) -> Option<Connection> {
+        match (self.identify)(&stream) {
+            Ok(Peer::Own) => return Some(Connection::new(stream, self.open.clone())),
+            Ok(Peer::Gone) => {
+                tracing::debug!("closed a connection to the plugin's socket: its peer has ended")
+            }
+            Ok(Peer::Foreign) => {
+                if let Some(more) = self.refused.pass() {
+                    tracing::warn!(
+                        more,
+                        "refused a connection to the plugin's socket from another PID namespace; only the Nomad agent has \
+                         business there, and tasks have PID namespaces of their own"
+                    );
+                }
+            }
+            Err(error) if sys::is_passing(&error) => {
+                self.unidentified = Some(stream);
+                self.wait_after(&error);
+            }
+            Err(error) => {
+                if self.refused.pass().is_some() {
+                    tracing::warn!(%error, "refused a connection to the plugin's socket: failed to identify its peer");
+                }
+            }
+        }
+        None
     }
 }
 
@@ -63,19 +133,26 @@ impl<L: Accept + Unpin> Stream for Incoming<L> {
             this.stop = None;
             return Poll::Ready(None);
         }
-        loop {
+        for _ in 0..REFUSALS_IN_A_ROW {
             if let Some(pause) = &mut this.pause {
                 ready!(pause.as_mut().poll(cx));
                 this.pause = None;
             }
-            match ready!(this.listener.poll_accept(cx)) {
-                Ok(stream) => return Poll::Ready(Some(Ok(Connection::new(stream, this.open.clone())))),
-                Err(error) => {
-                    this.warn(&error);
-                    this.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_PAUSE)));
+            let accepted = match this.unidentified.take() {
+                Some(stream) => Ok(stream),
+                None => ready!(this.listener.poll_accept(cx)),
+            };
+            match accepted {
+                Ok(stream) => {
+                    if let Some(connection) = this.admit(stream) {
+                        return Poll::Ready(Some(Ok(connection)));
+                    }
                 }
+                Err(error) => this.wait_after(&error),
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -129,6 +206,52 @@ mod tests {
         );
         drop(connection);
         assert!(all_closed.recv().await.is_none());
+    }
+
+    /// Connections from peers as `identify` says, and how many of them are turned away.
+    async fn admitted(count: usize, identify: Identify) -> (usize, Incoming<Scripted>) {
+        let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
+        let (streams, peers): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let (open, _all_closed) = mpsc::channel(1);
+        let script = streams.into_iter().map(Ok).collect();
+        let mut incoming = Incoming::new(Scripted(RefCell::new(script)), open, std::future::pending());
+        incoming.identify = identify;
+        let mut served = Vec::new();
+        while let Ok(Some(Ok(connection))) = tokio::time::timeout(WARNING_INTERVAL / 2, incoming.next()).await
+        {
+            served.push(connection);
+        }
+        let open = peers.iter().filter(|peer| peer.try_write(b"x").is_ok()).count();
+        assert_eq!(open, served.len(), "what is not served is closed");
+        (served.len(), incoming)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_peers_of_the_own_namespace_are_served() {
+        assert_eq!(admitted(3, |_| Ok(Peer::Own)).await.0, 3);
+        assert_eq!(admitted(3, |_| Ok(Peer::Gone)).await.0, 0);
+        assert_eq!(
+            admitted(3, |_| Err(Errno::EACCES.into())).await.0,
+            0,
+            "who cannot be identified is refused"
+        );
+        let (served, incoming) = admitted(2 * REFUSALS_IN_A_ROW, |_| Ok(Peer::Foreign)).await;
+        assert_eq!(served, 0);
+        assert_eq!(incoming.refused.held_back, 2 * REFUSALS_IN_A_ROW as u64 - 1, "said once");
+        assert!(incoming.listener.0.borrow().is_empty(), "all were looked at");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_is_identified_when_there_is_a_descriptor_for_it() {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static LOOKS: AtomicU32 = AtomicU32::new(0);
+        let identify = |_: &UnixStream| match LOOKS.fetch_add(1, Ordering::Relaxed) {
+            0 => Err(Errno::EMFILE.into()),
+            _ => Ok(Peer::Own),
+        };
+        let start = Instant::now();
+        assert_eq!(admitted(1, identify).await.0, 1);
+        assert!(start.elapsed() >= ACCEPT_PAUSE && LOOKS.load(Ordering::Relaxed) == 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,8 @@ pub mod hclog;
 mod connection;
 mod handshake;
 mod listener;
+mod log_queue;
+mod peer;
 mod serve;
 mod services;
 mod shutdown;

@@ -17,7 +17,7 @@ use super::handshake::{self, HostRequest};
 use super::listener::Incoming;
 use super::services::{Broker, Controller, Stdio};
 use super::shutdown::Shutdown;
-use super::socket::{SocketError, SocketFile};
+use super::socket::{SocketError, SocketFile, sweep_dead};
 use crate::proto::goplugin::grpc_broker_server::GrpcBrokerServer;
 use crate::proto::goplugin::grpc_controller_server::GrpcControllerServer;
 use crate::proto::goplugin::grpc_stdio_server::GrpcStdioServer;
@@ -37,13 +37,13 @@ const MAX_RESET_BEFORE_ACCEPT: usize = 4096;
 pub enum ServeError {
     #[error(transparent)]
     Socket(#[from] SocketError),
-    #[error("cannot handle {signal}: {source}")]
+    #[error("failed to handle {signal}: {source}")]
     Signal { signal: &'static str, source: io::Error },
-    #[error("cannot write the handshake line to stdout: {source}; the agent reads it from there")]
+    #[error("failed to write the handshake line to stdout: {source}; the agent reads it from there")]
     Announce { source: io::Error },
-    #[error("cannot point stdout to /dev/null after the handshake: {source}")]
+    #[error("failed to point stdout to /dev/null after the handshake: {source}")]
     CloseStdout { source: io::Error },
-    #[error("cannot serve on the socket {path}: {source}")]
+    #[error("failed to serve on the socket {path}: {source}")]
     Listen { path: String, source: io::Error },
     #[error("the server on the socket {path} ended: {source}")]
     Serve { path: String, source: tonic::transport::Error },
@@ -69,6 +69,8 @@ pub async fn serve(request: HostRequest, routes: Routes, shutdown: Shutdown) -> 
     let server = PluginServer::bind(&request)?;
     handle_signals(&shutdown)?;
     announce(&server.handshake_line())?;
+    // Nobody waits for it.
+    drop(tokio::task::spawn_blocking(move || sweep_dead(&request.socket_dir)));
     server.run(routes, shutdown).await
 }
 

@@ -1,14 +1,18 @@
 //! The socket file: private, short enough, gone when the plugin is.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, Permissions};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::unistd::Gid;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat};
+use nix::unistd::{Gid, UnlinkatFlags, fchown, fchownat, geteuid, unlinkat};
 use thiserror::Error;
 
 use crate::users;
@@ -21,9 +25,14 @@ const DIR_TEMPLATE: &str = "exec2-XXXXXX";
 const SOCKET_NAME: &str = "plugin.sock";
 
 /// With a group, its members may pass through the directory without listing it.
-const DIR_MODE_WITH_GROUP: u32 = 0o710;
-const SOCKET_MODE: u32 = 0o600;
-const SOCKET_MODE_WITH_GROUP: u32 = 0o660;
+const DIR_MODE_WITH_GROUP: Mode = Mode::S_IRWXU.union(Mode::S_IXGRP);
+const SOCKET_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
+const SOCKET_MODE_WITH_GROUP: Mode = SOCKET_MODE.union(Mode::S_IRGRP).union(Mode::S_IWGRP);
+
+/// What a plugin left behind is swept when it is that old: a younger socket may be one on which its plugin does not listen yet.
+const SWEEP_AGE: Duration = Duration::from_secs(60);
+/// Entries of TMPDIR that are looked at: a huge /tmp must not keep a thread busy.
+const SWEEP_ENTRIES_MAX: usize = 20_000;
 
 #[derive(Debug, Error)]
 pub enum SocketError {
@@ -38,7 +47,7 @@ pub enum SocketError {
     )]
     PathUnprintable { path: PathBuf },
     #[error(
-        "cannot make a directory for the socket in {parent:?}: {source}; TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) in the \
+        "failed to make a directory for the socket in {parent:?}: {source}; TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) in the \
          agent's environment must name a directory that it may write to"
     )]
     MakeDir { parent: PathBuf, source: io::Error },
@@ -48,14 +57,23 @@ pub enum SocketError {
     NoGroup { group: OsString },
     #[error("failed to look up PLUGIN_UNIX_SOCKET_GROUP {group:?}: {source}")]
     Groups { group: OsString, source: users::LookupError },
-    #[error("cannot {step} {path:?}: {source}")]
+    #[error(
+        "{path:?} was replaced while the plugin made it: TMPDIR must be a directory in which others cannot rename"
+    )]
+    Replaced { path: PathBuf },
+    #[error("failed to {step} {path:?}: {source}")]
     Step { step: &'static str, path: PathBuf, source: io::Error },
 }
 
 /// A listening socket in a directory of its own. Dropping it removes both.
+///
+/// The directory is held open since it was made and checked; all that is done to it, or in it, goes by that descriptor.
 #[derive(Debug)]
 pub(super) struct SocketFile {
-    dir: PathBuf,
+    parent: OwnedFd,
+    /// The directory below `parent`: one component.
+    name: OsString,
+    dir: OwnedFd,
     path: PathBuf,
     /// The path once more, for the handshake line.
     text: String,
@@ -65,32 +83,46 @@ impl SocketFile {
     /// Binds a socket in a fresh directory below `parent`. Only root and the plugin's own user can reach it, and the
     /// members of `group` if there is one.
     pub(super) fn bind(parent: &Path, group: Option<&OsStr>) -> Result<(Self, UnixListener), SocketError> {
+        let make_dir = |source: io::Error| SocketError::MakeDir { parent: parent.to_path_buf(), source };
         // A relative TMPDIR means the agent's working directory, which is also ours, but need not stay so.
-        let parent = std::path::absolute(parent)
-            .map_err(|source| SocketError::MakeDir { parent: parent.to_path_buf(), source })?;
-        let template = parent.join(DIR_TEMPLATE);
-        let text = printable(&template.join(SOCKET_NAME))?;
+        let absolute = std::path::absolute(parent).map_err(make_dir)?;
+        let template = absolute.join(DIR_TEMPLATE);
+        printable(&template.join(SOCKET_NAME))?;
         let gid = group.map(find_group).transpose()?;
+        let opened =
+            open_dir(AT_FDCWD, absolute.as_os_str(), false).map_err(|errno| make_dir(errno.into()))?;
 
         // 0700 by mkdtemp: whatever mode the socket is born with, nobody else can get at it.
-        let dir = nix::unistd::mkdtemp(&template)
-            .map_err(|errno| SocketError::MakeDir { parent, source: errno.into() })?;
-        let path = dir.join(SOCKET_NAME);
-        let mut this = Self { dir, path, text };
-        this.text = printable(&this.path)?;
+        let dir_path = nix::unistd::mkdtemp(&template).map_err(|errno| make_dir(errno.into()))?;
+        let name = dir_path.file_name().unwrap_or_default().to_owned();
+        let dir = open_own(&opened, &name, &dir_path)?;
+        let path = dir_path.join(SOCKET_NAME);
+        let text = printable(&path)?;
+        let this = Self { parent: opened, name, dir, path, text };
 
-        let listener = UnixListener::bind(&this.path).map_err(step("bind", &this.path))?;
-        match gid {
-            None => chmod(&this.path, SOCKET_MODE)?,
-            Some(gid) => {
-                chgrp(&this.path, gid)?;
-                chmod(&this.path, SOCKET_MODE_WITH_GROUP)?;
-                chgrp(&this.dir, gid)?;
-                chmod(&this.dir, DIR_MODE_WITH_GROUP)?;
-            }
-        }
+        // The same file by the descriptor's path: the name may mean another directory by now.
+        let listener =
+            UnixListener::bind(through(&this.dir).join(SOCKET_NAME)).map_err(step("bind", &this.path))?;
+        this.give_to(gid)?;
         listener.set_nonblocking(true).map_err(step("make non-blocking", &this.path))?;
         Ok((this, listener))
+    }
+
+    fn give_to(&self, gid: Option<Gid>) -> Result<(), SocketError> {
+        let mode = if gid.is_some() { SOCKET_MODE_WITH_GROUP } else { SOCKET_MODE };
+        if gid.is_some() {
+            fchownat(&self.dir, SOCKET_NAME, None, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
+                .map_err(errno("change the group of", &self.path))?;
+        }
+        // Only this process's user can have replaced the socket by a link: the directory is still 0700.
+        fchmodat(&self.dir, SOCKET_NAME, mode, FchmodatFlags::FollowSymlink)
+            .map_err(errno("change the mode of", &self.path))?;
+        if gid.is_some() {
+            let path = self.path.parent().unwrap_or(&self.path);
+            fchown(&self.dir, None, gid).map_err(errno("change the group of", path))?;
+            fchmod(&self.dir, DIR_MODE_WITH_GROUP).map_err(errno("change the mode of", path))?;
+        }
+        Ok(())
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -105,9 +137,85 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // Whoever removed them before us did our work.
-        let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_dir(&self.dir);
+        let _ = unlinkat(&self.dir, SOCKET_NAME, UnlinkatFlags::NoRemoveDir);
+        let _ = unlinkat(&self.parent, &*self.name, UnlinkatFlags::RemoveDir);
     }
+}
+
+/// Removes what plugins that were killed left in `parent`: directories of this process's user with nothing but a socket on which
+/// nobody listens. Never follows a link, and never touches a directory that another user made or can write to.
+pub(super) fn sweep_dead(parent: &Path) {
+    let Ok(opened) = open_dir(AT_FDCWD, parent.as_os_str(), false) else { return };
+    let Ok(entries) = std::fs::read_dir(through(&opened)) else { return };
+    for entry in entries.flatten().take(SWEEP_ENTRIES_MAX) {
+        let name = entry.file_name();
+        if is_ours_by_name(&name) && sweep_one(&opened, &name).is_some() {
+            tracing::info!(directory = %parent.join(&name).display(), "removed the socket of a plugin that was killed");
+        }
+    }
+}
+
+/// None: it is left alone.
+fn sweep_one(parent: &OwnedFd, name: &OsStr) -> Option<()> {
+    let dir = open_dir(parent.as_fd(), name, true).ok()?;
+    let found = fstat(&dir).ok()?;
+    let mode = Mode::from_bits_truncate(found.st_mode);
+    let private = mode == Mode::S_IRWXU || mode == DIR_MODE_WITH_GROUP;
+    let age = SystemTime::now()
+        .duration_since(UNIX_EPOCH + Duration::from_secs(u64::try_from(found.st_mtime).ok()?));
+    if found.st_uid != geteuid().as_raw() || !private || age.ok()? < SWEEP_AGE {
+        return None;
+    }
+    let names: Vec<_> =
+        std::fs::read_dir(through(&dir)).ok()?.take(2).flatten().map(|entry| entry.file_name()).collect();
+    match &names[..] {
+        [] => {}
+        [only] if only == SOCKET_NAME && nobody_listens(&dir) => {
+            unlinkat(&dir, SOCKET_NAME, UnlinkatFlags::NoRemoveDir).ok()?;
+        }
+        _ => return None,
+    }
+    unlinkat(parent, name, UnlinkatFlags::RemoveDir).ok()
+}
+
+/// A socket whose listener is gone refuses connections; a listener whose queue is full, or a file of another kind, does not.
+fn nobody_listens(dir: &OwnedFd) -> bool {
+    let Ok(found) = fstatat(dir, SOCKET_NAME, AtFlags::AT_SYMLINK_NOFOLLOW) else { return false };
+    let is_socket = found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits();
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let Ok(socket) = socket(AddressFamily::Unix, SockType::Stream, flags, None) else { return false };
+    let Ok(address) = UnixAddr::new(&through(dir).join(SOCKET_NAME)) else { return false };
+    is_socket && connect(socket.as_raw_fd(), &address) == Err(Errno::ECONNREFUSED)
+}
+
+/// As mkdtemp(3) makes of [`DIR_TEMPLATE`].
+fn is_ours_by_name(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    let prefix = DIR_TEMPLATE.trim_end_matches('X').as_bytes();
+    bytes.len() == DIR_TEMPLATE.len()
+        && bytes.strip_prefix(prefix).is_some_and(|rest| rest.iter().all(u8::is_ascii_alphanumeric))
+}
+
+fn open_dir(at: BorrowedFd<'_>, name: &OsStr, no_follow: bool) -> nix::Result<OwnedFd> {
+    let mut flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    flags.set(OFlag::O_NOFOLLOW, no_follow);
+    openat(at, name, flags, Mode::empty())
+}
+
+/// Opens the directory that was just made, and makes sure that it is that one.
+fn open_own(parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<OwnedFd, SocketError> {
+    let dir = open_dir(parent.as_fd(), name, true).map_err(errno("open", path))?;
+    let found = fstat(&dir).map_err(errno("stat", path))?;
+    let private = Mode::from_bits_truncate(found.st_mode) == Mode::S_IRWXU;
+    match private && found.st_uid == geteuid().as_raw() {
+        true => Ok(dir),
+        false => Err(SocketError::Replaced { path: path.to_path_buf() }),
+    }
+}
+
+/// An open directory's path for interfaces that take only paths.
+fn through(dir: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }
 
 /// The path as text that survives the handshake line: the host trims the line and splits it at `|`.
@@ -135,12 +243,9 @@ fn find_group(group: &OsStr) -> Result<Gid, SocketError> {
     found.map(Gid::from_raw).ok_or_else(unknown)
 }
 
-fn chmod(path: &Path, mode: u32) -> Result<(), SocketError> {
-    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(step("change the mode of", path))
-}
-
-fn chgrp(path: &Path, gid: Gid) -> Result<(), SocketError> {
-    std::os::unix::fs::lchown(path, None, Some(gid.as_raw())).map_err(step("change the group of", path))
+fn errno(step: &'static str, path: &Path) -> impl FnOnce(Errno) -> SocketError {
+    let path = path.to_path_buf();
+    move |errno| SocketError::Step { step, path, source: errno.into() }
 }
 
 fn step(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
@@ -149,7 +254,8 @@ fn step(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketErro
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -246,5 +352,87 @@ mod tests {
         let missing = parent.path().join("missing");
         let error = SocketFile::bind(&missing, None).unwrap_err().to_string();
         assert!(error.contains(missing.to_str().unwrap()) && error.contains("TMPDIR"), "{error}");
+    }
+
+    /// A directory as a plugin has it, an hour old.
+    fn left_behind(parent: &Path, name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
+        let dir = parent.join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        fill(&dir);
+        age(&dir);
+        dir
+    }
+
+    fn age(dir: &Path) {
+        let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        fs::File::open(dir).unwrap().set_modified(hour_ago).unwrap();
+    }
+
+    fn dead_socket(dir: &Path) {
+        drop(UnixListener::bind(dir.join(SOCKET_NAME)).unwrap());
+    }
+
+    #[test]
+    fn what_killed_plugins_left_is_swept() {
+        let parent = tempfile::tempdir().unwrap();
+        let dead = left_behind(parent.path(), "exec2-aB3xyz", dead_socket);
+        let empty = left_behind(parent.path(), "exec2-000000", |_| {});
+        let of_group = left_behind(parent.path(), "exec2-grouped", dead_socket);
+        fs::rename(&of_group, parent.path().join("exec2-grpABC")).unwrap();
+        fs::set_permissions(parent.path().join("exec2-grpABC"), fs::Permissions::from_mode(0o710)).unwrap();
+        sweep_dead(parent.path());
+        assert!(!dead.exists() && !empty.exists());
+        assert_eq!(entries(parent.path()), 0);
+    }
+
+    #[test]
+    fn what_is_in_use_or_not_a_plugins_is_left_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let (live, _listener) = SocketFile::bind(parent.path(), None).unwrap();
+        age(live.path().parent().unwrap());
+        let new = left_behind(parent.path(), "exec2-newest", dead_socket);
+        fs::File::open(&new).unwrap().set_modified(SystemTime::now()).unwrap();
+        left_behind(parent.path(), "exec2-run-XX", dead_socket);
+        left_behind(parent.path(), "exec2-toolong", dead_socket);
+        left_behind(parent.path(), "exec2-opened", |dir| {
+            dead_socket(dir);
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        });
+        left_behind(parent.path(), "exec2-filled", |dir| {
+            dead_socket(dir);
+            fs::write(dir.join("other"), "").unwrap();
+        });
+        left_behind(parent.path(), "exec2-plainf", |dir| fs::write(dir.join(SOCKET_NAME), "").unwrap());
+        let elsewhere = tempfile::tempdir().unwrap();
+        let target = left_behind(elsewhere.path(), "exec2-target", dead_socket);
+        symlink(&target, parent.path().join("exec2-linked")).unwrap();
+        left_behind(parent.path(), "exec2-tolink", |dir| {
+            symlink(target.join(SOCKET_NAME), dir.join(SOCKET_NAME)).unwrap();
+        });
+        let before = entries(parent.path());
+        sweep_dead(parent.path());
+        assert_eq!(entries(parent.path()), before);
+        assert!(target.join(SOCKET_NAME).exists());
+        UnixStream::connect(live.path()).unwrap();
+        sweep_dead(&parent.path().join("missing"));
+    }
+
+    #[test]
+    fn a_directory_that_was_exchanged_is_not_given_away() {
+        let parent = tempfile::tempdir().unwrap();
+        let gid = Gid::current().to_string();
+        let (socket, _listener) = SocketFile::bind(parent.path(), Some(OsStr::new(&gid))).unwrap();
+        let dir = socket.path().parent().unwrap().to_owned();
+        let (moved, victim) = (parent.path().join("moved"), parent.path().join("victim"));
+        fs::rename(&dir, &moved).unwrap();
+        fs::create_dir(&victim).unwrap();
+        fs::write(victim.join(SOCKET_NAME), "").unwrap();
+        symlink(&victim, &dir).unwrap();
+        socket.give_to(Some(Gid::current())).unwrap();
+        assert_ne!(mode(&victim.join(SOCKET_NAME)), 0o660);
+        drop(socket);
+        assert!(victim.join(SOCKET_NAME).exists(), "nothing is removed by the name");
+        assert!(!moved.join(SOCKET_NAME).exists());
     }
 }

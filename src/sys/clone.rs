@@ -39,8 +39,8 @@ pub struct Spawn<'a> {
     /// Descriptors for the child: `fds[i]` becomes number `first_fd + i`.
     pub fds: &'a [BorrowedFd<'a>],
     pub first_fd: RawFd,
-    /// Replaces standard input, output and error; none = inherited.
-    pub stdio: Option<BorrowedFd<'a>>,
+    /// Replace standard input, output and error; none = inherited.
+    pub stdio: Option<[BorrowedFd<'a>; 3]>,
     /// If exec fails, the child sends the errno here (4 bytes, native order) before it ends with status 127.
     pub report: BorrowedFd<'a>,
 }
@@ -48,7 +48,10 @@ pub struct Spawn<'a> {
 /// Starts `spawn.program` with an empty environment, every signal at its default but blocked, no other descriptor open.
 pub fn spawn(spawn: &Spawn<'_>) -> Result<Child> {
     let mut argv = [std::ptr::null::<c_char>(); 4];
-    let used = [spawn.program, spawn.report].into_iter().chain(spawn.stdio).chain(spawn.fds.iter().copied());
+    let used = [spawn.program, spawn.report]
+        .into_iter()
+        .chain(spawn.stdio.into_iter().flatten())
+        .chain(spawn.fds.iter().copied());
     let mut low = used.filter(|fd| fd.as_raw_fd() < FIRST_FREE_FD);
     let last = spawn.first_fd + spawn.fds.len() as RawFd;
     if spawn.argv.len() >= argv.len() || low.next().is_some() || last > FIRST_FREE_FD {
@@ -78,9 +81,9 @@ fn in_child(spawn: &Spawn<'_>, argv: &[*const c_char; 4]) -> ! {
     // (ours, or copied with the parent's address space); argv and env end with a null pointer.
     unsafe {
         let mut ok = true;
-        if let Some(null) = spawn.stdio {
-            for number in 0..=2 {
-                ok &= libc::dup2(null.as_raw_fd(), number) >= 0;
+        if let Some(stdio) = &spawn.stdio {
+            for (fd, number) in stdio.iter().zip(0..) {
+                ok &= libc::dup2(fd.as_raw_fd(), number) >= 0;
             }
         }
         for (i, fd) in spawn.fds.iter().enumerate() {

@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, fstat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 /// Why the task's directories could not be trusted.
 #[derive(Debug, thiserror::Error)]
@@ -28,14 +29,19 @@ pub enum DirsError {
          a new allocation gets its own (nomad alloc stop, or the job's reschedule block)"
     )]
     NotMounted(PathBuf),
-    #[error("open {what} {path:?}: {}", .errno.desc())]
+    #[error(
+        "{what} {path:?} leads through /proc, where a path means something else to each process; use the path of the \
+         directory itself"
+    )]
+    Proc { what: &'static str, path: PathBuf },
+    #[error("failed to open {what} {path:?}: {}", .errno.desc())]
     Open { what: &'static str, path: PathBuf, errno: Errno },
 }
 
 impl DirsError {
     /// Whether the job is at fault, or the allocation is spoilt: trying again cannot help.
     pub fn is_jobs_fault(&self) -> bool {
-        matches!(self, Self::Unset(_) | Self::Foreign { .. } | Self::NotMounted(_))
+        matches!(self, Self::Unset(_) | Self::Foreign { .. } | Self::NotMounted(_) | Self::Proc { .. })
     }
 }
 
@@ -107,9 +113,22 @@ pub fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) -> Resu
     Ok(Root { path: root.to_owned(), uid: found.st_uid, gid: found.st_gid })
 }
 
+/// Opens a directory that the shim, a process of another PID namespace, opens again by the same path: so the path must mean
+/// the same to both.
 fn directory(what: &'static str, path: &Path) -> Result<OwnedFd, DirsError> {
-    open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(|errno| DirsError::Open { what, path: path.into(), errno })
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let failed = |errno| DirsError::Open { what, path: path.into(), errno };
+    let proc = || DirsError::Proc { what, path: path.into() };
+    let opened = match openat2(AT_FDCWD, path, how) {
+        // A loop of ordinary links is ELOOP as well, but without the flag, too.
+        Err(Errno::ELOOP) if open(path, flags, Mode::empty()).is_ok() => return Err(proc()),
+        opened => opened.map_err(failed)?,
+    };
+    match fstatfs(&opened).map_err(failed)?.filesystem_type() {
+        PROC_SUPER_MAGIC => Err(proc()),
+        _ => Ok(opened),
+    }
 }
 
 fn beneath(root: &OwnedFd, root_path: &Path, path: &Path) -> Result<OwnedFd, DirsError> {
@@ -224,6 +243,26 @@ mod tests {
         let alloc = Alloc::new();
         std::fs::create_dir_all(alloc.dir.path().join("alloc/1/alloc")).unwrap();
         assert!(matches!(alloc.root(), Err(DirsError::Foreign { name: ALLOC_DIR, .. })));
+    }
+
+    #[test]
+    fn a_path_through_proc_is_refused_though_it_leads_to_the_right_place() {
+        let held = Alloc::new();
+        let root = held.dir.path().join("mounts");
+        let fd = open(&root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        let through = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)));
+        for prefix in [through, PathBuf::from(format!("/proc/self/root{}", root.display()))] {
+            assert!(prefix.join("local").is_dir(), "it leads there: {prefix:?}");
+            let env = [(TASK_DIR, "local"), (ALLOC_DIR, "alloc"), (SECRETS_DIR, "secrets")]
+                .map(|(name, sub)| (name.to_owned(), prefix.join(sub).display().to_string()));
+            let error = super::root(&env.into(), &held.dir.path().join("alloc/1"), "web").unwrap_err();
+            assert!(matches!(error, DirsError::Proc { .. }) && error.is_jobs_fault(), "{error}");
+        }
+        let error = directory("the task directory", Path::new("/proc/self/task")).unwrap_err();
+        assert!(matches!(error, DirsError::Proc { .. }), "{error}");
+        // By its own path it gets further: only a bind mount, which needs root, could make the fixture whole.
+        let error = held.root().unwrap_err();
+        assert!(matches!(error, DirsError::Open { what: "a directory of the task", .. }), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +11,7 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 
+use super::id::{EmptyTaskId, TaskId};
 use super::identity::Identity;
 use super::run_dir::{RunDir, RunDirError};
 use super::spec::TaskSpec;
@@ -30,7 +31,6 @@ pub const START_LIMIT: Duration = Duration::from_secs(30);
 pub struct Launcher {
     /// This very program, so that an upgrade on disk never mixes two versions in one start.
     program: OwnedFd,
-    null: OwnedFd,
     run_dir: PathBuf,
 }
 
@@ -65,7 +65,9 @@ pub enum LaunchError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
-    #[error("{step}: {error}")]
+    #[error(transparent)]
+    Id(#[from] EmptyTaskId),
+    #[error("failed to {step}: {error}")]
     System { step: &'static str, error: io::Error },
     #[error(transparent)]
     End(#[from] sweep::EndError),
@@ -77,11 +79,11 @@ impl Launched {
     /// Ends a task that cannot be looked after.
     pub fn abandon(self) {
         if let Err(error) = sweep::end(self.shim) {
-            tracing::error!(%error, "end a task that was given up");
+            tracing::error!(%error, "failed to end a task that was given up");
             return;
         }
         if let Err(error) = self.run_dir.remove() {
-            tracing::error!(%error, "forget a task that was given up");
+            tracing::error!(%error, "failed to forget a task that was given up");
         }
     }
 }
@@ -99,13 +101,8 @@ fn system<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> LaunchErr
 
 impl Launcher {
     pub fn new(run_dir: &Path) -> Result<Self, LaunchError> {
-        let high = |path: &str, flags: OFlag| {
-            open(path, flags | OFlag::O_CLOEXEC, Mode::empty())
-                .and_then(|fd| sys::fd::duplicate_from(fd.as_fd(), sys::clone::FIRST_FREE_FD))
-        };
-        let program = high("/proc/self/exe", OFlag::O_PATH).map_err(system("open /proc/self/exe"))?;
-        let null = high("/dev/null", OFlag::O_RDWR).map_err(system("open /dev/null"))?;
-        Ok(Self { program, null, run_dir: run_dir.to_owned() })
+        let program = open_high("/proc/self/exe", OFlag::O_PATH).map_err(system("open /proc/self/exe"))?;
+        Ok(Self { program, run_dir: run_dir.to_owned() })
     }
 
     /// Removes what nobody will ask for any more; see [`sweep::sweep`].
@@ -113,17 +110,17 @@ impl Launcher {
         sweep::sweep(&self.run_dir)
     }
 
-    pub fn run_dir(&self, task_id: &str) -> RunDir {
+    pub fn run_dir(&self, task_id: TaskId<'_>) -> RunDir {
         RunDir::of(&self.run_dir, task_id)
     }
 
     /// Whether a task that is not among the known ones runs.
-    pub fn runs_unknown(&self, task_id: &str) -> bool {
+    pub fn runs_unknown(&self, task_id: TaskId<'_>) -> bool {
         !sweep::ended(&self.run_dir(task_id))
     }
 
     /// Ends a task that is not among the known ones, if it still runs, and removes what is kept of it.
-    pub fn end_unknown(&self, task_id: &str) -> Result<(), LaunchError> {
+    pub fn end_unknown(&self, task_id: TaskId<'_>) -> Result<(), LaunchError> {
         let run_dir = self.run_dir(task_id);
         sweep::end_earlier(&run_dir)?;
         Ok(run_dir.remove()?)
@@ -132,13 +129,15 @@ impl Launcher {
     /// Starts the task and returns when its program runs, or says which step failed. No earlier start of it, nor another
     /// invocation of the same task, survives.
     pub fn launch(&self, spec: &TaskSpec) -> Result<Launched, LaunchError> {
+        let id = TaskId::new(&spec.id)?;
         let cgroup = spec.cgroup.as_deref().map(Cgroup::open).transpose()?;
         if let Some(cgroup) = &cgroup {
             cgroup.apply(&spec.limits)?;
+            cgroup.has_cpu()?;
         }
         let oom_before = cgroup.as_ref().map(Cgroup::oom).transpose()?.flatten().unwrap_or_default();
-        let run_dir = self.run_dir(&spec.id);
-        sweep::end_siblings(&self.run_dir, &spec.id)?;
+        let run_dir = self.run_dir(id);
+        sweep::end_siblings(&self.run_dir, id)?;
         sweep::end_earlier(&run_dir)?;
         let exit = run_dir.create()?;
         match self.start(spec, cgroup.as_ref(), &run_dir, exit) {
@@ -160,7 +159,7 @@ impl Launcher {
                 if sweep::ended(&run_dir)
                     && let Err(error) = run_dir.remove()
                 {
-                    tracing::warn!(%error, "remove the directory of a task that did not start");
+                    tracing::warn!(%error, "failed to remove the directory of a task that did not start");
                 }
                 Err(error)
             }
@@ -184,6 +183,10 @@ impl Launcher {
             .collect::<Result<_, _>>()
             .map_err(system("duplicate a descriptor for the shim"))?;
         let numbered: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
+        let null = match spec.shim.stdio {
+            Stdio::Fifos { .. } | Stdio::Null => Some(Null::open().map_err(system("open /dev/null"))?),
+            Stdio::Inherited => None,
+        };
         let shims = cgroup.and_then(shims_cgroup);
         let child = sys::clone::spawn(&sys::clone::Spawn {
             program: self.program.as_fd(),
@@ -192,10 +195,7 @@ impl Launcher {
             cgroup: shims.as_ref().map(Cgroup::dir_fd),
             fds: &numbered,
             first_fd: fds::SPEC,
-            stdio: match spec.shim.stdio {
-                Stdio::Fifos { .. } | Stdio::Null => Some(self.null.as_fd()),
-                Stdio::Inherited => None,
-            },
+            stdio: null.as_ref().map(Null::stdio),
             report: passed[1].as_fd(),
         })
         .map_err(system("clone the shim"))?;
@@ -206,12 +206,36 @@ impl Launcher {
             Ok((shim_id, task, task_id)) => Ok(Started { shim, shim_id, task, task_id }),
             Err(error) => {
                 if let Err(error) = sweep::end(shim) {
-                    tracing::error!(%error, "take a start back");
+                    tracing::error!(%error, "failed to take a start back");
                 }
                 Err(error)
             }
         }
     }
+}
+
+/// /dev/null, opened for one start. What is opened once for all would be shared: its status flags, locks and owner of signals
+/// (fcntl(2), flock(2)) are those of the open file, so each task could change them for the others.
+struct Null {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Null {
+    fn open() -> nix::Result<Self> {
+        let open = |flags| open_high("/dev/null", flags);
+        Ok(Self { read: open(OFlag::O_RDONLY)?, write: open(OFlag::O_WRONLY)? })
+    }
+
+    fn stdio(&self) -> [BorrowedFd<'_>; 3] {
+        [self.read.as_fd(), self.write.as_fd(), self.write.as_fd()]
+    }
+}
+
+/// Opens a file with a number that is not used in a new process.
+fn open_high(path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+    let low = open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?;
+    sys::fd::duplicate_from(low.as_fd(), sys::clone::FIRST_FREE_FD)
 }
 
 /// Notes who the shim is, lets it go on, and waits until the task runs: who the shim is, the task's pidfd, who the task is.
@@ -253,4 +277,29 @@ fn shims_cgroup(task: &Cgroup) -> Option<Cgroup> {
     Cgroup::shims_for(task.path())
         .inspect_err(|error| tracing::warn!(%error, "the shim stays in the plugin's own cgroup"))
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::fcntl::FcntlArg;
+
+    use super::*;
+
+    #[test]
+    fn each_start_has_an_open_null_device_of_its_own() {
+        let (one, other) = (Null::open().unwrap(), Null::open().unwrap());
+        let flags = |fd: BorrowedFd<'_>| OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap());
+        let [input, output, error] = one.stdio();
+        assert_eq!(flags(input) & OFlag::O_ACCMODE, OFlag::O_RDONLY);
+        for fd in [output, error] {
+            assert_eq!(flags(fd) & OFlag::O_ACCMODE, OFlag::O_WRONLY);
+        }
+        fcntl(output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        assert!(flags(output).contains(OFlag::O_NONBLOCK));
+        assert!(!flags(input).contains(OFlag::O_NONBLOCK));
+        assert!(
+            other.stdio().into_iter().all(|fd| !flags(fd).contains(OFlag::O_NONBLOCK)),
+            "another start's"
+        );
+    }
 }

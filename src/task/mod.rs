@@ -3,6 +3,7 @@
 
 pub mod dirs;
 pub mod env;
+pub mod id;
 pub mod identity;
 pub mod launch;
 pub mod notice;

@@ -8,9 +8,17 @@ use tokio::sync::broadcast::{self, error::SendError};
 
 use super::running::Task;
 use super::signal::SignalNumber;
+use crate::quote::shorten;
 
 /// Notices that a slow listener may be behind before it loses the oldest; the memory for them is bounded by this.
 const BACKLOG: usize = 256;
+
+/// Longest reason of a failed start, bytes. Nomad's servers keep it as an event of the allocation.
+const REASON_MAX: usize = 2048;
+
+/// The rules of a job that an event shows, and the most bytes of them: a job may have hundreds of thousands.
+const RULES_SHOWN: usize = 16;
+const RULES_BYTES: usize = 1024;
 
 /// Something that happened to a task.
 #[derive(Debug, Clone)]
@@ -26,7 +34,7 @@ pub struct Notice {
 #[derive(Debug, Clone)]
 pub enum What {
     /// Its program runs.
-    Started { user: String, uid: u32, landlock_abi: u32, defaults: bool, unveiled: Vec<String> },
+    Started { user: String, uid: u32, landlock_abi: u32, unveiled: Unveiled },
     /// It could not be started; the sentence says why.
     NotStarted(String),
     /// The kernel killed processes of it for want of memory. `limit` and `peak` in bytes.
@@ -41,15 +49,64 @@ pub enum What {
     Recovered { running: bool },
 }
 
+impl What {
+    pub fn not_started(error: &impl std::fmt::Display) -> Self {
+        Self::NotStarted(shorten(&error.to_string(), REASON_MAX))
+    }
+}
+
+/// What a task sees, as far as the job's author may know it: the agent's `unveil_paths` are counted, not named.
+#[derive(Debug, Clone)]
+pub struct Unveiled {
+    pub defaults: bool,
+    pub agent: usize,
+    /// The first rules of the job.
+    job: Vec<String>,
+    /// Rules of the job that are not in `job`.
+    more: usize,
+}
+
+impl Unveiled {
+    pub fn new(defaults: bool, agent: usize, mut job: Vec<String>) -> Self {
+        let mut bytes = 0;
+        let fits = |rule: &&String| {
+            bytes += rule.len();
+            bytes <= RULES_BYTES
+        };
+        let shown = job.iter().take(RULES_SHOWN).take_while(fits).count();
+        let more = job.len() - shown;
+        job.truncate(shown);
+        job.shrink_to_fit();
+        Self { defaults, agent, job, more }
+    }
+
+    /// Rules of the job, shown or not.
+    pub fn of_job(&self) -> usize {
+        self.job.len() + self.more
+    }
+}
+
+impl std::fmt::Display for Unveiled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let paths = |number: usize| if number == 1 { "path" } else { "paths" };
+        let mut parts = Vec::new();
+        parts.extend(self.defaults.then(|| "the defaults".to_owned()));
+        parts.extend((self.agent > 0).then(|| format!("{} {} of the agent", self.agent, paths(self.agent))));
+        parts.extend(self.job.iter().cloned());
+        parts.extend((self.more > 0).then(|| match self.job.len() {
+            0 => format!("{} {} of the job", self.more, paths(self.more)),
+            _ => format!("and {} more", self.more),
+        }));
+        f.write_str(if parts.is_empty() { "nothing" } else { "" })?;
+        f.write_str(&parts.join(", "))
+    }
+}
+
 impl std::fmt::Display for What {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Started { user, uid, landlock_abi, defaults, unveiled } => {
-                write!(f, "Sandbox: user {user} ({uid}), Landlock ABI {landlock_abi}, unveiled: ")?;
-                let defaults = defaults.then_some("the defaults").into_iter();
-                let all: Vec<&str> = defaults.chain(unveiled.iter().map(String::as_str)).collect();
-                f.write_str(if all.is_empty() { "nothing" } else { "" })?;
-                f.write_str(&all.join(", "))
+            Self::Started { user, uid, landlock_abi, unveiled } => {
+                write!(f, "Sandbox: user {user} ({uid}), Landlock ABI {landlock_abi}, unveiled: {unveiled}")
             }
             Self::NotStarted(why) => f.write_str(why),
             Self::OomKill { kills, limit, peak } => {
@@ -157,21 +214,40 @@ mod tests {
 
     #[test]
     fn sentences() {
-        let started = |defaults, unveiled: &[&str]| {
-            let unveiled = unveiled.iter().map(|rule| (*rule).to_owned()).collect();
-            What::Started { user: "nomad-80000".into(), uid: 80_000, landlock_abi: 6, defaults, unveiled }
-                .to_string()
+        let started = |defaults, agent, job: &[&str]| {
+            let job = job.iter().map(|rule| (*rule).to_owned()).collect();
+            let unveiled = Unveiled::new(defaults, agent, job);
+            What::Started { user: "nomad-80000".into(), uid: 80_000, landlock_abi: 6, unveiled }.to_string()
         };
         assert_eq!(
-            started(true, &["r:/srv"]),
+            started(true, 0, &["r:/srv"]),
             "Sandbox: user nomad-80000 (80000), Landlock ABI 6, unveiled: the defaults, r:/srv"
         );
-        assert!(started(false, &[]).ends_with("unveiled: nothing"));
+        assert!(started(false, 0, &[]).ends_with("unveiled: nothing"));
+        assert!(started(true, 2, &[]).ends_with("unveiled: the defaults, 2 paths of the agent"));
+        assert!(
+            started(false, 1, &["rw:/a", "r:/b"]).ends_with("unveiled: 1 path of the agent, rw:/a, r:/b")
+        );
         let oom = What::OomKill { kills: 1, limit: Some(50 << 20), peak: None };
         assert_eq!(
             oom.to_string(),
             "Out of memory: the kernel killed a process of the task (kills: 1, limit: 50.0 MiB)"
         );
+    }
+
+    #[test]
+    fn a_long_list_of_rules_and_a_long_reason_are_cut() {
+        let of = |count: usize, length: usize| {
+            Unveiled::new(false, 0, vec![format!("r:/{}", "x".repeat(length)); count])
+        };
+        let many = of(100_000, 1);
+        assert_eq!(many.of_job(), 100_000);
+        assert!(many.to_string().ends_with("r:/x, and 99984 more"), "{many}");
+        assert!(of(10, 100).to_string().ends_with("and 1 more"), "{}", of(10, 100));
+        assert_eq!(of(3, 4000).to_string(), "3 paths of the job");
+        assert_eq!(of(1, 4000).to_string(), "1 path of the job");
+        let What::NotStarted(why) = What::not_started(&"x".repeat(1 << 20)) else { panic!("another event") };
+        assert!(why.len() < REASON_MAX + 100);
     }
 
     fn recovered(task: &str) -> Notice {

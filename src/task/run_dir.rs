@@ -8,13 +8,20 @@
 //!   the task, which it does at once: only then is it certain that the answer has arrived.
 //! * `outlived`: how many OOM kills of its processes the task has gone on after; not there while it is none.
 
-use std::fs::{DirBuilder, File};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use serde::{Deserialize, Serialize};
 
+use super::id::TaskId;
 use super::identity::{Identity, boot_id};
 use crate::shim::exit::{BLANK, Exit, MAX_LINE, Malformed};
 use crate::sys;
@@ -37,7 +44,7 @@ const MAX_NAME: usize = 200;
 /// What failed, with the path.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
-    #[error("{step} {path:?}: {error}")]
+    #[error("failed to {step} {path:?}: {error}")]
     Io { step: &'static str, path: PathBuf, error: io::Error },
     #[error("{0:?} is not a directory of root's that only root can enter; remove it")]
     Unsafe(PathBuf),
@@ -50,6 +57,11 @@ impl RunDirError {
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Io { error, .. } if sys::is_passing(error))
     }
+
+    /// Whether there is no such directory.
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Io { error, .. } if error.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// A process as it is noted in a file: as JSON, for whoever debugs.
@@ -60,51 +72,49 @@ struct Record {
     process: Identity,
 }
 
-/// The directory of one task.
+/// The directory of one task: a name below the base, which is never the base itself.
+///
+/// Everything below goes by descriptor, from a base that was opened without following a link and checked to be private.
 #[derive(Debug, Clone)]
 pub struct RunDir {
-    path: PathBuf,
+    base: PathBuf,
+    /// One component.
+    name: OsString,
 }
 
 impl RunDir {
     /// The directory that a task has, whether or not it is there.
-    pub fn of(base: &Path, task_id: &str) -> Self {
-        Self { path: base.join(name(task_id)) }
+    pub fn of(base: &Path, task_id: TaskId<'_>) -> Self {
+        Self { base: base.to_owned(), name: name(task_id.as_str()).into() }
     }
 
-    /// A directory that is there, by its path.
-    pub fn at(path: PathBuf) -> Self {
-        Self { path }
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The whole path, for messages and tests.
+    pub fn path(&self) -> PathBuf {
+        self.base.join(&self.name)
     }
 
     /// Makes the directory, marks the start as begun, and returns the exit-status file opened for writing.
     pub fn create(&self) -> Result<File, RunDirError> {
-        if let Some(base) = self.path.parent() {
-            make_private(base)?;
-        }
+        let base = make_private(AT_FDCWD, self.base.as_os_str(), &self.base)?;
         // What an earlier life of the same task left behind is not this one's.
         self.remove()?;
-        make_private(&self.path)?;
-        self.fill().inspect_err(|_| {
+        let dir = make_private(borrow(&base), &self.name, &self.path())?;
+        self.fill(&dir).inspect_err(|_| {
             // On a full file system, too, a start that failed leaves nothing.
             if let Err(error) = self.remove() {
-                tracing::warn!(%error, "remove the directory of a task that did not start");
+                tracing::warn!(%error, "failed to remove the directory of a task that did not start");
             }
         })
     }
 
-    fn fill(&self) -> Result<File, RunDirError> {
+    fn fill(&self, dir: &OwnedFd) -> Result<File, RunDirError> {
         let own = Identity::of(std::process::id() as i32).map_err(|error| RunDirError::Io {
             step: "identify this plugin for",
-            path: self.path.clone(),
+            path: self.path(),
             error,
         })?;
-        self.write(STARTING_FILE, own)?;
-        let file = self.new_file(EXIT_FILE)?;
+        self.write(dir, STARTING_FILE, own)?;
+        let file = self.new_file(dir, EXIT_FILE)?;
         // The space is taken now: at the task's end a full file system must not cost its exit status.
         file.write_all_at(&BLANK, 0).map_err(|error| self.failed("write", EXIT_FILE)(error))?;
         Ok(file)
@@ -112,35 +122,34 @@ impl RunDir {
 
     /// Notes who the shim is.
     pub fn record_shim(&self, shim: &Identity) -> Result<(), RunDirError> {
-        self.write(SHIM_FILE, *shim)
+        self.write(&self.dir()?, SHIM_FILE, *shim)
     }
 
     /// Notes that Nomad is about to learn that the task runs.
     pub fn started(&self) -> Result<(), RunDirError> {
-        std::fs::rename(self.path.join(STARTING_FILE), self.path.join(ANSWERED_FILE))
-            .map_err(self.failed("rename", STARTING_FILE))
+        let dir = self.dir()?;
+        renameat(&dir, STARTING_FILE, &dir, ANSWERED_FILE)
+            .map_err(|errno| self.failed("rename", STARTING_FILE)(errno.into()))
     }
 
     /// Notes that Nomad knows of the task.
     pub fn confirmed(&self) -> Result<(), RunDirError> {
-        match std::fs::remove_file(self.path.join(ANSWERED_FILE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(self.failed("remove", ANSWERED_FILE)(error))
-            }
-            _ => Ok(()),
+        let removed = match self.dir() {
+            Ok(dir) => unlinkat(&dir, ANSWERED_FILE, UnlinkatFlags::NoRemoveDir),
+            Err(error) if error.is_absent() => Ok(()),
+            Err(error) => return Err(error),
+        };
+        match removed {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(self.failed("remove", ANSWERED_FILE)(errno.into())),
         }
     }
 
     /// Notes how many OOM kills of processes of it the task has outlived.
     pub fn outlives(&self, oom_kills: u64) -> Result<(), RunDirError> {
         let number = format!("{oom_kills:0width$}", width = NUMBER as usize);
-        File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(self.path.join(OUTLIVED_FILE))
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NONBLOCK;
+        file_at(&self.dir()?, OUTLIVED_FILE, flags)
             .and_then(|file| file.write_all_at(number.as_bytes(), 0))
             .map_err(self.failed("write", OUTLIVED_FILE))
     }
@@ -187,53 +196,62 @@ impl RunDir {
         self.open(EXIT_FILE)
             .and_then(|file| file.take(MAX_LINE as u64 + 1).read_to_end(&mut bytes))
             .map_err(self.failed("read", EXIT_FILE))?;
-        Exit::read(&bytes).map_err(|error| RunDirError::Malformed { path: self.path.join(EXIT_FILE), error })
+        Exit::read(&bytes)
+            .map_err(|error| RunDirError::Malformed { path: self.path().join(EXIT_FILE), error })
     }
 
     /// When the task ended, or nearly: for telling old entries. One that was made or removed by half counts, too.
     pub fn modified(&self) -> io::Result<std::time::SystemTime> {
-        std::fs::symlink_metadata(self.path.join(EXIT_FILE))
-            .or_else(|_| std::fs::symlink_metadata(&self.path))?
-            .modified()
+        let dir = self.dir().map_err(io::Error::other)?;
+        let found = file_at(&dir, EXIT_FILE, OFlag::O_PATH).unwrap_or_else(|_| File::from(dir));
+        found.metadata()?.modified()
     }
 
     /// Removes the directory and what is in it; it may be gone already.
     pub fn remove(&self) -> Result<(), RunDirError> {
-        match std::fs::remove_dir_all(&self.path) {
+        let base = match open_private(AT_FDCWD, self.base.as_os_str(), &self.base) {
+            Err(error) if error.is_absent() => return Ok(()),
+            opened => opened?,
+        };
+        // std follows no link below the path that it is given.
+        match std::fs::remove_dir_all(through(&base).join(&self.name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(RunDirError::Io { step: "remove", path: self.path.clone(), error })
+                Err(RunDirError::Io { step: "remove", path: self.path(), error })
             }
             _ => Ok(()),
         }
     }
 
+    /// The directory itself.
+    fn dir(&self) -> Result<OwnedFd, RunDirError> {
+        let base = open_private(AT_FDCWD, self.base.as_os_str(), &self.base)?;
+        open_private(borrow(&base), &self.name, &self.path())
+    }
+
     fn failed(&self, step: &'static str, file: &str) -> impl Fn(io::Error) -> RunDirError + use<> {
-        let path = self.path.join(file);
+        let path = self.path().join(file);
         move |error| RunDirError::Io { step, path: path.clone(), error }
     }
 
-    fn new_file(&self, name: &str) -> Result<File, RunDirError> {
-        File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(self.path.join(name))
-            .map_err(self.failed("create", name))
+    fn new_file(&self, dir: &OwnedFd, name: &str) -> Result<File, RunDirError> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        file_at(dir, name, flags).map_err(self.failed("create", name))
     }
 
     /// Nothing but a plain file is read, and nothing but its beginning.
     fn open(&self, name: &str) -> io::Result<File> {
-        File::options()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(self.path.join(name))
+        let dir = self.dir().map_err(|error| match error {
+            RunDirError::Io { error, .. } => error,
+            other => io::Error::other(other),
+        })?;
+        file_at(&dir, name, OFlag::O_RDONLY | OFlag::O_NONBLOCK)
     }
 
-    fn write(&self, name: &str, process: Identity) -> Result<(), RunDirError> {
+    fn write(&self, dir: &OwnedFd, name: &str, process: Identity) -> Result<(), RunDirError> {
         let boot_id = boot_id().map_err(self.failed("read the boot id for", name))?;
         let bytes = serde_json::to_vec(&Record { boot_id, process })
             .map_err(|error| self.failed("encode", name)(error.into()))?;
-        self.new_file(name)?.write_all_at(&bytes, 0).map_err(self.failed("write", name))
+        self.new_file(dir, name)?.write_all_at(&bytes, 0).map_err(self.failed("write", name))
     }
 
     fn read(&self, name: &str) -> Option<Record> {
@@ -245,50 +263,73 @@ impl RunDir {
 
 /// The entries of other invocations of the same task: the ids are `alloc/task/invocation`, and only the last part differs.
 /// A name that had to be cut is not found.
-pub fn siblings(base: &Path, task_id: &str) -> Result<Vec<RunDir>, RunDirError> {
-    let Some(prefix) = task_prefix(task_id).map(name) else { return Ok(Vec::new()) };
-    let own = name(task_id);
+pub fn siblings(base: &Path, task_id: TaskId<'_>) -> Result<Vec<RunDir>, RunDirError> {
+    let Some(prefix) = task_id.task_prefix().map(name) else { return Ok(Vec::new()) };
+    let own = name(task_id.as_str());
     let is_sibling = |entry: &RunDir| {
-        let found = entry.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let found = entry.name.to_str().unwrap_or_default();
         found != own && found.strip_prefix(&prefix).is_some_and(|rest| !rest.contains('.'))
     };
     Ok(entries(base)?.into_iter().filter(is_sibling).collect())
 }
 
-/// `alloc/task/` of `alloc/task/invocation`; none for an id of another form.
-pub fn task_prefix(task_id: &str) -> Option<&str> {
-    let prefix = &task_id[..=task_id.rfind('/')?];
-    (prefix.matches('/').count() == 2).then_some(prefix)
-}
-
 /// The entries below `base`; none if it is not there.
 pub fn entries(base: &Path) -> Result<Vec<RunDir>, RunDirError> {
     let failed = |error| RunDirError::Io { step: "list", path: base.to_owned(), error };
-    match std::fs::read_dir(base) {
-        Ok(found) => found.map(|entry| entry.map(|entry| RunDir::at(entry.path())).map_err(failed)).collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(failed(error)),
+    let opened = match open_private(AT_FDCWD, base.as_os_str(), base) {
+        Err(error) if error.is_absent() => return Ok(Vec::new()),
+        opened => opened?,
+    };
+    let found = std::fs::read_dir(through(&opened)).map_err(failed)?;
+    let entry = |name| RunDir { base: base.to_owned(), name };
+    found.map(|found| found.map(|found| entry(found.file_name())).map_err(failed)).collect()
+}
+
+/// Makes a directory that only its owner can enter, or checks that what is there is one, and opens it. `path` is for messages.
+fn make_private(at: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<OwnedFd, RunDirError> {
+    match mkdirat(at, name, Mode::S_IRWXU) {
+        Ok(()) | Err(Errno::EEXIST) => open_private(at, name, path),
+        Err(errno) => Err(RunDirError::Io { step: "create", path: path.to_owned(), error: errno.into() }),
     }
 }
 
-/// Makes a directory that only its owner can enter, or checks that what is there is one.
-fn make_private(path: &Path) -> Result<(), RunDirError> {
-    let io = |step, error| RunDirError::Io { step, path: path.to_owned(), error };
-    match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(io("create", error)),
-    }
-    let found = std::fs::symlink_metadata(path).map_err(|error| io("stat", error))?;
-    let ours = found.is_dir() && found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o077 == 0;
-    if ours { Ok(()) } else { Err(RunDirError::Unsafe(path.to_owned())) }
+/// Opens a directory that only its owner, this process, can enter; the last component is not followed.
+fn open_private(at: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<OwnedFd, RunDirError> {
+    let io = |step, errno: Errno| RunDirError::Io { step, path: path.to_owned(), error: errno.into() };
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let dir = match openat(at, name, flags, Mode::empty()) {
+        Ok(dir) => dir,
+        // ENOTDIR: also a symbolic link.
+        Err(Errno::ENOTDIR | Errno::ELOOP) => return Err(RunDirError::Unsafe(path.to_owned())),
+        Err(errno) => return Err(io("open", errno)),
+    };
+    let found = fstat(&dir).map_err(|errno| io("stat", errno))?;
+    let others = (Mode::S_IRWXG | Mode::S_IRWXO).bits();
+    let is_dir = found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
+    let ours = is_dir && found.st_uid == geteuid().as_raw() && found.st_mode & others == 0;
+    if ours { Ok(dir) } else { Err(RunDirError::Unsafe(path.to_owned())) }
 }
 
-/// A file name for a task id (`alloc/task/invocation`): readable, and different for different ids.
+fn file_at(dir: &OwnedFd, name: &str, flags: OFlag) -> io::Result<File> {
+    let private = Mode::S_IRUSR | Mode::S_IWUSR;
+    Ok(File::from(openat(dir, name, flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, private)?))
+}
+
+/// An open directory's path for interfaces that take only paths.
+fn through(dir: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()))
+}
+
+fn borrow(dir: &OwnedFd) -> BorrowedFd<'_> {
+    std::os::fd::AsFd::as_fd(dir)
+}
+
+/// A file name for a task id (`alloc/task/invocation`): readable, different for different ids, and never `.` or `..`.
 fn name(task_id: &str) -> String {
     let mut name = String::new();
     for byte in task_id.bytes() {
         match byte {
+            b'/' if name.is_empty() => name.push_str("%2f"),
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => name.push(byte.into()),
             b'/' => name.push('.'),
             _ => name.push_str(&format!("%{byte:02x}")),
@@ -310,12 +351,16 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
 
+    fn id(text: &str) -> TaskId<'_> {
+        TaskId::new(text).unwrap()
+    }
+
     fn dir(base: &tempfile::TempDir) -> RunDir {
-        RunDir::of(&base.path().join("run"), "1111/web/ab12")
+        RunDir::of(&base.path().join("run"), id("1111/web/ab12"))
     }
 
     #[test]
@@ -327,7 +372,7 @@ mod tests {
         let exit = Exit::exited(7);
         exit.write(&file).unwrap();
         assert_eq!(dir.exit().unwrap(), Some(exit));
-        assert_eq!(std::fs::metadata(&dir.path).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(std::fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
         assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
         dir.create().unwrap();
         assert!(dir.exit().unwrap().is_none(), "a new start forgets the old end");
@@ -341,7 +386,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let dir = dir(&base);
         dir.create().unwrap();
-        let path = dir.path.join(EXIT_FILE);
+        let path = dir.path().join(EXIT_FILE);
         for (what, text) in [
             ("empty", String::new()),
             ("truncated", "v1 code=0 signal=0 oom=0 at=1".into()),
@@ -388,7 +433,7 @@ mod tests {
             assert_eq!(dir.outlived(), kills);
         }
         for bytes in [&b""[..], b"x", b"-1", b"\xff", &[b'9'; 100]] {
-            std::fs::write(dir.path.join(OUTLIVED_FILE), bytes).unwrap();
+            std::fs::write(dir.path().join(OUTLIVED_FILE), bytes).unwrap();
             assert_eq!(dir.outlived(), 0, "{}", bytes.escape_ascii());
         }
         dir.create().unwrap();
@@ -404,7 +449,7 @@ mod tests {
         dir.record_shim(&own).unwrap();
         assert!(!dir.is_of_former_boot());
         let record = Record { boot_id: "0000".into(), process: own };
-        std::fs::write(dir.path.join(SHIM_FILE), serde_json::to_vec(&record).unwrap()).unwrap();
+        std::fs::write(dir.path().join(SHIM_FILE), serde_json::to_vec(&record).unwrap()).unwrap();
         assert_eq!(dir.shim(), None);
         assert!(dir.is_of_former_boot());
     }
@@ -414,7 +459,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let dir = dir(&base);
         dir.create().unwrap();
-        let path = dir.path.join(SHIM_FILE);
+        let path = dir.path().join(SHIM_FILE);
         for bytes in [&b""[..], b"{", b"{\"pid\":1}", b"\xff\xfe", &[b' '; 4096]] {
             std::fs::write(&path, bytes).unwrap();
             assert_eq!(dir.shim(), None, "{bytes:?}");
@@ -427,24 +472,24 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert_eq!(dir.shim(), None, "a FIFO without a writer");
         dir.remove().unwrap();
-        assert!(!dir.path.exists());
+        assert!(!dir.path().exists());
     }
 
     #[test]
     fn other_invocations_of_the_same_task_are_found_and_no_others() {
         let base = tempfile::tempdir().unwrap();
         let run = base.path().join("run");
-        let of = |id: &str| RunDir::of(&run, id);
-        for id in ["a/web/1", "a/web/2", "a/web2/1", "b/web/1", "a/web.x/1", "a/web/1/2", "run-7"] {
-            of(id).create().unwrap();
+        let of = |text: &str| RunDir::of(&run, id(text));
+        for task in ["a/web/1", "a/web/2", "a/web2/1", "b/web/1", "a/web.x/1", "a/web/1/2", "run-7"] {
+            of(task).create().unwrap();
         }
-        let found = |id| {
-            let mut paths: Vec<_> = siblings(&run, id).unwrap().iter().map(|e| e.path.clone()).collect();
+        let found = |task| {
+            let mut paths: Vec<_> = siblings(&run, id(task)).unwrap().iter().map(|e| e.path()).collect();
             paths.sort();
             paths
         };
-        assert_eq!(found("a/web/3"), [of("a/web/1").path, of("a/web/2").path]);
-        assert_eq!(found("a/web/1"), [of("a/web/2").path]);
+        assert_eq!(found("a/web/3"), [of("a/web/1").path(), of("a/web/2").path()]);
+        assert_eq!(found("a/web/1"), [of("a/web/2").path()]);
         assert_eq!(found("run-7"), [] as [PathBuf; 0]);
         assert_eq!(found("a/1"), [] as [PathBuf; 0]);
     }
@@ -462,6 +507,37 @@ mod tests {
     }
 
     #[test]
+    fn no_id_removes_the_base_or_what_is_above_it() {
+        let base = tempfile::tempdir().unwrap();
+        let run = base.path().join("run");
+        let other = RunDir::of(&run, id("1111/web/ab12"));
+        other.create().unwrap();
+        for text in ["/", "//", "///", ".", "..", "../..", "\0"] {
+            let dir = RunDir::of(&run, id(text));
+            dir.remove().unwrap();
+            dir.create().unwrap();
+            assert_eq!(dir.path().parent(), Some(&*run), "{text:?}");
+            dir.remove().unwrap();
+            assert!(other.path().join(EXIT_FILE).exists(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_base_that_was_replaced_by_a_link_is_not_touched() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = dir(&base);
+        dir.create().unwrap();
+        let (run, moved) = (base.path().join("run"), base.path().join("moved"));
+        std::fs::rename(&run, &moved).unwrap();
+        symlink(&moved, &run).unwrap();
+        assert!(matches!(dir.remove(), Err(RunDirError::Unsafe(_))));
+        assert!(matches!(dir.started(), Err(RunDirError::Unsafe(_))));
+        assert!(matches!(entries(&run), Err(RunDirError::Unsafe(_))));
+        assert_eq!(dir.starting(), None);
+        assert!(moved.join("1111.web.ab12").join(STARTING_FILE).exists());
+    }
+
+    #[test]
     fn names_stay_inside_and_differ() {
         assert_eq!(name("1111/web/ab12"), "1111.web.ab12");
         assert_eq!(name("../x"), "%2e%2e.x");
@@ -469,5 +545,7 @@ mod tests {
         assert_ne!(long("b"), long("c"));
         assert!(long("b").len() < 255);
         assert_ne!(name("a/b"), name("a.b"));
+        assert_eq!(name("/"), "%2f");
+        assert_eq!(name("//"), "%2f.");
     }
 }

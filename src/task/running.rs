@@ -1,11 +1,13 @@
 //! A task that has been started: who it is, how to reach it, how it ended.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -43,6 +45,14 @@ const OOM_AFTERMATH: Duration = Duration::from_secs(1);
 /// what Nomad keeps of its events out. What comes between is counted in the next.
 const OOM_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long `memory.events` is not looked at after a look that found no new OOM kill. The kernel changes the file up to 100
+/// times a second while a task reclaims at its limit, which a task whose page cache has filled the limit always does. A kill that
+/// ends the task is counted by its shim, so only the news of a child's kill come later by this.
+const OOM_REST: Duration = Duration::from_millis(250);
+
+/// Time between two looks at a shim whose pidfd cannot be waited for.
+const SHIM_PAUSE: Duration = Duration::from_millis(100);
+
 /// Time between two tries of reading an exit status for which the plugin lacks a descriptor or memory.
 const READ_PAUSE: Duration = Duration::from_millis(100);
 
@@ -55,6 +65,13 @@ pub struct Ended {
     /// Nobody could say how the task ended: its shim was killed, or could not write it. `exit` is then what the end of a
     /// shim does to a task.
     pub lost: bool,
+}
+
+impl Ended {
+    /// The end of a shim is the end of its task, by SIGKILL.
+    fn lost() -> Self {
+        Self { exit: Exit::signalled(libc::SIGKILL), oom_killed: false, lost: true }
+    }
 }
 
 /// A started task. Cheap to share; every method may be called at any time, by several callers at once.
@@ -88,15 +105,17 @@ pub struct Task {
 /// What could not be done to a task.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
-    #[error("send signal {signal} to the task: {}", .errno.desc())]
+    #[error("failed to send {signal} to the task: {}", .errno.desc())]
     Signal { signal: SignalNumber, errno: Errno },
-    #[error("kill the task: {}", .0.desc())]
+    #[error("failed to send {0} to the task: its first process has ended, and the rest of it is about to")]
+    NoLeader(SignalNumber),
+    #[error("failed to kill the task: {}", .0.desc())]
     Kill(Errno),
     #[error(
         "the task was killed {KILL_LIMIT:?} ago and is not gone yet; a process of it hangs in the kernel"
     )]
     Hangs,
-    #[error("{step}: {error}")]
+    #[error("failed to {step}: {error}")]
     System { step: &'static str, error: std::io::Error },
 }
 
@@ -201,7 +220,7 @@ impl Task {
     /// Nomad to ask again.
     pub fn confirmed(&self) {
         if let Err(error) = self.run_dir.confirmed() {
-            tracing::debug!(task = self.id, %error, "note that Nomad knows of the task");
+            tracing::debug!(task = self.id, %error, "failed to note that Nomad knows of the task");
         }
     }
 
@@ -240,10 +259,10 @@ impl Task {
 
     /// Signals the task's process group. A task that has ended has nobody to signal.
     pub fn signal(&self, signal: SignalNumber) -> Result<(), TaskError> {
-        let leader = match &self.leader {
-            Some(leader) if self.ended().is_none() => leader.as_fd(),
-            _ => return Ok(()),
-        };
+        if self.ended().is_some() {
+            return Ok(());
+        }
+        let leader = self.leader.as_ref().ok_or(TaskError::NoLeader(signal))?.as_fd();
         let number = signal.get();
         let sent = match sys::pidfd::signal_group(leader, number) {
             // Before Linux 6.9. The pid cannot have been used again while the leader, dead or alive, is not reaped; that it
@@ -270,7 +289,8 @@ impl Task {
         notices: &Notices,
     ) -> Result<Ended, TaskError> {
         match self.signal(signal) {
-            Ok(()) => {
+            // Without its first process the task is about to end: to kill its shim now could cost the exit status.
+            Ok(()) | Err(TaskError::NoLeader(_)) => {
                 if let Ok(ended) = timeout(grace, self.wait()).await {
                     self.emptied().await;
                     return Ok(ended);
@@ -377,7 +397,7 @@ fn oom_events(cgroup: &Cgroup, task: &str) -> Option<OomWatch> {
     cgroup.watch_oom().unwrap_or_else(|error| {
         // A cgroup that is gone kills nobody any more.
         if !error.is_gone() {
-            tracing::warn!(task, %error, "no news of OOM kills before the task's end");
+            tracing::warn!(task, %error, "failed to watch for OOM kills; only those that end the task are reported");
         }
         None
     })
@@ -386,15 +406,13 @@ fn oom_events(cgroup: &Cgroup, task: &str) -> Option<OomWatch> {
 /// Waits for the shim, which ends last of all, reaps it if it is our child, and publishes how the task ended.
 async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
     let Some(shim) = &task.shim else { return };
-    // A pidfd becomes readable when the process has ended, and stays so.
-    if let Err(error) = shim.readable().await {
-        tracing::error!(task = task.id, %error, "wait for the shim");
-        return;
-    }
+    shim_ended(&task.id, shim).await;
     // ECHILD: a plugin before this one started it, and init reaps it.
     let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
     readable(&task).await;
-    let mut ended = ending(&task.run_dir, task.leader.as_ref(), task.cgroup.as_ref(), task.oom_before);
+    let mut ended = ending_or_lost(&task.id, || {
+        ending(&task.run_dir, task.leader.as_ref(), task.cgroup.as_ref(), task.oom_before)
+    });
     let seen = task.oom_kills.fetch_max(ended.exit.oom_kills, Ordering::Relaxed);
     ended.exit.oom_kills = ended.exit.oom_kills.max(seen);
     ended.oom_killed = !task.killed.load(Ordering::Relaxed)
@@ -412,6 +430,28 @@ async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
     end.send_replace(Some(ended));
 }
 
+/// Returns when the shim has ended, whatever fails on the way: WaitTask must not wait for ever.
+async fn shim_ended(task: &str, shim: &AsyncFd<OwnedFd>) {
+    // A pidfd becomes readable when the process has ended, and stays so.
+    let Err(error) = shim.readable().await.map(drop) else { return };
+    tracing::error!(task, %error, "failed to wait for the shim; looking for its end every {SHIM_PAUSE:?}");
+    let ended = || {
+        let mut wanted = [PollFd::new(shim.get_ref().as_fd(), PollFlags::POLLIN)];
+        poll(&mut wanted, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    };
+    while !ended() {
+        sleep(SHIM_PAUSE).await;
+    }
+}
+
+/// A panic must not keep the end of the task from Nomad: then nobody knows how it ended.
+fn ending_or_lost(task: &str, ending: impl FnOnce() -> Ended) -> Ended {
+    catch_unwind(AssertUnwindSafe(ending)).unwrap_or_else(|_| {
+        tracing::error!(task, "failed to read how the task ended: a panic, see above");
+        Ended::lost()
+    })
+}
+
 /// Waits until the plugin has what it takes to read the exit status. A wrong one, told at once, would be worse.
 async fn readable(task: &Task) {
     let mut warned = false;
@@ -424,13 +464,19 @@ async fn readable(task: &Task) {
 }
 
 /// Tells of every OOM kill, also of a child whose parent goes on, until the task ends.
-async fn watch_oom(task: Arc<Task>, events: OomWatch, notices: Notices) {
+async fn watch_oom(task: Arc<Task>, mut events: OomWatch, notices: Notices) {
     let mut told = task.oom_outlived.load(Ordering::Relaxed);
+    let mut seen = told;
     let mut pause = Instant::now();
+    let mut next_look = Instant::now();
     loop {
         let untold = task.oom_kills.load(Ordering::Relaxed) > told;
+        let look = async {
+            sleep_until(next_look).await;
+            events.changed().await
+        };
         let changed = tokio::select! {
-            changed = events.changed() => changed,
+            changed = look => changed,
             () = sleep_until(pause), if untold => {
                 tell_oom(&task, &mut told, &notices);
                 pause = Instant::now() + OOM_PAUSE;
@@ -450,10 +496,16 @@ async fn watch_oom(task: Arc<Task>, events: OomWatch, notices: Notices) {
                     pause = Instant::now() + OOM_PAUSE;
                 }
                 task.outlive(kills).await;
+                if kills == std::mem::replace(&mut seen, kills) {
+                    events.rest();
+                    next_look = Instant::now() + OOM_REST;
+                }
             }
             Err(error) if error.is_gone() => return,
+            // No memory or descriptor at the moment.
+            Err(error) if error.is_passing() => next_look = Instant::now() + OOM_REST,
             Err(error) => {
-                tracing::warn!(task = task.id, %error, "no more news of OOM kills");
+                tracing::warn!(task = task.id, %error, "failed to watch for OOM kills; only those that end the task are reported");
                 return;
             }
         }
@@ -503,6 +555,7 @@ mod tests {
     use std::process::{Child, Command};
 
     use super::*;
+    use crate::task::id::TaskId;
 
     /// A task without a cgroup, with other processes in place of shim and leader.
     struct Stand {
@@ -515,8 +568,12 @@ mod tests {
 
     impl Stand {
         fn new() -> Self {
+            Self::with(true)
+        }
+
+        fn with(leader_known: bool) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let run_dir = RunDir::of(&dir.path().join("run"), "a/t/1");
+            let run_dir = RunDir::of(&dir.path().join("run"), TaskId::new("a/t/1").unwrap());
             let exit = run_dir.create().unwrap();
             let sleep = || Command::new("sleep").arg("1000").spawn().unwrap();
             let (shim, leader) = (sleep(), sleep());
@@ -527,7 +584,7 @@ mod tests {
             let ((shim_fd, shim_id), (task_fd, task_id)) = (of(&shim), of(&leader));
             let launched = Launched {
                 shim: shim_fd,
-                task: Some(task_fd),
+                task: leader_known.then_some(task_fd),
                 shim_id,
                 task_id: Some(task_id),
                 cgroup: None,
@@ -596,5 +653,30 @@ mod tests {
     async fn what_only_the_shim_saw_counts() {
         let mut stand = Stand::new();
         assert!(stand.end(1).await.oom_killed);
+    }
+
+    #[tokio::test]
+    async fn a_signal_that_reaches_nobody_is_an_error_and_a_stop_waits_for_the_end() {
+        let mut stand = Stand::with(false);
+        let error = stand.task.signal(SignalNumber::SIGINT).unwrap_err();
+        assert!(error.to_string().starts_with("failed to send SIGINT"), "{error}");
+        let grace = Duration::from_secs(20);
+        let notices = Notices::default();
+        let stop = stand.task.stop(SignalNumber::SIGINT, grace, &notices);
+        let mut stop = std::pin::pin!(stop);
+        assert!(timeout(Duration::from_millis(100), &mut stop).await.is_err(), "killed at once");
+        Exit::exited(7).write(&stand.exit).unwrap();
+        stand.shim.kill().unwrap();
+        assert_eq!(stop.await.unwrap().exit.code, 7);
+        // A task that has ended needs no signal.
+        stand.task.signal(SignalNumber::SIGINT).unwrap();
+    }
+
+    #[test]
+    fn a_panic_at_the_end_is_an_end_of_which_nothing_is_known() {
+        let ended = ending_or_lost("a/t/1", || panic!("on purpose"));
+        assert!(ended.lost && ended.exit.code == 137, "{ended:?}");
+        let known = Ended { exit: Exit::exited(7), oom_killed: false, lost: false };
+        assert_eq!(ending_or_lost("a/t/1", || known), known);
     }
 }

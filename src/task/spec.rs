@@ -52,7 +52,7 @@ pub struct TaskSpec {
     pub limits: Limits,
     /// Whether no user database knows the uid: then it must not be another allocation's (see [`super::uids`]).
     pub unknown_user: bool,
-    /// The unveil rules beside the defaults, as they were written: the agent's and the job's.
+    /// The job's unveil rules.
     pub asked: Vec<String>,
     pub shim: ShimSpec,
 }
@@ -125,7 +125,7 @@ impl TaskSpec {
             cgroup: request.cgroup.map(Path::to_owned),
             limits: request.limits.clone(),
             unknown_user: !request.user.known,
-            asked: plugin.unveil_paths.iter().chain(&config.unveil).map(ToString::to_string).collect(),
+            asked: config.unveil.iter().map(ToString::to_string).collect(),
             shim,
         })
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Notify;
 
+use super::id::TaskId;
 use super::running::Task;
 
 /// Shared by all RPCs. No lock is held over an await or a system call.
@@ -36,7 +37,8 @@ impl Store {
     }
 
     /// Takes the id, so that no second start of it can begin. Give it a task, or drop it to free the id again.
-    pub fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation, Taken> {
+    pub fn reserve(self: &Arc<Self>, id: TaskId<'_>) -> Result<Reservation, Taken> {
+        let id = id.as_str();
         let mut map = self.write();
         if map.contains_key(id) {
             return Err(Taken);
@@ -115,21 +117,25 @@ impl Drop for Reservation {
 mod tests {
     use super::*;
 
+    fn id(text: &str) -> TaskId<'_> {
+        TaskId::new(text).unwrap()
+    }
+
     #[test]
     fn an_id_is_taken_once_and_freed_when_the_start_fails() {
         let store = Arc::new(Store::default());
-        let first = store.reserve("a").unwrap();
-        assert_eq!(store.reserve("a").unwrap_err(), Taken);
+        let first = store.reserve(id("a")).unwrap();
+        assert_eq!(store.reserve(id("a")).unwrap_err(), Taken);
         assert!(store.get("a").is_none(), "it does not run yet");
         drop(first);
-        assert!(store.reserve("a").is_ok());
+        assert!(store.reserve(id("a")).is_ok());
     }
 
     #[tokio::test]
     async fn who_asks_for_a_task_that_is_being_started_waits() {
         let store = Arc::new(Store::default());
         assert!(store.get_started("a").await.is_none());
-        let first = store.reserve("a").unwrap();
+        let first = store.reserve(id("a")).unwrap();
         let asking = tokio::spawn({
             let store = Arc::clone(&store);
             async move { store.get_started("a").await.is_none() }

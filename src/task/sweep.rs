@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 
+use super::id::TaskId;
 use super::identity::Identity;
 use super::run_dir::{self, RunDir};
 use crate::sys;
@@ -26,9 +27,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// A task that should be gone is not. Its entry is kept, so that it can be ended later.
 #[derive(Debug, thiserror::Error)]
 pub enum EndError {
-    #[error("find the task's shim: {0}")]
+    #[error("failed to find the task's shim: {0}")]
     Find(std::io::Error),
-    #[error("kill the task's shim: {}", .0.desc())]
+    #[error("failed to kill the task's shim: {}", .0.desc())]
     Kill(Errno),
     #[error(
         "an earlier process of the task is still there {KILL_LIMIT:?} after SIGKILL: it hangs in the kernel (a dead disk, NFS)"
@@ -44,7 +45,7 @@ pub const CONFIRM_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// that is not certain: [`unconfirmed`] is for them, after [`CONFIRM_LIMIT`].
 pub fn sweep(base: &Path) -> Vec<RunDir> {
     let entries = run_dir::entries(base).unwrap_or_else(|error| {
-        tracing::warn!(%error, "look for what earlier plugins left behind");
+        tracing::warn!(%error, "failed to look for what earlier plugins left behind");
         Vec::new()
     });
     let (mut orphans, mut doubtful) = (Vec::new(), Vec::new());
@@ -68,9 +69,9 @@ pub fn unconfirmed(doubtful: &[RunDir]) {
 
 /// Ends every earlier invocation of a task that is about to be started. Nomad has destroyed those that it knew, so what is
 /// left was started for an agent, or by a plugin, that died before the answer arrived.
-pub fn end_siblings(base: &Path, task_id: &str) -> Result<(), EndError> {
+pub fn end_siblings(base: &Path, task_id: TaskId<'_>) -> Result<(), EndError> {
     let found = run_dir::siblings(base, task_id).unwrap_or_else(|error| {
-        tracing::warn!(%error, "look for earlier invocations of the task");
+        tracing::warn!(%error, "failed to look for earlier invocations of the task");
         Vec::new()
     });
     end_all(&found).into_iter().try_for_each(|(entry, ended)| ended.map(|()| forget(entry)))
@@ -91,7 +92,7 @@ fn end_and_forget<'a>(entries: impl IntoIterator<Item = &'a RunDir>) {
         match ended {
             Ok(()) => forget(entry),
             Err(error) => {
-                tracing::error!(entry = %entry.path().display(), %error, "end a task that nobody owns")
+                tracing::error!(entry = %entry.path().display(), %error, "failed to end an orphaned task")
             }
         }
     }
@@ -109,7 +110,7 @@ fn end_all<'a>(entries: impl IntoIterator<Item = &'a RunDir>) -> Vec<(&'a RunDir
 fn forget(entry: &RunDir) {
     tracing::info!(entry = %entry.path().display(), "removing what an earlier plugin left behind");
     if let Err(error) = entry.remove() {
-        tracing::warn!(%error, "remove what an earlier plugin left behind");
+        tracing::warn!(%error, "failed to remove what an earlier plugin left behind");
     }
 }
 
@@ -122,7 +123,7 @@ fn kill_shim_of(entry: &RunDir) -> Result<Option<Dying>, EndError> {
         return Ok(None);
     };
     if !wait_for_end(&shim, Duration::ZERO) {
-        tracing::warn!(entry = %entry.path().display(), "ending a task that nobody owns");
+        tracing::warn!(entry = %entry.path().display(), "ending an orphaned task");
     }
     kill(shim).map(Some)
 }
@@ -231,7 +232,7 @@ mod tests {
     }
 
     fn entry(base: &Path, id: &str, shim: &Identity) -> RunDir {
-        let entry = RunDir::of(base, id);
+        let entry = RunDir::of(base, TaskId::new(id).unwrap());
         entry.create().unwrap();
         entry.record_shim(shim).unwrap();
         entry
@@ -290,7 +291,7 @@ mod tests {
         write_record(&orphan, "shim", "former", innocent.identity());
         write_record(&orphan, "starting", "former", innocent.identity());
         sweep(&base);
-        end_siblings(&base, "a/orphan/2").unwrap();
+        end_siblings(&base, TaskId::new("a/orphan/2").unwrap()).unwrap();
         assert!(!known.path().exists() && !orphan.path().exists());
         assert!(innocent.runs());
     }
@@ -323,7 +324,7 @@ mod tests {
     fn what_was_made_by_half_is_kept_for_a_while() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("run");
-        let half = RunDir::of(&base, "a/half/1");
+        let half = RunDir::of(&base, TaskId::new("a/half/1").unwrap());
         half.create().unwrap();
         for file in ["exit", "starting"] {
             fs::remove_file(half.path().join(file)).unwrap();
@@ -345,7 +346,7 @@ mod tests {
         orphaned.started().unwrap();
         let another = entry(&base, "a/db/1", &other.identity());
         another.started().unwrap();
-        end_siblings(&base, "a/web/2").unwrap();
+        end_siblings(&base, TaskId::new("a/web/2").unwrap()).unwrap();
         assert!(!orphan.runs());
         assert!(!orphaned.path().exists());
         assert!(another.path().exists() && other.runs());

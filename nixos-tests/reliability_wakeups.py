@@ -1,0 +1,66 @@
+# A task that is at its memory limit all the time costs the plugin a few wake-ups a second, and an OOM kill is still reported.
+
+import re
+
+# More than the task's memory: each pass reclaims what the last one has read.
+READ = """
+import os
+path = os.environ["NOMAD_TASK_DIR"] + "/big"
+with open(path, "wb") as file:
+    for _ in range(96):
+        file.write(bytes(1 << 20))
+print("ready", flush=True)
+while True:
+    with open(path, "rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+"""
+CHILD = """
+import os
+if os.fork() == 0:
+    open("/proc/self/oom_score_adj", "w").write("1000")
+    x = b"x" * (200 << 20)
+    os._exit(0)
+print("child ended with", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+# Seconds in which is counted.
+SPAN_S = 20
+# The kernel counts up to 100 reclaims at the limit a second, and each woke the plugin. Now it looks four times a second.
+RECLAIMS_MIN = 30 * SPAN_S
+WAKE_UPS_MAX = 20 * SPAN_S
+
+wait_for_driver()
+plugin = plugin_pid()
+
+
+def counted(alloc=None):
+    """How often the plugin's threads have slept within the span, and how often the task met its limit."""
+    look = f"cat /proc/{plugin}/task/*/status"
+    if alloc:
+        look += f"; cat {scope(alloc)}/memory.events"
+    before, after = machine.succeed(f"{look}; sleep {SPAN_S}; echo LATER; {look}").split("LATER")
+    switches = [by_thread(text) for text in (before, after)]
+    # A thread that has ended meanwhile had nothing to do.
+    wakeups = sum(count - switches[0].get(thread, 0) for thread, count in switches[1].items())
+    reclaims = [sum(int(number) for number in re.findall(r"^max (\d+)$", text, re.M)) for text in (before, after)]
+    return wakeups, reclaims[1] - reclaims[0]
+
+
+def by_thread(text):
+    return {thread: int(count) for thread, count in re.findall(r"^Pid:\s*(\d+)$.*?^voluntary_ctxt_switches:\s*(\d+)$", text, re.M | re.S)}
+
+
+with subtest("a task that reads more than its memory"):
+    idle, _ = counted()
+    alloc = run_python("reads", READ)
+    wakeups, reclaims = counted(alloc)
+    print(f"wake-ups in {SPAN_S} s: {idle} idle, {wakeups} with {reclaims} reclaims at the limit")
+    t.assertGreater(reclaims, RECLAIMS_MIN, "the task is not at its limit")
+    t.assertLess(wakeups, WAKE_UPS_MAX)
+    stop_job("reads")
+
+with subtest("the OOM kill of a child of such a task is reported"):
+    alloc = run_python("killed", CHILD + READ, unveil='["rw:/proc"]')
+    wait_for_log(alloc, "child ended with -9\nready")
+    poll("it is reported", lambda: [text for text in messages(alloc_status(alloc["ID"])) if "Out of memory" in text], ALLOC_TIMEOUT_S)
+    stop_job("killed")
