@@ -57,10 +57,12 @@ pub fn rules(sources: &Sources<'_>) -> Vec<Rule> {
             place: Place::host(cgroup),
             missing: Missing::Skip,
         }));
-        rules.extend(DEFAULTS.iter().map(|default| Rule {
-            access: default.mode,
-            place: Place::of(Path::new(default.path), writable.iter().copied()),
-            missing: Missing::Skip,
+        rules.extend(DEFAULTS.iter().flat_map(|default| {
+            default.paths().into_iter().map(|path| Rule {
+                access: default.mode,
+                place: Place::of(&path, writable.iter().copied()),
+                missing: Missing::Skip,
+            })
         }));
     }
     rules.extend(asked);
