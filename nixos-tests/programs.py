@@ -34,7 +34,7 @@ PROGRAMS = {
     "file": 'file -bL --mime-type "$(command -v sh)"',
     "fontconfig": "fc-list : family | sort",
     "man": "manpath",
-    "wget": "SYSTEM_WGETRC=/dev/null wget --version | head -1",
+    "wget": ": > rc && SYSTEM_WGETRC=$PWD/rc wget --version | head -1",
     "time zones, terminals, names": "TZ=Europe/Berlin date -d @0 +%H && tput -T xterm colors && getent services ssh && cat /etc/os-release",
     "programs of the administrator": 'chroot --version | head -1 && "$(command -v ldconfig || command -v ip)" --version 2>&1 | head -1 || ip -V',
 }
