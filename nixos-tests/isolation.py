@@ -12,11 +12,9 @@ DEFAULTS = {
     "r": """/etc/ld.so.conf /etc/ld.so.cache /etc/ld.so.conf.d/ /usr/include/ /usr/local/include/ /dev/zero /dev/random /dev/urandom
             /etc/localtime /etc/timezone /etc/alternatives/ /etc/mime.types /etc/magic /etc/exec2-release /etc/debian_version
             /etc/gitconfig /etc/java/ /etc/java-99-openjdk/ /etc/perl/ /etc/php.ini /etc/php.d/ /etc/php99/php.ini /etc/php99/conf.d/ /etc/php99/cli/
-            /etc/php/9.9/cli/ /etc/php/9.9/mods-available/ /etc/python3.99/ /etc/fonts/ /etc/manpath.config /etc/man_db.conf
-            /etc/hosts /etc/host.conf
-            /etc/hostname /etc/nsswitch.conf /etc/gai.conf /etc/services /etc/protocols /etc/resolv.conf /run/systemd/resolve/
-            /run/resolvconf/ /run/netconfig/
-            /etc/ssl/certs/ /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem /etc/pki/tls/certs/ /etc/pki/tls/cacert.pem
+            /etc/php/9.9/cli/ /etc/php/9.9/mods-available/ /etc/python3.99/ /etc/fonts/ /var/cache/fontconfig/ /etc/manpath.config /etc/man_db.conf
+            /etc/hosts /etc/host.conf /etc/hostname /etc/nsswitch.conf /etc/gai.conf /etc/services /etc/protocols
+            /etc/resolv.conf /run/systemd/resolve/ /run/resolvconf/ /run/netconfig/ /etc/ssl/certs/ /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem /etc/pki/tls/certs/ /etc/pki/tls/cacert.pem
             /etc/pki/ca-trust/extracted/ /etc/ca-certificates/extracted/ /var/lib/ca-certificates/ /etc/ssl/openssl.cnf /etc/ssl/engines3.d/
             /etc/ssl/engdef3.d/ /etc/pki/tls/openssl.cnf /etc/pki/tls/openssl.d/ /etc/crypto-policies/
             /proc/ /sys/devices/system/cpu/ /sys/fs/cgroup/cgroup.controllers""",

@@ -7,6 +7,7 @@ OUTSIDE = "/tmp/outside"
 HELLO_C = '#include <stdio.h>\nint main(void) { puts("hello"); return 0; }'
 HELLO_JAVA = 'public class Hello { public static void main(String[] a) throws Exception { javax.net.ssl.SSLContext.getDefault(); System.out.println("hello"); } }'
 TEMPORARY_JAVA = 'public class Temporary { public static void main(String[] a) throws Exception { java.io.File.createTempFile("exec2", null).delete(); } }'
+JAVA = "java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # an emulated CPU compiles slowly
 NGINX = "events {} http { access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s; }"
 # More than a pipe holds, so that the shell needs a temporary file for it.
 HERE_DOCUMENT = "bash -c 'eval \"wc -c <<end\n$(head -c 200000 /dev/zero | tr \"\\0\" x)\nend\"'"
@@ -21,7 +22,7 @@ PROGRAMS = {
     "psql": "psql --version && pg_dump --version",
     "python": "python3 -X pycache_prefix=none -c 'import ssl, sqlite3, ctypes, uuid; print(ssl.create_default_context().cert_store_stats())'",
     "python -m venv": "python3 -m venv v && v/bin/python -c 'import sys; print(sys.prefix != sys.base_prefix)' && v/bin/pip --version | cut -d' ' -f1,2",
-    "java": f"echo {shlex.quote(HELLO_JAVA)} > Hello.java && java Hello.java",
+    "java": f"echo {shlex.quote(HELLO_JAVA)} > Hello.java && {JAVA} Hello.java",
     "ruby": """ruby -rjson -ropenssl -e 'puts [OpenSSL::Digest::SHA256.hexdigest("x")].to_json'""",
     "nginx": f"echo {shlex.quote(NGINX)} > nginx.conf && nginx -t -q -e stderr -p $PWD -c nginx.conf -g 'pid pid;' && echo valid",
     "redis": "redis-server --port 0 --save '' --unixsocket $PWD/s > log & until redis-cli -s $PWD/s ping; do sleep 0.2; done 2> polls &&"
@@ -36,7 +37,7 @@ PROGRAMS = {
     "man": "manpath",
     "wget": ": > rc && SYSTEM_WGETRC=$PWD/rc wget --version | head -1",
     "time zones, terminals, names": "TZ=Europe/Berlin date -d @0 +%H && tput -T xterm colors && getent services ssh && cat /etc/os-release",
-    "programs of the administrator": 'chroot --version | head -1 && "$(command -v ldconfig || command -v ip)" --version 2>&1 | head -1 || ip -V',
+    "programs of the administrator": "chroot --version | head -1 && nft --version",
 }
 
 TMP, SHM, ROOT = "needs a /tmp of its own", "needs a /dev/shm of its own", "needs a root of its own, in which what is not unveiled does not exist"
@@ -44,7 +45,7 @@ USERS, TERMINALS = "needs a user database with its user", "needs a /dev/pts of i
 REPLACED = "needs an /etc of its own, which follows the host's"
 # What does not work yet: (options of `run`, script, why). When one of these works, this list and the documentation have to change.
 EXPECTED_TO_FAIL = {
-    "java, createTempFile": ("", f"echo {shlex.quote(TEMPORARY_JAVA)} > Temporary.java && java Temporary.java", TMP),
+    "java, createTempFile": ("", f"echo {shlex.quote(TEMPORARY_JAVA)} > Temporary.java && {JAVA} Temporary.java", TMP),
     "a socket in /tmp": ("", """python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/tmp/exec2.sock")'""", TMP),
     "a here-document without TMPDIR": ("", f"unset TMPDIR; {HERE_DOCUMENT}", TMP),
     "python, multiprocessing": ("", "python3 -c 'import multiprocessing; multiprocessing.Lock()'", SHM),
@@ -123,30 +124,50 @@ for name, (script, message) in REFUSED.items():
         t.assertRegex(output, message)
 
 
-def while_replaced(path, options):
-    """What a task reads from the file before and after the host has renamed another one over it."""
-    script = f"read -r line < {path} && echo $line && until [ -e /usr/share/exec2-go ]; do sleep 0.2; done; read -r line < {path} && echo $line"
-    machine.succeed("rm -f /usr/share/exec2-go /tmp/out")
-    command = f"{PLUGIN} run {options} -- sh -c {shlex.quote(script)} > /tmp/out 2>&1 < /dev/null"
-    replace = f"until grep -q first /tmp/out; do sleep 0.2; done; echo second > {path}.new; mv {path}.new {path}; touch /usr/share/exec2-go"
-    machine.execute(f"{command} & pid=$!; {replace}; wait $pid")
-    return machine.succeed("cat /tmp/out").split("\n")
+def while_changed(path, change, options=""):
+    """What a task reads from the file, and again after the host has run `change`: output of both, and the error."""
+    go, out = "/usr/share/exec2-go", "/tmp/out"
+    script = f"cat {path} && until [ -e {go} ]; do sleep 0.2; done; cat {path}"
+    command = f"{PLUGIN} run {options} -- sh -c {shlex.quote(script)} > {out} 2>&1 < /dev/null"
+    machine.succeed(f"rm -f {go} {out}; echo first > {path}; chmod 644 {path}")
+    machine.execute(f"{command} & pid=$!; until grep -q first {out}; do sleep 0.2; done; {change}; touch {go}; wait $pid")
+    return machine.succeed(f"cat {out}").splitlines()
+
+
+def replaced(path):
+    return f"echo second > {path}.new; mv {path}.new {path}"
 
 
 with subtest("a file that is replaced: by its folder it can be read, by its name not any more"):
-    machine.succeed("mkdir -p /srv/exec2/conf; chmod 755 /srv/exec2/conf; echo first > /srv/exec2/conf/app")
-    t.assertEqual(while_replaced("/srv/exec2/conf/app", "--unveil r:/srv/exec2/conf")[:2], ["first", "second"])
-    machine.succeed("echo first > /srv/exec2/conf/app")
-    output = while_replaced("/srv/exec2/conf/app", "--unveil r:/srv/exec2/conf/app")
-    t.assertEqual(output[0], "first")
-    t.assertIn("denied", output[1], f"this works now: change what docs/security.md says about it: {output}")
+    machine.succeed("mkdir -p /srv/exec2/conf /run/resolvconf; chmod 755 /srv/exec2/conf /run/resolvconf; cp /etc/resolv.conf /tmp/resolv.conf")
+    path = "/srv/exec2/conf/app"
+    t.assertEqual(while_changed(path, replaced(path), "--unveil r:/srv/exec2/conf"), ["first", "second"])
+    t.assertEqual(while_changed("/run/resolvconf/resolv.conf", replaced("/run/resolvconf/resolv.conf")), ["first", "second"])
+    for path, options in ((path, f"--unveil r:{path}"), ("/etc/resolv.conf", "")):
+        output = while_changed(path, replaced(path), options)
+        t.assertEqual(output[0], "first")
+        t.assertIn("denied", output[1], f"this works now: change what docs/security.md says about it: {output}")
+    machine.succeed("cp /tmp/resolv.conf /etc/resolv.conf")
 
-with subtest("a file that gains no right is moved into the task's directory, another one is not"):
+with subtest("a release link that is moved: likewise"):
+    machine.succeed("mkdir -p /srv/exec2/app/1 /srv/exec2/app/2; echo second > /srv/exec2/app/2/page; chmod -R a+rX /srv/exec2/app")
+    move = "ln -sfn 2 /srv/exec2/app/current"
+    for unveil, expected in (("r:/srv/exec2/app", "second"), ("r:/srv/exec2/app/current", "denied")):
+        machine.succeed("ln -sfn 1 /srv/exec2/app/current")
+        output = while_changed("/srv/exec2/app/current/page", move, f"--unveil {unveil}")
+        t.assertEqual(output[0], "first")
+        t.assertIn(expected, output[1])
+
+with subtest("a file is moved between directories only where it gains no right"):
     machine.succeed("install -d -m 777 /srv/exec2/rwc /srv/exec2/rwxc")
-    move = """python3 -c 'import os, sys; open(sys.argv[1] + "/f", "w"); os.rename(sys.argv[1] + "/f", sys.argv[2] + "/f")'"""
-    t.assertEqual(inside(f"{move} /srv/exec2/rwxc /srv/exec2/rwc", "--unveil rwxc:/srv/exec2/rwxc --unveil rwc:/srv/exec2/rwc")[0], 0)
-    status, output = inside(f"{move} /srv/exec2/rwc /srv/exec2/rwxc", "--unveil rwxc:/srv/exec2/rwxc --unveil rwc:/srv/exec2/rwc")
-    t.assertIn("Invalid cross-device link", output)
+    rename = """python3 -c 'import os, sys; open(sys.argv[1], "w"); os.rename(*sys.argv[1:])'"""
+    both = "--unveil rwxc:/srv/exec2/rwxc --unveil rwc:/srv/exec2/rwc"
+    loses, gains = "/srv/exec2/rwxc/loses /srv/exec2/rwc/loses", "/srv/exec2/rwc/gains /srv/exec2/rwxc/gains"
+    # ABI 2 came with 5.19: before, no file was moved between directories
+    t.assertEqual(inside(f"{rename} {loses}", both)[0], 0 if landlock_abi() >= 2 else 1)
+    t.assertIn("Invalid cross-device link", inside(f"{rename} {gains}", both)[1])
+    # mv copies then
+    t.assertEqual(inside(f"echo x > /srv/exec2/rwc/copied && mv /srv/exec2/rwc/copied /srv/exec2/rwxc/ && cat /srv/exec2/rwxc/copied", both), (0, "x\n"))
 
 with subtest("the same by a job"):
     names = ["node", "git", "php", "perl", "psql", "ruby", "nginx", "gcc", "openssl", "sqlite3", "bash"]
@@ -157,3 +178,36 @@ with subtest("the same by a job"):
     alloc = wait_for_alloc("programs", "complete")
     last = expected[1].splitlines()[-1]
     t.assertEqual((wait_for_log(alloc, last), logs(alloc, stderr=True)), (expected[1], ""))
+
+# Python. A socket by a path of the given length below TMPDIR, and by the same path relative to it.
+LISTEN = """
+import os, socket, sys
+path = os.path.join(os.environ["TMPDIR"], "s")
+path += "s" * (int(sys.argv[1]) - len(path))
+if sys.argv[2] == "relative":
+    os.chdir(os.environ["TMPDIR"])
+    path = os.path.basename(path)
+socket.socket(socket.AF_UNIX).bind(path)
+"""
+
+
+def secret(perms):
+    """A task that reads a template in its secrets directory."""
+    template = f'template {{\n destination = "secrets/key"\n perms = "{perms}"\n data = "the key"\n }}'
+    return task("t", "sh", "-c", "cat $NOMAD_SECRETS_DIR/key", extra=template)
+
+
+with subtest("what a job's author has to know of the task's own directories"):
+    listen = lambda *arguments: task("t", "python3", "-ISc", LISTEN, *arguments, cpu=1000)
+    wanted = {"444": "complete", "400": "failed", "107": "complete", "108": "failed", "108-relative": "complete"}
+    groups = [group(perms, secret(perms)) for perms in ("444", "400")]
+    groups += [group("107", listen("107", "absolute")), group("108", listen("108", "absolute")), group("108-relative", listen("108", "relative"))]
+    run_job(job("own", *groups))
+    done = wait_for_groups("own", wanted)
+    t.assertEqual(wait_for_log(done["444"], "the key"), "the key")
+    wait_for_log(done["400"], "Permission denied", stderr=True)
+    wait_for_log(done["108"], "AF_UNIX path too long", stderr=True)
+    # the directory is what keeps the neighbours out of a file that everybody may read
+    key = f"{data_dir().rsplit('/', 1)[0]}/alloc_mounts/{done['444']['ID']}-t/secrets/key"
+    t.assertEqual(machine.succeed(f"cat {key}"), "the key")
+    machine.fail(f"setpriv --reuid {UID} --regid {UID} --clear-groups cat {key}")

@@ -123,6 +123,7 @@ pub const DEFAULTS: &[Default] = &[
     d(R, "/etc/php/*/mods-available"),
     d(R, "/etc/python3*"),
     d(R, "/etc/fonts"),
+    d(R, "/var/cache/fontconfig"),
     d(R, "/etc/manpath.config"),
     d(R, "/etc/man_db.conf"),
     // Name resolution.
