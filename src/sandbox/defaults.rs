@@ -26,7 +26,7 @@ impl Default {
     }
 }
 
-/// The paths below `root` that `pattern` stands for; of too many, the last ones by name, which are the newest versions.
+/// The paths below `root` that `pattern` stands for; of too many, the last ones by name: as a rule the newest versions.
 fn matches(root: &Path, pattern: &str) -> Vec<PathBuf> {
     let pattern = pattern.trim_start_matches('/');
     let Some((before, after)) = pattern.split_once('*') else { return vec![root.join(pattern)] };
