@@ -1,25 +1,18 @@
 # java: compile a class in a prestart task, run it in the main task.
 #
-# Shows: two tasks that share the alloc directory, a runtime whose files lie
-#        outside the default unveils, and that it sizes itself by the task's
-#        cpu and memory.
-# Agent: unveil_by_task = true. A JDK (javac and java) installed.
+# Shows: two tasks that share the alloc directory, and a runtime that sizes
+#        itself by the task's cpu and memory.
+# Agent: nothing special. A JDK (javac and java) of the distribution's, whose
+#        files the default unveils cover.
 #
-# The defaults fit OpenJDK 21 as Debian 13 and Ubuntu 24.04 package it. For
-# another JDK, for instance 17 on Debian 12:
+# For javac and java in another directory:
 #
-#   nomad job run -var etcjava=/etc/java-17-openjdk java.nomad.hcl
+#   nomad job run -var javabin=/usr/lib/jvm/java-17-openjdk-amd64/bin java.nomad.hcl
 
 variable "javabin" {
   type        = string
   description = "Directory of the programs java and javac."
   default     = "/usr/bin"
-}
-
-variable "etcjava" {
-  type        = string
-  description = "Directory of the JDK's configuration files."
-  default     = "/etc/java-21-openjdk"
 }
 
 job "java" {
@@ -47,7 +40,6 @@ job "java" {
       config {
         command = "${var.javabin}/javac"
         args    = ["-d", "${NOMAD_ALLOC_DIR}/data", "${NOMAD_TASK_DIR}/Test.java"]
-        unveil  = ["r:${var.etcjava}"]
       }
 
       template {
@@ -76,7 +68,6 @@ job "java" {
       config {
         command = "${var.javabin}/java"
         args    = ["-cp", "${NOMAD_ALLOC_DIR}/data", "Test"]
-        unveil  = ["r:${var.etcjava}"]
       }
 
       resources {

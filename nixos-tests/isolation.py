@@ -4,22 +4,28 @@ OK, DENIED = "ok", "EACCES"
 # Put beside others; everybody may read, write and execute them: where that is refused, it is by Landlock.
 PROGRAM, DATA = "exec2-program", "exec2-data"
 
-# The table of docs/security.md; folders end in a slash.
+# The table of docs/security.md; folders end in a slash. For a pattern there is a name that it matches.
 DEFAULTS = {
-    "rx": """/bin/ /usr/bin/ /usr/local/bin/ /lib/ /lib64/ /usr/lib/ /usr/lib64/ /usr/libexec/ /usr/local/lib/ /usr/local/lib64/
-             /nix/store/ /run/current-system/sw/""",
-    "r": """/etc/ld.so.conf /etc/ld.so.cache /etc/ld.so.conf.d/ /dev/zero /dev/random /dev/urandom /usr/share/locale/
-            /usr/share/zoneinfo/ /etc/localtime /usr/share/common-licenses/ /etc/alternatives/ /etc/mime.types /etc/hosts /etc/host.conf
-            /etc/hostname /etc/nsswitch.conf /etc/gai.conf /etc/services /etc/protocols /etc/resolv.conf /run/systemd/resolve/
-            /etc/ssl/certs/ /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem /etc/pki/tls/certs/ /etc/pki/tls/cacert.pem
-            /etc/pki/ca-trust/extracted/ /usr/share/ca-certificates/ /proc/ /sys/devices/system/cpu/ /sys/fs/cgroup/cgroup.controllers""",
+    "rx": """/bin/ /sbin/ /usr/bin/ /usr/sbin/ /usr/games/ /usr/local/bin/ /usr/local/sbin/ /lib/ /lib64/ /usr/lib/ /usr/lib32/ /usr/lib64/
+             /usr/libexec/ /usr/local/lib/ /usr/local/lib64/ /usr/local/libexec/ /usr/share/ /usr/local/share/ /nix/store/
+             /run/current-system/sw/""",
+    "r": """/etc/ld.so.conf /etc/ld.so.cache /etc/ld.so.conf.d/ /usr/include/ /usr/local/include/ /dev/zero /dev/random /dev/urandom
+            /etc/localtime /etc/timezone /etc/alternatives/ /etc/mime.types /etc/magic /etc/exec2-release /etc/debian_version
+            /etc/gitconfig /etc/java/ /etc/java-99-openjdk/ /etc/perl/ /etc/php.ini /etc/php.d/ /etc/php99/php.ini /etc/php99/conf.d/ /etc/php99/cli/
+            /etc/php/9.9/cli/ /etc/php/9.9/mods-available/ /etc/python3.99/ /etc/fonts/ /var/cache/fontconfig/ /etc/manpath.config /etc/man_db.conf
+            /etc/hosts /etc/host.conf /etc/hostname /etc/nsswitch.conf /etc/gai.conf /etc/services /etc/protocols
+            /etc/resolv.conf /run/systemd/resolve/ /run/resolvconf/ /run/netconfig/ /etc/ssl/certs/ /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem /etc/pki/tls/certs/ /etc/pki/tls/cacert.pem
+            /etc/pki/ca-trust/extracted/ /etc/ca-certificates/extracted/ /var/lib/ca-certificates/ /etc/ssl/openssl.cnf /etc/ssl/engines3.d/
+            /etc/ssl/engdef3.d/ /etc/pki/tls/openssl.cnf /etc/pki/tls/openssl.d/ /etc/crypto-policies/
+            /proc/ /sys/devices/system/cpu/ /sys/fs/cgroup/cgroup.controllers""",
     "rw": "/dev/null /dev/full",
     "w": "/dev/log",
 }
 # Beside, above and below what is granted.
-NEIGHBOURS = """/etc /etc/ssl /usr /usr/sbin /usr/share /usr/local /usr/local/sbin /opt /srv /var/lib /var/tmp /tmp /root /home /run /run/wrappers
-                /nix"""
-FILES = "/sys/fs/cgroup/cgroup.procs /etc/passwd /etc/group /etc/shadow /etc/fstab /etc/machine-id /etc/ssl/openssl.cnf"
+NEIGHBOURS = """/etc /etc/ssl /etc/ssl/private /etc/pki /etc/pki/tls /etc/pki/tls/private /etc/ca-certificates /etc/php /etc/php99 /etc/php/9.9
+                /etc/php/9.9/fpm /etc/php-fpm.d /etc/java-99-keys /etc/profile.d /usr /usr/src /usr/local /usr/local/etc /usr/local/src
+                /opt /srv /var/lib /var/tmp /tmp /root /home /run /run/wrappers /run/NetworkManager /nix"""
+FILES = "/sys/fs/cgroup/cgroup.procs /etc/passwd /etc/group /etc/shadow /etc/fstab /etc/machine-id /etc/ssl/openssl-ca.cnf /etc/npmrc /etc/wgetrc"
 DEVICES = "/dev/tty /dev/ptmx /dev/kmsg /dev/mem /dev/vda"
 FOLDERS = "/ /dev /dev/shm /sys /sys/fs/cgroup /sys/kernel /run/nomad-driver-exec2 /opt/nomad /opt/nomad/data /var/lib/nomad"
 
@@ -59,6 +65,10 @@ def complete():
     for path in " ".join(DEFAULTS.values()).split():
         make = f"mkdir -p {path}" if path.endswith("/") else f"mkdir -p $(dirname {path}) && : > {path}"
         machine.succeed(f"[ -e {path} ] || {{ {make}; }}")
+    # and beside it what no distribution has in the table
+    for path in "/etc/ssl/private /etc/pki/tls/private /etc/php/9.9/fpm /etc/php-fpm.d /etc/java-99-keys /etc/profile.d /usr/src /usr/local/etc".split():
+        machine.succeed(f"mkdir -p {path}; chmod 755 {path}")
+    machine.succeed("mkdir -p /run/NetworkManager; : > /etc/ssl/openssl-ca.cnf; : > /etc/npmrc; : >> /etc/wgetrc; chmod 644 /etc/ssl/openssl-ca.cnf")
 
 
 def defaults():

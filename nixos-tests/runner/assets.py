@@ -30,6 +30,9 @@ ROOT_PACKAGES = (
     "attr", "ca-certificates", "containernetworking-plugins", "curl", "dbus", "default-jdk-headless", "iproute2", "iptables",
     "iputils-ping", "kmod", "libcap2-bin", "media-types", "netcat-openbsd", "nftables", "passwd", "procps", "python3", "rpm", "strace",
     "systemd", "systemd-sysv", "util-linux",
+    # What the scenario `programs` runs.
+    "file", "fontconfig", "gcc", "git", "libc6-dev", "man-db", "nginx-light", "nodejs", "openssl", "perl", "php-cli", "php-mbstring", "php-xml",
+    "postgresql-client", "python3-venv", "redis-server", "ruby", "sqlite3", "wget",
 )  # fmt: skip
 # Documentation, translations, and the parts of the JDK that only jlink and debuggers read.
 ROOT_EXCLUDE = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/lib/jvm/*/jmods/*",

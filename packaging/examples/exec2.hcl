@@ -13,8 +13,8 @@
 plugin "nomad-driver-exec2" {
   config {
     # Give every task the paths that ordinary programs need: /bin, /usr/bin,
-    # shared libraries, certificates, resolver files, and the task's own
-    # directories. docs/security.md lists each path with its reason.
+    # /usr/share, shared libraries, certificates, resolver files, and the
+    # task's own directories. docs/security.md lists each path with its reason.
     unveil_defaults = true
 
     # More paths for every task, as "MODES:PATH". Modes: r read, w write,

@@ -96,8 +96,9 @@ fn defaults(sources: &Sources<'_>, writable: &[&Path]) -> Vec<Rule> {
     rules.push(own(RX, "alloc/logs"));
     // So that runtimes (Go, the JVM) size themselves by the task's limits, not by the host.
     rules.extend(sources.cgroup.map(|cgroup| rule(R, Place::host(cgroup), Missing::Skip)));
-    rules.extend(DEFAULTS.iter().map(|default| {
-        rule(default.mode, Place::of(Path::new(default.path), writable.iter().copied()), Missing::Skip)
+    rules.extend(DEFAULTS.iter().flat_map(|default| {
+        let place = |path: &PathBuf| Place::of(path, writable.iter().copied());
+        default.paths().into_iter().map(move |path| rule(default.mode, place(&path), Missing::Skip))
     }));
     rules
 }

@@ -1,0 +1,215 @@
+# Programs of the distribution run under the defaults, as a user without an entry or a home, as they do outside.
+# kernels: >= 6.12, < 6.13
+#
+# What it shows does not depend on the kernel, and it takes an emulated CPU six minutes.
+
+PLUGIN = "nomad-driver-exec2"
+UID = 95000  # in no user database, as a dynamic user is
+OUTSIDE = "/tmp/outside"
+
+HELLO_C = '#include <stdio.h>\nint main(void) { puts("hello"); return 0; }'
+HELLO_JAVA = 'public class Hello { public static void main(String[] a) throws Exception { javax.net.ssl.SSLContext.getDefault(); System.out.println("hello"); } }'
+TEMPORARY_JAVA = 'public class Temporary { public static void main(String[] a) throws Exception { java.io.File.createTempFile("exec2", null).delete(); } }'
+JAVA = "java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # an emulated CPU compiles slowly
+NGINX = "events {} http { access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s; }"
+# More than a pipe holds, so that the shell needs a temporary file for it.
+HERE_DOCUMENT = "bash -c 'eval \"wc -c <<end\n$(head -c 200000 /dev/zero | tr \"\\0\" x)\nend\"'"
+
+# Output and status have to be those of the same script outside.
+PROGRAMS = {
+    "node": """node -e 'console.log(require("crypto").createHash("sha256").update("x").digest("hex"), require("tls").rootCertificates.length > 0)'""",
+    "git": "git config --get exec2.scenario && git init -q r && ls r/.git/hooks && cd r &&"
+    " git -c user.name=a -c user.email=a@b.c commit -q --allow-empty -m first && git log --format=%s",
+    "php": "php -r 'echo implode(\" \", get_loaded_extensions()), \" \", php_ini_loaded_file(), \" \", mb_strlen(\"x\");'",
+    "perl": "perl -MJSON::PP -MHTTP::Tiny -MFile::Find -MPod::Usage -MNet::Config -MPOSIX -e 'print encode_json([strftime(\"%Y\", gmtime 0)])'",
+    "psql": "psql --version && pg_dump --version",
+    "python": "python3 -X pycache_prefix=none -c 'import ssl, sqlite3, ctypes, uuid; print(ssl.create_default_context().cert_store_stats())'",
+    "python -m venv": "python3 -m venv v && v/bin/python -c 'import sys; print(sys.prefix != sys.base_prefix)' && v/bin/pip --version | cut -d' ' -f1,2",
+    "java": f"echo {shlex.quote(HELLO_JAVA)} > Hello.java && {JAVA} Hello.java",
+    "ruby": """ruby -rjson -ropenssl -e 'puts [OpenSSL::Digest::SHA256.hexdigest("x")].to_json'""",
+    "nginx": f"echo {shlex.quote(NGINX)} > nginx.conf && nginx -t -q -e stderr -p $PWD -c nginx.conf -g 'pid pid;' && echo valid",
+    "redis": "redis-server --port 0 --save '' --unixsocket $PWD/s > log & until redis-cli -s $PWD/s ping; do sleep 0.2; done 2> polls &&"
+    " redis-cli -s $PWD/s set a 1 && redis-cli -s $PWD/s shutdown && wait",
+    "gcc": f"echo {shlex.quote(HELLO_C)} > hello.c && gcc -o hello hello.c && ./hello",
+    "openssl": "openssl version && openssl req -x509 -newkey ed25519 -nodes -keyout k -out c -subj /CN=x 2> progress && openssl x509 -in c -noout -subject",
+    "a company's certificate authority": "openssl verify -no-CAfile -no-CAstore -CApath /etc/ssl/certs /srv/exec2/leaf.pem",
+    "sqlite3": "sqlite3 x.db 'create table t(a); insert into t values(1); select * from t'",
+    "bash": HERE_DOCUMENT,
+    "file": 'file -bL --mime-type "$(command -v sh)"',
+    "fontconfig": "fc-list : family | sort",
+    "man": "manpath",
+    "wget": ": > rc && SYSTEM_WGETRC=$PWD/rc wget --version | head -1",
+    "time zones, terminals, names": "TZ=Europe/Berlin date -d @0 +%H && tput -T xterm colors && getent services ssh && cat /etc/os-release",
+    "programs of the administrator": "chroot --version | head -1 && nft --version",
+}
+
+TMP, SHM, ROOT = "needs a /tmp of its own", "needs a /dev/shm of its own", "needs a root of its own, in which what is not unveiled does not exist"
+USERS, TERMINALS = "needs a user database with its user", "needs a /dev/pts of its own"
+REPLACED = "needs an /etc of its own, which follows the host's"
+# What does not work yet: (options of `run`, script, why). When one of these works, this list and the documentation have to change.
+EXPECTED_TO_FAIL = {
+    "java, createTempFile": ("", f"echo {shlex.quote(TEMPORARY_JAVA)} > Temporary.java && {JAVA} Temporary.java", TMP),
+    "a socket in /tmp": ("", """python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/tmp/exec2.sock")'""", TMP),
+    "a here-document without TMPDIR": ("", f"unset TMPDIR; {HERE_DOCUMENT}", TMP),
+    "python, multiprocessing": ("", "python3 -c 'import multiprocessing; multiprocessing.Lock()'", SHM),
+    "a user's name": ("--user alice", "whoami", USERS),
+    "python, a pseudo-terminal": ("", "python3 -c 'import pty; pty.openpty()'", TERMINALS),
+    "git, a named user's configuration": ("--user alice", "git init -q r", ROOT),
+    "wget, without a message": ("", "wget --version 2>&1 | grep 'Permission denied' && exit 1 || exit 0", ROOT),
+}
+# Denied now and later: (script, a part of the message).
+REFUSED = {
+    "a user namespace": ("unshare -r true", "denied|not permitted"),
+    "a mount": ("mount -t tmpfs none $NOMAD_TASK_DIR", "denied|permi|superuser"),
+    "the standard output of PID 1": ("echo x > /proc/1/fd/1", "denied"),
+    "its own oom_score_adj": ("echo 500 > /proc/self/oom_score_adj", "denied"),
+    "a key that everybody may read": ("cat /etc/ssl/private/exec2.key", "denied"),
+    "passwords of a php-fpm pool": ("cat /etc/php/9.9/fpm/pool.d/www.conf", "denied"),
+    "tokens of npm": ("cat /etc/npmrc", "denied"),
+    "configuration below /usr/local": ("cat /usr/local/etc/app.conf", "denied"),
+}
+
+
+def outside(script):
+    """(status, output) of the script as a user that is as bare as a task's."""
+    return machine.execute(
+        f"rm -rf {OUTSIDE} && install -d -m 700 -o {UID} -g {UID} {OUTSIDE} && cd {OUTSIDE} && HOME=/nonexistent TMPDIR={OUTSIDE}"
+        f" setpriv --reuid {UID} --regid {UID} --clear-groups sh -c {shlex.quote(script)} 2>&1 < /dev/null"
+    )
+
+
+def inside(script, options=""):
+    return machine.execute(f"{PLUGIN} run {options} -- sh -c {shlex.quote(script)} 2>&1 < /dev/null")
+
+
+wait_for_driver()
+
+with subtest("what operators put on a host"):
+    write("/etc/gitconfig", "[exec2]\n\tscenario = yes\n")
+    write("/home/alice/.gitconfig", "[init]\n\tdefaultBranch = main\n")
+    write("/etc/wgetrc", "# an operator's\n")
+    for path in ("/etc/ssl/private/exec2.key", "/etc/php/9.9/fpm/pool.d/www.conf", "/etc/npmrc", "/usr/local/etc/app.conf"):
+        write(path, "secret\n")
+        machine.succeed(f"d={path}; while d=$(dirname $d); [ $d != /etc ] && [ $d != /usr/local ]; do chmod 755 $d; done; chmod 644 {path}")
+    # a certificate authority, linked as update-ca-certificates does it: by its hash, to a name beside it, to the operator's file
+    machine.succeed(
+        "mkdir -p /srv/exec2 /usr/local/share/ca-certificates; cd /srv/exec2;"
+        " openssl req -x509 -newkey ed25519 -nodes -keyout ca.key -out /usr/local/share/ca-certificates/exec2.crt -subj /CN=exec2-ca -days 3650 2>&1;"
+        " openssl req -newkey ed25519 -nodes -keyout leaf.key -out leaf.csr -subj /CN=leaf 2>&1;"
+        " openssl x509 -req -in leaf.csr -CA /usr/local/share/ca-certificates/exec2.crt -CAkey ca.key -CAcreateserial -out leaf.pem -days 365 2>&1;"
+        " chmod 644 /usr/local/share/ca-certificates/exec2.crt leaf.pem; mkdir -p /etc/ssl/certs;"
+        " ln -s /usr/local/share/ca-certificates/exec2.crt /etc/ssl/certs/exec2.pem;"
+        " ln -s exec2.pem /etc/ssl/certs/$(openssl x509 -noout -hash -in /usr/local/share/ca-certificates/exec2.crt).0"
+    )
+    # for the one program that reads a file of the scenario's
+    LEAF = "--unveil r:/srv/exec2/leaf.pem"
+
+for name, script in PROGRAMS.items():
+    with subtest(name):
+        status, output = outside(script)
+        t.assertEqual(status, 0, output)
+        t.assertEqual(inside(script, LEAF), (status, output))
+
+for name, (options, script, reason) in EXPECTED_TO_FAIL.items():
+    with subtest(f"not yet: {name} ({reason})"):
+        status, output = inside(script, options)
+        t.assertNotEqual(status, 0, f"this works now: move it from EXPECTED_TO_FAIL to PROGRAMS, and change what the documentation says: {output}")
+
+with subtest("what helps, as the documentation says"):
+    t.assertEqual(inside("GIT_CONFIG_GLOBAL=/dev/null git init -q r", "--user alice"), (0, ""))
+    t.assertEqual(inside("git config --get init.defaultBranch", "--user alice --unveil r:/home/alice/.gitconfig"), (0, "main\n"))
+    t.assertEqual(inside("cat /etc/npmrc", "--unveil r:/etc/npmrc"), (0, "secret\n"))
+
+for name, (script, message) in REFUSED.items():
+    with subtest(f"denied: {name}"):
+        status, output = inside(script)
+        t.assertNotEqual(status, 0, output)
+        t.assertRegex(output, message)
+
+
+def while_changed(path, change, options=""):
+    """What a task reads from the file, and again after the host has run `change`: output of both, and the error."""
+    go, out = "/usr/share/exec2-go", "/tmp/out"
+    script = f"cat {path} && until [ -e {go} ]; do sleep 0.2; done; cat {path}"
+    command = f"{PLUGIN} run {options} -- sh -c {shlex.quote(script)} > {out} 2>&1 < /dev/null"
+    machine.succeed(f"rm -f {go} {out}; echo first > {path}; chmod 644 {path}")
+    machine.execute(f"{command} & pid=$!; until grep -q first {out}; do sleep 0.2; done; {change}; touch {go}; wait $pid")
+    return machine.succeed(f"cat {out}").splitlines()
+
+
+def replaced(path):
+    return f"echo second > {path}.new; mv {path}.new {path}"
+
+
+with subtest("a file that is replaced: by its folder it can be read, by its name not any more"):
+    machine.succeed("mkdir -p /srv/exec2/conf /run/resolvconf; chmod 755 /srv/exec2/conf /run/resolvconf; cp /etc/resolv.conf /tmp/resolv.conf")
+    path = "/srv/exec2/conf/app"
+    t.assertEqual(while_changed(path, replaced(path), "--unveil r:/srv/exec2/conf"), ["first", "second"])
+    t.assertEqual(while_changed("/run/resolvconf/resolv.conf", replaced("/run/resolvconf/resolv.conf")), ["first", "second"])
+    for path, options in ((path, f"--unveil r:{path}"), ("/etc/resolv.conf", "")):
+        output = while_changed(path, replaced(path), options)
+        t.assertEqual(output[0], "first")
+        t.assertIn("denied", output[1], f"this works now: change what docs/security.md says about it: {output}")
+    machine.succeed("cp /tmp/resolv.conf /etc/resolv.conf")
+
+with subtest("a release link that is moved: likewise"):
+    machine.succeed("mkdir -p /srv/exec2/app/1 /srv/exec2/app/2; echo second > /srv/exec2/app/2/page; chmod -R a+rX /srv/exec2/app")
+    move = "ln -sfn 2 /srv/exec2/app/current"
+    for unveil, expected in (("r:/srv/exec2/app", "second"), ("r:/srv/exec2/app/current", "denied")):
+        machine.succeed("ln -sfn 1 /srv/exec2/app/current")
+        output = while_changed("/srv/exec2/app/current/page", move, f"--unveil {unveil}")
+        t.assertEqual(output[0], "first")
+        t.assertIn(expected, output[1])
+
+with subtest("a file is moved between directories only where it gains no right"):
+    machine.succeed("install -d -m 777 /srv/exec2/rwc /srv/exec2/rwxc")
+    rename = """python3 -c 'import os, sys; open(sys.argv[1], "w"); os.rename(*sys.argv[1:])'"""
+    both = "--unveil rwxc:/srv/exec2/rwxc --unveil rwc:/srv/exec2/rwc"
+    loses, gains = "/srv/exec2/rwxc/loses /srv/exec2/rwc/loses", "/srv/exec2/rwc/gains /srv/exec2/rwxc/gains"
+    t.assertEqual(inside(f"{rename} {loses}", both), (0, ""))
+    t.assertIn("Invalid cross-device link", inside(f"{rename} {gains}", both)[1])
+    # mv copies then
+    t.assertEqual(inside(f"echo x > /srv/exec2/rwc/copied && mv /srv/exec2/rwc/copied /srv/exec2/rwxc/ && cat /srv/exec2/rwxc/copied", both), (0, "x\n"))
+
+with subtest("the same by a job"):
+    names = ["node", "git", "php", "perl", "psql", "ruby", "nginx", "gcc", "openssl", "sqlite3", "bash"]
+    script = "; ".join(f"(mkdir {name}; cd {name}; {PROGRAMS[name]})" for name in names)
+    expected = outside(script)
+    t.assertEqual(expected[0], 0, expected[1])
+    run_job(job("programs", group("g", task("t", "sh", "-c", script, cpu=3000, memory=512))))
+    alloc = wait_for_alloc("programs", "complete")
+    last = expected[1].splitlines()[-1]
+    t.assertEqual((wait_for_log(alloc, last), logs(alloc, stderr=True)), (expected[1], ""))
+
+# Python. A socket by a path of the given length below TMPDIR, and by the same path relative to it.
+LISTEN = """
+import os, socket, sys
+path = os.path.join(os.environ["TMPDIR"], "s")
+path += "s" * (int(sys.argv[1]) - len(path))
+if sys.argv[2] == "relative":
+    os.chdir(os.environ["TMPDIR"])
+    path = os.path.basename(path)
+socket.socket(socket.AF_UNIX).bind(path)
+"""
+
+
+def secret(perms):
+    """A task that reads a template in its secrets directory."""
+    template = f'template {{\n destination = "secrets/key"\n perms = "{perms}"\n data = "the key"\n }}'
+    return task("t", "sh", "-c", "cat $NOMAD_SECRETS_DIR/key", extra=template)
+
+
+with subtest("what a job's author has to know of the task's own directories"):
+    listen = lambda *arguments: task("t", "python3", "-ISc", LISTEN, *arguments, cpu=1000)
+    wanted = {"444": "complete", "400": "failed", "107": "complete", "108": "failed", "108-relative": "complete"}
+    groups = [group(perms, secret(perms)) for perms in ("444", "400")]
+    groups += [group("107", listen("107", "absolute")), group("108", listen("108", "absolute")), group("108-relative", listen("108", "relative"))]
+    run_job(job("own", *groups))
+    done = wait_for_groups("own", wanted)
+    t.assertEqual(wait_for_log(done["444"], "the key"), "the key")
+    wait_for_log(done["400"], "Permission denied", stderr=True)
+    wait_for_log(done["108"], "AF_UNIX path too long", stderr=True)
+    # the directory is what keeps the neighbours out of a file that everybody may read
+    key = f"{data_dir().rsplit('/', 1)[0]}/alloc_mounts/{done['444']['ID']}-t/secrets/key"
+    t.assertEqual(machine.succeed(f"cat {key}"), "the key")
+    machine.fail(f"setpriv --reuid {UID} --regid {UID} --clear-groups cat {key}")
