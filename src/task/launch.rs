@@ -12,7 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 
 use super::identity::Identity;
-use super::run_dir::{RunDir, RunDirError};
+use super::run_dir::{self, RunDir, RunDirError};
 use super::spec::TaskSpec;
 use super::sweep;
 use crate::cgroup::{Cgroup, CgroupError, OomCounts};
@@ -111,6 +111,14 @@ impl Launcher {
     /// Removes what nobody will ask for any more; see [`sweep::sweep`].
     pub fn sweep(&self) -> Vec<RunDir> {
         sweep::sweep(&self.run_dir)
+    }
+
+    /// The entries of all tasks on this host, those of `run` among them.
+    pub fn entries(&self) -> Vec<RunDir> {
+        run_dir::entries(&self.run_dir).unwrap_or_else(|error| {
+            tracing::warn!(%error, "failed to list the tasks that run");
+            Vec::new()
+        })
     }
 
     pub fn run_dir(&self, task_id: &str) -> RunDir {

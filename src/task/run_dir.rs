@@ -77,6 +77,12 @@ impl RunDir {
         Self { path }
     }
 
+    /// Whether the task is one of this allocation's.
+    pub fn belongs_to(&self, alloc: &str) -> bool {
+        let found = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        found.strip_prefix(&name(alloc)).is_some_and(|rest| rest.starts_with('.'))
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
