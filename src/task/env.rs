@@ -104,18 +104,19 @@ pub fn environment(
         own.push(("HOME", home.display().to_string()));
     }
     let kept = env.iter().filter(|(key, value)| {
-        let key = key.as_str();
-        !key.is_empty()
-            && !key.contains('=')
-            && !key.starts_with(DROPPED_PREFIX)
-            && !DROPPED.contains(&key)
-            && !(is_agents(key) && of_agent(key, value))
-            && own.iter().all(|(name, _)| *name != key)
+        let agents = is_agents(key) && of_agent(key, value);
+        let replaced = own.iter().any(|(name, _)| name == key);
+        !(is_dropped(key) || agents || replaced)
     });
     let mut entries: Vec<String> = kept.map(|(key, value)| format!("{key}={value}")).collect();
     entries.extend(own.iter().map(|(key, value)| format!("{key}={value}")));
     entries.sort_unstable();
     entries
+}
+
+/// What no task gets, nor a name that could not be one in an environment.
+fn is_dropped(key: &str) -> bool {
+    key.is_empty() || key.contains('=') || key.starts_with(DROPPED_PREFIX) || DROPPED.contains(&key)
 }
 
 fn is_agents(key: &str) -> bool {
