@@ -2,7 +2,7 @@
 #
 # Shows: cap_add. The agent decides which capabilities a job may ask for; a job
 #        that asks for another one does not start.
-# Agent: allow_caps = ["net_bind_service"]. Python 3 installed; port 80 free.
+# Agent: the default allow_caps, which has it. Python 3 installed; port 80 free.
 
 job "capabilities" {
   type = "service"

@@ -99,7 +99,11 @@ let
         unveil_defaults = true;
         unveil_paths = [ ];
         unveil_by_task = false;
-        allow_caps = [ ];
+        allow_caps = [
+          "kill"
+          "net_bind_service"
+        ];
+        dynamic_user_range = "80000-89999";
       };
     "the plugin's package is the agent's plugin" =
       defaults.services.nomad.extraSettingsPlugins == [ plugin ];

@@ -167,7 +167,27 @@ in
                 as file permissions let the task's user.
               '';
             };
-            allow_caps = strings [ "net_bind_service" ] "Capabilities that jobs may ask for with `cap_add`.";
+            allow_caps = lib.mkOption {
+              type = lib.types.listOf lib.types.str;
+              default = [
+                "kill"
+                "net_bind_service"
+              ];
+              example = [ "net_raw" ];
+              description = ''
+                Capabilities that jobs may ask for with `cap_add`; no task has one that it does not ask for. docs/security.md names those
+                that make a task root on the host.
+              '';
+            };
+            dynamic_user_range = lib.mkOption {
+              type = lib.types.str;
+              default = "80000-89999";
+              example = "50000-50999";
+              description = ''
+                The uids of dynamic workload users (`nomad-N`), as `dynamic_user_min` and `dynamic_user_max` in the `users` block of Nomad's
+                client configuration say. Others are refused.
+              '';
+            };
           };
         };
       };

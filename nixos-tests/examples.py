@@ -26,7 +26,7 @@ with subtest("env: Nomad's variables, and a dynamic user's own"):
     t.assertEqual(environment["NOMAD_ALLOC_ID"], alloc["ID"])
     t.assertEqual(environment["NOMAD_SHORT_ALLOC_ID"], alloc["ID"].split("-")[0])
     t.assertRegex(environment["USER"], r"^nomad-\d+$")
-    t.assertEqual(environment["HOME"], "/nonexistent")
+    t.assertEqual(environment["HOME"], environment["NOMAD_TASK_DIR"])
     t.assertRegex(environment["TMPDIR"], rf"/{alloc['ID']}-env/tmp$")
     t.assertFalse([name for name in environment if name.startswith("LD_")])
     stop_job("env")

@@ -324,7 +324,7 @@ with subtest("an operator who keeps the policy to himself"):
     asks = {
         "unveil": {"unveil": ["r:/etc/hosts"]},
         "work-dir": {"work_dir": "/srv/exec2"},
-        "caps": {"cap_add": ["net_bind_service"]},
+        "caps": {"cap_add": ["net_raw"]},
         "none": {},
     }
     run_job(job("policy", *(group(name, task("t", "true", **options)) for name, options in asks.items())))
@@ -334,7 +334,7 @@ with subtest("an operator who keeps the policy to himself"):
     (error,) = driver_errors(done["work-dir"])
     t.assertIn('work_dir "/srv/exec2" is outside the task\'s own directories', error)
     (error,) = driver_errors(done["caps"])
-    t.assertRegex(error, "net_bind_service.*allow_caps")
+    t.assertRegex(error, r'net_raw.*set allow_caps = \["kill", "net_bind_service", "net_raw"\]')
 
 with subtest("without defaults: what is unveiled, and nothing else"):
     configure(unveil_by_task=True, unveil_defaults=False, unveil_paths=["r:/srv/exec2/files/read"])

@@ -61,9 +61,13 @@ print("keyring:", search())
 
 ENVIRONMENT = (
     "LD_PRELOAD=/nonexistent.so LD_DEBUG_OUTPUT=/tmp/x LS_COLORS=x XAUTHORITY=x DISPLAY=:0 COLORTERM=x MAIL=x"
-    " AWS_SECRET_ACCESS_KEY=agents EXEC2_AGENT=passed"
+    " OLDPWD=/root STATE_DIRECTORY=/var/lib/nomad MEMORY_PRESSURE_WATCH=/x SYSTEMD_LOG_LEVEL=err PLUGIN_UNIX_SOCKET_DIR=/run"
+    " AWS_SECRET_ACCESS_KEY=agents LOGNAME=agent EXEC2_AGENT=passed"
 )
-NO_CAPABILITIES = "0000000000000000"
+# What a task has under these names is its own; the service manager and the shell give the agent others.
+OWN = {"EXEC2_AGENT", "LOGNAME"}
+SERVICE_MANAGERS = {"NOTIFY_SOCKET", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "LISTEN_PID", "LISTEN_FDS", "PWD"}
+NO_CAPABILITIES, NET_BIND_SERVICE = "0000000000000000", "0000000000000400"
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 
@@ -108,34 +112,38 @@ with subtest("an agent that would leak: variables, a file, a session keyring"):
 with subtest("the jobs"):
     env = 'env {\n EMPTY = ""\n PASSWORD = "hunter2"\n LD_LIBRARY_PATH = "/tmp"\n}'
     # a second name of root's in the user database, and names that Nomad takes for dynamic users
-    machine.succeed("useradd -o -u 0 -g 0 -M toor")
+    machine.succeed("useradd -o -u 0 -g 0 -M toor", "groupadd -g 7777 exec2-team", "usermod -aG exec2-team alice")
     refused = ["nomad-0", "nomad-00", "toor"]
     run_job(
         job(
             "process",
             group("dynamic", task("t", "sh", "-c", SHOW + END, extra=env)),
             group("alice", task("t", "sh", "-c", SHOW + END, extra='user = "alice"', oom_score_adj=500, work_dir="tmp")),
-            group("root", task("t", "sh", "-c", f"{SHOW} section attack; python3 -ISc '{KEYRING}{ATTACK}'; {END}", extra='user = "root"')),
+            group("root", task("t", "sh", "-c", f"{SHOW} section attack; python3 -ISc '{KEYRING}{ATTACK}'; {END}", extra='user = "root"\nenv {\n HOME = "/srv/own"\n}')),
+            group("asks", task("t", "sh", "-c", SHOW + END, extra='user = "root"', cap_add=["net_bind_service"])),
             *(group(f"refused-{number}", task("t", "true", cpu=50, extra=f'user = "{user}"')) for number, user in enumerate(refused)),
         )
     )
-    shows = ("dynamic", "alice", "root")
+    shows = ("dynamic", "alice", "root", "asks")
     wanted = dict.fromkeys(shows, "running") | {f"refused-{number}": "failed" for number in range(len(refused))}
     running = wait_for_groups("process", wanted)
     shown = {name: sections(running[name]) for name in shows}
 
 with subtest("no rights: ids, groups, capabilities, no_new_privs"):
-    for name, uid, gid in (("alice", "1001", "1001"), ("root", "0", "0")):
-        t.assertEqual(shown[name]["ids"], [uid, gid, gid])
+    # a named user has the groups of the user database, as initgroups(3) sets them
+    groups = {"dynamic": "", "alice": "1001 7777", "root": "0", "asks": "0"}
+    for name, uid, gid in (("alice", "1001", "1001"), ("root", "0", "0"), ("asks", "0", "0")):
+        t.assertEqual(shown[name]["ids"], [uid, gid, groups[name]])
     user = environment(running["dynamic"])["USER"]
     t.assertRegex(user, r"^nomad-\d+$")
     t.assertEqual(shown["dynamic"]["ids"], [user.removeprefix("nomad-")] * 3)
     for name in shown:
         own = fields(shown[name]["status"])
-        t.assertEqual(own["Groups"], "")
+        t.assertEqual(own["Groups"], groups[name])
         # the bounding set of others than root is left alone, for programs with file capabilities
-        for capability in CAPABILITIES if name == "root" else set(CAPABILITIES) - {"CapBnd"}:
-            t.assertEqual(own[capability], NO_CAPABILITIES, capability)
+        for capability in CAPABILITIES if name in ("root", "asks") else set(CAPABILITIES) - {"CapBnd"}:
+            # root, too, has only what its job asks for; root needs no ambient set
+            t.assertEqual(own[capability], NET_BIND_SERVICE if name == "asks" and capability != "CapAmb" else NO_CAPABILITIES, capability)
         t.assertEqual(own["NoNewPrivs"], "1")
         t.assertEqual(len(set(own["Uid"].split())), 1)
         t.assertEqual(len(set(own["Gid"].split())), 1)
@@ -170,7 +178,7 @@ with subtest("a fresh process: open files, signals, umask, oom_score_adj"):
 with subtest("the environment: Nomad's, the job's, nothing of the dynamic linker's or the agent's session"):
     for name in shown:
         variables = environment(running[name])
-        unwanted = {variable.split("=")[0] for variable in ENVIRONMENT.split()} - {"EXEC2_AGENT"} | {"LD_LIBRARY_PATH", "NOTIFY_SOCKET"}
+        unwanted = {variable.split("=")[0] for variable in ENVIRONMENT.split()} - OWN | {"LD_LIBRARY_PATH"} | SERVICE_MANAGERS
         t.assertEqual(unwanted & set(variables), set())
         t.assertFalse([variable for variable in variables if variable.startswith("LD_")])
         # Nomad itself hands the agent's other variables to tasks; so the test would see a leak
@@ -179,11 +187,14 @@ with subtest("the environment: Nomad's, the job's, nothing of the dynamic linker
         root = variables["NOMAD_TASK_DIR"].removesuffix("/local")
         t.assertEqual(variables["TMPDIR"], f"{root}/tmp")
         t.assertEqual(shown[name]["cwd"], [f"{root}/tmp" if name == "alice" else f"{root}/local"])
+        t.assertEqual(variables["NOMAD_WORK_DIR"], shown[name]["cwd"][0])
+        t.assertEqual(variables["LOGNAME"], variables["USER"])
     t.assertIn("EMPTY=", shown["dynamic"]["environ"])
     who = {name: tuple(environment(running[name])[variable] for variable in ("USER", "HOME")) for name in shown}
-    t.assertEqual(who["dynamic"], (user, "/nonexistent"))
+    t.assertEqual(who["dynamic"], (user, environment(running["dynamic"])["NOMAD_TASK_DIR"]))
     t.assertEqual(who["alice"], ("alice", machine.succeed("getent passwd alice").split(":")[5]))
-    t.assertEqual(who["root"], ("root", "/root"))
+    t.assertEqual(who["asks"], ("root", "/root"))
+    t.assertEqual(who["root"], ("root", "/srv/own"), "a home that the job sets stands")
 
 with subtest("root may not touch the shim, and has no key of the agent's"):
     attack = dict(line.split(": ") for line in shown["root"]["attack"])
@@ -220,6 +231,15 @@ with subtest("other names for root are refused"):
         errors = driver_errors(running[f"refused-{number}"])
         t.assertEqual(len(errors), 1)
         t.assertIn(f'user "{name}" is another way to say uid 0: write user = "root" if the task really has to run as root', errors[0])
+
+with subtest("a dynamic user that a task of another allocation has, or that is not Nomad's to assign, is refused"):
+    asks = {"taken": user, "outside": "nomad-95000", "free": "nomad-89990"}
+    run_job(job("users", *(group(name, task("t", "true", cpu=50, extra=f'user = "{name_of_user}"')) for name, name_of_user in asks.items())))
+    done = wait_for_groups("users", {"taken": "failed", "outside": "failed", "free": "complete"})
+    (error,) = driver_errors(done["taken"])
+    t.assertIn("which a task of another allocation on this host has now", error)
+    (error,) = driver_errors(done["outside"])
+    t.assertIn('user "nomad-95000" is outside of 80000-89999, the plugin option dynamic_user_range', error)
 
 # Python. The interfaces that the task sees, and what becomes of a connection to the host's loopback address.
 PORT = 8199

@@ -27,8 +27,14 @@ plugin "nomad-driver-exec2" {
     # as file permissions let the task's user.
     unveil_by_task = false
 
-    # Capabilities that a job may ask for with cap_add.
-    # allow_caps = ["net_bind_service"]
-    allow_caps = []
+    # Capabilities that a job may ask for with cap_add. No task has one that it
+    # does not ask for, root included. Some of them make a task root on this
+    # host: docs/security.md names them. [] allows none.
+    allow_caps = ["kill", "net_bind_service"]
+
+    # The uids that Nomad assigns to tasks without a user: what the client's
+    # users block has as dynamic_user_min and dynamic_user_max. A job that names
+    # another dynamic user (user = "nomad-N") is refused.
+    dynamic_user_range = "80000-89999"
   }
 }

@@ -47,7 +47,12 @@ impl BasePlugin for Driver {
         let agent = request.nomad_config.and_then(|nomad| nomad.driver);
         if agent.is_some() {
             let driver = self.clone();
-            let doubtful = blocking(move || driver.0.launcher.sweep()).await?;
+            let look = move || {
+                let doubtful = driver.0.launcher.sweep();
+                driver.0.uids.note_running(driver.0.launcher.entries());
+                doubtful
+            };
+            let doubtful = blocking(look).await?;
             if !doubtful.is_empty() {
                 tokio::spawn(async move {
                     tokio::time::sleep(CONFIRM_LIMIT).await;

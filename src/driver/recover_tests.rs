@@ -11,8 +11,9 @@ use crate::proto::base::base_plugin_server::BasePlugin as _;
 use crate::proto::base::{NomadConfig, NomadDriverConfig, SetConfigRequest};
 use crate::proto::driver::driver_server::Driver as _;
 use crate::proto::driver::{
-    DestroyTaskRequest, ExitResult, InspectTaskRequest, RecoverTaskRequest, SignalTaskRequest,
-    StartTaskRequest, StopTaskRequest, TaskConfig, TaskHandle, TaskState, TaskStatsRequest, WaitTaskRequest,
+    AllocatedCpuResources, AllocatedMemoryResources, AllocatedTaskResources, DestroyTaskRequest, ExitResult,
+    InspectTaskRequest, LinuxResources, RecoverTaskRequest, Resources, SignalTaskRequest, StartTaskRequest,
+    StopTaskRequest, TaskConfig, TaskHandle, TaskState, TaskStatsRequest, WaitTaskRequest,
 };
 use crate::shim::exit::Exit;
 use crate::task::id::TaskId;
@@ -325,4 +326,93 @@ async fn starts_that_hang_do_not_hold_up_an_end_and_one_that_nobody_waits_for_is
     drop(turns);
     let error = host.driver.start_task(request()).await.unwrap_err();
     assert!(error.message().contains("command"), "it is its turn, and it has no command: {error}");
+}
+
+/// A start that gets as far as the task's cgroup, which is not there: everything about the user has been decided by then.
+async fn start(host: &Host, alloc: &str, user: &str) -> tonic::Status {
+    // Without root nothing can be mounted: the allocation's directory is the task's own, by the name of the task.
+    let (root, task) = (host._dir.path().join(alloc), ".");
+    for name in ["local", "secrets", "tmp", "alloc"] {
+        std::fs::create_dir_all(root.join(name)).unwrap();
+    }
+    let env = [("NOMAD_TASK_DIR", "local"), ("NOMAD_ALLOC_DIR", "alloc"), ("NOMAD_SECRETS_DIR", "secrets")]
+        .map(|(name, dir)| (name.to_owned(), root.join(dir).display().to_string()));
+    let allocated = AllocatedTaskResources {
+        cpu: Some(AllocatedCpuResources { cpu_shares: 100 }),
+        memory: Some(AllocatedMemoryResources { memory_mb: 64, memory_max_mb: 0 }),
+        ..AllocatedTaskResources::default()
+    };
+    let linux = LinuxResources { cpuset_cgroup: "/nonexistent/cgroup".into(), ..LinuxResources::default() };
+    let config = TaskConfig {
+        id: format!("{alloc}/{task}/1"),
+        alloc_id: alloc.into(),
+        name: task.into(),
+        user: user.into(),
+        env: env.into(),
+        alloc_dir: root.display().to_string(),
+        stdout_path: "/dev/null".into(),
+        stderr_path: "/dev/null".into(),
+        msgpack_driver_config: rmp_serde::to_vec(&serde_json::json!({ "command": "true" })).unwrap(),
+        resources: Some(Resources {
+            allocated_resources: Some(allocated),
+            linux_resources: Some(linux),
+            ..Resources::default()
+        }),
+        ..TaskConfig::default()
+    };
+    host.driver.start_task(Request::new(StartTaskRequest { task: Some(config) })).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_dynamic_user_of_another_allocations_task_is_refused() {
+    let host = Host::new();
+    let mut stand = host.stand(1);
+    let config = stand.handle.config.as_mut().unwrap();
+    (config.alloc_id, config.user) = ("a".into(), "nomad-80001".into());
+    let state = DriverState::decode(HANDLE_VERSION, &stand.handle.driver_state).unwrap();
+    stand.handle.driver_state = DriverState { uid: Some(80_001), ..state }.encode().unwrap();
+    host.recover(&stand.handle).await.unwrap();
+    // By each of its spellings, and so that Nomad may try again: the other task may end.
+    for user in ["nomad-80001", "80001:80001", "80001:7"] {
+        let error = start(&host, "b", user).await;
+        assert!(
+            error.message().contains("which a task of another allocation on this host has now"),
+            "{error}"
+        );
+        assert_eq!(error.code(), Code::FailedPrecondition);
+    }
+    for (alloc, user) in [("b", "nomad-80002"), ("a", "nomad-80001")] {
+        let error = start(&host, alloc, user).await;
+        assert!(error.message().contains("cgroup"), "{user}: {error}");
+    }
+    stand.end(0);
+    host.wait(stand.id()).await;
+    while let error = start(&host, "b", "nomad-80001").await
+        && !error.message().contains("cgroup")
+    {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_task_of_an_older_driver_has_its_uid_too() {
+    let host = Host::new();
+    let mut stand = host.stand(1);
+    stand.handle.config.as_mut().unwrap().alloc_id = "a".into();
+    let state = DriverState::decode(HANDLE_VERSION, &stand.handle.driver_state).unwrap();
+    stand.handle.driver_state = DriverState { task: Some(state.shim), ..state }.encode().unwrap();
+    host.recover(&stand.handle).await.unwrap();
+    let uid = nix::unistd::getuid().as_raw();
+    assert!(host.driver.0.uids.claim_alone(uid, "b").is_none());
+    assert!(host.driver.0.uids.claim_alone(uid, "a").is_some());
+}
+
+#[tokio::test]
+async fn a_dynamic_user_outside_of_the_range_is_refused() {
+    let host = Host::new();
+    let error = start(&host, "a", "nomad-90000").await;
+    assert!(error.message().contains("dynamic_user_range"), "{error}");
+    assert_eq!(error.code(), Code::Unknown, "final");
+    let error = start(&host, "a", "nomad-89999").await;
+    assert!(error.message().contains("cgroup"), "{error}");
 }

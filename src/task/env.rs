@@ -13,7 +13,7 @@ use crate::users::User;
 /// every task.
 const DROPPED_PREFIX: &str = "LD_";
 
-/// Never passed on, from wherever they come. The first line is the Go driver's list; the others mean the agent's own
+/// Never passed on, from wherever they come. The first five are the Go driver's list; the others mean the agent's own
 /// processes, descriptors and directory, so no value of them is right for a task. A plugin may outlive the agent that
 /// started it, and the next agent's values differ, so that comparing them would not find them.
 const DROPPED: [&str; 25] = [
@@ -50,7 +50,7 @@ const DROPPED: [&str; 25] = [
 
 /// Not passed on from the agent, but a job may set them: a supervisor inside the task may use systemd's protocol, and a
 /// program may look for its directories by systemd's names.
-const AGENTS: [&str; 18] = [
+const AGENTS: [&str; 16] = [
     // systemd.exec(5), and systemd.resource-control(5) for memory pressure.
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
@@ -69,12 +69,10 @@ const AGENTS: [&str; 18] = [
     "XDG_SESSION_ID",
     "DBUS_SESSION_BUS_ADDRESS",
     "SSH_AUTH_SOCK",
-    "SUDO_COMMAND",
-    "SUDO_USER",
 ];
 
-/// As [`AGENTS`]: `SYSTEMD_LOG_LEVEL` and the like, which systemd's programs read.
-const AGENTS_PREFIX: &str = "SYSTEMD_";
+/// As [`AGENTS`]: `SYSTEMD_LOG_LEVEL` and the like, which systemd's programs read, and who called sudo for the agent.
+const AGENTS_PREFIXES: [&str; 2] = ["SYSTEMD_", "SUDO_"];
 
 /// Who and where the task is.
 #[derive(Debug, Clone, Copy)]
@@ -106,13 +104,9 @@ pub fn environment(
         own.push(("HOME", home.display().to_string()));
     }
     let kept = env.iter().filter(|(key, value)| {
-        let key = key.as_str();
-        !key.is_empty()
-            && !key.contains('=')
-            && !key.starts_with(DROPPED_PREFIX)
-            && !DROPPED.contains(&key)
-            && !((AGENTS.contains(&key) || key.starts_with(AGENTS_PREFIX)) && of_agent(key, value))
-            && own.iter().all(|(name, _)| *name != key)
+        let agents = is_agents(key) && of_agent(key, value);
+        let replaced = own.iter().any(|(name, _)| name == key);
+        !(is_dropped(key) || agents || replaced)
     });
     let mut entries: Vec<String> = kept.map(|(key, value)| format!("{key}={value}")).collect();
     entries.extend(own.iter().map(|(key, value)| format!("{key}={value}")));
@@ -120,16 +114,26 @@ pub fn environment(
     entries
 }
 
+/// What no task gets, nor a name that could not be one in an environment.
+fn is_dropped(key: &str) -> bool {
+    key.is_empty() || key.contains('=') || key.starts_with(DROPPED_PREFIX) || DROPPED.contains(&key)
+}
+
+fn is_agents(key: &str) -> bool {
+    AGENTS.contains(&key) || AGENTS_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// The environment that the plugin has from the agent.
-    const PLUGINS: [(&str, &str); 5] = [
+    const PLUGINS: [(&str, &str); 6] = [
         ("HOME", "/root"),
         ("NOTIFY_SOCKET", "/run/systemd/notify"),
         ("STATE_DIRECTORY", "/var/lib/nomad"),
         ("SYSTEMD_LOG_LEVEL", "debug"),
+        ("SUDO_UID", "1000"),
         ("LANG", "C.UTF-8"),
     ];
 

@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 
 use super::id::{EmptyTaskId, TaskId};
 use super::identity::Identity;
-use super::run_dir::{RunDir, RunDirError};
+use super::run_dir::{self, RunDir, RunDirError};
 use super::spec::TaskSpec;
 use super::sweep;
 use crate::cgroup::{Cgroup, CgroupError, OomCounts};
@@ -108,6 +108,14 @@ impl Launcher {
     /// Removes what nobody will ask for any more; see [`sweep::sweep`].
     pub fn sweep(&self) -> Vec<RunDir> {
         sweep::sweep(&self.run_dir)
+    }
+
+    /// The entries of all tasks on this host, those of `run` among them.
+    pub fn entries(&self) -> Vec<RunDir> {
+        run_dir::entries(&self.run_dir).unwrap_or_else(|error| {
+            tracing::warn!(%error, "failed to list the tasks that run");
+            Vec::new()
+        })
     }
 
     pub fn run_dir(&self, task_id: TaskId<'_>) -> RunDir {

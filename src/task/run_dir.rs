@@ -88,6 +88,12 @@ impl RunDir {
         Self { base: base.to_owned(), name: name(task_id.as_str()).into() }
     }
 
+    /// Whether the task is one of this allocation's.
+    pub fn belongs_to(&self, alloc: &str) -> bool {
+        let found = self.name.to_str().unwrap_or_default();
+        found.strip_prefix(&name(alloc)).is_some_and(|rest| rest.starts_with('.'))
+    }
+
     /// The whole path, for messages and tests.
     pub fn path(&self) -> PathBuf {
         self.base.join(&self.name)

@@ -9,13 +9,29 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::identity::Identity;
+use super::run_dir::RunDir;
 
 /// Uids, allocations that have them, and how many of each allocation's tasks do.
 type Holders = HashMap<u32, HashMap<String, usize>>;
 
 /// The uids of all tasks that are being started or run.
 #[derive(Debug, Default)]
-pub struct Uids(Mutex<Holders>);
+pub struct Uids(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    holders: Holders,
+    /// What ran when this plugin was started. Nomad recovers these tasks, but may start another one first.
+    found: Vec<Found>,
+}
+
+/// A process of a task of an earlier plugin.
+#[derive(Debug)]
+struct Found {
+    run_dir: RunDir,
+    process: Identity,
+    uid: u32,
+}
 
 /// A task's hold on its uid, until it is dropped.
 #[derive(Debug)]
@@ -29,23 +45,40 @@ impl Uids {
     /// Takes a uid that no other allocation has; none if one has it. Looking and taking are one step, so of two starts at
     /// once only one gets it.
     pub fn claim_alone(self: &Arc<Self>, uid: u32, alloc: &str) -> Option<Claim> {
-        let mut holders = self.holders();
-        let others = holders.get(&uid).is_some_and(|allocs| allocs.keys().any(|holder| holder != alloc));
-        (!others).then(|| self.enter(&mut holders, uid, alloc))
+        let mut state = self.state();
+        let others =
+            state.holders.get(&uid).is_some_and(|allocs| allocs.keys().any(|holder| holder != alloc));
+        let found = |found: &Found| {
+            found.uid == uid
+                && !found.run_dir.belongs_to(alloc)
+                && Identity::of(found.process.pid).is_ok_and(|now| now == found.process)
+        };
+        let taken = others || state.found.iter().any(found);
+        (!taken).then(|| self.enter(&mut state, uid, alloc))
     }
 
     /// Takes a uid, whoever else has it: a user of the host's database may have many tasks, and a task that runs already
     /// has its uid.
     pub fn claim(self: &Arc<Self>, uid: u32, alloc: &str) -> Claim {
-        self.enter(&mut self.holders(), uid, alloc)
+        self.enter(&mut self.state(), uid, alloc)
     }
 
-    fn enter(self: &Arc<Self>, holders: &mut Holders, uid: u32, alloc: &str) -> Claim {
-        *holders.entry(uid).or_default().entry(alloc.to_owned()).or_default() += 1;
+    /// Notes what runs of the tasks in these run directories, before Nomad recovers them.
+    pub fn note_running(&self, run_dirs: impl IntoIterator<Item = RunDir>) {
+        let found = run_dirs.into_iter().filter_map(|run_dir| {
+            let process = run_dir.shim().and_then(child)?;
+            Some(Found { run_dir, process, uid: of_process(process)? })
+        });
+        let found = found.collect();
+        self.state().found = found;
+    }
+
+    fn enter(self: &Arc<Self>, state: &mut State, uid: u32, alloc: &str) -> Claim {
+        *state.holders.entry(uid).or_default().entry(alloc.to_owned()).or_default() += 1;
         Claim { uids: Arc::clone(self), uid, alloc: alloc.to_owned() }
     }
 
-    fn holders(&self) -> MutexGuard<'_, Holders> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -58,8 +91,8 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut holders = self.uids.holders();
-        let Entry::Occupied(mut allocs) = holders.entry(self.uid) else { return };
+        let mut state = self.uids.state();
+        let Entry::Occupied(mut allocs) = state.holders.entry(self.uid) else { return };
         if let Entry::Occupied(mut count) = allocs.get_mut().entry(std::mem::take(&mut self.alloc)) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
@@ -70,6 +103,15 @@ impl Drop for Claim {
             allocs.remove();
         }
     }
+}
+
+/// The first child of a shim: the task, or one of its orphans. None where the kernel does not list children.
+fn child(shim: Identity) -> Option<Identity> {
+    let pid = shim.pid;
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    let child = Identity::of(children.split_whitespace().next()?.parse().ok()?).ok()?;
+    // Asked last: the children were this shim's.
+    (Identity::of(pid).ok()? == shim).then_some(child)
 }
 
 /// The real uid of a process; none if it is gone. For a task whose handle is of a driver that did not note it.
@@ -84,9 +126,11 @@ pub fn of_process(process: Identity) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
     use std::sync::Barrier;
 
     use super::*;
+    use crate::task::id::TaskId;
 
     #[test]
     fn a_uid_belongs_to_one_allocation_until_its_last_task_ends() {
@@ -99,7 +143,7 @@ mod tests {
         assert!(uids.claim_alone(80_001, "b").is_none());
         drop(second);
         assert_eq!(uids.claim_alone(80_001, "b").unwrap().uid(), 80_001);
-        assert!(uids.holders().is_empty(), "nothing is kept of the past");
+        assert!(uids.state().holders.is_empty(), "nothing is kept of the past");
     }
 
     #[test]
@@ -127,6 +171,33 @@ mod tests {
             starts.into_iter().map(|start| start.join().unwrap()).collect()
         });
         assert_eq!(claims.iter().flatten().count(), 1);
+    }
+
+    #[test]
+    fn a_task_that_nomad_has_not_recovered_yet_has_its_uid() {
+        let dir = tempfile::tempdir().unwrap();
+        // A shell in place of the shim; the task is its child. It ends with its input.
+        let mut shim = Command::new("/bin/sh")
+            .args(["-c", "cat >/dev/null; exit 0"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let shim_id = Identity::of(shim.id() as i32).unwrap();
+        while child(shim_id).is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let run_dir = RunDir::of(&dir.path().join("run"), TaskId::new("a/web/1").unwrap());
+        run_dir.create().unwrap();
+        run_dir.record_shim(&shim_id).unwrap();
+        let uids = Arc::new(Uids::default());
+        uids.note_running([run_dir]);
+        let uid = nix::unistd::getuid().as_raw();
+        assert!(uids.claim_alone(uid, "b").is_none());
+        assert!(uids.claim_alone(uid, "a").is_some());
+        assert!(uids.claim_alone(uid + 1, "b").is_some());
+        drop(shim.stdin.take());
+        shim.wait().unwrap();
+        assert!(uids.claim_alone(uid, "b").is_some());
     }
 
     #[test]
