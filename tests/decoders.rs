@@ -87,7 +87,7 @@ proptest! {
         ],
     ) {
         let base = tempfile::tempdir().unwrap();
-        let dir = RunDir::of(base.path(), TaskId::new("a/web/1").unwrap());
+        let dir = RunDir::of(&base.path().join("run"), TaskId::new("a/web/1").unwrap());
         dir.create().unwrap();
         for name in ["shim", "starting", "answered", "exit"] {
             std::fs::write(dir.path().join(name), &bytes).unwrap();

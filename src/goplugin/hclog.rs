@@ -56,7 +56,7 @@ const FLUSH_LIMIT: Duration = Duration::from_millis(300);
 /// What waits for the thread that writes.
 static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
-/// Whether there is that thread. Where none could be made, whoever logs writes.
+/// Whether that thread runs. If none could be made, each line is written where it is logged.
 static WRITER_RUNS: AtomicBool = AtomicBool::new(false);
 
 /// Sends this crate's `tracing` events, and every panic, to the agent. To be called once, before other threads start; a

@@ -101,9 +101,9 @@ impl<L: Accept> Incoming<L> {
                 tracing::debug!("closed a connection to the plugin's socket: its peer has ended")
             }
             Ok(Peer::Foreign) => {
-                if let Some(more) = self.refused.pass() {
+                if let Some(refused_since_last_line) = self.refused.pass() {
                     tracing::warn!(
-                        more,
+                        refused_since_last_line,
                         "refused a connection to the plugin's socket from another PID namespace; only the Nomad agent has \
                          business there, and tasks have PID namespaces of their own"
                     );
