@@ -159,8 +159,8 @@ for what, folder in (("the shim", SHIMS_CGROUP), ("the task", TASKS_CGROUP)):
 own = "/sys/fs/cgroup/plugin-alone"
 with subtest("no thread left for the plugin: the start fails with the reason and leaves nothing; then it starts"):
     machine.succeed(f"mkdir -p {own}; echo {plugin[0]} > {own}/cgroup.procs")
-    # The main one and the two for calls.
-    machine.wait_until_succeeds(f"[ $(ls /proc/{plugin[0]}/task | wc -l) = 3 ]", timeout=THREADS_TIMEOUT_S)
+    # The main one, the two for calls, and the one that writes the log.
+    machine.wait_until_succeeds(f"[ $(ls /proc/{plugin[0]}/task | wc -l) = 4 ]", timeout=THREADS_TIMEOUT_S)
     machine.succeed(f"cat {own}/pids.current > {own}/pids.max")
     refused("nothread", *AGAIN)
     t.assertEqual(pgrep(PLUGIN_NAME), plugin)
