@@ -30,17 +30,16 @@ pub fn inherited(
         let name = name.to_string_lossy().into_owned();
         let text = value.into_string().ok();
         if text.is_none() {
-            say(&format!("nomad-driver-exec2: left out of the environment, because it is not UTF-8: {name}\n"));
+            say(&format!(
+                "nomad-driver-exec2: left out of the environment, because it is not UTF-8: {name}\n"
+            ));
         }
         Some((name, text?))
     })
 }
 
 /// The variables of `--env NAME=VALUE`, and of `--env NAME` those that the caller has.
-pub fn asked(
-    options: &[OsString],
-    caller: impl Fn(&str) -> Option<OsString>,
-) -> anyhow::Result<Vec<Asked>> {
+pub fn asked(options: &[OsString], caller: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<Vec<Asked>> {
     let text = |what: &OsStr| {
         what.to_str().map(ToOwned::to_owned).with_context(|| {
             format!("--env {what:?} is not UTF-8; write a variable of which name and value are text")
@@ -83,7 +82,9 @@ pub fn check(asked: &[Asked], spec: &TaskSpec) -> anyhow::Result<()> {
         asked.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     for (name, value) in last {
         if spec.shim.env(name) != Some(value) {
-            bail!("--env {name} has no effect, because the driver sets or withholds this variable; leave it out");
+            bail!(
+                "--env {name} has no effect, because the driver sets or withholds this variable; leave it out"
+            );
         }
     }
     Ok(())

@@ -24,13 +24,13 @@ use crate::sandbox::capabilities::{CapList, CapabilityError};
 use crate::sandbox::place::{Missing, Place, Rule};
 use crate::sandbox::unveil::{Access, Unveil};
 use crate::shim::report::StartError;
+use crate::sys;
 use crate::task::launch::{LaunchError, Launcher};
 use crate::task::notice::Notices;
 use crate::task::run_dir::RUN_DIR;
 use crate::task::running::{Ended, Names, Task};
 use crate::task::signal::SignalNumber;
 use crate::task::spec::{Logs, Request, TaskSpec};
-use crate::sys;
 use crate::users;
 
 /// Exit statuses of a command that could not be run, as shells have them: not found, not executable; and 125, as env(1),

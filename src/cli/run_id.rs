@@ -105,8 +105,7 @@ mod tests {
         sweep(&base);
         let exists: Vec<bool> = entries.iter().map(|entry| entry.path().exists()).collect();
         assert_eq!(exists, [false, false, true, true]);
-        let runs: Vec<bool> =
-            shims.iter_mut().map(|shim| matches!(shim.try_wait(), Ok(None))).collect();
+        let runs: Vec<bool> = shims.iter_mut().map(|shim| matches!(shim.try_wait(), Ok(None))).collect();
         for shim in &mut shims {
             let _ = shim.kill();
             let _ = shim.wait();

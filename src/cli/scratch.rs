@@ -108,9 +108,13 @@ impl Scratch {
         let secrets = self.directory(root, "secrets", "secrets", PRIVATE)?;
         let tmp = self.directory(root, "tmp", "tmp", PRIVATE)?;
         let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-        for (dir, name) in
-            [(&logs, "alloc/logs"), (&alloc, "alloc"), (&local, "local"), (&secrets, "secrets"), (&tmp, "tmp")]
-        {
+        for (dir, name) in [
+            (&logs, "alloc/logs"),
+            (&alloc, "alloc"),
+            (&local, "local"),
+            (&secrets, "secrets"),
+            (&tmp, "tmp"),
+        ] {
             fchown(dir, Some(uid), Some(gid)).map_err(self.failed("change the owner of", name))?;
         }
         // Last, so that until here nobody else could even enter.
@@ -179,7 +183,8 @@ fn remove(parent: BorrowedFd<'_>, path: &Path) {
 fn is_ours(name: &OsStr) -> bool {
     let digits = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
     digits.is_some_and(|digits| {
-        digits.len() == NAME_DIGITS && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        digits.len() == NAME_DIGITS
+            && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }
 

@@ -56,7 +56,9 @@ impl Signals {
         for number in taken(ignored) {
             let mut arrived = signal(SignalKind::from_raw(number))?;
             let sender = sender.clone();
-            tokio::spawn(async move { while arrived.recv().await.is_some() && sender.send(number).is_ok() {} });
+            tokio::spawn(
+                async move { while arrived.recv().await.is_some() && sender.send(number).is_ok() {} },
+            );
         }
         Ok(Self(receiver))
     }

@@ -14,8 +14,8 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, isatty};
 
 use super::relay::{Gone, Relay};
-use super::terminal::Terminal;
 use super::say;
+use super::terminal::Terminal;
 use crate::sys;
 use crate::users::User;
 
@@ -48,8 +48,13 @@ impl Stdio {
         let [stdin, stdout, stderr] = stdio;
         let context = "failed to duplicate a standard stream";
         let own = [stdin.context(context)?, stdout.context(context)?, stderr.context(context)?];
-        let mut this =
-            Self { own, given: [None, None, None], copies: Vec::new(), terminal: None, terminal_number: None };
+        let mut this = Self {
+            own,
+            given: [None, None, None],
+            copies: Vec::new(),
+            terminal: None,
+            terminal_number: None,
+        };
         this.replace_terminals(user)?;
         this.replace_outputs(user)?;
         Ok(this)

@@ -24,8 +24,8 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{
-    Gid, Pid, Uid, dup2_stderr, dup2_stdout, execve, fchdir, fchown, setgroups, setpgid, setresgid, setresuid,
-    setsid,
+    Gid, Pid, Uid, dup2_stderr, dup2_stdout, execve, fchdir, fchown, setgroups, setpgid, setresgid,
+    setresuid, setsid,
 };
 
 use super::report::{Failure, Reporter, Step};

@@ -15,7 +15,8 @@ pub fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
     let master = posix_openpt(flags | OFlag::O_NONBLOCK)?;
     unlockpt(&master)?;
     // SAFETY: TIOCGPTPEER takes the flags as an integer.
-    let slave = Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags.bits()) })?;
+    let slave =
+        Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags.bits()) })?;
     // SAFETY: the kernel has just made this descriptor for us.
     let slave = unsafe { OwnedFd::from_raw_fd(slave) };
     Ok((master.into(), slave))

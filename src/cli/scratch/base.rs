@@ -41,9 +41,8 @@ impl Base {
             let path = path.to_owned();
             move |errno| ScratchError::Io { action: "open the directory for temporary files", path, errno }
         };
-        let resolved = std::fs::canonicalize(path).map_err(|error| {
-            failed(path)(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
-        })?;
+        let resolved = std::fs::canonicalize(path)
+            .map_err(|error| failed(path)(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut walked = PathBuf::from("/");
         let mut dir = open("/", flags, Mode::empty()).map_err(failed(&walked))?;

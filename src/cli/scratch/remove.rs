@@ -45,13 +45,7 @@ fn empty(dir: &OwnedFd, top: &OwnedFd, depth: usize, moves: &mut u64) -> nix::Re
     Ok(())
 }
 
-fn child(
-    dir: &OwnedFd,
-    name: &OsString,
-    top: &OwnedFd,
-    depth: usize,
-    moves: &mut u64,
-) -> nix::Result<()> {
+fn child(dir: &OwnedFd, name: &OsString, top: &OwnedFd, depth: usize, moves: &mut u64) -> nix::Result<()> {
     for _ in 0..PASSES_MAX {
         match unlinkat(dir, name.as_os_str(), UnlinkatFlags::RemoveDir) {
             Err(Errno::ENOTEMPTY) => {}
