@@ -119,12 +119,37 @@ with subtest("a cgroup that cannot be removed does not hide the exit status"):
     intrude = f"sleep 1000 & echo $! > /tmp/intruder; until grep -q . {procs}; do sleep 0.1; done; for f in {procs}; do echo $! > $f; done"
     machine.succeed(f"sh -c {shlex.quote(intrude)} < /dev/null > /dev/null 2>&1 &")
     output = run("-- sh -c 'until grep -qx 0 /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cgroup.procs; do sleep 0.2; done; exit 7'", 7)
-    t.assertRegex(output, r"cannot remove .*/run-\d+\.scope\": EBUSY")
+    t.assertRegex(output, r"cannot remove .*/run-\d+-\d+\.scope\": EBUSY")
     machine.succeed(f"kill $(cat /tmp/intruder); rmdir {SLICE}/run-*.scope {SLICE}")
 
-with subtest("the environment: what is no text is left out, and named"):
-    output = machine.succeed(f"GOOD=1 BAD=$(printf 'x\\377') {PLUGIN} run -- sh -c 'echo $GOOD ${{BAD-unset}}' 2>&1")
-    t.assertEqual(output.splitlines(), ["nomad-driver-exec2: left out of the environment, because it is not UTF-8: BAD", "1 unset"])
+with subtest("the environment: nothing of the caller's session, and what is asked for"):
+    secret = "AWS_SECRET_ACCESS_KEY=k NOMAD_TOKEN=t SUDO_USER=u LC_TIME=C"
+    output = machine.succeed(f"{secret} {PLUGIN} run --env NOMAD_TOKEN --env A=b=c -- env")
+    names = {line.split("=")[0] for line in output.splitlines()}
+    t.assertTrue({"PATH", "LC_TIME", "NOMAD_TOKEN", "A"} <= names, output)
+    t.assertFalse({"AWS_SECRET_ACCESS_KEY", "SUDO_USER"} & names, output)
+    t.assertIn("A=b=c\n", output)
+    t.assertIn("has no effect", run("--env LD_PRELOAD=/x -- true", 125))
+    output = machine.succeed(f"LC_TIME=$(printf 'x\\377') {PLUGIN} run -- sh -c 'echo ${{LC_TIME-unset}}' 2>&1")
+    t.assertEqual(output.splitlines(), ["nomad-driver-exec2: left out of the environment, because it is not UTF-8: LC_TIME", "unset"])
+
+with subtest("arguments that are not text are refused with the documented status"):
+    t.assertIn("not UTF-8", run("-- printf \"$(printf '\\377')\"", 125))
+
+with subtest("standard output and error can be opened again; the caller's file stays the caller's"):
+    t.assertEqual(machine.succeed(f"{PLUGIN} run -- sh -c 'echo out > /dev/stdout' | cat"), "out\n")
+    t.assertEqual(machine.succeed(f"{PLUGIN} run --unveil rw:/dev/stdout -- echo out | cat"), "out\n")
+    machine.succeed(f"{PLUGIN} run -- sh -c 'echo err > /dev/stderr' 2> /tmp/err")
+    t.assertEqual(machine.succeed("cat /tmp/err; stat -c %u:%a /tmp/err"), "err\n0:644\n")
+    # the denied twin: standard input, which is the caller's own file
+    machine.fail(f"{PLUGIN} run -- sh -c 'echo x > /dev/stdin' < /tmp/err")
+    machine.succeed("rm /tmp/err")
+
+with subtest("a private TMPDIR is not used, a missing one is named"):
+    machine.succeed("install -d -m 700 /tmp/private")
+    t.assertRegex(machine.succeed(f"TMPDIR=/tmp/private {PLUGIN} run -- mktemp"), r"^/tmp/exec2-run-")
+    t.assertIn('"/nonexistent/x": No such file', machine.fail(f"TMPDIR=/nonexistent/x {PLUGIN} run -- true 2>&1"))
+    machine.succeed("rmdir /tmp/private")
 
 with subtest("capabilities: the one that was asked for"):
     t.assertIn("CapEff:\t0000000000000400", run("--cap-add net_bind_service -- grep CapEff /proc/self/status"))
@@ -151,6 +176,63 @@ with subtest("Ctrl-C reaches the command, which decides"):
     t.assertEqual(interrupted("echo ready; exec sleep 100"), (["ready"], 130))
     caught = interrupted("trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done")
     t.assertEqual(caught, (["ready", "caught"], 5))
+
+with subtest("a signal that was ignored stays ignored"):
+    ignoring = f"trap '' HUP; exec {PLUGIN} run -- sh -c 'echo ready; sleep 5; echo survived'"
+    machine.succeed(f"rm -f /tmp/out; sh -c {shlex.quote(ignoring)} < /dev/null > /tmp/out 2>&1 & echo $! > /tmp/pid")
+    machine.wait_until_succeeds("grep ready /tmp/out", timeout=60)
+    machine.succeed("kill -HUP $(cat /tmp/pid)")
+    machine.wait_until_succeeds("grep survived /tmp/out", timeout=60)
+
+with subtest("a killed run takes its command along, and the next one cleans up"):
+    machine.succeed(f"rm -f /tmp/out; {PLUGIN} run -- sh -c 'echo ready; exec sleep 71236' < /dev/null > /tmp/out 2>&1 & echo $! > /tmp/pid")
+    machine.wait_until_succeeds("grep ready /tmp/out", timeout=60)
+    machine.succeed("kill -KILL $(cat /tmp/pid)")
+    machine.wait_until_fails("pgrep -f 'sleep 71236'", timeout=60)
+    machine.succeed(f"test -d {SLICE}/run-$(cat /tmp/pid)-*.scope; ls -d /run/nomad-driver-exec2/run-$(cat /tmp/pid)-*")
+    run("-- true")
+    machine.fail(f"ls -d {SLICE}/run-$(cat /tmp/pid)-*.scope")
+
+# An interactive shell at a pseudo-terminal: types what it is told and shows everything, one step an argument.
+TYPIST = r"""
+import os, pty, select, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    os.environ.update(PS1="SHELL> ", TERM="dumb")
+    os.execvp("sh", ["sh", "-i"])
+shown, deadline = b"", time.time() + 120
+for step in sys.argv[1:]:
+    kind, text = step[0], step[1:].encode().decode("unicode_escape").encode()
+    if kind == ">":
+        os.write(terminal, text)
+        continue
+    while text not in shown:
+        if time.time() > deadline:
+            sys.exit(f"no {text} in {shown}")
+        if select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 4096)
+    at = shown.index(text) + len(text)
+    sys.stdout.write(shown[:at].decode(errors="replace"))
+    shown = shown[at:]
+os.kill(pid, 9)
+"""
+
+
+def typed(*steps):
+    """What a terminal shows. A step is > and what is typed, or < and what is waited for."""
+    write("/tmp/typist.py", TYPIST)
+    return machine.succeed("python3 /tmp/typist.py " + " ".join(shlex.quote(step) for step in steps) + " 2>&1")
+
+
+with subtest("Ctrl-Z stops the command, and the keys are for the shell until fg"):
+    command = f"{PLUGIN} run -- sh -c \"echo re''ady; read x; echo TASK: \\$x\"\\r"
+    command = command.replace("\\$x", "\\\\$x")
+    shown = typed("<SHELL> ", ">" + command, "<ready\\r\\n", ">\\x1a", "<SHELL> ", ">echo pass''word\\r", "<password\\r\\n", "<SHELL> ")
+    t.assertNotIn("TASK:", shown.split("ready\r\n")[1])
+    shown = typed("<SHELL> ", ">" + command, "<ready\\r\\n", ">\\x1a", "<SHELL> ", ">fg\\r", "<\\n", ">mine\\r", "<TASK: mine\\r\\n", "<SHELL> ")
+
+with subtest("Ctrl-C at the terminal ends the command, and the terminal has job control inside"):
+    typed("<SHELL> ", f">{PLUGIN} run -- sh -c \"echo re''ady; exec sleep 1000\"\\r", "<ready\\r\\n", ">\\x03", "<SHELL> ", ">echo status $?\\r", "<status 130\\r\\n")
 
 with subtest("nothing is left"):
     machine.fail(f"pgrep -f '{PLUGIN} (run|shim)'")

@@ -145,7 +145,7 @@ _nomad__driver__exec2() {
             return 0
             ;;
         nomad__subcmd__driver__subcmd__exec2__subcmd__run)
-            opts="-h --unveil --user --memory --cpu --cap-add --work-dir --no-defaults --help"
+            opts="-h --unveil --user --memory --cpu --cap-add --env --work-dir --no-defaults --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -168,6 +168,10 @@ _nomad__driver__exec2() {
                     return 0
                     ;;
                 --cap-add)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --env)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -35,6 +35,7 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand ru
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l memory -d 'Limit the memory, in MiB' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cpu -d 'Limit the CPU, in MHz' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cap-add -d 'Grant a capability, for example net_bind_service; may be repeated' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l env -d 'Set a variable, or pass the caller\'s one of this name on; may be repeated [default: PATH, TERM, LANG, LC_*, TZ]' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l work-dir -d 'Start in this directory, absolute or relative to the task\'s own [default: local]' -r -F
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l no-defaults -d 'Grant nothing but what --unveil says: no system paths, not the task\'s own directories'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -s h -l help -d 'Print help'

@@ -1,5 +1,7 @@
 //! Signal dispositions and masks around clone and exec.
 
+use std::ops::RangeInclusive;
+
 use nix::Result;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
@@ -24,9 +26,13 @@ pub const fn bit(signal: i32) -> Bits {
     1 << (signal - 1)
 }
 
+/// The C library's own signals: musl's posix_spawn ignores them in every child, which says nothing about the caller's wish.
+const INTERNAL: RangeInclusive<i32> = 32..=33;
+
 /// Signals that this process was started with as ignored. Ask before a handler is installed.
 pub fn ignored() -> Bits {
-    let ignored = (1..=LAST_SIGNAL).filter(|signal| disposition(*signal) == Ok(libc::SIG_IGN));
+    let ignored = (1..=LAST_SIGNAL)
+        .filter(|signal| !INTERNAL.contains(signal) && disposition(*signal) == Ok(libc::SIG_IGN));
     let now = ignored.map(bit).fold(0, |set, bit| set | bit);
     let broken_pipe = bit(libc::SIGPIPE);
     if at_start::BROKEN_PIPE_IGNORED.load(std::sync::atomic::Ordering::Relaxed) {
@@ -147,4 +153,26 @@ pub fn unblock_all() -> Result<()> {
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const empty, none, size_of::<u64>())
     })
     .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_is_ignored_is_found() {
+        // No test of this process uses it.
+        let signal = libc::SIGSTKFLT;
+        assert_eq!(ignored() & bit(signal), 0);
+        ignore(bit(signal) | bit(libc::SIGKILL));
+        assert_eq!(ignored() & (bit(signal) | bit(libc::SIGKILL)), bit(signal));
+        reset(signal);
+        assert_eq!(ignored() & bit(signal), 0);
+    }
+
+    #[test]
+    fn what_rust_does_to_sigpipe_does_not_count() {
+        assert_eq!(disposition(libc::SIGPIPE), Ok(libc::SIG_IGN), "Rust's runtime ignores it");
+        assert_eq!(ignored() & bit(libc::SIGPIPE), 0);
+    }
 }
