@@ -7,6 +7,7 @@ pub mod exit;
 pub mod report;
 pub mod setup;
 pub mod spec;
+mod steps;
 mod walk;
 
 use std::fs::File;
@@ -101,9 +102,9 @@ fn start(
     let oom = cgroup.as_ref().and_then(|cgroup| OomCounter::of(cgroup.as_fd()));
     let prepared = setup::prepare(&spec)?;
     let task = setup::launch(&spec, prepared, cgroup, reporter)?;
-    setup::drop_privileges()?;
+    steps::drop_privileges()?;
     if spec.die_with_parent {
-        setup::die_with_parent(reporter)?;
+        steps::die_with_parent(reporter)?;
     }
     let pid = task.pid;
     task.may_exec()?;

@@ -1,0 +1,26 @@
+//! The steps of [`super::setup`], one file each.
+
+mod exec;
+mod inherited;
+mod landlock;
+mod logs;
+mod mounts;
+mod network;
+mod paths;
+mod session;
+mod user;
+mod work_dir;
+
+pub(super) use exec::exec;
+pub(super) use inherited::{reset_inherited, set_oom_score_adj};
+pub(super) use landlock::{build_ruleset, restrict};
+pub(super) use logs::{Logs, attach_logs, open_logs};
+pub(super) use mounts::separate_mounts;
+pub(super) use network::join_network;
+pub(super) use session::{die_with_parent, join_session, lead_session};
+pub(super) use user::{become_user, drop_privileges};
+pub(super) use work_dir::{enter_work_dir, open_work_dir};
+
+use super::report::Failure;
+
+pub(super) type Result<T, E = Failure> = std::result::Result<T, E>;

@@ -1,0 +1,45 @@
+//! What a process inherits of its parent, set to what a task shall have.
+
+use std::fs::File;
+use std::io::Write;
+
+use nix::sys::stat::{Mode, umask};
+
+use super::Result;
+use crate::shim::report::{Failure, Step};
+use crate::shim::spec::ShimSpec;
+use crate::sys;
+
+/// File mode creation mask of a task: what a login has, and containers.
+const UMASK: Mode = Mode::from_bits_truncate(0o022);
+/// What a core dump has by default, core(5): private and shared anonymous memory, ELF headers, private huge pages.
+const COREDUMP_FILTER: &str = "0x33";
+
+/// What would otherwise be as the agent has it; `docs/security.md` lists what is inherited on purpose.
+pub(crate) fn reset_inherited() -> Result<()> {
+    let set = |what: &'static str, done: nix::Result<()>| {
+        done.map_err(|errno| Failure::new(Step::Inherited, what, errno))
+    };
+    umask(UMASK);
+    set("nice value", sys::attributes::reset_nice())?;
+    set("I/O priority", sys::attributes::reset_io_priority())?;
+    set("scheduling policy", sys::attributes::reset_scheduler())?;
+    set("CPU affinity", sys::attributes::reset_affinity())?;
+    set("personality", sys::attributes::reset_personality())?;
+    set("timer slack", sys::attributes::reset_timers_and_pages())?;
+    set("memory policy", sys::attributes::reset_memory_policy())?;
+    set("securebits", sys::attributes::reset_securebits())?;
+    write_proc("/proc/self/coredump_filter", COREDUMP_FILTER)
+        .map_err(|error| Failure::io(Step::Inherited, "coredump filter", &error))
+}
+
+/// Always written: the agent's own value is often -1000.
+pub(crate) fn set_oom_score_adj(spec: &ShimSpec) -> Result<()> {
+    let value = spec.oom_score_adj.to_string();
+    write_proc("/proc/self/oom_score_adj", &value)
+        .map_err(|error| Failure::io(Step::OomScoreAdj, value, &error))
+}
+
+fn write_proc(path: &str, value: &str) -> std::io::Result<()> {
+    File::options().write(true).open(path).and_then(|mut file| file.write_all(value.as_bytes()))
+}

@@ -1,0 +1,106 @@
+//! The Landlock ruleset: landlock(7).
+
+use landlock::{
+    Access as _, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetStatus,
+};
+use nix::errno::Errno;
+
+use super::Result;
+use super::logs::Logs;
+use super::paths::{is_directory, open_place};
+use crate::sandbox::landlock::{HANDLED, REQUIRED, rights};
+use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
+use crate::sandbox::unveil;
+use crate::shim::report::{Failure, Step};
+use crate::shim::spec::ShimSpec;
+use crate::shim::walk::WalkError;
+use crate::sys;
+
+/// Opens what the rules name and makes the ruleset, which is not in force yet.
+pub(crate) fn build_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
+    let failed = |error: landlock::RulesetError| Failure::text(Step::Landlock, "ruleset", error.to_string());
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(REQUIRED))
+        .map_err(failed)?
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(HANDLED))
+        .map_err(failed)?
+        .create()
+        .map_err(failed)?;
+    for log in logs.iter().flat_map(|logs| [&logs.stdout, &logs.stderr]) {
+        let write = rights(unveil::Access::WRITE, false);
+        ruleset = ruleset.add_rule(PathBeneath::new(log, write)).map_err(failed)?;
+    }
+    if let Some(terminal) = spec.terminal {
+        // As the log FIFOs: the task can open /dev/stdout again.
+        let terminal = sys::terminal::standard(terminal)
+            .map_err(|errno| Failure::new(Step::Session, "the terminal", errno))?;
+        let read_write = rights(unveil::Access::READ.union(unveil::Access::WRITE), false);
+        ruleset = ruleset.add_rule(PathBeneath::new(terminal, read_write)).map_err(failed)?;
+    }
+    for rule in &spec.rules {
+        ruleset = add_rule(ruleset, spec, rule)?;
+    }
+    Ok(ruleset)
+}
+
+fn add_rule(ruleset: RulesetCreated, spec: &ShimSpec, rule: &Rule) -> Result<RulesetCreated> {
+    let opened =
+        open_place(spec, &rule.place, rule.named_by).and_then(|place| Ok((is_directory(&place)?, place)));
+    let (directory, place) = match opened {
+        Ok(opened) => opened,
+        Err(error) if rule.missing == Missing::Skip && is_absent(&error) => return Ok(ruleset),
+        Err(error) => return Err(not_unveiled(rule, error)),
+    };
+    let rights = rights(rule.access, directory);
+    if rights.is_empty() {
+        // `c` alone on a file: nothing can be created in it.
+        return Ok(ruleset);
+    }
+    ruleset
+        .add_rule(PathBeneath::new(place, rights))
+        .map_err(|error| Failure::text(Step::Unveil, rule.to_string(), error.to_string()))
+}
+
+/// A default that is not there, or behind a symbolic link that a task could have made, is not granted. What an unveil above
+/// it grants stays.
+fn is_absent(error: &WalkError) -> bool {
+    match error {
+        WalkError::Errno(errno) => {
+            matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV)
+        }
+        WalkError::Link { .. } | WalkError::Elsewhere { .. } | WalkError::Magic(_) => true,
+    }
+}
+
+fn not_unveiled(rule: &Rule, error: WalkError) -> Failure {
+    let WalkError::Errno(errno) = error else {
+        return Failure::text(Step::Unveil, rule.to_string(), error.to_string());
+    };
+    let failure = Failure::new(Step::Unveil, rule.to_string(), errno);
+    match (errno, &rule.place, rule.named_by) {
+        (Errno::ELOOP | Errno::EXDEV, Place::Beneath { root, .. }, _) => failure.with_note(format!(
+            "symbolic links below {} are not followed: a task could have made them",
+            root.display()
+        )),
+        (Errno::EACCES, _, NamedBy::Job) => {
+            failure.with_note("the task's user may not pass through a directory on the way")
+        }
+        _ => failure,
+    }
+}
+
+/// Puts the ruleset in force for the calling process and all that it starts.
+pub(crate) fn restrict(ruleset: RulesetCreated) -> Result<()> {
+    let status = ruleset
+        .restrict_self()
+        .map_err(|error| Failure::text(Step::Landlock, "restrict_self", error.to_string()))?;
+    match status.ruleset {
+        RulesetStatus::NotEnforced => {
+            Err(Failure::text(Step::Landlock, "restrict_self", "the kernel does not enforce Landlock".into()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,19 @@
+//! Mounts of the task's own.
+
+use nix::mount::{MsFlags, mount};
+
+use super::Result;
+use crate::shim::report::{Failure, Step};
+
+/// The shim was cloned into a mount namespace of its own. Mounts of the host still arrive in it (autofs, volumes), its own
+/// do not leave it; /proc shows the new pid namespace.
+pub(crate) fn separate_mounts() -> Result<()> {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
+        .map_err(|errno| Failure::new(Step::Mount, "/ (slave)", errno))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), flags, none)
+        .map_err(|errno| Failure::new(Step::Mount, "/proc", errno))?;
+    // The working directory of the plugin must not be held by every task.
+    std::env::set_current_dir("/").map_err(|error| Failure::io(Step::Mount, "/", &error))
+}

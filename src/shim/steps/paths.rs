@@ -1,0 +1,76 @@
+//! Opening what a spec names, with the rights of whoever named it.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups};
+
+use super::user::groups;
+use crate::sandbox::place::{NamedBy, Place};
+use crate::shim::spec::ShimSpec;
+use crate::shim::walk::{self, WalkError};
+use crate::sys;
+
+/// The whole path, for messages.
+pub(crate) fn path_of(place: &Place) -> String {
+    place.display().display().to_string()
+}
+
+/// Opens a place `O_PATH`, with the rights of whoever named it; see [`Place`] for what is followed and what is not.
+pub(crate) fn open_place(spec: &ShimSpec, place: &Place, named_by: NamedBy) -> Result<OwnedFd, WalkError> {
+    let proven = match place {
+        Place::Beneath { root, .. } if *root == spec.task_root => Some(open_task_root(spec)?),
+        _ => None,
+    };
+    let open = || match (place, &proven) {
+        (Place::Host(path), _) => walk::open_path(path),
+        (Place::Beneath { path, .. }, Some(root)) => Ok(open_beneath(root, path, OFlag::O_PATH)?),
+        (Place::Beneath { root, path }, None) => {
+            Ok(open_beneath(&walk::open_path(root)?, path, OFlag::O_PATH)?)
+        }
+    };
+    match named_by {
+        NamedBy::Driver => open(),
+        NamedBy::Job => as_task(spec, open)?,
+        // Root second: on a file server that trusts no root, only the task's user gets in.
+        NamedBy::Agent => as_task(spec, open)?.or_else(|_| open()),
+    }
+}
+
+/// The directory that the plugin has proven to be the task's own, so the links that lead to it are the agent's.
+pub(crate) fn open_task_root(spec: &ShimSpec) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    walk::retry(|| openat2(AT_FDCWD, &spec.task_root, how))
+}
+
+/// Opens `path` below `root`, without following a link or leaving it.
+pub(crate) fn open_beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
+    walk::retry(|| openat2(root, path, how))
+}
+
+/// Calls `open` with the ids and capabilities that decide about files as the task will have them, setfsuid(2).
+fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
+    let own = sys::caps::get()?;
+    let effective = spec.granted.bits() & own.permitted;
+    // For what is opened as root, a capability decides and no group.
+    setgroups(&groups(spec))?;
+    setfsgid(Gid::from_raw(spec.gid));
+    setfsuid(Uid::from_raw(spec.uid));
+    sys::caps::set(sys::caps::Sets { effective, ..own })?;
+    let opened = open();
+    setfsuid(Uid::from_raw(0));
+    setfsgid(Gid::from_raw(0));
+    sys::caps::set(own)?;
+    Ok(opened)
+}
+
+/// What an open place is.
+pub(crate) fn is_directory(place: &OwnedFd) -> nix::Result<bool> {
+    let kind = SFlag::from_bits_truncate(fstat(place)?.st_mode) & SFlag::S_IFMT;
+    Ok(kind == SFlag::S_IFDIR)
+}

@@ -1,0 +1,76 @@
+//! Ids and capabilities, of the task and of the shim.
+
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+
+use super::Result;
+use crate::sandbox::capabilities::CapSet;
+use crate::shim::SHIM_ID;
+use crate::shim::report::{Failure, Step};
+use crate::shim::spec::ShimSpec;
+use crate::sys;
+
+/// Bounding set of root, groups, gid, uid, then exactly the capabilities that were granted.
+pub(crate) fn become_user(spec: &ShimSpec) -> Result<()> {
+    let caps = |errno| Failure::new(Step::Capabilities, spec.granted.to_string(), errno);
+    let user = |errno| Failure::new(Step::User, format!("{}:{}", spec.uid, spec.gid), errno);
+    // For everybody else no_new_privs keeps what a file could add to the permitted set. A smaller bounding set would only
+    // make the kernel refuse programs with file capabilities, capabilities(7), "capability-dumb binaries".
+    if spec.uid == 0 {
+        limit_bounding(spec.granted)?;
+    }
+    setgroups(&groups(spec)).map_err(user)?;
+    let gid = Gid::from_raw(spec.gid);
+    setresgid(gid, gid, gid).map_err(user)?;
+    prctl::set_keepcaps(true).map_err(caps)?;
+    let uid = Uid::from_raw(spec.uid);
+    setresuid(uid, uid, uid).map_err(user)?;
+    prctl::set_keepcaps(false).map_err(caps)?;
+    sys::keyring::join_new_session().map_err(|errno| Failure::new(Step::Session, "the keyring", errno))?;
+    let granted = spec.granted.bits();
+    sys::caps::set(sys::caps::Sets { effective: granted, permitted: granted, inheritable: granted })
+        .map_err(caps)?;
+    sys::caps::clear_ambient().map_err(caps)?;
+    // A root user's programs get what is permitted and in the bounding set; anybody else's need ambient capabilities.
+    if spec.uid != 0 {
+        spec.granted.iter().try_for_each(|cap| sys::caps::raise_ambient(cap.number())).map_err(caps)?;
+    }
+    Ok(())
+}
+
+/// In the shim, before the task's command runs: from here on it only waits. It keeps no right that a bug could use, and an
+/// id that no task has.
+pub(crate) fn drop_privileges() -> Result<()> {
+    let caps = |errno| Failure::new(Step::Capabilities, "the shim", errno);
+    let user = |errno| Failure::new(Step::User, "of the shim", errno);
+    limit_bounding(CapSet::EMPTY)?;
+    sys::caps::clear_ambient().map_err(caps)?;
+    setgroups(&[]).map_err(user)?;
+    let (uid, gid) = (Uid::from_raw(SHIM_ID), Gid::from_raw(SHIM_ID));
+    setresgid(gid, gid, gid).map_err(user)?;
+    setresuid(uid, uid, uid).map_err(user)?;
+    sys::caps::set(sys::caps::Sets::default()).map_err(caps)?;
+    // The change of ids has set it to fs.suid_dumpable, proc_sys_fs(5).
+    prctl::set_dumpable(false).map_err(user)?;
+    prctl::set_no_new_privs().map_err(|errno| Failure::new(Step::NoNewPrivs, "the shim", errno))
+}
+
+/// The supplementary groups of the task.
+pub(crate) fn groups(spec: &ShimSpec) -> Vec<Gid> {
+    spec.groups.iter().copied().map(Gid::from_raw).collect()
+}
+
+fn limit_bounding(allowed: CapSet) -> Result<()> {
+    for number in (0..u64::BITS as u8).filter(|number| allowed.bits() >> number & 1 == 0) {
+        match sys::caps::drop_from_bounding(number) {
+            Ok(()) => {}
+            // The first number that the kernel does not know; there is none above it.
+            Err(Errno::EINVAL) => break,
+            Err(errno) => {
+                return Err(Failure::new(Step::Capabilities, format!("bounding set, {number}"), errno));
+            }
+        }
+    }
+    Ok(())
+}

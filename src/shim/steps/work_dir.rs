@@ -1,0 +1,35 @@
+//! Where the task starts.
+
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::unistd::fchdir;
+
+use super::Result;
+use super::paths::{is_directory, open_place, path_of};
+use crate::sandbox::plan::WorkDir;
+use crate::shim::report::{Failure, Step};
+use crate::shim::spec::ShimSpec;
+use crate::shim::walk::WalkError;
+
+/// Opens it in the shim, with the rights of whoever named it.
+pub(crate) fn open_work_dir(spec: &ShimSpec) -> Result<OwnedFd> {
+    let WorkDir { place, named_by } = &spec.work_dir;
+    let failed = |errno| Failure::new(Step::WorkDir, path_of(place), errno);
+    let dir = open_place(spec, place, *named_by).map_err(|error| match error {
+        WalkError::Errno(errno @ Errno::EXDEV) => {
+            failed(errno).with_note("it leads out of the task's own directories")
+        }
+        WalkError::Errno(errno) => failed(errno),
+        other => Failure::text(Step::WorkDir, path_of(place), other.to_string()),
+    })?;
+    match is_directory(&dir).map_err(failed)? {
+        true => Ok(dir),
+        false => Err(failed(Errno::ENOTDIR)),
+    }
+}
+
+/// As the task's user, so that the kernel judges whether that may enter.
+pub(crate) fn enter_work_dir(spec: &ShimSpec, dir: &OwnedFd) -> Result<()> {
+    fchdir(dir).map_err(|errno| Failure::new(Step::WorkDir, path_of(&spec.work_dir.place), errno))
+}
