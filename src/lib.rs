@@ -10,6 +10,7 @@ pub mod goplugin;
 pub mod host;
 pub mod proto;
 pub mod quote;
+pub mod record;
 pub mod sandbox;
 pub mod shim;
 pub mod sys;

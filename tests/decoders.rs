@@ -8,10 +8,10 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, send};
+use nomad_driver_exec2::record::key::Key;
+use nomad_driver_exec2::record::run_dir::RunDir;
 use nomad_driver_exec2::shim::report::{self, StartError};
 use nomad_driver_exec2::shim::spec::ShimSpec;
-use nomad_driver_exec2::task::id::TaskId;
-use nomad_driver_exec2::task::run_dir::RunDir;
 use proptest::prelude::*;
 
 /// A whole spec as it goes from the plugin to a shim.
@@ -87,7 +87,7 @@ proptest! {
         ],
     ) {
         let base = tempfile::tempdir().unwrap();
-        let dir = RunDir::of(&base.path().join("run"), TaskId::new("a/web/1").unwrap());
+        let dir = RunDir::of(&base.path().join("run"), Key::new("a/web/1").unwrap());
         dir.create().unwrap();
         for name in ["shim", "starting", "answered", "exit"] {
             std::fs::write(dir.path().join(name), &bytes).unwrap();

@@ -6,14 +6,14 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use nomad_driver_exec2::shim::exit::MAX_LINE;
-use nomad_driver_exec2::task::id::TaskId;
-use nomad_driver_exec2::task::identity::boot_id;
-use nomad_driver_exec2::task::run_dir::RunDir;
+use nomad_driver_exec2::record::key::Key;
+use nomad_driver_exec2::record::identity::boot_id;
+use nomad_driver_exec2::record::run_dir::RunDir;
 
 static BOOT: LazyLock<String> = LazyLock::new(|| boot_id().expect("the boot's id"));
 static DIR: LazyLock<RunDir> = LazyLock::new(|| {
     let base = std::env::temp_dir().join(format!("exec2-fuzz-{}", std::process::id()));
-    let dir = RunDir::of(&base, TaskId::new("alloc/task/1").expect("an id"));
+    let dir = RunDir::of(&base, Key::new("alloc/task/1").expect("an id"));
     dir.create().expect("a directory");
     dir
 });

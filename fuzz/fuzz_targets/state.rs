@@ -2,7 +2,7 @@
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use nomad_driver_exec2::shim::exit::{Exit, MAX_LINE};
-use nomad_driver_exec2::task::state::{DriverState, HANDLE_VERSION};
+use nomad_driver_exec2::record::handle::{DriverState, HANDLE_VERSION};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(state) = DriverState::decode(HANDLE_VERSION, bytes) {

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use super::say;
-use crate::task::identity::Identity;
-use crate::task::run_dir::{self, RunDir};
-use crate::task::sweep;
+use crate::record::identity::Identity;
+use crate::record::reconcile;
+use crate::record::run_dir::{self, RunDir};
 
 /// The process of one `run`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub fn sweep(base: &Path) {
 }
 
 fn forget(entry: &RunDir) {
-    let removed = sweep::end_earlier(entry).map_err(|error| error.to_string());
+    let removed = reconcile::end_earlier(entry).map_err(|error| error.to_string());
     if let Err(error) = removed.and_then(|()| entry.remove().map_err(|error| error.to_string())) {
         let path = entry.path();
         say(&format!("nomad-driver-exec2: failed to clean up {path:?} of a killed run: {error}\n"));
@@ -67,7 +67,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::task::id::TaskId;
+    use crate::record::key::Key;
 
     #[test]
     fn a_name_is_read_back_and_other_names_are_not() {
@@ -98,7 +98,7 @@ mod tests {
             .iter()
             .zip(&shims)
             .map(|(name, shim)| {
-                let entry = RunDir::of(&base, TaskId::new(name).unwrap());
+                let entry = RunDir::of(&base, Key::new(name).unwrap());
                 entry.create().unwrap();
                 entry.record_shim(&identity(shim)).unwrap();
                 entry

@@ -10,7 +10,7 @@ use crate::proto::base::{
     ClientTopology, ConfigSchemaRequest, ConfigSchemaResponse, PluginInfoRequest, PluginInfoResponse,
     PluginType, SetConfigRequest, SetConfigResponse,
 };
-use crate::task::sweep::{CONFIRM_LIMIT, unconfirmed};
+use crate::record::reconcile::{CONFIRM_LIMIT, unconfirmed};
 
 /// The plugin API that Nomad 0.9 to 2.0 speak.
 const API_VERSION: &str = "v0.1.0";

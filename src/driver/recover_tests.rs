@@ -15,11 +15,11 @@ use crate::proto::driver::{
     InspectTaskRequest, LinuxResources, RecoverTaskRequest, Resources, SignalTaskRequest, StartTaskRequest,
     StopTaskRequest, TaskConfig, TaskHandle, TaskState, TaskStatsRequest, WaitTaskRequest,
 };
+use crate::record::handle::{DriverState, HANDLE_VERSION};
+use crate::record::identity::{Identity, boot_id};
+use crate::record::key::Key;
+use crate::record::run_dir::RunDir;
 use crate::shim::exit::Exit;
-use crate::task::id::TaskId;
-use crate::task::identity::{Identity, boot_id};
-use crate::task::run_dir::RunDir;
-use crate::task::state::{DriverState, HANDLE_VERSION};
 
 /// As many as an agent of a large host brings back at once.
 const MANY: i32 = 200;
@@ -43,7 +43,7 @@ impl Host {
     }
 
     fn run_dir(&self, id: &str) -> RunDir {
-        self.driver.0.launcher.run_dir(TaskId::new(id).unwrap())
+        self.driver.0.launcher.run_dir(Key::new(id).unwrap())
     }
 
     fn stand(&self, number: i32) -> Stand {
@@ -318,7 +318,7 @@ async fn starts_that_hang_do_not_hold_up_an_end_and_one_that_nobody_waits_for_is
         "it waits"
     );
     // The call was dropped, as when the agent dies: its id is free again.
-    while host.driver.0.store.reserve(TaskId::new(&config.id).unwrap()).is_err() {
+    while host.driver.0.store.reserve(Key::new(&config.id).unwrap()).is_err() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     host.destroy(stand.id(), true).await.unwrap();

@@ -18,16 +18,16 @@ use crate::config::TaskConfig;
 use crate::proto::driver::driver_server::Driver as DriverRpc;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, *};
+use crate::record::handle::{DriverState, HANDLE_VERSION};
+use crate::record::key::Key;
+use crate::record::reconcile::CONFIRM_LIMIT;
 use crate::sys;
-use crate::task::id::TaskId;
 use crate::task::launch::Launched;
 use crate::task::notice::{Notice, Unveiled, What};
 use crate::task::recover::{Recovered, recover};
 use crate::task::running::{Ended, Names, Task};
 use crate::task::signal::{self, SignalNumber};
 use crate::task::spec::TaskSpec;
-use crate::task::state::{DriverState, HANDLE_VERSION};
-use crate::task::sweep::CONFIRM_LIMIT;
 use crate::task::uids::{self, Claim};
 use crate::users::UserError;
 
@@ -129,7 +129,7 @@ impl DriverRpc for Driver {
         }
         // Also for a task that this plugin does not know: Nomad asks for it after RecoverTask has failed, and it may well run.
         let driver = self.clone();
-        let end = move || driver.0.launcher.end_unknown(TaskId::new(&task_id)?);
+        let end = move || driver.0.launcher.end_unknown(Key::new(&task_id)?);
         blocking(end).await?.map_err(RpcError::Destroy)?;
         Ok(Response::new(DestroyTaskResponse {}))
     }
@@ -218,7 +218,7 @@ impl DriverRpc for Driver {
 }
 
 impl Driver {
-    fn task(&self, id: TaskId<'_>) -> Result<Arc<Task>, RpcError> {
+    fn task(&self, id: Key<'_>) -> Result<Arc<Task>, RpcError> {
         self.0.store.get(id.as_str()).ok_or(RpcError::UnknownTask)
     }
 
@@ -271,7 +271,7 @@ impl Driver {
 
     /// Nomad has destroyed every invocation of a task that it knew before it starts the next: whatever is left was started
     /// for an agent that died before it had noted the answer.
-    async fn end_earlier_invocations(&self, id: TaskId<'_>) {
+    async fn end_earlier_invocations(&self, id: Key<'_>) {
         let Some(prefix) = id.task_prefix() else { return };
         for task in self.0.store.with_prefix(prefix) {
             tracing::warn!(task = task.id, "ending an earlier invocation of the task, which is orphaned");
@@ -474,8 +474,8 @@ async fn end(task: &Task) -> bool {
 }
 
 /// The id in a request.
-fn task_id(id: &str) -> Result<TaskId<'_>, RpcError> {
-    Ok(TaskId::new(id)?)
+fn task_id(id: &str) -> Result<Key<'_>, RpcError> {
+    Ok(Key::new(id)?)
 }
 
 fn names(config: &proto::TaskConfig) -> Names {

@@ -9,15 +9,15 @@ use tonic::{Code, Status};
 use crate::config::ConfigError;
 use crate::proto::{RECOVERABLE_ERROR_TYPE_URL, structs::RecoverableError};
 use crate::quote::shorten;
+use crate::record::handle::StateError;
+use crate::record::key::EmptyKey;
+use crate::record::run_dir::RunDirError;
 use crate::task::dirs::DirsError;
-use crate::task::id::EmptyTaskId;
 use crate::task::launch::LaunchError;
 use crate::task::recover::RecoverError;
-use crate::task::run_dir::RunDirError;
 use crate::task::running::TaskError;
 use crate::task::signal::SignalError;
 use crate::task::spec::SpecError;
-use crate::task::state::StateError;
 use crate::task::store::Taken;
 use crate::users::UserError;
 
@@ -34,7 +34,7 @@ pub enum RpcError {
     #[error("the request has no {0}")]
     Absent(&'static str),
     #[error(transparent)]
-    Id(#[from] EmptyTaskId),
+    Id(#[from] EmptyKey),
     #[error("the caller hung up before the start began")]
     HungUp,
     #[error("the task still runs; stop it first, or destroy it with force")]
@@ -180,7 +180,7 @@ mod tests {
             RpcError::Unsupported("ExecTask"),
             RpcError::Recover(RecoverError::Rebooted),
             RpcError::HungUp,
-            RpcError::Id(EmptyTaskId),
+            RpcError::Id(EmptyKey),
             RpcError::Launch(StartError::TimedOut(std::time::Duration::from_secs(1)).into()),
         ];
         for error in errors {

@@ -11,12 +11,12 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 
-use super::id::{EmptyTaskId, TaskId};
-use super::identity::Identity;
-use super::run_dir::{self, RunDir, RunDirError};
 use super::spec::TaskSpec;
-use super::sweep;
 use crate::cgroup::{Cgroup, CgroupError, OomCounts};
+use crate::record::identity::Identity;
+use crate::record::key::{EmptyKey, Key};
+use crate::record::reconcile;
+use crate::record::run_dir::{self, RunDir, RunDirError};
 use crate::shim::fds;
 use crate::shim::report::{self, Receiver, StartError};
 use crate::shim::spec::Stdio;
@@ -66,11 +66,11 @@ pub enum LaunchError {
     #[error(transparent)]
     RunDir(#[from] RunDirError),
     #[error(transparent)]
-    Id(#[from] EmptyTaskId),
+    Id(#[from] EmptyKey),
     #[error("failed to {step}: {error}")]
     System { step: &'static str, error: io::Error },
     #[error(transparent)]
-    End(#[from] sweep::EndError),
+    End(#[from] reconcile::EndError),
     #[error(transparent)]
     Start(#[from] StartError),
 }
@@ -78,7 +78,7 @@ pub enum LaunchError {
 impl Launched {
     /// Ends a task that cannot be looked after.
     pub fn abandon(self) {
-        if let Err(error) = sweep::end(self.shim) {
+        if let Err(error) = reconcile::end(self.shim) {
             tracing::error!(%error, "failed to end a task that was given up");
             return;
         }
@@ -105,9 +105,9 @@ impl Launcher {
         Ok(Self { program, run_dir: run_dir.to_owned() })
     }
 
-    /// Removes what nobody will ask for any more; see [`sweep::sweep`].
+    /// Removes what nobody will ask for any more; see [`reconcile::sweep`].
     pub fn sweep(&self) -> Vec<RunDir> {
-        sweep::sweep(&self.run_dir)
+        reconcile::sweep(&self.run_dir)
     }
 
     /// The entries of all tasks on this host, those of `run` among them.
@@ -118,26 +118,26 @@ impl Launcher {
         })
     }
 
-    pub fn run_dir(&self, task_id: TaskId<'_>) -> RunDir {
+    pub fn run_dir(&self, task_id: Key<'_>) -> RunDir {
         RunDir::of(&self.run_dir, task_id)
     }
 
     /// Whether a task that is not among the known ones runs.
-    pub fn runs_unknown(&self, task_id: TaskId<'_>) -> bool {
-        !sweep::ended(&self.run_dir(task_id))
+    pub fn runs_unknown(&self, task_id: Key<'_>) -> bool {
+        !reconcile::ended(&self.run_dir(task_id))
     }
 
     /// Ends a task that is not among the known ones, if it still runs, and removes what is kept of it.
-    pub fn end_unknown(&self, task_id: TaskId<'_>) -> Result<(), LaunchError> {
+    pub fn end_unknown(&self, task_id: Key<'_>) -> Result<(), LaunchError> {
         let run_dir = self.run_dir(task_id);
-        sweep::end_earlier(&run_dir)?;
+        reconcile::end_earlier(&run_dir)?;
         Ok(run_dir.remove()?)
     }
 
     /// Starts the task and returns when its program runs, or says which step failed. No earlier start of it, nor another
     /// invocation of the same task, survives.
     pub fn launch(&self, spec: &TaskSpec) -> Result<Launched, LaunchError> {
-        let id = TaskId::new(&spec.id)?;
+        let id = Key::new(&spec.id)?;
         let cgroup = spec.cgroup.as_deref().map(Cgroup::open).transpose()?;
         if let Some(cgroup) = &cgroup {
             cgroup.apply(&spec.limits)?;
@@ -145,8 +145,8 @@ impl Launcher {
         }
         let oom_before = cgroup.as_ref().map(Cgroup::oom).transpose()?.flatten().unwrap_or_default();
         let run_dir = self.run_dir(id);
-        sweep::end_siblings(&self.run_dir, id)?;
-        sweep::end_earlier(&run_dir)?;
+        reconcile::end_siblings(&self.run_dir, id)?;
+        reconcile::end_earlier(&run_dir)?;
         let exit = run_dir.create()?;
         match self.start(spec, cgroup.as_ref(), &run_dir, exit) {
             Ok(Started { shim, shim_id, task, task_id }) => {
@@ -164,7 +164,7 @@ impl Launcher {
             }
             Err(error) => {
                 // One that hangs is still on record: the next start of the task, or DestroyTask, tries to end it again.
-                if sweep::ended(&run_dir)
+                if reconcile::ended(&run_dir)
                     && let Err(error) = run_dir.remove()
                 {
                     tracing::warn!(%error, "failed to remove the directory of a task that did not start");
@@ -213,7 +213,7 @@ impl Launcher {
         match started(&shim, &receiver, run_dir) {
             Ok((shim_id, task, task_id)) => Ok(Started { shim, shim_id, task, task_id }),
             Err(error) => {
-                if let Err(error) = sweep::end(shim) {
+                if let Err(error) = reconcile::end(shim) {
                     tracing::error!(%error, "failed to take a start back");
                 }
                 Err(error)

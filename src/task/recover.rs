@@ -1,11 +1,11 @@
 //! RecoverTask: finding a task again after the plugin, or the agent, was started anew.
 
-use super::identity::boot_id;
 use super::launch::Launched;
-use super::run_dir::RunDir;
 use super::running::{Ended, ending};
-use super::state::{DriverState, StateError};
 use crate::cgroup::{Cgroup, OomCounts};
+use crate::record::handle::{DriverState, StateError};
+use crate::record::identity::boot_id;
+use crate::record::run_dir::RunDir;
 
 /// What became of the task meanwhile.
 #[derive(Debug)]

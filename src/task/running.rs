@@ -14,13 +14,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::identity::{Identity, boot_id, is_dying};
 use super::launch::Launched;
 use super::notice::{Notices, What};
-use super::run_dir::{RunDir, RunDirError};
 use super::signal::SignalNumber;
-use super::state::DriverState;
 use crate::cgroup::{Cgroup, OomCounts, OomWatch};
+use crate::record::handle::DriverState;
+use crate::record::identity::{Identity, boot_id, is_dying};
+use crate::record::run_dir::{RunDir, RunDirError};
 use crate::shim::exit::Exit;
 use crate::sys;
 
@@ -555,7 +555,7 @@ mod tests {
     use std::process::{Child, Command};
 
     use super::*;
-    use crate::task::id::TaskId;
+    use crate::record::key::Key;
 
     /// A task without a cgroup, with other processes in place of shim and leader.
     struct Stand {
@@ -573,7 +573,7 @@ mod tests {
 
         fn with(leader_known: bool) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let run_dir = RunDir::of(&dir.path().join("run"), TaskId::new("a/t/1").unwrap());
+            let run_dir = RunDir::of(&dir.path().join("run"), Key::new("a/t/1").unwrap());
             let exit = run_dir.create().unwrap();
             let sleep = || Command::new("sleep").arg("1000").spawn().unwrap();
             let (shim, leader) = (sleep(), sleep());

@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Notify;
 
-use super::id::TaskId;
 use super::running::Task;
+use crate::record::key::Key;
 
 /// Shared by all RPCs. No lock is held over an await or a system call.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl Store {
     }
 
     /// Takes the id, so that no second start of it can begin. Give it a task, or drop it to free the id again.
-    pub fn reserve(self: &Arc<Self>, id: TaskId<'_>) -> Result<Reservation, Taken> {
+    pub fn reserve(self: &Arc<Self>, id: Key<'_>) -> Result<Reservation, Taken> {
         let id = id.as_str();
         let mut map = self.write();
         if map.contains_key(id) {
@@ -117,8 +117,8 @@ impl Drop for Reservation {
 mod tests {
     use super::*;
 
-    fn id(text: &str) -> TaskId<'_> {
-        TaskId::new(text).unwrap()
+    fn id(text: &str) -> Key<'_> {
+        Key::new(text).unwrap()
     }
 
     #[test]

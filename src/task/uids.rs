@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::identity::Identity;
-use super::run_dir::RunDir;
+use crate::record::identity::Identity;
+use crate::record::run_dir::RunDir;
 
 /// Uids, allocations that have them, and how many of each allocation's tasks do.
 type Holders = HashMap<u32, HashMap<String, usize>>;
@@ -130,7 +130,7 @@ mod tests {
     use std::sync::Barrier;
 
     use super::*;
-    use crate::task::id::TaskId;
+    use crate::record::key::Key;
 
     #[test]
     fn a_uid_belongs_to_one_allocation_until_its_last_task_ends() {
@@ -186,7 +186,7 @@ mod tests {
         while child(shim_id).is_none() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        let run_dir = RunDir::of(&dir.path().join("run"), TaskId::new("a/web/1").unwrap());
+        let run_dir = RunDir::of(&dir.path().join("run"), Key::new("a/web/1").unwrap());
         run_dir.create().unwrap();
         run_dir.record_shim(&shim_id).unwrap();
         let uids = Arc::new(Uids::default());

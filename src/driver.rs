@@ -22,9 +22,9 @@ use tonic::service::Routes;
 use crate::config::PluginConfig;
 use crate::proto::base::base_plugin_server::BasePluginServer;
 use crate::proto::driver::driver_server::DriverServer;
+use crate::record::run_dir::RUN_DIR;
 use crate::task::launch::{LaunchError, Launcher};
 use crate::task::notice::Notices;
-use crate::task::run_dir::RUN_DIR;
 use crate::task::store::Store;
 use crate::task::uids::Uids;
 

@@ -2,16 +2,16 @@
 
 /// `alloc/task/invocation` as Nomad sends it, or `run-PID`: never empty, because it names the task's run directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TaskId<'a>(&'a str);
+pub struct Key<'a>(&'a str);
 
 /// An empty id names no task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the task id is empty; send the id that StartTask was called with")]
-pub struct EmptyTaskId;
+pub struct EmptyKey;
 
-impl<'a> TaskId<'a> {
-    pub fn new(id: &'a str) -> Result<Self, EmptyTaskId> {
-        if id.is_empty() { Err(EmptyTaskId) } else { Ok(Self(id)) }
+impl<'a> Key<'a> {
+    pub fn new(id: &'a str) -> Result<Self, EmptyKey> {
+        if id.is_empty() { Err(EmptyKey) } else { Ok(Self(id)) }
     }
 
     pub fn as_str(self) -> &'a str {
@@ -25,7 +25,7 @@ impl<'a> TaskId<'a> {
     }
 }
 
-impl std::fmt::Display for TaskId<'_> {
+impl std::fmt::Display for Key<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.0)
     }
@@ -37,13 +37,13 @@ mod tests {
 
     #[test]
     fn an_empty_id_is_none() {
-        assert_eq!(TaskId::new(""), Err(EmptyTaskId));
-        assert_eq!(TaskId::new("a").unwrap().as_str(), "a");
+        assert_eq!(Key::new(""), Err(EmptyKey));
+        assert_eq!(Key::new("a").unwrap().as_str(), "a");
     }
 
     #[test]
     fn the_prefix_is_that_of_all_invocations() {
-        let prefix = |id| TaskId::new(id).unwrap().task_prefix();
+        let prefix = |id| Key::new(id).unwrap().task_prefix();
         assert_eq!(prefix("a/web/1"), Some("a/web/"));
         assert_eq!(prefix("a/web/"), Some("a/web/"));
         for other in ["a", "a/1", "a/web/1/2", "/"] {

@@ -21,8 +21,8 @@ use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use serde::{Deserialize, Serialize};
 
-use super::id::TaskId;
 use super::identity::{Identity, boot_id};
+use super::key::Key;
 use crate::shim::exit::{BLANK, Exit, MAX_LINE, Malformed};
 use crate::sys;
 
@@ -84,7 +84,7 @@ pub struct RunDir {
 
 impl RunDir {
     /// The directory that a task has, whether or not it is there.
-    pub fn of(base: &Path, task_id: TaskId<'_>) -> Self {
+    pub fn of(base: &Path, task_id: Key<'_>) -> Self {
         Self { base: base.to_owned(), name: name(task_id.as_str()).into() }
     }
 
@@ -269,7 +269,7 @@ impl RunDir {
 
 /// The entries of other invocations of the same task: the ids are `alloc/task/invocation`, and only the last part differs.
 /// A name that had to be cut is not found.
-pub fn siblings(base: &Path, task_id: TaskId<'_>) -> Result<Vec<RunDir>, RunDirError> {
+pub fn siblings(base: &Path, task_id: Key<'_>) -> Result<Vec<RunDir>, RunDirError> {
     let Some(prefix) = task_id.task_prefix().map(name) else { return Ok(Vec::new()) };
     let own = name(task_id.as_str());
     let is_sibling = |entry: &RunDir| {
@@ -361,8 +361,8 @@ mod tests {
 
     use super::*;
 
-    fn id(text: &str) -> TaskId<'_> {
-        TaskId::new(text).unwrap()
+    fn id(text: &str) -> Key<'_> {
+        Key::new(text).unwrap()
     }
 
     fn dir(base: &tempfile::TempDir) -> RunDir {

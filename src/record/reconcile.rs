@@ -12,8 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 
-use super::id::TaskId;
 use super::identity::Identity;
+use super::key::Key;
 use super::run_dir::{self, RunDir};
 use crate::sys;
 
@@ -69,7 +69,7 @@ pub fn unconfirmed(doubtful: &[RunDir]) {
 
 /// Ends every earlier invocation of a task that is about to be started. Nomad has destroyed those that it knew, so what is
 /// left was started for an agent, or by a plugin, that died before the answer arrived.
-pub fn end_siblings(base: &Path, task_id: TaskId<'_>) -> Result<(), EndError> {
+pub fn end_siblings(base: &Path, task_id: Key<'_>) -> Result<(), EndError> {
     let found = run_dir::siblings(base, task_id).unwrap_or_else(|error| {
         tracing::warn!(%error, "failed to look for earlier invocations of the task");
         Vec::new()
@@ -197,7 +197,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::task::identity::boot_id;
+    use crate::record::identity::boot_id;
 
     /// A process that stands for a shim, or for a plugin.
     struct Stand(Child);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     fn entry(base: &Path, id: &str, shim: &Identity) -> RunDir {
-        let entry = RunDir::of(base, TaskId::new(id).unwrap());
+        let entry = RunDir::of(base, Key::new(id).unwrap());
         entry.create().unwrap();
         entry.record_shim(shim).unwrap();
         entry
@@ -291,7 +291,7 @@ mod tests {
         write_record(&orphan, "shim", "former", innocent.identity());
         write_record(&orphan, "starting", "former", innocent.identity());
         sweep(&base);
-        end_siblings(&base, TaskId::new("a/orphan/2").unwrap()).unwrap();
+        end_siblings(&base, Key::new("a/orphan/2").unwrap()).unwrap();
         assert!(!known.path().exists() && !orphan.path().exists());
         assert!(innocent.runs());
     }
@@ -324,7 +324,7 @@ mod tests {
     fn what_was_made_by_half_is_kept_for_a_while() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("run");
-        let half = RunDir::of(&base, TaskId::new("a/half/1").unwrap());
+        let half = RunDir::of(&base, Key::new("a/half/1").unwrap());
         half.create().unwrap();
         for file in ["exit", "starting"] {
             fs::remove_file(half.path().join(file)).unwrap();
@@ -346,7 +346,7 @@ mod tests {
         orphaned.started().unwrap();
         let another = entry(&base, "a/db/1", &other.identity());
         another.started().unwrap();
-        end_siblings(&base, TaskId::new("a/web/2").unwrap()).unwrap();
+        end_siblings(&base, Key::new("a/web/2").unwrap()).unwrap();
         assert!(!orphan.runs());
         assert!(!orphaned.path().exists());
         assert!(another.path().exists() && other.runs());

@@ -1,0 +1,8 @@
+//! What outlives the plugin: the directory of each task in /run, the identity of its processes, Nomad's handle, and what a new
+//! plugin does about what it finds.
+
+pub mod handle;
+pub mod identity;
+pub mod key;
+pub mod reconcile;
+pub mod run_dir;
