@@ -19,9 +19,11 @@ use nomad_driver_exec2::cgroup::{Cgroup, Limits, MOUNT_POINT, MemoryMax};
 use nomad_driver_exec2::config::{PluginConfig, TaskConfig};
 use nomad_driver_exec2::shim;
 use nomad_driver_exec2::sys;
-use nomad_driver_exec2::task::launch::{Launched, Launcher};
-use nomad_driver_exec2::task::notice::Notices;
-use nomad_driver_exec2::task::running::{Names, Task};
+use nomad_driver_exec2::task::events::EventBus;
+use nomad_driver_exec2::task::id::TaskId;
+use nomad_driver_exec2::task::launch::Launcher;
+use nomad_driver_exec2::task::processes::Launched;
+use nomad_driver_exec2::task::running::Task;
 use nomad_driver_exec2::task::signal::SignalNumber;
 use nomad_driver_exec2::task::spec::{Logs, Request, TaskSpec};
 use nomad_driver_exec2::users;
@@ -76,9 +78,7 @@ fn bench() -> anyhow::Result<String> {
     let spec = |[command, arg]: [&str; 2]| -> anyhow::Result<TaskSpec> {
         let config = TaskConfig::decode_json(&format!(r#"{{"command": "{command}", "args": ["{arg}"]}}"#))?;
         let request = Request {
-            id: "bench",
-            alloc_id: "",
-            name: "bench",
+            id: TaskId::new("bench", "", "bench")?,
             user: user.clone(),
             env: &HashMap::new(),
             root: root.path(),
@@ -184,7 +184,8 @@ fn readers(root: &Path) -> anyhow::Result<[File; 2]> {
 fn driver_start(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Result<Duration> {
     let [mut out, _err] = readers(root)?;
     let begin = Instant::now();
-    let Launched { shim, run_dir, .. } = launcher.launch(spec)?;
+    let Launched { processes, run_dir, .. } = launcher.launch(spec)?;
+    let shim = processes.shim;
     out.read_exact(&mut [0; 1])?;
     let time = begin.elapsed();
     while !matches!(
@@ -200,8 +201,8 @@ fn driver_start(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Re
 
 /// A task as StartTask leaves it.
 fn lasting_task(launcher: &Launcher, spec: &TaskSpec) -> anyhow::Result<Arc<Task>> {
-    let names = Names { id: "bench".into(), alloc_id: String::new(), name: "bench".into() };
-    Task::adopt(names, launcher.launch(spec)?, &Notices::default()).map_err(|(error, _)| error.into())
+    Task::adopt(spec.id.clone(), launcher.launch(spec)?, &EventBus::default())
+        .map_err(|(error, _)| error.into())
 }
 
 /// From the death of the task to the end of the wait for it, which is all of WaitTask.
@@ -223,7 +224,7 @@ async fn driver_stop(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyho
     let _readers = readers(root)?;
     let task = lasting_task(launcher, spec)?;
     let begin = Instant::now();
-    let ended = task.stop(SignalNumber::SIGINT, GRACE, &Notices::default()).await?;
+    let ended = task.stop(SignalNumber::SIGINT, GRACE, &EventBus::default()).await?;
     let time = begin.elapsed();
     ensure!(ended.exit.signal == libc::SIGINT, "the task ended otherwise: {ended:?}");
     task.forget()?;

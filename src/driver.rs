@@ -1,7 +1,6 @@
 //! The RPC surface: proto in, proto out, nothing decided here that a room below could decide.
 
 mod base;
-mod blocking;
 mod events;
 mod fingerprint;
 #[cfg(test)]
@@ -15,7 +14,6 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-pub use blocking::MAX_BLOCKING;
 use tokio::sync::watch;
 use tonic::service::Routes;
 
@@ -23,10 +21,8 @@ use crate::config::PluginConfig;
 use crate::proto::base::base_plugin_server::BasePluginServer;
 use crate::proto::driver::driver_server::DriverServer;
 use crate::record::run_dir::RUN_DIR;
-use crate::task::launch::{LaunchError, Launcher};
-use crate::task::notice::Notices;
-use crate::task::store::Store;
-use crate::task::uids::Uids;
+use crate::task::launch::LaunchError;
+use crate::task::lifecycle::Lifecycle;
 
 /// The name that jobs write: `driver = "exec2"`.
 pub const NAME: &str = "exec2";
@@ -35,7 +31,7 @@ pub const NAME: &str = "exec2";
 /// 4 MiB is less than what Nomad can send.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
-/// What SetConfig brings.
+/// Event SetConfig brings.
 #[derive(Debug, Clone, Default)]
 struct Settings {
     plugin: PluginConfig,
@@ -48,11 +44,7 @@ struct Inner {
     settings: RwLock<Settings>,
     /// Wakes the fingerprint streams after SetConfig.
     configured: watch::Sender<u64>,
-    launcher: Launcher,
-    starts: blocking::Starts,
-    store: Arc<Store>,
-    uids: Arc<Uids>,
-    notices: Notices,
+    tasks: Lifecycle,
 }
 
 /// The driver; clones share everything.
@@ -70,11 +62,7 @@ impl Driver {
         Ok(Self(Arc::new(Inner {
             settings: RwLock::default(),
             configured: watch::Sender::new(0),
-            launcher: Launcher::new(run_dir)?,
-            starts: blocking::Starts::default(),
-            store: Arc::default(),
-            uids: Arc::default(),
-            notices: Notices::default(),
+            tasks: Lifecycle::new(run_dir)?,
         })))
     }
 

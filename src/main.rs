@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use nomad_driver_exec2::task::blocking::MAX_BLOCKING;
 use nomad_driver_exec2::task::open_files;
 use nomad_driver_exec2::{cli, driver, goplugin, shim};
 
@@ -47,7 +48,7 @@ fn serve() -> anyhow::Result<()> {
     let driver = driver::Driver::new()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
-        .max_blocking_threads(driver::MAX_BLOCKING)
+        .max_blocking_threads(MAX_BLOCKING)
         .thread_stack_size(THREAD_STACK)
         .enable_all()
         .build()?;

@@ -26,9 +26,11 @@ use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::unveil::{Access, Unveil};
 use crate::shim::report::StartError;
 use crate::sys;
+use crate::task::end::Ended;
+use crate::task::events::EventBus;
+use crate::task::id::TaskId;
 use crate::task::launch::{LaunchError, Launcher};
-use crate::task::notice::Notices;
-use crate::task::running::{Ended, Names, Task};
+use crate::task::running::Task;
 use crate::task::signal::SignalNumber;
 use crate::task::spec::{Logs, Request, TaskSpec};
 use crate::users;
@@ -141,12 +143,9 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     let mut env = environment::of_command(&asked_env, std::env::vars_os());
     env.extend(scratch.variables());
     let stdio = Stdio::new(&user)?;
-    let task_id = id.to_string();
     let mut spec = TaskSpec::new(
         &Request {
-            id: &task_id,
-            alloc_id: "",
-            name: &command,
+            id: TaskId::new(id.to_string(), "", &command)?,
             user,
             env: &env,
             root: scratch.root(),
@@ -164,7 +163,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     spec.shim.terminal = stdio.terminal_number();
     spec.shim.rules.extend(spec.shim.terminal.map(|_| own_terminal()));
     let ended = supervise(&spec, stdio)?;
-    if ended.oom_killed {
+    if ended.is_oom_killed() {
         let own = args.memory.is_some() && cgroup.reached_its_limit();
         let why = if own {
             "it used more memory than --memory allows"
@@ -222,12 +221,11 @@ fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Ended> {
         let signals = Signals::listen(spec.shim.ignored).context("failed to listen for signals")?;
         let launcher = Launcher::new(Path::new(RUN_DIR))?;
         let (launched, mut running) = stdio.during(|| launcher.launch(spec))?;
-        let names = Names { id: spec.id.clone(), alloc_id: String::new(), name: spec.name.clone() };
-        let notices = Notices::default();
-        let task = Task::adopt(names, launched?, &notices).map_err(|(error, launched)| {
-            launched.abandon();
-            error
-        })?;
+        let task =
+            Task::adopt(spec.id.clone(), launched?, &EventBus::default()).map_err(|(error, launched)| {
+                launched.abandon();
+                error
+            })?;
         let mut attendant = Attendant::new(Arc::clone(&task), signals, running.terminal.take())?;
         let ended = attendant.until_the_end().await;
         // With the terminal as the task had it, up to the last line.

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Driver, NAME, Settings, blocking::blocking, status::RpcError};
+use super::{Driver, NAME, Settings, status::RpcError};
 use crate::cgroup::{CoreMhz, Topology, mhz_per_core};
 use crate::config::PluginConfig;
 use crate::proto::base::base_plugin_server::BasePlugin;
@@ -10,7 +10,6 @@ use crate::proto::base::{
     ClientTopology, ConfigSchemaRequest, ConfigSchemaResponse, PluginInfoRequest, PluginInfoResponse,
     PluginType, SetConfigRequest, SetConfigResponse,
 };
-use crate::record::reconcile::{CONFIRM_LIMIT, unconfirmed};
 
 /// The plugin API that Nomad 0.9 to 2.0 speak.
 const API_VERSION: &str = "v0.1.0";
@@ -46,21 +45,7 @@ impl BasePlugin for Driver {
         // leave alone what belongs to one that does.
         let agent = request.nomad_config.and_then(|nomad| nomad.driver);
         if agent.is_some() {
-            let driver = self.clone();
-            let look = move || {
-                let doubtful = driver.0.launcher.sweep();
-                driver.0.uids.note_running(driver.0.launcher.entries());
-                doubtful
-            };
-            let doubtful = blocking(look).await?;
-            if !doubtful.is_empty() {
-                tokio::spawn(async move {
-                    tokio::time::sleep(CONFIRM_LIMIT).await;
-                    if let Err(error) = blocking(move || unconfirmed(&doubtful)).await {
-                        tracing::error!(%error, "failed to end tasks for which Nomad has not asked");
-                    }
-                });
-            }
+            self.0.tasks.reconcile().await.map_err(RpcError::from)?;
         }
         let topology = agent.and_then(|agent| agent.topology);
         let mhz_per_core = topology.and_then(|topology| mhz_per_core(&self::topology(&topology)));

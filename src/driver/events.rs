@@ -1,4 +1,4 @@
-//! TaskEvents: the notices about tasks, for any number of subscribers.
+//! TaskEvents: the event bus as a stream, for any number of subscribers.
 
 use std::collections::HashMap;
 
@@ -8,12 +8,12 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
 use crate::proto::driver::DriverTaskEvent;
-use crate::task::notice::{Notice, Notices, What};
+use crate::task::events::{Event, EventBus, TaskEvent};
 
 /// Stays open for as long as the plugin lives: Nomad would reconnect in a busy loop.
-pub fn stream(notices: &Notices) -> impl Stream<Item = Result<DriverTaskEvent, Status>> + Send + use<> {
-    BroadcastStream::new(notices.subscribe()).filter_map(|notice| match notice {
-        Ok(notice) => Some(Ok(event(notice))),
+pub fn stream(bus: &EventBus) -> impl Stream<Item = Result<DriverTaskEvent, Status>> + Send + use<> {
+    BroadcastStream::new(bus.subscribe()).filter_map(|received| match received {
+        Ok(event) => Some(Ok(to_proto(event))),
         Err(BroadcastStreamRecvError::Lagged(lost)) => {
             tracing::warn!(lost, "a subscriber of the task events is too slow and has lost the oldest");
             None
@@ -21,21 +21,21 @@ pub fn stream(notices: &Notices) -> impl Stream<Item = Result<DriverTaskEvent, S
     })
 }
 
-fn event(notice: Notice) -> DriverTaskEvent {
+fn to_proto(TaskEvent { task, at, event }: TaskEvent) -> DriverTaskEvent {
     DriverTaskEvent {
-        task_id: notice.task_id,
-        alloc_id: notice.alloc_id,
-        task_name: notice.task_name,
-        timestamp: Some(notice.at.into()),
-        message: notice.what.to_string(),
-        annotations: annotations(&notice.what),
+        task_id: task.as_str().to_owned(),
+        alloc_id: task.alloc().to_owned(),
+        task_name: task.name().to_owned(),
+        timestamp: Some(at.into()),
+        message: event.to_string(),
+        annotations: annotations(&event),
     }
 }
 
 /// The same for programs.
-fn annotations(what: &What) -> HashMap<String, String> {
-    let pairs: Vec<(&str, String)> = match what {
-        What::Started { uid, landlock_abi, unveiled, .. } => vec![
+fn annotations(event: &Event) -> HashMap<String, String> {
+    let pairs: Vec<(&str, String)> = match event {
+        Event::Started { uid, landlock_abi, unveiled, .. } => vec![
             ("uid", uid.to_string()),
             ("landlock_abi", landlock_abi.to_string()),
             ("unveil_defaults", unveiled.defaults.to_string()),
@@ -43,16 +43,18 @@ fn annotations(what: &What) -> HashMap<String, String> {
             ("unveil_agent", unveiled.agent.to_string()),
             ("unveil_job", unveiled.of_job().to_string()),
         ],
-        What::OomKill { kills, limit, peak } => {
+        Event::OomKill { kills, limit, peak } => {
             [("oom_kills", Some(*kills)), ("limit_bytes", *limit), ("peak_bytes", *peak)]
                 .into_iter()
                 .filter_map(|(key, value)| Some((key, value?.to_string())))
                 .collect()
         }
-        What::Killed { signal, grace } => {
+        Event::Killed { signal, grace } => {
             vec![("signal", signal.to_string()), ("grace_ms", grace.as_millis().to_string())]
         }
-        What::NotStarted(_) | What::BadKillSignal(_) | What::Destroyed | What::Recovered { .. } => Vec::new(),
+        Event::NotStarted(_) | Event::BadKillSignal(_) | Event::Destroyed | Event::Recovered { .. } => {
+            Vec::new()
+        }
     };
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

@@ -43,7 +43,7 @@ impl Host {
     }
 
     fn run_dir(&self, id: &str) -> RunDir {
-        self.driver.0.launcher.run_dir(Key::new(id).unwrap())
+        self.driver.0.tasks.run_dir(Key::new(id).unwrap())
     }
 
     fn stand(&self, number: i32) -> Stand {
@@ -140,7 +140,7 @@ async fn many_at_once_in_any_order_and_twice() {
     for recovery in recoveries {
         recovery.await.unwrap();
     }
-    assert_eq!(host.driver.0.store.tasks().len(), stands.len());
+    assert_eq!(host.driver.0.tasks.store().tasks().len(), stands.len());
     for (number, stand) in stands.iter_mut().enumerate().filter(|(number, _)| number % 3 != 0) {
         assert!(stand.runs(), "recovery harms nobody");
         stand.end(number as i32);
@@ -194,7 +194,7 @@ async fn what_is_not_ours_or_of_this_boot_is_refused() {
     };
     assert!(refused(&reused).await.message().contains("left no exit status"));
     assert!(refused(&|handle| handle.driver_state = b"{}".into()).await.message().contains("cannot be read"));
-    assert!(host.driver.0.store.tasks().is_empty());
+    assert!(host.driver.0.tasks.store().tasks().is_empty());
 }
 
 #[tokio::test]
@@ -220,7 +220,7 @@ async fn a_task_that_the_next_agent_does_not_ask_for_is_ended() {
         let dir = host.run_dir(stand.id());
         std::fs::copy(dir.path().join("shim"), dir.path().join("answered")).unwrap();
     }
-    host.driver.end_unconfirmed_after(Duration::from_millis(200));
+    host.driver.0.tasks.expect_acknowledgements(Duration::from_millis(200));
     // An agent that knows a task recovers it, also from the plugin that started it.
     host.recover(&known.handle).await.unwrap();
     while lost.runs() {
@@ -230,7 +230,8 @@ async fn a_task_that_the_next_agent_does_not_ask_for_is_ended() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(known.runs());
-    let ids: Vec<_> = host.driver.0.store.tasks().iter().map(|task| task.id.clone()).collect();
+    let ids: Vec<_> =
+        host.driver.0.tasks.store().tasks().iter().map(|task| task.id.as_str().to_owned()).collect();
     assert_eq!(ids, [known.id()]);
 }
 
@@ -305,9 +306,11 @@ async fn starts_that_hang_do_not_hold_up_an_end_and_one_that_nobody_waits_for_is
     let host = Host::new();
     let mut stand = host.stand(1);
     let mut turns = Vec::new();
-    while let Ok(turn) =
-        timeout(Duration::from_millis(200), host.driver.0.starts.turn("default", &turns.len().to_string()))
-            .await
+    while let Ok(turn) = timeout(
+        Duration::from_millis(200),
+        host.driver.0.tasks.starts().turn("default", &turns.len().to_string()),
+    )
+    .await
     {
         turns.push(turn.unwrap());
     }
@@ -318,7 +321,7 @@ async fn starts_that_hang_do_not_hold_up_an_end_and_one_that_nobody_waits_for_is
         "it waits"
     );
     // The call was dropped, as when the agent dies: its id is free again.
-    while host.driver.0.store.reserve(Key::new(&config.id).unwrap()).is_err() {
+    while host.driver.0.tasks.store().reserve(Key::new(&config.id).unwrap()).is_err() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     host.destroy(stand.id(), true).await.unwrap();
@@ -403,8 +406,8 @@ async fn a_task_of_an_older_driver_has_its_uid_too() {
     stand.handle.driver_state = DriverState { task: Some(state.shim), ..state }.encode().unwrap();
     host.recover(&stand.handle).await.unwrap();
     let uid = nix::unistd::getuid().as_raw();
-    assert!(host.driver.0.uids.claim_alone(uid, "b").is_none());
-    assert!(host.driver.0.uids.claim_alone(uid, "a").is_some());
+    assert!(host.driver.0.tasks.uids().claim_alone(uid, "b").is_none());
+    assert!(host.driver.0.tasks.uids().claim_alone(uid, "a").is_some());
 }
 
 #[tokio::test]

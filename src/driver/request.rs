@@ -11,6 +11,8 @@ use crate::proto::driver::{self as proto, NetworkIsolationSpec};
 use crate::quote::quote;
 use crate::sandbox::capabilities::Capability;
 use crate::task::dirs;
+use crate::task::id::TaskId;
+use crate::task::lifecycle::Job;
 use crate::task::spec::{Logs, Request, TaskSpec};
 use crate::users;
 
@@ -18,7 +20,7 @@ use crate::users;
 const NO_LOG: &str = "/dev/null";
 
 /// Looks up the user and the directories. Blocking: the user may come from the host's `getent`.
-pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSpec, RpcError> {
+pub fn task_spec(id: TaskId, task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSpec, RpcError> {
     let config = TaskConfig::decode(&task.msgpack_driver_config)?;
     let root = dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name)?;
     let user =
@@ -31,9 +33,7 @@ pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSp
     let netns = netns(task.network_isolation_spec.as_ref())?;
     Ok(TaskSpec::new(
         &Request {
-            id: &task.id,
-            alloc_id: &task.alloc_id,
-            name: &task.name,
+            id,
             user,
             env: &task.env,
             root: &root.path,
@@ -45,6 +45,11 @@ pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSp
         },
         &settings.plugin,
     )?)
+}
+
+/// The job whose starts are limited together.
+pub fn job(task: &proto::TaskConfig) -> Job {
+    Job { namespace: task.namespace.clone(), id: task.job_id.clone() }
 }
 
 /// Who the task runs as. An empty name is a task whose dynamic user the agent has forgotten over its own restart: its

@@ -9,16 +9,10 @@ use tonic::{Code, Status};
 use crate::config::ConfigError;
 use crate::proto::{RECOVERABLE_ERROR_TYPE_URL, structs::RecoverableError};
 use crate::quote::shorten;
-use crate::record::handle::StateError;
 use crate::record::key::EmptyKey;
-use crate::record::run_dir::RunDirError;
 use crate::task::dirs::DirsError;
-use crate::task::launch::LaunchError;
-use crate::task::recover::RecoverError;
-use crate::task::running::TaskError;
-use crate::task::signal::SignalError;
+use crate::task::lifecycle::LifecycleError;
 use crate::task::spec::SpecError;
-use crate::task::store::Taken;
 use crate::users::UserError;
 
 /// Longest message of a status, bytes. It travels twice, as a header and in the details, where some clients take 8 KiB of headers;
@@ -35,76 +29,58 @@ pub enum RpcError {
     Absent(&'static str),
     #[error(transparent)]
     Id(#[from] EmptyKey),
-    #[error("the caller hung up before the start began")]
-    HungUp,
-    #[error("the task still runs; stop it first, or destroy it with force")]
-    StillRuns,
     #[error("{0} is not supported by this driver")]
     Unsupported(&'static str),
-    #[error(transparent)]
-    Recover(#[from] RecoverError),
     #[error("Nomad sent a value that cannot be: {0}")]
     BadValue(String),
-    #[error("internal error: {0}")]
-    Worker(String),
-    /// `pids.max`, RLIMIT_NPROC.
-    #[error("no thread can be made for the call: {0}")]
-    NoThread(String),
     #[error("failed to start task: {0}")]
     Spec(#[from] SpecError),
     #[error("failed to start task: {0}")]
     Dirs(#[from] DirsError),
     #[error("failed to start task: {0}")]
     User(#[from] UserError),
-    #[error("failed to start task: {0}")]
-    Launch(#[from] LaunchError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
-    Taken(#[from] Taken),
-    #[error(transparent)]
-    State(#[from] StateError),
-    #[error(transparent)]
-    Task(#[from] TaskError),
-    #[error(transparent)]
-    Signal(#[from] SignalError),
-    #[error(transparent)]
-    RunDir(#[from] RunDirError),
-    #[error("failed to destroy the task: {0}")]
-    Destroy(LaunchError),
+    Tasks(LifecycleError),
 }
 
 impl RpcError {
     /// Whether the same job may well start on this host a moment later.
     fn is_recoverable(&self) -> bool {
         match self {
-            Self::Launch(error) => !error.is_jobs_fault(),
             Self::Dirs(error) => !error.is_jobs_fault(),
             Self::User(error) => !error.is_job_fault(),
-            Self::Task(_) | Self::RunDir(_) | Self::Worker(_) | Self::NoThread(_) | Self::Destroy(_) => true,
+            Self::Tasks(error) => error.is_recoverable(),
             Self::UnknownTask
-            | Self::HungUp
             | Self::Id(_)
             | Self::Absent(_)
-            | Self::StillRuns
             | Self::Unsupported(_)
-            | Self::Recover(_)
             | Self::BadValue(_)
             | Self::Spec(_)
-            | Self::Config(_)
-            | Self::Taken(_)
-            | Self::State(_)
-            | Self::Signal(_) => false,
+            | Self::Config(_) => false,
         }
     }
 
     fn code(&self) -> Code {
         match self {
             Self::Unsupported(_) => Code::Unimplemented,
-            Self::Absent(_) | Self::Id(_) | Self::Config(_) | Self::Signal(_) | Self::BadValue(_) => {
-                Code::InvalidArgument
-            }
+            Self::Absent(_)
+            | Self::Id(_)
+            | Self::Config(_)
+            | Self::BadValue(_)
+            | Self::Tasks(LifecycleError::Id(_) | LifecycleError::Signal(_)) => Code::InvalidArgument,
             _ => Code::Unknown,
+        }
+    }
+}
+
+impl From<LifecycleError> for RpcError {
+    fn from(error: LifecycleError) -> Self {
+        match error {
+            LifecycleError::Unknown => Self::UnknownTask,
+            LifecycleError::User(error) => Self::User(error),
+            other => Self::Tasks(other),
         }
     }
 }
@@ -144,10 +120,12 @@ fn recoverable(message: String) -> Status {
 mod tests {
     use super::*;
     use crate::shim::report::{Failure, StartError, Step};
+    use crate::task::launch::LaunchError;
+    use crate::task::recover::RecoverError;
     use nix::errno::Errno;
 
     fn start(failure: Failure) -> Status {
-        RpcError::from(LaunchError::from(StartError::from(failure))).into()
+        RpcError::from(LifecycleError::from(LaunchError::from(StartError::from(failure)))).into()
     }
 
     #[test]
@@ -176,12 +154,12 @@ mod tests {
     fn no_error_looks_like_a_dead_plugin() {
         let errors = [
             RpcError::UnknownTask,
-            RpcError::StillRuns,
+            LifecycleError::StillRuns.into(),
             RpcError::Unsupported("ExecTask"),
-            RpcError::Recover(RecoverError::Rebooted),
-            RpcError::HungUp,
+            LifecycleError::Recover(RecoverError::Rebooted).into(),
+            LifecycleError::HungUp.into(),
             RpcError::Id(EmptyKey),
-            RpcError::Launch(StartError::TimedOut(std::time::Duration::from_secs(1)).into()),
+            LifecycleError::Launch(StartError::TimedOut(std::time::Duration::from_secs(1)).into()).into(),
         ];
         for error in errors {
             let status = Status::from(error);

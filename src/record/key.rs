@@ -14,6 +14,12 @@ impl<'a> Key<'a> {
         if id.is_empty() { Err(EmptyKey) } else { Ok(Self(id)) }
     }
 
+    /// As [`Key::new`], for what was checked before.
+    pub(crate) fn unchecked(id: &'a str) -> Self {
+        debug_assert!(!id.is_empty(), "an empty key");
+        Self(id)
+    }
+
     pub fn as_str(self) -> &'a str {
         self.0
     }

@@ -39,10 +39,10 @@ pub enum EndError {
 
 /// How long Nomad has to ask for a task whose start was answered by a plugin that died before Nomad showed that it knows. It
 /// asks within seconds of the new plugin's configuration, if it has the answer at all.
-pub const CONFIRM_LIMIT: Duration = Duration::from_secs(5 * 60);
+pub const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// Goes through all entries. Never touches a task that Nomad knows of and that may still be asked for. Returns those of which
-/// that is not certain: [`unconfirmed`] is for them, after [`CONFIRM_LIMIT`].
+/// that is not certain: [`end_unacknowledged`] is for them, after [`ACKNOWLEDGE_LIMIT`].
 pub fn sweep(base: &Path) -> Vec<RunDir> {
     let entries = run_dir::entries(base).unwrap_or_else(|error| {
         tracing::warn!(%error, "failed to look for what earlier plugins left behind");
@@ -63,7 +63,7 @@ pub fn sweep(base: &Path) -> Vec<RunDir> {
 }
 
 /// Ends those for which Nomad has still not asked: the answer to their start was lost with their plugin.
-pub fn unconfirmed(doubtful: &[RunDir]) {
+pub fn end_unacknowledged(doubtful: &[RunDir]) {
     end_and_forget(doubtful.iter().filter(|entry| gone(entry.answered())));
 }
 
@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(doubtful.len(), 2);
         assert!(lost.runs() && known.runs(), "not before Nomad had time to ask");
         of_known.confirmed().unwrap();
-        unconfirmed(&doubtful);
+        end_unacknowledged(&doubtful);
         assert!(!lost.runs() && known.runs());
         assert!(!of_lost.path().exists() && of_known.path().exists() && ours.path().exists());
     }

@@ -11,8 +11,9 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 
+use super::processes::{Launched, Processes};
 use super::spec::TaskSpec;
-use crate::cgroup::{Cgroup, CgroupError, OomCounts};
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::record::identity::Identity;
 use crate::record::key::{EmptyKey, Key};
 use crate::record::reconcile;
@@ -34,30 +35,6 @@ pub struct Launcher {
     run_dir: PathBuf,
 }
 
-/// A task that has been exec'd.
-#[derive(Debug)]
-pub struct Launched {
-    /// pidfd of the shim.
-    pub shim: OwnedFd,
-    /// pidfd of the task's first process; none if it has ended already.
-    pub task: Option<OwnedFd>,
-    pub shim_id: Identity,
-    /// None: it has ended already, and its shim has reaped it.
-    pub task_id: Option<Identity>,
-    pub cgroup: Option<Cgroup>,
-    pub run_dir: RunDir,
-    pub started_at: SystemTime,
-    /// The cgroup's OOM counters at the start: it may be that of an earlier run of the task.
-    pub oom_before: OomCounts,
-}
-
-struct Started {
-    shim: OwnedFd,
-    shim_id: Identity,
-    task: OwnedFd,
-    task_id: Option<Identity>,
-}
-
 /// Why a task did not start. Nothing is left of it.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
@@ -73,19 +50,6 @@ pub enum LaunchError {
     End(#[from] reconcile::EndError),
     #[error(transparent)]
     Start(#[from] StartError),
-}
-
-impl Launched {
-    /// Ends a task that cannot be looked after.
-    pub fn abandon(self) {
-        if let Err(error) = reconcile::end(self.shim) {
-            tracing::error!(%error, "failed to end a task that was given up");
-            return;
-        }
-        if let Err(error) = self.run_dir.remove() {
-            tracing::error!(%error, "failed to forget a task that was given up");
-        }
-    }
 }
 
 impl LaunchError {
@@ -137,7 +101,7 @@ impl Launcher {
     /// Starts the task and returns when its program runs, or says which step failed. No earlier start of it, nor another
     /// invocation of the same task, survives.
     pub fn launch(&self, spec: &TaskSpec) -> Result<Launched, LaunchError> {
-        let id = Key::new(&spec.id)?;
+        let id = spec.id.key();
         let cgroup = spec.cgroup.as_deref().map(Cgroup::open).transpose()?;
         if let Some(cgroup) = &cgroup {
             cgroup.apply(&spec.limits)?;
@@ -149,18 +113,9 @@ impl Launcher {
         reconcile::end_earlier(&run_dir)?;
         let exit = run_dir.create()?;
         match self.start(spec, cgroup.as_ref(), &run_dir, exit) {
-            Ok(Started { shim, shim_id, task, task_id }) => {
+            Ok(processes) => {
                 let started_at = SystemTime::now();
-                Ok(Launched {
-                    shim,
-                    task: Some(task),
-                    shim_id,
-                    task_id,
-                    cgroup,
-                    run_dir,
-                    started_at,
-                    oom_before,
-                })
+                Ok(Launched { processes, cgroup, run_dir, started_at, oom_before })
             }
             Err(error) => {
                 // One that hangs is still on record: the next start of the task, or DestroyTask, tries to end it again.
@@ -181,7 +136,7 @@ impl Launcher {
         cgroup: Option<&Cgroup>,
         run_dir: &RunDir,
         exit: File,
-    ) -> Result<Started, LaunchError> {
+    ) -> Result<Processes, LaunchError> {
         let spec_fd = spec_file(spec)?;
         let (receiver, report) = report::pair().map_err(system("make the report socket"))?;
         let given = [spec_fd.as_fd(), report.as_fd(), exit.as_fd()];
@@ -211,7 +166,9 @@ impl Launcher {
         drop((report, passed));
         let shim = child.pidfd;
         match started(&shim, &receiver, run_dir) {
-            Ok((shim_id, task, task_id)) => Ok(Started { shim, shim_id, task, task_id }),
+            Ok((shim_id, leader, leader_id)) => {
+                Ok(Processes { shim, shim_id, leader: Some(leader), leader_id })
+            }
             Err(error) => {
                 if let Err(error) = reconcile::end(shim) {
                     tracing::error!(%error, "failed to take a start back");

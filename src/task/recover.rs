@@ -1,7 +1,6 @@
-//! RecoverTask: finding a task again after the plugin, or the agent, was started anew.
+//! RecoverTask: finding a task again after a restart of the plugin or the agent.
 
-use super::launch::Launched;
-use super::running::{Ended, ending};
+use super::processes::{Launched, Processes};
 use crate::cgroup::{Cgroup, OomCounts};
 use crate::record::handle::{DriverState, StateError};
 use crate::record::identity::boot_id;
@@ -12,11 +11,11 @@ use crate::record::run_dir::RunDir;
 pub enum Recovered {
     /// It runs.
     Running(Box<Launched>),
-    /// It ended, and left word.
-    Ended { state: Box<DriverState>, run_dir: RunDir, cgroup: Option<Cgroup>, ended: Ended },
+    /// It ended, and its exit record is there.
+    Ended { state: Box<DriverState>, run_dir: RunDir, cgroup: Option<Cgroup> },
 }
 
-/// Why a task is not to be found again. Nomad then destroys it and starts it anew.
+/// Why a task cannot be recovered. Nomad then destroys it and starts it again.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     #[error(transparent)]
@@ -40,14 +39,9 @@ pub fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Recovered,
         tracing::warn!(%error, "recovering a task without its cgroup");
         None
     });
-    let oom_before = OomCounts { oom_kill: state.oom_kills_before, ..OomCounts::default() };
     let Some(shim) = state.shim.open()? else {
         return match run_dir.exit() {
-            Ok(Some(_)) => {
-                let mut ended = ending(&run_dir, None, cgroup.as_ref(), oom_before);
-                ended.oom_killed = ended.exit.is_out_of_memory(run_dir.outlived());
-                Ok(Recovered::Ended { state: Box::new(state), run_dir, cgroup, ended })
-            }
+            Ok(Some(_)) => Ok(Recovered::Ended { state: Box::new(state), run_dir, cgroup }),
             Ok(None) => Err(RecoverError::NoTrace(
                 "its shim was killed while no plugin watched, or the process ids of its handle are another's"
                     .into(),
@@ -55,16 +49,9 @@ pub fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Recovered,
             Err(error) => Err(RecoverError::NoTrace(error.to_string())),
         };
     };
-    let task = state.task.map(|task| task.open()).transpose()?.flatten();
+    let leader = state.task.map(|leader| leader.open()).transpose()?.flatten();
+    let processes = Processes { shim, shim_id: state.shim, leader, leader_id: state.task };
     let started_at = state.started_at();
-    Ok(Recovered::Running(Box::new(Launched {
-        shim,
-        task,
-        shim_id: state.shim,
-        task_id: state.task,
-        cgroup,
-        run_dir,
-        started_at,
-        oom_before,
-    })))
+    let oom_before = OomCounts { oom_kill: state.oom_kills_before, ..OomCounts::default() };
+    Ok(Recovered::Running(Box::new(Launched { processes, cgroup, run_dir, started_at, oom_before })))
 }

@@ -1,27 +1,25 @@
 //! A task that has been started: who it is, how to reach it, how it ended.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::launch::Launched;
-use super::notice::{Notices, What};
+use super::end::{self, End, EndSender, Ended};
+use super::events::{Event, EventBus};
+use super::id::TaskId;
+use super::oom::OomLedger;
+use super::processes::{Launched, Processes};
 use super::signal::SignalNumber;
-use crate::cgroup::{Cgroup, OomCounts, OomWatch};
+use crate::cgroup::{Cgroup, OomCounts};
 use crate::record::handle::DriverState;
-use crate::record::identity::{Identity, boot_id, is_dying};
+use crate::record::identity::{Identity, boot_id};
 use crate::record::run_dir::{RunDir, RunDirError};
-use crate::shim::exit::Exit;
 use crate::sys;
 
 /// How long a killed task may take to be gone. SIGKILL cannot be held back but by a process in an uninterruptible wait
@@ -37,69 +35,25 @@ const ELSEWHERE_LIMIT: Duration = Duration::from_secs(1);
 /// after that is none of the task's: somebody else put it there.
 const EMPTY_LIMIT: Duration = Duration::from_millis(200);
 
-/// How long after an OOM kill was counted a task that was killed by it is certainly on its way out: the kernel counts first
-/// and sends SIGKILL then, and on a busy host whoever does so may lose the CPU in between.
-const OOM_AFTERMATH: Duration = Duration::from_secs(1);
-
-/// The shortest time between two notices of OOM kills of one task: one whose children are killed in a loop must not push
-/// what Nomad keeps of its events out. What comes between is counted in the next.
-const OOM_PAUSE: Duration = Duration::from_secs(10);
-
-/// How long `memory.events` is not looked at after a look that found no new OOM kill. The kernel changes the file up to 100
-/// times a second while a task reclaims at its limit, which a task whose page cache has filled the limit always does. A kill that
-/// ends the task is counted by its shim, so only the news of a child's kill come later by this.
-const OOM_REST: Duration = Duration::from_millis(250);
-
-/// Time between two looks at a shim whose pidfd cannot be waited for.
-const SHIM_PAUSE: Duration = Duration::from_millis(100);
-
-/// Time between two tries of reading an exit status for which the plugin lacks a descriptor or memory.
-const READ_PAUSE: Duration = Duration::from_millis(100);
-
-/// How a task ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ended {
-    pub exit: Exit,
-    /// SIGKILL ended the task, and it was the kernel's, for want of memory.
-    pub oom_killed: bool,
-    /// Nobody could say how the task ended: its shim was killed, or could not write it. `exit` is then what the end of a
-    /// shim does to a task.
-    pub lost: bool,
-}
-
-impl Ended {
-    /// The end of a shim is the end of its task, by SIGKILL.
-    fn lost() -> Self {
-        Self { exit: Exit::signalled(libc::SIGKILL), oom_killed: false, lost: true }
-    }
-}
-
 /// A started task. Cheap to share; every method may be called at any time, by several callers at once.
 ///
 /// Descriptors of the plugin for each: pidfds of shim and leader and the cgroup's directory; until its end also the
 /// cgroup's `memory.events`.
 #[derive(Debug)]
 pub struct Task {
-    pub id: String,
-    pub alloc_id: String,
-    pub name: String,
+    pub id: TaskId,
     pub started_at: SystemTime,
     /// The task's first process, which leads its session and process group. Its pid is the host's. None: it had ended
     /// before anybody could look.
     pub process: Option<Identity>,
-    pub cgroup: Option<Cgroup>,
+    pub cgroup: Option<Arc<Cgroup>>,
     shim_id: Identity,
     /// pidfds; none for a process that had ended before this plugin looked.
     shim: Option<AsyncFd<OwnedFd>>,
     leader: Option<OwnedFd>,
     run_dir: RunDir,
-    oom_before: OomCounts,
-    /// OOM kills of the task's processes, from its start: that have been seen, and that its first process has outlived.
-    oom_kills: AtomicU64,
-    oom_outlived: AtomicU64,
-    /// Whether it was this plugin that sent SIGKILL.
-    killed: AtomicBool,
-    ended: watch::Receiver<Option<Ended>>,
+    oom: OomLedger,
+    end: End,
 }
 
 /// What could not be done to a task.
@@ -119,73 +73,62 @@ pub enum TaskError {
     System { step: &'static str, error: std::io::Error },
 }
 
-/// What [`Task`] is made of beside the processes.
-#[derive(Debug)]
-pub struct Names {
-    pub id: String,
-    pub alloc_id: String,
-    pub name: String,
-}
-
 impl Task {
-    /// Takes over a task that was just started or found again, and watches for its end.
+    /// Takes over a task that was just started or recovered, and watches for its end.
     ///
     /// # Errors
     /// Its end cannot be watched for; the task runs, and is given back.
     pub fn adopt(
-        names: Names,
+        id: TaskId,
         launched: Launched,
-        notices: &Notices,
+        bus: &EventBus,
     ) -> Result<Arc<Self>, (TaskError, Box<Launched>)> {
-        let Launched { shim, task, shim_id, task_id, cgroup, run_dir, started_at, oom_before } = launched;
+        let Launched { processes, cgroup, run_dir, started_at, oom_before } = launched;
+        let Processes { shim, shim_id, leader, leader_id } = processes;
         let shim = match sys::async_fd::register(shim, Interest::READABLE) {
             Ok(shim) => shim,
             Err((shim, error)) => {
-                let launched =
-                    Launched { shim, task, shim_id, task_id, cgroup, run_dir, started_at, oom_before };
+                let processes = Processes { shim, shim_id, leader, leader_id };
+                let launched = Launched { processes, cgroup, run_dir, started_at, oom_before };
                 return Err((TaskError::System { step: "watch the shim", error }, Box::new(launched)));
             }
         };
-        let outlived = run_dir.outlived();
-        let oom_events = cgroup.as_ref().and_then(|cgroup| oom_events(cgroup, &names.id));
-        let (end, ended) = watch::channel(None);
+        let cgroup = cgroup.map(Arc::new);
+        let oom = OomLedger::new(id.clone(), cgroup.clone(), run_dir.clone(), leader_id, oom_before);
+        let (publish, end) = End::unknown();
         let this = Arc::new(Self {
-            id: names.id,
-            alloc_id: names.alloc_id,
-            name: names.name,
+            id,
             started_at,
-            process: task_id,
+            process: leader_id,
             cgroup,
             shim_id,
             shim: Some(shim),
-            leader: task,
+            leader,
             run_dir,
-            oom_before,
-            oom_kills: AtomicU64::new(outlived),
-            oom_outlived: AtomicU64::new(outlived),
-            killed: AtomicBool::new(false),
-            ended,
+            oom,
+            end,
         });
-        if let Some(events) = oom_events {
-            tokio::spawn(watch_oom(Arc::clone(&this), events, notices.clone()));
+        if let Some(events) = this.oom.events() {
+            let (this, bus) = (Arc::clone(&this), bus.clone());
+            tokio::spawn(async move { this.oom.watch(events, this.end.clone(), bus).await });
         }
-        tokio::spawn(watch_end(Arc::clone(&this), end));
+        tokio::spawn(watch_end(Arc::clone(&this), publish));
         Ok(this)
     }
 
     /// A task that had ended before this plugin looked.
     pub fn already_ended(
-        names: Names,
+        id: TaskId,
         state: &DriverState,
         run_dir: RunDir,
         cgroup: Option<Cgroup>,
-        ended: Ended,
     ) -> Arc<Self> {
-        let outlived = run_dir.outlived();
+        let cgroup = cgroup.map(Arc::new);
+        let before = OomCounts { oom_kill: state.oom_kills_before, ..OomCounts::default() };
+        let oom = OomLedger::new(id.clone(), cgroup.clone(), run_dir.clone(), state.task, before);
+        let ended = oom.judge(Ended::read(&run_dir, None));
         Arc::new(Self {
-            id: names.id,
-            alloc_id: names.alloc_id,
-            name: names.name,
+            id,
             started_at: state.started_at(),
             process: state.task,
             cgroup,
@@ -193,34 +136,31 @@ impl Task {
             shim: None,
             leader: None,
             run_dir,
-            oom_before: OomCounts { oom_kill: state.oom_kills_before, ..OomCounts::default() },
-            oom_kills: AtomicU64::new(ended.exit.oom_kills),
-            oom_outlived: AtomicU64::new(outlived),
-            killed: AtomicBool::new(false),
-            ended: watch::channel(Some(ended)).1,
+            oom,
+            end: End::known(ended),
         })
     }
 
-    /// Tells of the OOM kills of a task that ended before this plugin looked.
-    pub fn tell_late(&self, notices: &Notices) {
-        tell_oom(self, &mut self.oom_outlived.load(Ordering::Relaxed), notices);
+    /// Reports the OOM kills of a task that ended before this plugin looked.
+    pub fn report_late(&self, bus: &EventBus) {
+        self.oom.report_late(bus);
     }
 
-    /// Notes that Nomad is about to learn of the task.
-    pub fn started(&self) -> Result<(), RunDirError> {
+    /// Records that the answer to Nomad's StartTask is on its way.
+    pub fn answered(&self) -> Result<(), RunDirError> {
         self.run_dir.started()
     }
 
     /// Whether Nomad was told that the task runs, and has not shown since that it knows.
-    pub fn is_unconfirmed(&self) -> bool {
+    pub fn is_unacknowledged(&self) -> bool {
         self.run_dir.answered().is_some()
     }
 
-    /// Notes that Nomad has asked for the task, and so knows of it. An error costs nothing: at worst the next plugin waits for
-    /// Nomad to ask again.
-    pub fn confirmed(&self) {
+    /// Records that Nomad has asked for the task, and so knows of it. An error costs nothing: at worst the next plugin waits
+    /// for Nomad to ask again.
+    pub fn acknowledge(&self) {
         if let Err(error) = self.run_dir.confirmed() {
-            tracing::debug!(task = self.id, %error, "failed to note that Nomad knows of the task");
+            tracing::debug!(task = %self.id, %error, "failed to record that Nomad knows of the task");
         }
     }
 
@@ -233,28 +173,19 @@ impl Task {
             task: self.process,
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
             started_at_us: age.as_micros() as u64,
-            oom_kills_before: self.oom_before.oom_kill,
+            oom_kills_before: self.oom.kills_before(),
             uid: None,
         })
     }
 
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<Ended> {
-        *self.ended.borrow()
+        self.end.get()
     }
 
     /// Waits for its end; at once if it has ended.
     pub async fn wait(&self) -> Ended {
-        let mut ended = self.ended.clone();
-        loop {
-            if let Some(ended) = *ended.borrow_and_update() {
-                return ended;
-            }
-            if ended.changed().await.is_err() {
-                // The watcher is gone with the runtime: the process is about to exit.
-                std::future::pending::<()>().await;
-            }
-        }
+        self.end.wait().await
     }
 
     /// Signals the task's process group. A task that has ended has nobody to signal.
@@ -286,7 +217,7 @@ impl Task {
         &self,
         signal: SignalNumber,
         grace: Duration,
-        notices: &Notices,
+        bus: &EventBus,
     ) -> Result<Ended, TaskError> {
         match self.signal(signal) {
             // Without its first process the task is about to end: to kill its shim now could cost the exit status.
@@ -297,9 +228,9 @@ impl Task {
                 }
             }
             // Whoever stops a task wants it gone.
-            Err(error) => tracing::warn!(task = self.id, %error, "killing the task at once"),
+            Err(error) => tracing::warn!(task = %self.id, %error, "killing the task at once"),
         }
-        notices.about(self, What::Killed { signal, grace });
+        bus.send(&self.id, Event::Killed { signal, grace });
         self.kill().await
     }
 
@@ -317,7 +248,7 @@ impl Task {
         let within = |limit| cgroup.wait_empty(Some(Instant::now() + limit));
         let emptied = match within(EMPTY_LIMIT).await {
             Ok(false) => {
-                tracing::warn!(task = self.id, "killing what others have put into the task's cgroup");
+                tracing::warn!(task = %self.id, "killing what others have put into the task's cgroup");
                 match cgroup.kill() {
                     Ok(()) => within(KILL_LIMIT).await,
                     Err(error) => Err(error),
@@ -327,9 +258,9 @@ impl Task {
         };
         match emptied {
             Ok(true) => {}
-            Ok(false) => tracing::error!(task = self.id, "the task's cgroup is still not empty"),
+            Ok(false) => tracing::error!(task = %self.id, "the task's cgroup is still not empty"),
             Err(error) => {
-                tracing::warn!(task = self.id, %error, "cannot tell whether the task's cgroup is empty")
+                tracing::warn!(task = %self.id, %error, "cannot tell whether the task's cgroup is empty")
             }
         }
     }
@@ -338,7 +269,7 @@ impl Task {
         if let Some(ended) = self.ended() {
             return Ok(ended);
         }
-        self.killed.store(true, Ordering::Relaxed);
+        self.oom.plugin_kills();
         let deadline = Instant::now() + KILL_LIMIT;
         if let Some(cgroup) = &self.cgroup {
             let limit =
@@ -347,12 +278,12 @@ impl Task {
                 Ok(()) => match timeout(limit, self.wait()).await {
                     Ok(ended) => return Ok(ended),
                     Err(_) => tracing::warn!(
-                        task = self.id,
+                        task = %self.id,
                         "cgroup.kill did not end the task; killing its pid namespace"
                     ),
                 },
                 Err(error) => {
-                    tracing::warn!(task = self.id, %error, "killing the task's pid namespace instead of its cgroup")
+                    tracing::warn!(task = %self.id, %error, "killing the task's pid namespace instead of its cgroup")
                 }
             }
         }
@@ -365,189 +296,30 @@ impl Task {
         timeout_at(deadline, self.wait()).await.map_err(|_| TaskError::Hangs)
     }
 
-    /// Takes note of the OOM kills of a cgroup.
-    fn see_oom(&self, counts: OomCounts) -> u64 {
-        let kills = counts.oom_kill.saturating_sub(self.oom_before.oom_kill);
-        self.oom_kills.fetch_max(kills, Ordering::Relaxed).max(kills)
-    }
-
-    /// Finds out whether the task goes on after so many OOM kills: then they were of children, and are not behind its end.
-    async fn outlive(&self, kills: u64) {
-        if kills <= self.oom_outlived.load(Ordering::Relaxed) {
-            return;
-        }
-        let ended = timeout(OOM_AFTERMATH, self.wait()).await.is_ok();
-        if ended || self.process.is_none_or(|process| is_dying(process.pid)) {
-            return;
-        }
-        self.oom_outlived.store(kills, Ordering::Relaxed);
-        if let Err(error) = self.run_dir.outlives(kills) {
-            tracing::warn!(task = self.id, %error, "a plugin after this one will tell of the same OOM kills again");
-        }
-    }
-
     /// Removes what the driver keeps of the task outside of memory.
     pub fn forget(&self) -> Result<(), RunDirError> {
         self.run_dir.remove()
     }
 }
 
-/// The cgroup's OOM counters, where it has them. A task is not given up for want of them: its end is still told rightly.
-fn oom_events(cgroup: &Cgroup, task: &str) -> Option<OomWatch> {
-    cgroup.watch_oom().unwrap_or_else(|error| {
-        // A cgroup that is gone kills nobody any more.
-        if !error.is_gone() {
-            tracing::warn!(task, %error, "failed to watch for OOM kills; only those that end the task are reported");
-        }
-        None
-    })
-}
-
 /// Waits for the shim, which ends last of all, reaps it if it is our child, and publishes how the task ended.
-async fn watch_end(task: Arc<Task>, end: watch::Sender<Option<Ended>>) {
+async fn watch_end(task: Arc<Task>, publish: EndSender) {
     let Some(shim) = &task.shim else { return };
-    shim_ended(&task.id, shim).await;
+    end::shim_ended(&task.id, shim).await;
     // ECHILD: a plugin before this one started it, and init reaps it.
     let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
-    readable(&task).await;
-    let mut ended = ending_or_lost(&task.id, || {
-        ending(&task.run_dir, task.leader.as_ref(), task.cgroup.as_ref(), task.oom_before)
-    });
-    let seen = task.oom_kills.fetch_max(ended.exit.oom_kills, Ordering::Relaxed);
-    ended.exit.oom_kills = ended.exit.oom_kills.max(seen);
-    ended.oom_killed = !task.killed.load(Ordering::Relaxed)
-        && ended.exit.is_out_of_memory(task.oom_outlived.load(Ordering::Relaxed));
+    end::readable(&task.id, &task.run_dir).await;
+    let ended = end::or_lost(&task.id, || task.oom.judge(Ended::read(&task.run_dir, task.leader.as_ref())));
     tracing::info!(
-        task = task.id,
+        task = %task.id,
         code = ended.exit.code,
         signal = ended.exit.signal,
-        oom = ended.oom_killed,
-        lost = ended.lost,
+        verdict = ?ended.verdict,
         // Since the shim's wait(2) for it returned.
         told_after_us = ended.exit.at.elapsed().unwrap_or_default().as_micros() as u64,
         "task ended"
     );
-    end.send_replace(Some(ended));
-}
-
-/// Returns when the shim has ended, whatever fails on the way: WaitTask must not wait for ever.
-async fn shim_ended(task: &str, shim: &AsyncFd<OwnedFd>) {
-    // A pidfd becomes readable when the process has ended, and stays so.
-    let Err(error) = shim.readable().await.map(drop) else { return };
-    tracing::error!(task, %error, "failed to wait for the shim; looking for its end every {SHIM_PAUSE:?}");
-    let ended = || {
-        let mut wanted = [PollFd::new(shim.get_ref().as_fd(), PollFlags::POLLIN)];
-        poll(&mut wanted, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-    };
-    while !ended() {
-        sleep(SHIM_PAUSE).await;
-    }
-}
-
-/// A panic must not keep the end of the task from Nomad: then nobody knows how it ended.
-fn ending_or_lost(task: &str, ending: impl FnOnce() -> Ended) -> Ended {
-    catch_unwind(AssertUnwindSafe(ending)).unwrap_or_else(|_| {
-        tracing::error!(task, "failed to read how the task ended: a panic, see above");
-        Ended::lost()
-    })
-}
-
-/// Waits until the plugin has what it takes to read the exit status. A wrong one, told at once, would be worse.
-async fn readable(task: &Task) {
-    let mut warned = false;
-    while let Some(error) = task.run_dir.exit().err().filter(RunDirError::is_passing) {
-        if !std::mem::replace(&mut warned, true) {
-            tracing::warn!(task = task.id, %error, "the task has ended; its exit status is read as soon as that is possible");
-        }
-        sleep(READ_PAUSE).await;
-    }
-}
-
-/// Tells of every OOM kill, also of a child whose parent goes on, until the task ends.
-async fn watch_oom(task: Arc<Task>, mut events: OomWatch, notices: Notices) {
-    let mut told = task.oom_outlived.load(Ordering::Relaxed);
-    let mut seen = told;
-    let mut pause = Instant::now();
-    let mut next_look = Instant::now();
-    loop {
-        let untold = task.oom_kills.load(Ordering::Relaxed) > told;
-        let look = async {
-            sleep_until(next_look).await;
-            events.changed().await
-        };
-        let changed = tokio::select! {
-            changed = look => changed,
-            () = sleep_until(pause), if untold => {
-                tell_oom(&task, &mut told, &notices);
-                pause = Instant::now() + OOM_PAUSE;
-                continue;
-            }
-            // The kill that ended the task is told, too: one last look.
-            _ = task.wait() => {
-                tell_oom(&task, &mut told, &notices);
-                return;
-            }
-        };
-        match changed {
-            Ok(counts) => {
-                let kills = task.see_oom(counts);
-                if Instant::now() >= pause && kills > told {
-                    tell_oom(&task, &mut told, &notices);
-                    pause = Instant::now() + OOM_PAUSE;
-                }
-                task.outlive(kills).await;
-                if kills == std::mem::replace(&mut seen, kills) {
-                    events.rest();
-                    next_look = Instant::now() + OOM_REST;
-                }
-            }
-            Err(error) if error.is_gone() => return,
-            // No memory or descriptor at the moment.
-            Err(error) if error.is_passing() => next_look = Instant::now() + OOM_REST,
-            Err(error) => {
-                tracing::warn!(task = task.id, %error, "failed to watch for OOM kills; only those that end the task are reported");
-                return;
-            }
-        }
-    }
-}
-
-fn tell_oom(task: &Task, told: &mut u64, notices: &Notices) {
-    let seen = task.oom_kills.load(Ordering::Relaxed);
-    if seen <= *told {
-        return;
-    }
-    let kills = seen - std::mem::replace(told, seen);
-    let limit = task.cgroup.as_ref().and_then(|cgroup| cgroup.memory_limit().ok().flatten());
-    let peak = task.cgroup.as_ref().and_then(|cgroup| cgroup.stats().ok()?.memory.peak);
-    notices.about(task, What::OomKill { kills, limit, peak });
-}
-
-/// What the shim wrote, or else the kernel remembers. `oom_killed` is for the caller to say. The cgroup counts, too: the
-/// shim may have been killed together with the task.
-pub fn ending(
-    run_dir: &RunDir,
-    leader: Option<&OwnedFd>,
-    cgroup: Option<&Cgroup>,
-    oom_before: OomCounts,
-) -> Ended {
-    let (mut exit, lost) = match run_dir.exit() {
-        Ok(Some(exit)) => (exit, false),
-        written => {
-            if let Err(error) = written {
-                tracing::error!(%error, "the exit status cannot be used");
-            }
-            // Since Linux 6.15 the kernel remembers it for whoever holds a pidfd. Without that: the end of a shim is the end
-            // of the task, by SIGKILL.
-            match leader.and_then(|leader| sys::pidfd::exit_status(leader.as_fd()).ok().flatten()) {
-                Some(status) => (Exit::from_wait_status(status), false),
-                None => (Exit::signalled(libc::SIGKILL), true),
-            }
-        }
-    };
-    let counted = cgroup.and_then(|cgroup| cgroup.oom().ok().flatten()).unwrap_or(oom_before);
-    exit.oom_kills = exit.oom_kills.max(counted.oom_kill.saturating_sub(oom_before.oom_kill));
-    Ended { exit, oom_killed: false, lost }
+    publish.publish(ended);
 }
 
 #[cfg(test)]
@@ -555,7 +327,7 @@ mod tests {
     use std::process::{Child, Command};
 
     use super::*;
-    use crate::record::key::Key;
+    use crate::shim::exit::Exit;
 
     /// A task without a cgroup, with other processes in place of shim and leader.
     struct Stand {
@@ -567,13 +339,10 @@ mod tests {
     }
 
     impl Stand {
-        fn new() -> Self {
-            Self::with(true)
-        }
-
-        fn with(leader_known: bool) -> Self {
+        fn new(leader_known: bool) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let run_dir = RunDir::of(&dir.path().join("run"), Key::new("a/t/1").unwrap());
+            let id = TaskId::new("a/t/1", "a", "t").unwrap();
+            let run_dir = RunDir::of(&dir.path().join("run"), id.key());
             let exit = run_dir.create().unwrap();
             let sleep = || Command::new("sleep").arg("1000").spawn().unwrap();
             let (shim, leader) = (sleep(), sleep());
@@ -581,25 +350,17 @@ mod tests {
                 let identity = Identity::of(child.id() as i32).unwrap();
                 (identity.open().unwrap().unwrap(), identity)
             };
-            let ((shim_fd, shim_id), (task_fd, task_id)) = (of(&shim), of(&leader));
-            let launched = Launched {
+            let ((shim_fd, shim_id), (leader_fd, leader_id)) = (of(&shim), of(&leader));
+            let processes = Processes {
                 shim: shim_fd,
-                task: leader_known.then_some(task_fd),
                 shim_id,
-                task_id: Some(task_id),
-                cgroup: None,
-                run_dir,
-                started_at: SystemTime::now(),
-                oom_before: OomCounts { oom_kill: 3, oom: 5 },
+                leader: leader_known.then_some(leader_fd),
+                leader_id: Some(leader_id),
             };
-            let names = Names { id: "a/t/1".into(), alloc_id: "a".into(), name: "t".into() };
-            let task = Task::adopt(names, launched, &Notices::default()).unwrap();
+            let (started_at, oom_before) = (SystemTime::now(), OomCounts::default());
+            let launched = Launched { processes, cgroup: None, run_dir, started_at, oom_before };
+            let task = Task::adopt(id, launched, &EventBus::default()).unwrap();
             Self { task, shim, leader, exit, _dir: dir }
-        }
-
-        async fn see(&self, oom_kill: u64) {
-            let kills = self.task.see_oom(OomCounts { oom_kill, oom: 0 });
-            self.task.outlive(kills).await;
         }
 
         /// SIGKILL for the leader, of which the shim tells.
@@ -621,48 +382,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_oom_kill_that_the_task_outlived_is_not_behind_its_end() {
-        let mut stand = Stand::new();
-        stand.see(3).await;
-        assert_eq!(stand.task.run_dir.outlived(), 0, "an earlier run's");
-        stand.see(4).await;
-        assert_eq!(stand.task.run_dir.outlived(), 1, "a child's, and the next plugin knows");
-        let ended = stand.end(1).await;
-        assert_eq!((ended.exit.code, ended.oom_killed), (137, false));
-    }
-
-    #[tokio::test]
-    async fn an_oom_kill_of_the_task_itself_is() {
-        let mut stand = Stand::new();
-        stand.see(4).await;
-        stand.leader.kill().unwrap();
-        // Seen while it is on its way out, however long that takes.
-        stand.see(5).await;
-        assert_eq!(stand.task.run_dir.outlived(), 1);
-        assert!(stand.end(2).await.oom_killed);
-    }
-
-    #[tokio::test]
-    async fn nor_is_one_behind_the_end_of_a_task_that_this_plugin_killed() {
-        let mut stand = Stand::new();
-        stand.task.killed.store(true, Ordering::Relaxed);
-        assert!(!stand.end(1).await.oom_killed);
-    }
-
-    #[tokio::test]
-    async fn what_only_the_shim_saw_counts() {
-        let mut stand = Stand::new();
-        assert!(stand.end(1).await.oom_killed);
+    async fn the_end_has_the_verdict_of_the_oom_ledger() {
+        let ended = Stand::new(true).end(1).await;
+        assert_eq!((ended.exit.code, ended.is_oom_killed()), (137, true));
+        let ended = Stand::new(true).end(0).await;
+        assert_eq!((ended.exit.code, ended.is_oom_killed()), (137, false));
     }
 
     #[tokio::test]
     async fn a_signal_that_reaches_nobody_is_an_error_and_a_stop_waits_for_the_end() {
-        let mut stand = Stand::with(false);
+        let mut stand = Stand::new(false);
         let error = stand.task.signal(SignalNumber::SIGINT).unwrap_err();
         assert!(error.to_string().starts_with("failed to send SIGINT"), "{error}");
         let grace = Duration::from_secs(20);
-        let notices = Notices::default();
-        let stop = stand.task.stop(SignalNumber::SIGINT, grace, &notices);
+        let bus = EventBus::default();
+        let stop = stand.task.stop(SignalNumber::SIGINT, grace, &bus);
         let mut stop = std::pin::pin!(stop);
         assert!(timeout(Duration::from_millis(100), &mut stop).await.is_err(), "killed at once");
         Exit::exited(7).write(&stand.exit).unwrap();
@@ -670,13 +404,5 @@ mod tests {
         assert_eq!(stop.await.unwrap().exit.code, 7);
         // A task that has ended needs no signal.
         stand.task.signal(SignalNumber::SIGINT).unwrap();
-    }
-
-    #[test]
-    fn a_panic_at_the_end_is_an_end_of_which_nothing_is_known() {
-        let ended = ending_or_lost("a/t/1", || panic!("on purpose"));
-        assert!(ended.lost && ended.exit.code == 137, "{ended:?}");
-        let known = Ended { exit: Exit::exited(7), oom_killed: false, lost: false };
-        assert_eq!(ending_or_lost("a/t/1", || known), known);
     }
 }

@@ -10,16 +10,15 @@ use crate::sandbox::place::Place;
 use crate::sandbox::plan::{PlanError, Sources, WorkDirError, rules, work_dir};
 use crate::shim::spec::{ShimSpec, Stdio};
 use crate::task::env::{Whereabouts, environment};
+use crate::task::events::Unveiled;
+use crate::task::id::TaskId;
 use crate::task::open_files;
 use crate::users::User;
 
 /// What is asked for, in values of our own: from Nomad's StartTask or from the `run` verb.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// `alloc/task/invocation`.
-    pub id: &'a str,
-    pub alloc_id: &'a str,
-    pub name: &'a str,
+    pub id: TaskId,
     pub user: User,
     pub env: &'a HashMap<String, String>,
     /// The task's own directory, from [`super::dirs::root`].
@@ -45,15 +44,13 @@ pub enum Logs<'a> {
 /// A task ready to be started.
 #[derive(Debug)]
 pub struct TaskSpec {
-    pub id: String,
-    pub alloc_id: String,
-    pub name: String,
+    pub id: TaskId,
     pub cgroup: Option<PathBuf>,
     pub limits: Limits,
     /// Whether no user database knows the uid: then it must not be another allocation's (see [`super::uids`]).
     pub unknown_user: bool,
-    /// The job's unveil rules.
-    pub asked: Vec<String>,
+    /// What the task sees, for its event.
+    pub unveiled: Unveiled,
     pub shim: ShimSpec,
 }
 
@@ -119,13 +116,15 @@ impl TaskSpec {
             groups: request.user.groups.clone(),
         };
         Ok(Self {
-            id: request.id.into(),
-            alloc_id: request.alloc_id.into(),
-            name: request.name.into(),
+            id: request.id.clone(),
             cgroup: request.cgroup.map(Path::to_owned),
             limits: request.limits.clone(),
             unknown_user: !request.user.known,
-            asked: config.unveil.iter().map(ToString::to_string).collect(),
+            unveiled: Unveiled::new(
+                plugin.unveil_defaults,
+                plugin.unveil_paths.len(),
+                config.unveil.iter().map(ToString::to_string).collect(),
+            ),
             shim,
         })
     }
@@ -167,9 +166,7 @@ mod tests {
     fn spec(uid: u32, config: &TaskConfig, plugin: &PluginConfig) -> Result<TaskSpec, SpecError> {
         TaskSpec::new(
             &Request {
-                id: "1/web/2",
-                alloc_id: "1",
-                name: "web",
+                id: TaskId::new("1/web/2", "1", "web").unwrap(),
                 user: User::unknown("u", uid, uid),
                 env: &HashMap::new(),
                 root: Path::new("/m/1-web"),

@@ -69,7 +69,7 @@ impl Store {
 
     /// The tasks whose id begins like this.
     pub fn with_prefix(&self, prefix: &str) -> Vec<Arc<Task>> {
-        self.tasks().into_iter().filter(|task| task.id.starts_with(prefix)).collect()
+        self.tasks().into_iter().filter(|task| task.id.as_str().starts_with(prefix)).collect()
     }
 
     pub fn tasks(&self) -> Vec<Arc<Task>> {

@@ -1,4 +1,4 @@
-//! What blocks, on threads that are there for it.
+//! Event blocks, on threads that are there for it.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
-
-use super::status::RpcError;
 
 /// The most threads for what blocks. Each start holds one until its program runs (milliseconds; 40 s when a path hangs).
 /// tokio's default of 512 would let a dead file server fill the process.
@@ -26,6 +24,16 @@ const STARTS_OF_A_JOB: usize = 8;
 const SLOW_TURN: Duration = Duration::from_secs(5);
 
 const _: () = assert!(STARTS < MAX_BLOCKING && STARTS_OF_A_JOB < STARTS);
+
+/// Why work was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error("internal error: {0}")]
+    Failed(String),
+    /// `pids.max`, RLIMIT_NPROC.
+    #[error("no thread can be made for the call: {0}")]
+    NoThread(String),
+}
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -54,9 +62,9 @@ impl Default for Starts {
 
 impl Starts {
     /// Waits, first come first served, until the job may run one more start.
-    pub async fn turn(&self, namespace: &str, job: &str) -> Result<Turn, RpcError> {
+    pub async fn turn(&self, namespace: &str, job: &str) -> Result<Turn, WorkerError> {
         let of_job = self.of_job((namespace.to_owned(), job.to_owned()));
-        let closed = |_| RpcError::Worker("the starts were closed".to_owned());
+        let closed = |_| WorkerError::Failed("the starts were closed".to_owned());
         let turn = async {
             let of_job = of_job.acquire_owned().await.map_err(closed)?;
             let all = Arc::clone(&self.all).acquire_owned().await.map_err(closed)?;
@@ -89,7 +97,9 @@ impl Starts {
 }
 
 /// Runs the work where it holds up nobody.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RpcError> {
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, WorkerError> {
     on(
         |work| {
             tokio::task::spawn_blocking(work);
@@ -105,7 +115,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 async fn on<T: Send + 'static>(
     spawn: impl FnOnce(Work),
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, RpcError> {
+) -> Result<T, WorkerError> {
     let (sender, result) = oneshot::channel();
     let work = Arc::new(Mutex::new(Some(work)));
     let theirs = Arc::clone(&work);
@@ -119,9 +129,9 @@ async fn on<T: Send + 'static>(
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| spawn(run)))
         && take(&work).is_some()
     {
-        return Err(RpcError::NoThread(message(&*panic)));
+        return Err(WorkerError::NoThread(message(&*panic)));
     }
-    result.await.map_err(|_| RpcError::Worker("it panicked; the plugin's log says where".to_owned()))
+    result.await.map_err(|_| WorkerError::Failed("it panicked; the plugin's log says where".to_owned()))
 }
 
 fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
@@ -223,7 +233,7 @@ mod tests {
     async fn the_result_comes_back_and_a_panic_is_an_error() {
         assert_eq!(blocking(|| 7).await.unwrap(), 7);
         let error = blocking(|| -> i32 { panic!("on purpose") }).await.unwrap_err();
-        assert!(matches!(error, RpcError::Worker(_)), "{error}");
+        assert!(matches!(error, WorkerError::Failed(_)), "{error}");
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! What happens to tasks, for whoever wants to know: Nomad's TaskEvents, the `run` verb.
+//! Task events, for Nomad's TaskEvents stream and the `run` verb.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::broadcast::{self, error::SendError};
 
-use super::running::Task;
+use super::id::TaskId;
 use super::signal::SignalNumber;
 use crate::quote::shorten;
 
-/// Notices that a slow listener may be behind before it loses the oldest; the memory for them is bounded by this.
+/// EventBus that a slow listener may be behind before it loses the oldest; the memory for them is bounded by this.
 const BACKLOG: usize = 256;
 
 /// Longest reason of a failed start, bytes. Nomad's servers keep it as an event of the allocation.
@@ -22,17 +22,15 @@ const RULES_BYTES: usize = 1024;
 
 /// Something that happened to a task.
 #[derive(Debug, Clone)]
-pub struct Notice {
-    pub task_id: String,
-    pub alloc_id: String,
-    pub task_name: String,
+pub struct TaskEvent {
+    pub task: TaskId,
     pub at: SystemTime,
-    pub what: What,
+    pub event: Event,
 }
 
-/// What it was.
+/// What happened.
 #[derive(Debug, Clone)]
-pub enum What {
+pub enum Event {
     /// Its program runs.
     Started { user: String, uid: u32, landlock_abi: u32, unveiled: Unveiled },
     /// It could not be started; the sentence says why.
@@ -49,7 +47,7 @@ pub enum What {
     Recovered { running: bool },
 }
 
-impl What {
+impl Event {
     pub fn not_started(error: &impl std::fmt::Display) -> Self {
         Self::NotStarted(shorten(&error.to_string(), REASON_MAX))
     }
@@ -102,7 +100,7 @@ impl std::fmt::Display for Unveiled {
     }
 }
 
-impl std::fmt::Display for What {
+impl std::fmt::Display for Event {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Started { user, uid, landlock_abi, unveiled } => {
@@ -144,61 +142,52 @@ impl std::fmt::Display for Mib {
     }
 }
 
-/// One broadcast for all tasks; clones share it. What nobody hears is kept for the first who asks: a new plugin finds its
-/// tasks again before Nomad listens to it.
+/// One broadcast for all tasks; clones share it. Events without a listener are kept for the first one: a new plugin recovers
+/// its tasks before Nomad listens to it.
 #[derive(Debug, Clone)]
-pub struct Notices {
-    sender: broadcast::Sender<Notice>,
+pub struct EventBus {
+    sender: broadcast::Sender<TaskEvent>,
     missed: Arc<Mutex<Missed>>,
 }
 
-/// What nobody has heard yet: the newest, and how many older ones had to go.
+/// Events without a listener: the newest, and how many older ones were dropped.
 #[derive(Debug, Default)]
 struct Missed {
-    kept: VecDeque<Notice>,
+    kept: VecDeque<TaskEvent>,
     lost: u64,
 }
 
-impl Default for Notices {
+impl Default for EventBus {
     fn default() -> Self {
         Self { sender: broadcast::Sender::new(BACKLOG), missed: Arc::default() }
     }
 }
 
-impl Notices {
-    pub fn about(&self, task: &Task, what: What) {
-        self.send(Notice {
-            task_id: task.id.clone(),
-            alloc_id: task.alloc_id.clone(),
-            task_name: task.name.clone(),
-            at: SystemTime::now(),
-            what,
-        });
-    }
-
-    pub fn send(&self, notice: Notice) {
-        tracing::info!(task = notice.task_id, "{}", notice.what);
-        // Held meanwhile, so that a new listener hears either the notice itself or what was missed.
+impl EventBus {
+    pub fn send(&self, task: &TaskId, event: Event) {
+        tracing::info!(%task, "{event}");
+        let event = TaskEvent { task: task.clone(), at: SystemTime::now(), event };
+        // Held meanwhile, so that a new listener gets either the event itself or what was missed.
         let mut missed = self.missed();
-        if let Err(SendError(notice)) = self.sender.send(notice) {
+        if let Err(SendError(event)) = self.sender.send(event) {
             if missed.kept.len() == BACKLOG {
                 missed.kept.pop_front();
                 missed.lost += 1;
             }
-            missed.kept.push_back(notice);
+            missed.kept.push_back(event);
         }
     }
 
-    pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
+    pub fn subscribe(&self) -> broadcast::Receiver<TaskEvent> {
         let mut missed = self.missed();
         let receiver = self.sender.subscribe();
         let Missed { kept, lost } = std::mem::take(&mut *missed);
         if lost > 0 {
-            tracing::warn!(lost, "nobody has listened to the task events, and the oldest are lost");
+            tracing::warn!(lost, "the oldest task events were dropped, because nothing subscribed to them");
         }
-        for notice in kept {
+        for event in kept {
             // It has at least the receiver of the line above.
-            let _ = self.sender.send(notice);
+            let _ = self.sender.send(event);
         }
         receiver
     }
@@ -217,7 +206,7 @@ mod tests {
         let started = |defaults, agent, job: &[&str]| {
             let job = job.iter().map(|rule| (*rule).to_owned()).collect();
             let unveiled = Unveiled::new(defaults, agent, job);
-            What::Started { user: "nomad-80000".into(), uid: 80_000, landlock_abi: 6, unveiled }.to_string()
+            Event::Started { user: "nomad-80000".into(), uid: 80_000, landlock_abi: 6, unveiled }.to_string()
         };
         assert_eq!(
             started(true, 0, &["r:/srv"]),
@@ -228,7 +217,7 @@ mod tests {
         assert!(
             started(false, 1, &["rw:/a", "r:/b"]).ends_with("unveiled: 1 path of the agent, rw:/a, r:/b")
         );
-        let oom = What::OomKill { kills: 1, limit: Some(50 << 20), peak: None };
+        let oom = Event::OomKill { kills: 1, limit: Some(50 << 20), peak: None };
         assert_eq!(
             oom.to_string(),
             "Out of memory: the kernel killed a process of the task (kills: 1, limit: 50.0 MiB)"
@@ -246,43 +235,39 @@ mod tests {
         assert!(of(10, 100).to_string().ends_with("and 1 more"), "{}", of(10, 100));
         assert_eq!(of(3, 4000).to_string(), "3 paths of the job");
         assert_eq!(of(1, 4000).to_string(), "1 path of the job");
-        let What::NotStarted(why) = What::not_started(&"x".repeat(1 << 20)) else { panic!("another event") };
+        let Event::NotStarted(why) = Event::not_started(&"x".repeat(1 << 20)) else {
+            panic!("another event")
+        };
         assert!(why.len() < REASON_MAX + 100);
     }
 
-    fn recovered(task: &str) -> Notice {
-        Notice {
-            task_id: task.to_owned(),
-            alloc_id: String::new(),
-            task_name: String::new(),
-            at: SystemTime::now(),
-            what: What::Recovered { running: true },
-        }
+    fn send(bus: &EventBus, task: &str) {
+        bus.send(&TaskId::new(task, "", "").unwrap(), Event::Recovered { running: true });
     }
 
     #[tokio::test]
-    async fn the_first_listener_hears_what_nobody_heard() {
-        let notices = Notices::default();
+    async fn the_first_listener_gets_the_events_without_a_listener() {
+        let bus = EventBus::default();
         for task in 0..BACKLOG + 3 {
-            notices.send(recovered(&task.to_string()));
+            send(&bus, &task.to_string());
         }
-        let (mut first, mut second) = (notices.subscribe(), notices.subscribe());
+        let (mut first, mut second) = (bus.subscribe(), bus.subscribe());
         for task in 3..BACKLOG + 3 {
-            assert_eq!(first.recv().await.unwrap().task_id, task.to_string());
+            assert_eq!(first.recv().await.unwrap().task.as_str(), task.to_string());
         }
-        notices.send(recovered("new"));
-        assert_eq!(first.recv().await.unwrap().task_id, "new");
-        assert_eq!(second.recv().await.unwrap().task_id, "new");
+        send(&bus, "new");
+        assert_eq!(first.recv().await.unwrap().task.as_str(), "new");
+        assert_eq!(second.recv().await.unwrap().task.as_str(), "new");
     }
 
     #[tokio::test]
-    async fn a_slow_listener_loses_the_oldest_and_is_told_how_many() {
-        let notices = Notices::default();
-        let mut slow = notices.subscribe();
+    async fn a_slow_listener_loses_the_oldest_and_learns_how_many() {
+        let bus = EventBus::default();
+        let mut slow = bus.subscribe();
         for number in 0..BACKLOG + 3 {
-            notices.send(recovered(&number.to_string()));
+            send(&bus, &number.to_string());
         }
         assert!(matches!(slow.recv().await, Err(broadcast::error::RecvError::Lagged(3))));
-        assert_eq!(slow.recv().await.unwrap().task_id, "3");
+        assert_eq!(slow.recv().await.unwrap().task.as_str(), "3");
     }
 }

@@ -1,0 +1,494 @@
+//! What happens to tasks: start, recover, stop, destroy, reconcile, acknowledge. The one owner of launcher, store, event bus
+//! and timers; `driver/` turns Nomad's messages into calls of this and back.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::blocking::{Starts, WorkerError, blocking};
+use super::events::{Event, EventBus};
+use super::id::TaskId;
+use super::launch::{LaunchError, Launcher};
+use super::processes::Launched;
+use super::recover::{RecoverError, Recovered, recover};
+use super::running::{Task, TaskError};
+use super::signal::{self, SignalError, SignalNumber};
+use super::spec::TaskSpec;
+use super::store::{Store, Taken};
+use super::uids::{self, Claim, Uids};
+use crate::record::handle::{DriverState, StateError};
+use crate::record::key::{EmptyKey, Key};
+use crate::record::reconcile::{ACKNOWLEDGE_LIMIT, end_unacknowledged};
+use crate::record::run_dir::{RunDir, RunDirError};
+use crate::sys;
+use crate::users::UserError;
+
+/// Why something could not be done about a task.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    #[error(transparent)]
+    Id(#[from] EmptyKey),
+    #[error("unknown task")]
+    Unknown,
+    #[error("the caller hung up before the start began")]
+    HungUp,
+    #[error("the task still runs; stop it first, or destroy it with force")]
+    StillRuns,
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    #[error(transparent)]
+    User(#[from] UserError),
+    #[error("failed to start task: {0}")]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    #[error(transparent)]
+    Taken(#[from] Taken),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    #[error(transparent)]
+    Signal(#[from] SignalError),
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    #[error("failed to destroy the task: {0}")]
+    Destroy(LaunchError),
+}
+
+impl LifecycleError {
+    /// Whether the same call may well succeed on this host a moment later.
+    pub fn is_recoverable(&self) -> bool {
+        match self {
+            Self::Launch(error) => !error.is_jobs_fault(),
+            Self::User(error) => !error.is_job_fault(),
+            Self::Task(_) | Self::RunDir(_) | Self::Worker(_) | Self::Destroy(_) => true,
+            Self::Id(_)
+            | Self::Unknown
+            | Self::HungUp
+            | Self::StillRuns
+            | Self::Recover(_)
+            | Self::Taken(_)
+            | Self::State(_)
+            | Self::Signal(_) => false,
+        }
+    }
+}
+
+/// The job of a task: its starts are limited together.
+#[derive(Debug, Clone, Default)]
+pub struct Job {
+    pub namespace: String,
+    pub id: String,
+}
+
+/// All tasks of a plugin; clones share them.
+#[derive(Debug, Clone)]
+pub struct Lifecycle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    launcher: Launcher,
+    starts: Starts,
+    store: Arc<Store>,
+    uids: Arc<Uids>,
+    bus: EventBus,
+}
+
+impl Lifecycle {
+    /// Touches nothing on disk: Nomad starts the plugin twice just to ask what it is.
+    pub fn new(run_dir: &Path) -> Result<Self, LaunchError> {
+        Ok(Self(Arc::new(Inner {
+            launcher: Launcher::new(run_dir)?,
+            starts: Starts::default(),
+            store: Arc::default(),
+            uids: Arc::default(),
+            bus: EventBus::default(),
+        })))
+    }
+
+    pub fn bus(&self) -> &EventBus {
+        &self.0.bus
+    }
+
+    pub fn task(&self, id: Key<'_>) -> Result<Arc<Task>, LifecycleError> {
+        self.0.store.get(id.as_str()).ok_or(LifecycleError::Unknown)
+    }
+
+    /// Starts a task and returns its state for Nomad's handle once the command runs. `spec` is called on a thread for blocking
+    /// work. If the caller goes away, a start that has not begun is given up, and the task of one that has is ended.
+    pub async fn start<E>(
+        &self,
+        id: TaskId,
+        job: Job,
+        spec: impl FnOnce() -> Result<TaskSpec, E> + Send + 'static,
+    ) -> Result<Vec<u8>, E>
+    where
+        E: From<LifecycleError> + std::fmt::Display + Send + 'static,
+    {
+        Unacknowledged::begin(self.clone(), id, job, spec).answer().await
+    }
+
+    /// Takes over the task of a handle, running or ended.
+    pub async fn recover(&self, id: TaskId, version: i32, state: &[u8]) -> Result<(), LifecycleError> {
+        let reservation = loop {
+            match self.0.store.reserve(id.key()) {
+                Ok(reservation) => break reservation,
+                // Asked twice, or the plugin never died. Somebody else may still be at it, and fail.
+                Err(_) => {
+                    if let Some(task) = self.0.store.get_started(id.as_str()).await {
+                        task.acknowledge();
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        let task = match recover(version, state, self.0.launcher.run_dir(id.key()))? {
+            // On an error it is left running: Nomad decides, and destroys what it cannot have.
+            Recovered::Running(launched) => {
+                Task::adopt(id, *launched, &self.0.bus).map_err(|(error, _)| error)?
+            }
+            Recovered::Ended { state, run_dir, cgroup } => Task::already_ended(id, &state, run_dir, cgroup),
+        };
+        task.acknowledge();
+        let running = task.ended().is_none();
+        if running {
+            self.hold_recovered(version, state, &task);
+        }
+        self.0.bus.send(&task.id, Event::Recovered { running });
+        if !running {
+            task.report_late(&self.0.bus);
+        }
+        reservation.keep(task);
+        Ok(())
+    }
+
+    /// Signals a task, gives it `grace` to end, then kills it. A task that is not there is stopped. Without a signal: SIGINT.
+    pub async fn stop(&self, id: Key<'_>, signal: &str, grace: Duration) -> Result<(), LifecycleError> {
+        let Ok(task) = self.task(id) else { return Ok(()) };
+        let signal = match signal {
+            "" => SignalNumber::SIGINT,
+            name => signal::parse(name).unwrap_or_else(|error| {
+                // An error here would leave the task running for good.
+                self.0.bus.send(&task.id, Event::BadKillSignal(error.to_string()));
+                SignalNumber::SIGINT
+            }),
+        };
+        tracing::debug!(task = %task.id, %signal, ?grace, "stop");
+        task.stop(signal, grace, &self.0.bus).await?;
+        Ok(())
+    }
+
+    pub fn signal(&self, id: Key<'_>, signal: &str) -> Result<(), LifecycleError> {
+        let signal = signal::parse(signal)?;
+        Ok(self.task(id)?.signal(signal)?)
+    }
+
+    /// Forgets a task; with `force` it is killed first if it runs. Also one that this plugin does not know: Nomad asks for it
+    /// after RecoverTask has failed, and it may well run.
+    pub async fn destroy(&self, id: String, force: bool) -> Result<(), LifecycleError> {
+        let key = Key::new(&id)?;
+        if let Ok(task) = self.task(key) {
+            if task.ended().is_none() {
+                if !force {
+                    return Err(LifecycleError::StillRuns);
+                }
+                self.0.bus.send(&task.id, Event::Destroyed);
+                task.kill().await?;
+            }
+            self.0.store.remove(&id);
+        } else if !force && self.0.launcher.runs_unknown(key) {
+            return Err(LifecycleError::StillRuns);
+        }
+        let this = self.clone();
+        let end = move || this.0.launcher.end_unknown(Key::new(&id)?);
+        blocking(end).await?.map_err(LifecycleError::Destroy)
+    }
+
+    /// Deals with what earlier plugins left: ends tasks that Nomad never learned of, notes whose uids are in use, and later ends
+    /// those for which Nomad has not asked.
+    pub async fn reconcile(&self) -> Result<(), LifecycleError> {
+        let this = self.clone();
+        let look = move || {
+            let doubtful = this.0.launcher.sweep();
+            this.0.uids.note_running(this.0.launcher.entries());
+            doubtful
+        };
+        self.acknowledge_within(ACKNOWLEDGE_LIMIT, Doubtful::Entries(blocking(look).await?));
+        Ok(())
+    }
+
+    /// The agent that was told of tasks may have died. The next one has until `limit` to ask for those that it knows, which it
+    /// does when it has restored their allocations.
+    pub fn expect_acknowledgements(&self, limit: Duration) {
+        let tasks = self.0.store.tasks().into_iter().filter(|task| task.is_unacknowledged()).collect();
+        self.acknowledge_within(limit, Doubtful::Tasks(tasks));
+    }
+
+    /// The one place in which a start without an acknowledgement is ended: after `limit`, if Nomad has still not asked for it.
+    fn acknowledge_within(&self, limit: Duration, doubtful: Doubtful) {
+        if doubtful.is_empty() {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            match doubtful {
+                Doubtful::Entries(entries) => {
+                    if let Err(error) = blocking(move || end_unacknowledged(&entries)).await {
+                        tracing::error!(%error, "failed to end tasks for which Nomad has not asked");
+                    }
+                }
+                Doubtful::Tasks(tasks) => {
+                    for task in tasks.iter().filter(|task| task.is_unacknowledged()) {
+                        this.give_up(task, "Nomad has not asked for it").await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Ends a task that Nomad does not know of. One that cannot be ended stays known.
+    async fn give_up(&self, task: &Task, why: &str) {
+        tracing::warn!(task = %task.id, why, "ending an orphaned task");
+        if end(task).await {
+            self.0.store.remove(task.id.as_str());
+        }
+    }
+
+    /// Nomad has destroyed every invocation of a task that it knew before it starts the next: whatever is left was started
+    /// for an agent that died before it had noted the answer.
+    async fn end_earlier_invocations(&self, id: Key<'_>) {
+        let Some(prefix) = id.task_prefix() else { return };
+        for task in self.0.store.with_prefix(prefix) {
+            self.give_up(&task, "it is an earlier invocation of a task that is about to start").await;
+        }
+    }
+
+    /// `gone` ends when nobody waits for the answer any more: a start that still waits for its turn is then given up.
+    async fn launch<E>(
+        &self,
+        id: &TaskId,
+        job: Job,
+        spec: impl FnOnce() -> Result<TaskSpec, E> + Send + 'static,
+        gone: Gone,
+    ) -> Result<Vec<u8>, E>
+    where
+        E: From<LifecycleError> + std::fmt::Display + Send + 'static,
+    {
+        let reservation = self.0.store.reserve(id.key()).map_err(LifecycleError::from)?;
+        self.end_earlier_invocations(id.key()).await;
+        let turn = tokio::select! {
+            turn = self.0.starts.turn(&job.namespace, &job.id) => turn.map_err(LifecycleError::from)?,
+            _ = gone => return Err(LifecycleError::HungUp.into()),
+        };
+        let this = self.clone();
+        let begin = move || {
+            let _turn = turn;
+            this.launch_blocking(&spec()?).map_err(E::from)
+        };
+        let started = blocking(begin).await.map_err(LifecycleError::from)?;
+        let (launched, sandbox, claim) = started.inspect_err(|error| self.report_failure(id, error))?;
+        match self.adopt(id, launched, claim).await {
+            Ok((task, state)) => {
+                self.0.bus.send(id, sandbox);
+                reservation.keep(task);
+                Ok(state)
+            }
+            Err(error) => {
+                let error = E::from(error);
+                self.report_failure(id, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn launch_blocking(&self, spec: &TaskSpec) -> Result<(Launched, Event, Claim), LifecycleError> {
+        let claim = self.claim(spec)?;
+        tracing::debug!(task = %spec.id, command = spec.shim.command, limits = ?spec.limits, "start");
+        let launched = self.0.launcher.launch(spec)?;
+        let sandbox = Event::Started {
+            user: spec.shim.env("USER").unwrap_or_default().to_owned(),
+            uid: spec.shim.uid,
+            landlock_abi: sys::landlock::abi().unwrap_or(0),
+            unveiled: spec.unveiled.clone(),
+        };
+        Ok((launched, sandbox, claim))
+    }
+
+    /// Watches a task that was just started. From the record of the answer on, the task is Nomad's.
+    async fn adopt(
+        &self,
+        id: &TaskId,
+        launched: Launched,
+        claim: Claim,
+    ) -> Result<(Arc<Task>, Vec<u8>), LifecycleError> {
+        let task = match Task::adopt(id.clone(), launched, &self.0.bus) {
+            Ok(task) => task,
+            Err((error, launched)) => {
+                blocking(|| launched.abandon()).await?;
+                return Err(error.into());
+            }
+        };
+        let uid = claim.uid();
+        hold(claim, &task);
+        match answer(&task, uid) {
+            Ok(state) => Ok((task, state)),
+            Err(error) => {
+                // Nomad could never find it again.
+                end(&task).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the task's uid. One that no user database knows must not be another allocation's.
+    fn claim(&self, spec: &TaskSpec) -> Result<Claim, LifecycleError> {
+        let (uids, uid, alloc) = (&self.0.uids, spec.shim.uid, spec.id.alloc());
+        if !spec.unknown_user {
+            return Ok(uids.claim(uid, alloc));
+        }
+        uids.claim_alone(uid, alloc).ok_or_else(|| {
+            tracing::warn!(task = %spec.id, uid, "the task's user is that of a task of another allocation");
+            UserError::InUse { user: spec.shim.env("USER").unwrap_or_default().to_owned(), uid }.into()
+        })
+    }
+
+    /// A recovered task has its uid already, whoever else has it.
+    fn hold_recovered(&self, version: i32, state: &[u8], task: &Arc<Task>) {
+        let noted = DriverState::decode(version, state).ok().and_then(|state| state.uid);
+        match noted.or_else(|| task.process.and_then(uids::of_process)) {
+            Some(uid) => hold(self.0.uids.claim(uid, task.id.alloc()), task),
+            None => tracing::warn!(task = %task.id, "failed to find out the uid of a recovered task"),
+        }
+    }
+
+    fn report_failure(&self, id: &TaskId, error: &impl std::fmt::Display) {
+        self.0.bus.send(id, Event::not_started(error));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn run_dir(&self, id: Key<'_>) -> RunDir {
+        self.0.launcher.run_dir(id)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn uids(&self) -> &Arc<Uids> {
+        &self.0.uids
+    }
+
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.0.store
+    }
+
+    #[cfg(test)]
+    pub(crate) fn starts(&self) -> &Starts {
+        &self.0.starts
+    }
+}
+
+/// Starts that were answered and not acknowledged.
+#[derive(Debug)]
+enum Doubtful {
+    /// By an earlier plugin.
+    Entries(Vec<RunDir>),
+    /// By this one.
+    Tasks(Vec<Arc<Task>>),
+}
+
+impl Doubtful {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Entries(entries) => entries.is_empty(),
+            Self::Tasks(tasks) => tasks.is_empty(),
+        }
+    }
+}
+
+/// Records that the answer is on its way, and returns it.
+fn answer(task: &Task, uid: u32) -> Result<Vec<u8>, LifecycleError> {
+    let state = task.state().map_err(|error| TaskError::System { step: "identify the boot", error })?;
+    let state = DriverState { uid: Some(uid), ..state }.encode()?;
+    task.answered()?;
+    Ok(state)
+}
+
+/// Keeps a task's uid for it until all of its processes are gone.
+fn hold(claim: Claim, task: &Arc<Task>) {
+    let task = Arc::clone(task);
+    tokio::spawn(async move {
+        task.wait().await;
+        drop(claim);
+    });
+}
+
+/// Ends an orphaned task; false if it is still there, and on record.
+async fn end(task: &Task) -> bool {
+    if let Err(error) = task.kill().await {
+        tracing::error!(task = %task.id, %error, "failed to end an orphaned task");
+        return false;
+    }
+    if let Err(error) = task.forget() {
+        tracing::warn!(task = %task.id, %error, "failed to forget an orphaned task");
+    }
+    true
+}
+
+/// Resolves when the call that a start is to answer has been dropped.
+type Gone = oneshot::Receiver<Infallible>;
+
+/// A start whose answer Nomad has not got yet. If the agent dies meanwhile, the call is dropped. A start that has not begun is
+/// then given up; one that has runs to its end, since half a start cannot be left alone, and its task is ended: nothing would
+/// ever ask for it.
+struct Unacknowledged<E: Send + 'static> {
+    lifecycle: Lifecycle,
+    id: TaskId,
+    start: Option<JoinHandle<Result<Vec<u8>, E>>>,
+    /// Dropped with the call, see [`Gone`].
+    _here: oneshot::Sender<Infallible>,
+}
+
+impl<E: From<LifecycleError> + std::fmt::Display + Send + 'static> Unacknowledged<E> {
+    fn begin(
+        lifecycle: Lifecycle,
+        id: TaskId,
+        job: Job,
+        spec: impl FnOnce() -> Result<TaskSpec, E> + Send + 'static,
+    ) -> Self {
+        let (here, gone) = oneshot::channel();
+        let (this, its) = (lifecycle.clone(), id.clone());
+        let start = tokio::spawn(async move { this.launch(&its, job, spec, gone).await });
+        Self { lifecycle, id, start: Some(start), _here: here }
+    }
+
+    async fn answer(mut self) -> Result<Vec<u8>, E> {
+        let failed = |why: String| E::from(LifecycleError::from(WorkerError::Failed(why)));
+        let Some(start) = &mut self.start else { return Err(failed("no start".into())) };
+        let started = start.await;
+        self.start = None;
+        started.map_err(|error| failed(error.to_string()))?
+    }
+}
+
+impl<E: Send + 'static> Drop for Unacknowledged<E> {
+    fn drop(&mut self) {
+        // Without a runtime the process is about to end, and its successor reconciles.
+        let (Some(start), Ok(runtime)) = (self.start.take(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let (lifecycle, id) = (self.lifecycle.clone(), self.id.clone());
+        runtime.spawn(async move {
+            if !matches!(start.await, Ok(Ok(_))) {
+                return;
+            }
+            if let Ok(task) = lifecycle.task(id.key()) {
+                lifecycle.give_up(&task, "the agent has gone before it knew that the task runs").await;
+            }
+        });
+    }
+}
