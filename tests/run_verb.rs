@@ -1,14 +1,14 @@
 //! The `run` verb as a process: its streams, its signals, its terminal, and what it leaves behind.
 
 // Here a step that fails is a test that fails.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 #[path = "common/sandbox.rs"]
 mod sandbox;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader, Read, Write, stderr};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
@@ -32,7 +32,7 @@ fn applicable() -> bool {
     let unavailable = sandbox::unavailable(PLUGIN);
     if let Some(why) = &unavailable {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
-        writeln!(stderr(), "{name} is not applicable: {why}").unwrap();
+        eprintln!("{name} is not applicable: {why}");
     }
     unavailable.is_none()
 }
