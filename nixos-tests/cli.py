@@ -225,14 +225,15 @@ def typed(*steps):
 
 
 with subtest("Ctrl-Z stops the command, and the keys are for the shell until fg"):
-    command = f"{PLUGIN} run -- sh -c \"echo re''ady; read x; echo TASK: \\$x\"\\r"
-    command = command.replace("\\$x", "\\\\$x")
-    shown = typed("<SHELL> ", ">" + command, "<ready\\r\\n", ">\\x1a", "<SHELL> ", ">echo pass''word\\r", "<password\\r\\n", "<SHELL> ")
-    t.assertNotIn("TASK:", shown.split("ready\r\n")[1])
-    shown = typed("<SHELL> ", ">" + command, "<ready\\r\\n", ">\\x1a", "<SHELL> ", ">fg\\r", "<\\n", ">mine\\r", "<TASK: mine\\r\\n", "<SHELL> ")
+    write("/tmp/ask", 'echo ready; read x; echo "TASK: $x"')
+    until_stopped = ["<SHELL> ", f">{PLUGIN} run --unveil r:/tmp/ask -- sh /tmp/ask\\r", "<ready\\r\\n", ">\\x1a", "<SHELL> "]
+    shown = typed(*until_stopped, ">echo pass''word\\r", "<password\\r\\n", "<SHELL> ")
+    t.assertNotIn("TASK:", shown)
+    typed(*until_stopped, ">fg\\r", "<\\n", ">mine\\r", "<TASK: mine\\r\\n", "<SHELL> ")
 
-with subtest("Ctrl-C at the terminal ends the command, and the terminal has job control inside"):
-    typed("<SHELL> ", f">{PLUGIN} run -- sh -c \"echo re''ady; exec sleep 1000\"\\r", "<ready\\r\\n", ">\\x03", "<SHELL> ", ">echo status $?\\r", "<status 130\\r\\n")
+with subtest("Ctrl-C at the terminal ends the command"):
+    write("/tmp/wait", "echo ready; exec sleep 1000")
+    typed("<SHELL> ", f">{PLUGIN} run --unveil r:/tmp/wait -- sh /tmp/wait\\r", "<ready\\r\\n", ">\\x03", "<SHELL> ", ">echo status $?\\r", "<status 130\\r\\n")
 
 with subtest("nothing is left"):
     machine.fail(f"pgrep -f '{PLUGIN} (run|shim)'")
