@@ -32,7 +32,7 @@ use nix::unistd::{
 use super::SHIM_ID;
 use super::report::{Failure, Reporter, Step};
 use super::spec::{ShimSpec, Stdio, candidates};
-use super::walk::{self, WalkError};
+use super::walk::{self, DirId, WalkError};
 use crate::sandbox::capabilities::CapSet;
 use crate::sandbox::landlock::{HANDLED, REQUIRED, rights};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
@@ -76,8 +76,9 @@ pub fn prepare(spec: &ShimSpec) -> Result<Prepared> {
     join_network(spec)?;
     separate_mounts()?;
     let logs = open_logs(spec)?;
-    let work_dir = open_work_dir(spec)?;
-    let ruleset = build_ruleset(spec, logs.as_ref())?;
+    let writable = writable(spec);
+    let work_dir = open_work_dir(spec, &writable)?;
+    let ruleset = build_ruleset(spec, logs.as_ref(), &writable)?;
     lead_session(spec)?;
     Ok(Prepared { logs, work_dir, ruleset })
 }
@@ -191,16 +192,21 @@ fn reset_inherited() -> Result<()> {
         done.map_err(|errno| Failure::new(Step::Inherited, what, errno))
     };
     umask(UMASK);
-    set("nice value", sys::attributes::reset_nice())?;
-    set("I/O priority", sys::attributes::reset_io_priority())?;
-    set("scheduling policy", sys::attributes::reset_scheduler())?;
+    set("nice value", unless_refused(sys::attributes::reset_nice()))?;
+    set("I/O priority", unless_refused(sys::attributes::reset_io_priority()))?;
+    set("scheduling policy", unless_refused(sys::attributes::reset_scheduler()))?;
     set("CPU affinity", sys::attributes::reset_affinity())?;
     set("personality", sys::attributes::reset_personality())?;
     set("timer slack", sys::attributes::reset_timers_and_pages())?;
-    set("memory policy", sys::attributes::reset_memory_policy())?;
+    set("memory policy", unless_refused(sys::attributes::reset_memory_policy()))?;
     set("securebits", sys::attributes::reset_securebits())?;
     write_proc("/proc/self/coredump_filter", COREDUMP_FILTER)
         .map_err(|error| Failure::io(Step::Inherited, "coredump filter", &error))
+}
+
+/// Without CAP_SYS_NICE, or under a filter of system calls, a priority cannot be raised: what is inherited then only takes away.
+fn unless_refused(done: nix::Result<()>) -> nix::Result<()> {
+    done.or_else(|errno| if matches!(errno, Errno::EACCES | Errno::EPERM) { Ok(()) } else { Err(errno) })
 }
 
 fn write_proc(path: &str, value: &str) -> std::io::Result<()> {
@@ -217,16 +223,21 @@ fn path_of(place: &Place) -> String {
 }
 
 /// Opens a place `O_PATH`, with the rights of whoever named it; see [`Place`] for what is followed and what is not.
-fn open_place(spec: &ShimSpec, place: &Place, named_by: NamedBy) -> Result<OwnedFd, WalkError> {
+fn open_place(
+    spec: &ShimSpec,
+    place: &Place,
+    named_by: NamedBy,
+    writable: &[DirId],
+) -> Result<OwnedFd, WalkError> {
     let proven = match place {
         Place::Beneath { root, .. } if *root == spec.task_root => Some(open_task_root(spec)?),
         _ => None,
     };
     let open = || match (place, &proven) {
-        (Place::Host(path), _) => walk::open_path(path),
+        (Place::Host(path), _) => walk::open_path(path, writable),
         (Place::Beneath { path, .. }, Some(root)) => Ok(open_beneath(root, path, OFlag::O_PATH)?),
         (Place::Beneath { root, path }, None) => {
-            Ok(open_beneath(&walk::open_path(root)?, path, OFlag::O_PATH)?)
+            Ok(open_beneath(&walk::open_path(root, writable)?, path, OFlag::O_PATH)?)
         }
     };
     match named_by {
@@ -255,20 +266,35 @@ fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
     let effective = spec.granted.bits() & own.permitted;
     // For what is opened as root, a capability decides and no group.
     setgroups(&groups(spec))?;
-    setfsgid(Gid::from_raw(spec.gid));
-    setfsuid(Uid::from_raw(spec.uid));
+    set_fs_ids(spec.uid, spec.gid)?;
     sys::caps::set(sys::caps::Sets { effective, ..own })?;
     let opened = open();
-    setfsuid(Uid::from_raw(0));
-    setfsgid(Gid::from_raw(0));
+    set_fs_ids(0, 0)?;
     sys::caps::set(own)?;
     Ok(opened)
 }
 
-fn open_work_dir(spec: &ShimSpec) -> Result<OwnedFd> {
+/// setfsuid(2) and setfsgid(2) report no error: whether they worked shows when they are asked for an id that there is not.
+fn set_fs_ids(uid: u32, gid: u32) -> nix::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    setfsgid(gid);
+    setfsuid(uid);
+    let set = setfsuid(Uid::from_raw(u32::MAX)) == uid && setfsgid(Gid::from_raw(u32::MAX)) == gid;
+    if set { Ok(()) } else { Err(Errno::EPERM) }
+}
+
+/// The directories in which this task's rules let tasks create.
+fn writable(spec: &ShimSpec) -> Vec<DirId> {
+    let creating = spec.rules.iter().filter(|rule| rule.access.create());
+    // One that cannot be opened is an error, or nothing, when its rule is made.
+    let opened = creating.filter_map(|rule| open_place(spec, &rule.place, rule.named_by, &[]).ok());
+    opened.filter_map(|dir| fstat(&dir).ok()).map(|stat| DirId::of(&stat)).collect()
+}
+
+fn open_work_dir(spec: &ShimSpec, writable: &[DirId]) -> Result<OwnedFd> {
     let WorkDir { place, named_by } = &spec.work_dir;
     let failed = |errno| Failure::new(Step::WorkDir, path_of(place), errno);
-    let dir = open_place(spec, place, *named_by).map_err(|error| match error {
+    let dir = open_place(spec, place, *named_by, writable).map_err(|error| match error {
         WalkError::Errno(errno @ Errno::EXDEV) => {
             failed(errno).with_note("it leads out of the task's own directories")
         }
@@ -352,7 +378,7 @@ fn open_log_fifo(place: &Place, spec: &ShimSpec) -> nix::Result<OwnedFd> {
     open_beneath(&open_task_root(spec)?, path, OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW)
 }
 
-fn build_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
+fn build_ruleset(spec: &ShimSpec, logs: Option<&Logs>, writable: &[DirId]) -> Result<RulesetCreated> {
     let failed = |error: landlock::RulesetError| Failure::text(Step::Landlock, "ruleset", error.to_string());
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -375,14 +401,19 @@ fn build_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated>
         ruleset = ruleset.add_rule(PathBeneath::new(terminal, read_write)).map_err(failed)?;
     }
     for rule in &spec.rules {
-        ruleset = add_rule(ruleset, spec, rule)?;
+        ruleset = add_rule(ruleset, spec, rule, writable)?;
     }
     Ok(ruleset)
 }
 
-fn add_rule(ruleset: RulesetCreated, spec: &ShimSpec, rule: &Rule) -> Result<RulesetCreated> {
-    let opened =
-        open_place(spec, &rule.place, rule.named_by).and_then(|place| Ok((is_directory(&place)?, place)));
+fn add_rule(
+    ruleset: RulesetCreated,
+    spec: &ShimSpec,
+    rule: &Rule,
+    writable: &[DirId],
+) -> Result<RulesetCreated> {
+    let opened = open_place(spec, &rule.place, rule.named_by, writable)
+        .and_then(|place| Ok((is_directory(&place)?, place)));
     let (directory, place) = match opened {
         Ok(opened) => opened,
         Err(error) if rule.missing == Missing::Skip && is_absent(&error) => return Ok(ruleset),
@@ -405,7 +436,10 @@ fn is_absent(error: &WalkError) -> bool {
         WalkError::Errno(errno) => {
             matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV)
         }
-        WalkError::Link { .. } | WalkError::Elsewhere { .. } | WalkError::Magic(_) => true,
+        WalkError::Link { .. }
+        | WalkError::Elsewhere { .. }
+        | WalkError::Writable(_)
+        | WalkError::Magic(_) => true,
     }
 }
 
