@@ -174,6 +174,20 @@ fn a_temporary_directory_that_does_not_suit_is_not_used() {
 }
 
 #[test]
+fn directories_deeper_than_the_limit_of_open_files_are_removed() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    let nest = "mkdir -p $(printf 'd/%.0s' $(seq 300)) && test -d d/d/d";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n 128; exec \"$@\"", "sh", PLUGIN, "run", "--", "sh", "-c", nest]);
+    let output = shell.env("TMPDIR", base.path()).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(status(&output), Some(0), "{output:?}");
+    assert_eq!(base.path().read_dir().unwrap().count(), 0, "{output:?}");
+}
+
+#[test]
 fn standard_output_and_error_can_be_opened_again() {
     if !applicable() {
         return;
