@@ -117,7 +117,7 @@ print(done.returncode, len(done.stdout), done.stdout.decode()[-400:])
         t.assertLess(int(output.split()[1]), 20_000)
 
 with subtest("what cannot be executed says why"):
-    machine.succeed("mkdir -p /srv/audit/noexec; mount -t tmpfs -o noexec none /srv/audit/noexec; cp $(readlink -f $(command -v true)) /srv/audit/noexec/t")
+    machine.succeed("mkdir -p /srv/audit/noexec; mount -t tmpfs -o noexec none /srv/audit/noexec; cp $(readlink -f $(command -v cat)) /srv/audit/noexec/t")
     t.assertIn("mounted noexec", run("--unveil rx:/srv/audit/noexec -- /srv/audit/noexec/t", 126))
     machine.succeed("mkdir -p -m 700 /root/bin")
     t.assertIn("not found in PATH", run("-- no-such-command", 127, before="env PATH=/root/bin:$PATH"))

@@ -1,14 +1,14 @@
 //! The `run` verb as a process: its streams, its signals, its terminal, and what it leaves behind.
 
 // Here a step that fails is a test that fails.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 #[path = "common/sandbox.rs"]
 mod sandbox;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader, Read, Write, stderr};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
@@ -32,7 +32,7 @@ fn applicable() -> bool {
     let unavailable = sandbox::unavailable(PLUGIN);
     if let Some(why) = &unavailable {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
-        writeln!(stderr(), "{name} is not applicable: {why}").unwrap();
+        eprintln!("{name} is not applicable: {why}");
     }
     unavailable.is_none()
 }
@@ -85,17 +85,32 @@ fn state(pid: i32) -> Option<char> {
 }
 
 /// Starts a command that says "ready" and waits for that.
-fn ready(mut command: Command) -> (Child, BufReader<std::process::ChildStdout>) {
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+fn ready(mut command: Command) -> (Run, BufReader<std::process::ChildStdout>) {
+    let mut child = Run(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut stdout = BufReader::new(child.0.stdout.take().unwrap());
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
     (child, stdout)
 }
 
-fn pid(child: &Child) -> Pid {
-    Pid::from_raw(child.id() as i32)
+fn pid(child: &Run) -> Pid {
+    Pid::from_raw(child.0.id() as i32)
+}
+
+/// A number of seconds for sleep(1) that no other process on this host has.
+fn unique_seconds(number: u32) -> String {
+    format!("{}.{number}", 100_000 + u64::from(std::process::id()))
+}
+
+/// A `run`, ended with the test, also with one that fails.
+struct Run(Child);
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
@@ -156,6 +171,20 @@ fn a_temporary_directory_that_does_not_suit_is_not_used() {
     let output = run(&base.path().join("missing"), &[], &["true"]).output().unwrap();
     assert_eq!(status(&output), Some(125));
     assert!(text(&output.stderr).contains("/missing\": No such file or directory"), "{output:?}");
+}
+
+#[test]
+fn directories_deeper_than_the_limit_of_open_files_are_removed() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    let nest = "mkdir -p $(printf 'd/%.0s' $(seq 300)) && test -d d/d/d";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n 128; exec \"$@\"", "sh", PLUGIN, "run", "--", "sh", "-c", nest]);
+    let output = shell.env("TMPDIR", base.path()).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(status(&output), Some(0), "{output:?}");
+    assert_eq!(base.path().read_dir().unwrap().count(), 0, "{output:?}");
 }
 
 #[test]
@@ -243,7 +272,7 @@ fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
         kill(pid(&child), signal).unwrap();
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
-        assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("survived\n", Some(0)), "{name}");
+        assert_eq!((rest.as_str(), child.0.wait().unwrap().code()), ("survived\n", Some(0)), "{name}");
     }
     let output = ignoring(base.path(), "PIPE", "grep SigIgn /proc/self/status").output().unwrap();
     assert!(text(&output.stdout).ends_with("1000\n"), "{output:?}");
@@ -252,7 +281,7 @@ fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
     assert!(text(&output.stdout).ends_with("\t0000000000000000\n"), "{output:?}");
     let (mut child, _stdout) = ready(run(base.path(), &[], &["sh", "-c", script]));
     kill(pid(&child), Signal::SIGHUP).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(128 + libc::SIGHUP));
+    assert_eq!(child.0.wait().unwrap().code(), Some(128 + libc::SIGHUP));
 }
 
 #[test]
@@ -262,24 +291,25 @@ fn a_killed_run_takes_its_command_with_it_and_the_next_one_cleans_up() {
     }
     let base = base();
     let count = || base.path().read_dir().unwrap().count();
-    let script = "echo ready; exec sleep 71234.5";
-    let (mut killed, _stdout) = ready(run(base.path(), &[], &["sh", "-c", script]));
-    let entry = run_directory(pid(&killed));
-    let living_script = "echo ready; exec sleep 71234.6";
-    let (mut living, _stdout) = ready(run(base.path(), &[], &["sh", "-c", living_script]));
-    let living_entry = run_directory(pid(&living));
-    until("the command runs", || process_with("71234.5").is_some());
-    killed.kill().unwrap();
-    assert_eq!(killed.wait().unwrap().signal(), Some(libc::SIGKILL));
-    until("the command is gone", || process_with("71234.5").is_none());
-    assert!(entry.exists());
+    let started = |seconds: &str| {
+        let script = format!("echo ready; exec sleep {seconds}");
+        let (run, stdout) = ready(run(base.path(), &[], &["sh", "-c", &script]));
+        until("the command runs", || process_with(seconds).is_some());
+        (run_directory(pid(&run)), run, stdout)
+    };
+    let [seconds, others] = [1, 2].map(unique_seconds);
+    let (entry, mut killed, _stdout) = started(&seconds);
+    let (living_entry, mut living, _stdout) = started(&others);
+    killed.0.kill().unwrap();
+    assert_eq!(killed.0.wait().unwrap().signal(), Some(libc::SIGKILL));
+    until("the command is gone", || process_with(&seconds).is_none());
     assert_eq!(count(), 2);
     assert_eq!(status(&run(base.path(), &[], &["true"]).output().unwrap()), Some(0));
     assert!(!entry.exists());
-    assert!(living_entry.exists() && process_with("71234.6").is_some());
+    assert!(living_entry.exists() && process_with(&others).is_some());
     assert_eq!(count(), 1, "the directories of the living one");
     kill(pid(&living), Signal::SIGTERM).unwrap();
-    assert_eq!(living.wait().unwrap().code(), Some(128 + libc::SIGTERM));
+    assert_eq!(living.0.wait().unwrap().code(), Some(128 + libc::SIGTERM));
     assert_eq!(count(), 0);
 }
 
@@ -296,7 +326,8 @@ fn a_stop_stops_the_command_first_and_a_continue_continues_both() {
         return;
     }
     let base = base();
-    for (signal, argument) in [(Signal::SIGTSTP, "71235.1"), (Signal::SIGTTIN, "71235.2")] {
+    for (signal, number) in [(Signal::SIGTSTP, 3), (Signal::SIGTTIN, 4)] {
+        let argument = &unique_seconds(number);
         let mut command = run(base.path(), &[], &["sh", "-c", &format!("echo ready; exec sleep {argument}")]);
         // Of its own, whose parent is in the same session: such a group can be stopped.
         command.process_group(0);
@@ -304,13 +335,13 @@ fn a_stop_stops_the_command_first_and_a_continue_continues_both() {
         until("the command runs", || process_with(argument).is_some());
         let task = process_with(argument).unwrap();
         kill(pid(&child), signal).unwrap();
-        until("run stops", || state(child.id() as i32) == Some('T'));
+        until("run stops", || state(pid(&child).as_raw()) == Some('T'));
         // A process that runs on another CPU stops a moment after the signal was sent.
         until("the command has stopped", || state(task) == Some('T'));
         kill(pid(&child), Signal::SIGCONT).unwrap();
         until("the command continues", || state(task) == Some('S'));
         kill(pid(&child), Signal::SIGTERM).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(128 + libc::SIGTERM), "{signal}");
+        assert_eq!(child.0.wait().unwrap().code(), Some(128 + libc::SIGTERM), "{signal}");
     }
 }
 

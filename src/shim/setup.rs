@@ -34,8 +34,9 @@ pub fn prepare(spec: &ShimSpec) -> Result<Prepared> {
     steps::join_network(spec)?;
     steps::separate_mounts()?;
     let logs = steps::open_logs(spec)?;
-    let work_dir = steps::open_work_dir(spec)?;
-    let ruleset = steps::build_ruleset(spec, logs.as_ref())?;
+    let writable = steps::writable(spec);
+    let work_dir = steps::open_work_dir(spec, &writable)?;
+    let ruleset = steps::build_ruleset(spec, logs.as_ref(), &writable)?;
     steps::lead_session(spec)?;
     Ok(Prepared { logs, work_dir, ruleset })
 }

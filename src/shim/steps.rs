@@ -17,6 +17,7 @@ pub(super) use landlock::{build_ruleset, restrict};
 pub(super) use logs::{Logs, attach_logs, open_logs};
 pub(super) use mounts::separate_mounts;
 pub(super) use network::join_network;
+pub(super) use paths::writable;
 pub(super) use session::{die_with_parent, join_session, lead_session};
 pub(super) use user::{become_user, drop_privileges};
 pub(super) use work_dir::{enter_work_dir, open_work_dir};

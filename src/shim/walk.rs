@@ -1,9 +1,12 @@
 //! Opening a path of the host without being led elsewhere by somebody who can write on the way to it.
 //!
-//! A directory or a file on the way is what it is: nobody can put another user's there. A symbolic link leads wherever its
-//! maker likes, so it is followed only if that was root, in a directory where only root can put links, or if everything
-//! behind it belongs to its maker. The text of a path tells nothing: it may lead by another link, or a bind mount, to a place
-//! that a task can write.
+//! A symbolic link leads wherever its maker likes, so it is followed only if that was root, in a directory where only root can
+//! put links, or if everything behind it belongs to its maker; and never below a directory in which this task's rules let
+//! tasks create, where a task of root could have made it. The text of a path tells nothing: it may lead by another link, or a
+//! bind mount, to a place that a task can write.
+//!
+//! A directory or a file on the way is taken as it is. Whoever owns a directory can move what lies in it, also what belongs to
+//! others, so a rule for a path below a user's directory is for what that user puts there; file permissions still decide.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -33,6 +36,11 @@ pub enum WalkError {
         "the symbolic link {link:?} of uid {owner} leads to {path:?}, which belongs to uid {found}; unveil that place itself"
     )]
     Elsewhere { link: PathBuf, owner: u32, path: PathBuf, found: u32 },
+    #[error(
+        "the symbolic link {0:?} is below a directory that is unveiled for creating (c), where a task could have made it; \
+         unveil the place itself"
+    )]
+    Writable(PathBuf),
     #[error("{0:?} is a link of proc(5) to whatever a process has open; unveil the place itself")]
     Magic(PathBuf),
 }
@@ -43,12 +51,22 @@ impl From<Errno> for WalkError {
     }
 }
 
-/// Opens `path`, which is absolute, `O_PATH`.
-pub fn open_path(path: &Path) -> Result<OwnedFd, WalkError> {
+/// A directory, wherever it is mounted: device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirId(u64, u64);
+
+impl DirId {
+    pub fn of(stat: &FileStat) -> Self {
+        Self(stat.st_dev, stat.st_ino)
+    }
+}
+
+/// Opens `path`, which is absolute, `O_PATH`. No link at or below the directories `writable` is followed.
+pub fn open_path(path: &Path, writable: &[DirId]) -> Result<OwnedFd, WalkError> {
     // Most paths have no link, and then there is nothing to be led by.
     let plain = ResolveFlag::RESOLVE_NO_SYMLINKS;
     match retry(|| openat2(nix::fcntl::AT_FDCWD, path, path_only(plain))) {
-        Err(Errno::ELOOP) => Walk::new()?.to(path),
+        Err(Errno::ELOOP) => Walk::new(writable)?.to(path),
         opened => Ok(opened?),
     }
 }
@@ -77,7 +95,10 @@ struct Maker {
 
 /// Where a walk is.
 #[derive(Debug)]
-struct Walk {
+struct Walk<'a> {
+    writable: &'a [DirId],
+    /// Whether one of them has been entered since the root.
+    below_writable: bool,
     here: OwnedFd,
     stat: FileStat,
     /// For messages.
@@ -86,10 +107,12 @@ struct Walk {
     links: u32,
 }
 
-impl Walk {
-    fn new() -> Result<Self, WalkError> {
-        let here = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        Ok(Self { stat: fstat(&here)?, here, path: PathBuf::from("/"), maker: None, links: 0 })
+impl<'a> Walk<'a> {
+    fn new(writable: &'a [DirId]) -> Result<Self, WalkError> {
+        let here = open_root()?;
+        let stat = fstat(&here)?;
+        let below_writable = writable.contains(&DirId::of(&stat));
+        Ok(Self { writable, below_writable, stat, here, path: PathBuf::from("/"), maker: None, links: 0 })
     }
 
     /// One component after the other, those of a link before the rest.
@@ -128,6 +151,7 @@ impl Walk {
         }
         self.stat = fstat(&child)?;
         self.here = child;
+        self.below_writable |= self.writable.contains(&DirId::of(&self.stat));
         match &self.maker {
             Some(Maker { link, uid }) if self.stat.st_uid != *uid => Err(WalkError::Elsewhere {
                 link: link.clone(),
@@ -146,13 +170,13 @@ impl Walk {
         if self.links > MAX_LINKS {
             return Err(Errno::ELOOP.into());
         }
+        if self.below_writable {
+            return Err(WalkError::Writable(link));
+        }
         if !may_follow(&self.stat, stat) {
             return Err(WalkError::Link { link, owner: stat.st_uid });
         }
-        // Only such a link is refused by this, since its own text is asked for what else is on the way.
-        let how = path_only(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let followed = retry(|| openat2(&self.here, name, how));
-        if matches!(followed, Err(Errno::ELOOP)) && is_proc(&self.here)? {
+        if is_proc(&self.here)? && self.is_magic(name) {
             return Err(WalkError::Magic(link));
         }
         let target = PathBuf::from(readlinkat(child, "")?);
@@ -160,12 +184,22 @@ impl Walk {
             self.maker = Some(Maker { link, uid: stat.st_uid });
         }
         if target.is_absolute() {
-            let root = Self::new()?.here;
             self.path = PathBuf::new();
-            self.step(OsStr::new("/"), root)?;
+            self.below_writable = false;
+            self.step(OsStr::new("/"), open_root()?)?;
         }
         Ok(components(&target))
     }
+
+    /// Whether a link of proc(5) leads to something that is open, and not to its own text.
+    fn is_magic(&self, name: &OsStr) -> bool {
+        let how = path_only(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        matches!(retry(|| openat2(&self.here, name, how)), Err(Errno::ELOOP))
+    }
+}
+
+fn open_root() -> nix::Result<OwnedFd> {
+    open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 /// The names on the way, the last one first.
@@ -234,7 +268,13 @@ mod tests {
 
         /// What `name` leads to, as a path.
         fn opened(&self, name: &str) -> Result<PathBuf, WalkError> {
-            let place = open_path(&self.at(name))?;
+            self.opened_with(name, &[])
+        }
+
+        fn opened_with(&self, name: &str, writable: &[&str]) -> Result<PathBuf, WalkError> {
+            let id = |name: &&str| DirId::of(&nix::sys::stat::stat(&self.at(name)).unwrap());
+            let writable: Vec<_> = writable.iter().map(id).collect();
+            let place = open_path(&self.at(name), &writable)?;
             Ok(std::fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd())).unwrap())
         }
     }
@@ -306,14 +346,29 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root, to make files of several owners"]
+    fn not_even_roots_link_is_followed_below_a_directory_that_tasks_can_write() {
+        let tree = Tree::new();
+        tree.dir("shared/in/deep", 0, 0o755).link("alias", "=shared", 0).link("shared/out", "=real", 0);
+        tree.dir("real", 0, 0o755).link("shared/in/deep/out", "=real", 0).link("beside", "=real", 0);
+        for name in ["shared/out", "alias/out", "alias/in/deep/out"] {
+            assert_eq!(tree.opened(name), Ok(tree.at("real")), "{name}");
+            let error = tree.opened_with(name, &["shared"]).unwrap_err();
+            assert!(matches!(error, WalkError::Writable(_)), "{name}: {error}");
+        }
+        assert_eq!(tree.opened_with("beside", &["shared"]), Ok(tree.at("real")));
+        assert_eq!(tree.opened_with("alias/in", &["shared"]), Ok(tree.at("shared/in")));
+    }
+
+    #[test]
     #[ignore = "needs root, who owns the links of its own processes in /proc"]
     fn magic_links_are_refused_and_ordinary_ones_of_proc_are_not() {
         let file = std::fs::File::open("/dev/null").unwrap();
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let error = open_path(Path::new(&path)).unwrap_err();
+        let error = open_path(Path::new(&path), &[]).unwrap_err();
         assert!(matches!(error, WalkError::Magic(_)), "{error}");
-        open_path(Path::new("/proc/self/status")).unwrap();
-        open_path(Path::new("/proc/mounts")).unwrap();
+        open_path(Path::new("/proc/self/status"), &[]).unwrap();
+        open_path(Path::new("/proc/mounts"), &[]).unwrap();
     }
 
     #[test]

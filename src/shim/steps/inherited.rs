@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 
+use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
 
 use super::Result;
@@ -21,13 +22,13 @@ pub(crate) fn reset_inherited() -> Result<()> {
         done.map_err(|errno| Failure::new(Step::Inherited, what, errno))
     };
     umask(UMASK);
-    set("nice value", sys::attributes::reset_nice())?;
-    set("I/O priority", sys::attributes::reset_io_priority())?;
-    set("scheduling policy", sys::attributes::reset_scheduler())?;
+    set("nice value", unless_refused(sys::attributes::reset_nice()))?;
+    set("I/O priority", unless_refused(sys::attributes::reset_io_priority()))?;
+    set("scheduling policy", unless_refused(sys::attributes::reset_scheduler()))?;
     set("CPU affinity", sys::attributes::reset_affinity())?;
     set("personality", sys::attributes::reset_personality())?;
     set("timer slack", sys::attributes::reset_timers_and_pages())?;
-    set("memory policy", sys::attributes::reset_memory_policy())?;
+    set("memory policy", unless_refused(sys::attributes::reset_memory_policy()))?;
     set("securebits", sys::attributes::reset_securebits())?;
     write_proc("/proc/self/coredump_filter", COREDUMP_FILTER)
         .map_err(|error| Failure::io(Step::Inherited, "coredump filter", &error))
@@ -38,6 +39,11 @@ pub(crate) fn set_oom_score_adj(spec: &ShimSpec) -> Result<()> {
     let value = spec.oom_score_adj.to_string();
     write_proc("/proc/self/oom_score_adj", &value)
         .map_err(|error| Failure::io(Step::OomScoreAdj, value, &error))
+}
+
+/// Without CAP_SYS_NICE, or under a filter of system calls, a priority cannot be raised: what is inherited then only takes away.
+fn unless_refused(done: nix::Result<()>) -> nix::Result<()> {
+    done.or_else(|errno| if matches!(errno, Errno::EACCES | Errno::EPERM) { Ok(()) } else { Err(errno) })
 }
 
 fn write_proc(path: &str, value: &str) -> std::io::Result<()> {

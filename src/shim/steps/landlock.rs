@@ -14,11 +14,15 @@ use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::unveil;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
-use crate::shim::walk::WalkError;
+use crate::shim::walk::{DirId, WalkError};
 use crate::sys;
 
 /// Opens what the rules name and makes the ruleset, which is not in force yet.
-pub(crate) fn build_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
+pub(crate) fn build_ruleset(
+    spec: &ShimSpec,
+    logs: Option<&Logs>,
+    writable: &[DirId],
+) -> Result<RulesetCreated> {
     let failed = |error: landlock::RulesetError| Failure::text(Step::Landlock, "ruleset", error.to_string());
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -41,14 +45,19 @@ pub(crate) fn build_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<Rule
         ruleset = ruleset.add_rule(PathBeneath::new(terminal, read_write)).map_err(failed)?;
     }
     for rule in &spec.rules {
-        ruleset = add_rule(ruleset, spec, rule)?;
+        ruleset = add_rule(ruleset, spec, rule, writable)?;
     }
     Ok(ruleset)
 }
 
-fn add_rule(ruleset: RulesetCreated, spec: &ShimSpec, rule: &Rule) -> Result<RulesetCreated> {
-    let opened =
-        open_place(spec, &rule.place, rule.named_by).and_then(|place| Ok((is_directory(&place)?, place)));
+fn add_rule(
+    ruleset: RulesetCreated,
+    spec: &ShimSpec,
+    rule: &Rule,
+    writable: &[DirId],
+) -> Result<RulesetCreated> {
+    let opened = open_place(spec, &rule.place, rule.named_by, writable)
+        .and_then(|place| Ok((is_directory(&place)?, place)));
     let (directory, place) = match opened {
         Ok(opened) => opened,
         Err(error) if rule.missing == Missing::Skip && is_absent(&error) => return Ok(ruleset),
@@ -71,7 +80,10 @@ fn is_absent(error: &WalkError) -> bool {
         WalkError::Errno(errno) => {
             matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV)
         }
-        WalkError::Link { .. } | WalkError::Elsewhere { .. } | WalkError::Magic(_) => true,
+        WalkError::Link { .. }
+        | WalkError::Elsewhere { .. }
+        | WalkError::Writable(_)
+        | WalkError::Magic(_) => true,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups};
@@ -10,7 +11,7 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups};
 use super::user::groups;
 use crate::sandbox::place::{NamedBy, Place};
 use crate::shim::spec::ShimSpec;
-use crate::shim::walk::{self, WalkError};
+use crate::shim::walk::{self, DirId, WalkError};
 use crate::sys;
 
 /// The whole path, for messages.
@@ -19,16 +20,21 @@ pub(crate) fn path_of(place: &Place) -> String {
 }
 
 /// Opens a place `O_PATH`, with the rights of whoever named it; see [`Place`] for what is followed and what is not.
-pub(crate) fn open_place(spec: &ShimSpec, place: &Place, named_by: NamedBy) -> Result<OwnedFd, WalkError> {
+pub(crate) fn open_place(
+    spec: &ShimSpec,
+    place: &Place,
+    named_by: NamedBy,
+    writable: &[DirId],
+) -> Result<OwnedFd, WalkError> {
     let proven = match place {
         Place::Beneath { root, .. } if *root == spec.task_root => Some(open_task_root(spec)?),
         _ => None,
     };
     let open = || match (place, &proven) {
-        (Place::Host(path), _) => walk::open_path(path),
+        (Place::Host(path), _) => walk::open_path(path, writable),
         (Place::Beneath { path, .. }, Some(root)) => Ok(open_beneath(root, path, OFlag::O_PATH)?),
         (Place::Beneath { root, path }, None) => {
-            Ok(open_beneath(&walk::open_path(root)?, path, OFlag::O_PATH)?)
+            Ok(open_beneath(&walk::open_path(root, writable)?, path, OFlag::O_PATH)?)
         }
     };
     match named_by {
@@ -59,14 +65,29 @@ fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
     let effective = spec.granted.bits() & own.permitted;
     // For what is opened as root, a capability decides and no group.
     setgroups(&groups(spec))?;
-    setfsgid(Gid::from_raw(spec.gid));
-    setfsuid(Uid::from_raw(spec.uid));
+    set_fs_ids(spec.uid, spec.gid)?;
     sys::caps::set(sys::caps::Sets { effective, ..own })?;
     let opened = open();
-    setfsuid(Uid::from_raw(0));
-    setfsgid(Gid::from_raw(0));
+    set_fs_ids(0, 0)?;
     sys::caps::set(own)?;
     Ok(opened)
+}
+
+/// setfsuid(2) and setfsgid(2) report no error: whether they worked shows when they are asked for an id that there is not.
+fn set_fs_ids(uid: u32, gid: u32) -> nix::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    setfsgid(gid);
+    setfsuid(uid);
+    let set = setfsuid(Uid::from_raw(u32::MAX)) == uid && setfsgid(Gid::from_raw(u32::MAX)) == gid;
+    if set { Ok(()) } else { Err(Errno::EPERM) }
+}
+
+/// The directories in which this task's rules let tasks create.
+pub(crate) fn writable(spec: &ShimSpec) -> Vec<DirId> {
+    let creating = spec.rules.iter().filter(|rule| rule.access.create());
+    // One that cannot be opened is an error, or nothing, when its rule is made.
+    let opened = creating.filter_map(|rule| open_place(spec, &rule.place, rule.named_by, &[]).ok());
+    opened.filter_map(|dir| fstat(&dir).ok()).map(|stat| DirId::of(&stat)).collect()
 }
 
 /// What an open place is.

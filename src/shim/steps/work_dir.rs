@@ -10,13 +10,13 @@ use super::paths::{is_directory, open_place, path_of};
 use crate::sandbox::plan::WorkDir;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
-use crate::shim::walk::WalkError;
+use crate::shim::walk::{DirId, WalkError};
 
 /// Opens it in the shim, with the rights of whoever named it.
-pub(crate) fn open_work_dir(spec: &ShimSpec) -> Result<OwnedFd> {
+pub(crate) fn open_work_dir(spec: &ShimSpec, writable: &[DirId]) -> Result<OwnedFd> {
     let WorkDir { place, named_by } = &spec.work_dir;
     let failed = |errno| Failure::new(Step::WorkDir, path_of(place), errno);
-    let dir = open_place(spec, place, *named_by).map_err(|error| match error {
+    let dir = open_place(spec, place, *named_by, writable).map_err(|error| match error {
         WalkError::Errno(errno @ Errno::EXDEV) => {
             failed(errno).with_note("it leads out of the task's own directories")
         }
