@@ -16,7 +16,6 @@ use super::report::{Failure, Reporter, Step};
 use super::spec::ShimSpec;
 use super::steps::{self, Logs, Result};
 use crate::sys;
-use crate::task::open_files;
 
 /// Exit status of a task that never became one; nobody sees it, the failure is reported.
 const NOT_A_TASK: i32 = 127;
@@ -104,9 +103,7 @@ fn become_task(
     sys::signals::unblock_all().map_err(session)?;
     steps::reset_inherited()?;
     steps::set_oom_score_adj(spec)?;
-    if let Some(limit) = spec.open_files {
-        open_files::take(limit).map_err(|errno| Failure::new(Step::OpenFiles, limit.to_string(), errno))?;
-    }
+    steps::limit_open_files(spec)?;
     steps::attach_logs(prepared.logs)?;
     steps::become_user(spec)?;
     steps::enter_work_dir(spec, &prepared.work_dir)?;

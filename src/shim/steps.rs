@@ -12,7 +12,7 @@ mod user;
 mod work_dir;
 
 pub(super) use exec::exec;
-pub(super) use inherited::{reset_inherited, set_oom_score_adj};
+pub(super) use inherited::{limit_open_files, reset_inherited, set_oom_score_adj};
 pub(super) use landlock::{build_ruleset, restrict};
 pub(super) use logs::{Logs, attach_logs, open_logs};
 pub(super) use mounts::separate_mounts;

@@ -19,9 +19,3 @@ pub fn raise() -> nix::Result<()> {
 pub fn for_tasks() -> Option<u64> {
     AT_START.get().copied()
 }
-
-/// In the task: takes the limit that was meant for it.
-pub fn take(soft: u64) -> nix::Result<()> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)
-}

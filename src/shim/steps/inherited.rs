@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 
 use super::Result;
@@ -39,6 +40,14 @@ pub(crate) fn set_oom_score_adj(spec: &ShimSpec) -> Result<()> {
     let value = spec.oom_score_adj.to_string();
     write_proc("/proc/self/oom_score_adj", &value)
         .map_err(|error| Failure::io(Step::OomScoreAdj, value, &error))
+}
+
+/// The soft limit that the plugin was started with: its own is higher, and programs that use select(2) need a low one.
+pub(crate) fn limit_open_files(spec: &ShimSpec) -> Result<()> {
+    let Some(soft) = spec.open_files else { return Ok(()) };
+    getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard))
+        .map_err(|errno| Failure::new(Step::OpenFiles, soft.to_string(), errno))
 }
 
 /// Without CAP_SYS_NICE, or under a filter of system calls, a priority cannot be raised: what is inherited then only takes away.
