@@ -135,9 +135,11 @@ test-unit: setup-build ## Rust tests; they need neither root nor a VM
 	cargo test --locked --target $(TARGET)
 
 .PHONY: test-go
-test-go: setup-go ## gofmt, vet and tests of the test host
+test-go: setup-go ## gofmt, vet and tests of the test host; pb/ against proto/
 	$(call say,go vet and go test)
 	cd tests/pluginhost && test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./... && go test ./...
+	$(call say,pb/ is what gen makes of proto/)
+	cd tests/pluginhost/gen && go vet ./... && go test ./... && go run . -check
 
 .PHONY: test-packages
 test-packages: setup-pack setup-payload ## Payload of the packages, and the same bytes from another folder
