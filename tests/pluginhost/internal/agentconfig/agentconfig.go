@@ -1,4 +1,6 @@
-package main
+// Package agentconfig reads the part of a Nomad agent's configuration that the
+// host uses.
+package agentconfig
 
 import (
 	"encoding/json"
@@ -8,13 +10,15 @@ import (
 	"path/filepath"
 	"slices"
 
+	"pluginhost/internal/hcleval"
+
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 )
 
-// AgentConfig is what pluginhost takes from a Nomad agent's configuration.
-// The rest of it is accepted and not used.
-type AgentConfig struct {
+// Config is what the host uses of an agent's configuration. The rest is accepted
+// and ignored.
+type Config struct {
 	DataDir   string
 	PluginDir string
 	Name      string
@@ -25,43 +29,32 @@ type AgentConfig struct {
 	Plugins   map[string]map[string]any // plugin blocks' config, by label
 }
 
-// loadAgentConfig merges files and folders of .hcl and .json, in order.
-func loadAgentConfig(paths []string) (*AgentConfig, error) {
-	cfg := &AgentConfig{LogLevel: "INFO", Meta: map[string]string{}, Plugins: map[string]map[string]any{}}
+// Load merges files and directories of .hcl and .json files, in order.
+func Load(paths []string) (*Config, error) {
+	cfg := &Config{LogLevel: "INFO", Meta: map[string]string{}, Plugins: map[string]map[string]any{}}
 	for _, path := range paths {
-		files := []string{path}
-		if st, err := os.Stat(path); err != nil {
+		files, err := configFiles(path)
+		if err != nil {
 			return nil, err
-		} else if st.IsDir() {
-			files = nil
-			entries, err := os.ReadDir(path)
-			if err != nil {
-				return nil, err
-			}
-			for _, e := range entries {
-				if ext := filepath.Ext(e.Name()); ext == ".hcl" || ext == ".json" {
-					files = append(files, filepath.Join(path, e.Name()))
-				}
-			}
 		}
 		for _, file := range files {
-			raw, err := readConfigFile(file)
+			raw, err := readFile(file)
 			if err == nil {
 				err = cfg.merge(raw)
 			}
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", file, err)
+				return nil, fmt.Errorf("failed to load %s: %w", file, err)
 			}
 		}
 	}
 	if cfg.DataDir != "" {
-		cfg.setDataDir(cfg.DataDir)
+		cfg.SetDataDir(cfg.DataDir)
 	}
 	return cfg, nil
 }
 
-// setDataDir fills in the folders that depend on the data directory.
-func (c *AgentConfig) setDataDir(dir string) {
+// SetDataDir sets the directories that depend on the data directory.
+func (c *Config) SetDataDir(dir string) {
 	c.DataDir = dir
 	if c.PluginDir == "" {
 		c.PluginDir = filepath.Join(dir, "plugins")
@@ -72,8 +65,30 @@ func (c *AgentConfig) setDataDir(dir string) {
 	}
 }
 
-// readConfigFile turns HCL or JSON into plain data.
-func readConfigFile(path string) (map[string]any, error) {
+// configFiles returns path, or the configuration files in it if it is a directory.
+func configFiles(path string) ([]string, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !st.IsDir() {
+		return []string{path}, nil
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); ext == ".hcl" || ext == ".json" {
+			files = append(files, filepath.Join(path, e.Name()))
+		}
+	}
+	return files, nil
+}
+
+// readFile turns HCL or JSON into plain data.
+func readFile(path string) (map[string]any, error) {
 	src, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -85,12 +100,12 @@ func readConfigFile(path string) (map[string]any, error) {
 	}
 	file, diags := hclsyntax.ParseConfig(src, path, hcl.InitialPos)
 	if diags.HasErrors() {
-		return nil, diagError(diags)
+		return nil, hcleval.DiagError(diags)
 	}
-	return (&evaluator{}).plainBody(file.Body.(*hclsyntax.Body))
+	return (&hcleval.Evaluator{}).Plain(file.Body.(*hclsyntax.Body))
 }
 
-func (c *AgentConfig) merge(raw map[string]any) error {
+func (c *Config) merge(raw map[string]any) error {
 	for key, dst := range map[string]*string{
 		"data_dir": &c.DataDir, "plugin_dir": &c.PluginDir, "name": &c.Name, "log_level": &c.LogLevel,
 	} {
@@ -126,7 +141,7 @@ func (c *AgentConfig) merge(raw map[string]any) error {
 			}
 			for _, block := range objects(plugins[label]) {
 				for _, config := range objects(block["config"]) {
-					// A later file's options take the place of all earlier ones.
+					// A later file's options replace all earlier ones.
 					if len(config) > 0 {
 						c.Plugins[label] = maps.Clone(config)
 					}
@@ -137,7 +152,7 @@ func (c *AgentConfig) merge(raw map[string]any) error {
 	return nil
 }
 
-// objects flattens the ways in which HCL and JSON write one or more blocks.
+// objects returns the blocks of v: HCL and JSON have several forms for one or more.
 func objects(v any) []map[string]any {
 	switch t := v.(type) {
 	case map[string]any:

@@ -1,4 +1,6 @@
-package main
+// Package allocdir makes the directories of a task as a Nomad client lays them out
+// for drivers with unveil isolation.
+package allocdir
 
 import (
 	"errors"
@@ -6,15 +8,20 @@ import (
 	"os"
 	"path/filepath"
 
+	"pluginhost/internal/users"
+
 	"golang.org/x/sys/unix"
 )
 
-// secretMarker tells that a secrets folder already has its tmpfs.
+// secretMarker marks a secrets directory that already has its tmpfs.
 const secretMarker = ".nomad-mount"
 
-// taskDir holds the folders of one task in Nomad's unveil mode: the real ones
-// below the data directory, and the bind mounts that the task is told about.
-type taskDir struct {
+// privateMB is the size of the tmpfs that Nomad keeps beside the secrets.
+const privateMB = 1
+
+// TaskDir holds the directories of one task: the real ones below the data
+// directory, and the bind mounts that the task's environment names.
+type TaskDir struct {
 	Alloc   string // <data_dir>/alloc/<id>
 	Dir     string // <data_dir>/alloc/<id>/<task>
 	Shared  string // <data_dir>/alloc/<id>/alloc
@@ -26,23 +33,29 @@ type taskDir struct {
 	Mount string
 }
 
-func newTaskDir(allocsDir, mountsDir, allocID, task string) taskDir {
+// New returns the paths of a task's directories; Build makes them.
+func New(allocsDir, mountsDir, allocID, task string) TaskDir {
 	alloc := filepath.Join(allocsDir, allocID)
 	dir := filepath.Join(alloc, task)
 	shared := filepath.Join(alloc, "alloc")
-	return taskDir{
+	return TaskDir{
 		Alloc: alloc, Dir: dir, Shared: shared, Logs: filepath.Join(shared, "logs"),
 		Local: filepath.Join(dir, "local"), Secrets: filepath.Join(dir, "secrets"),
 		Private: filepath.Join(dir, "private"), Mount: filepath.Join(mountsDir, allocID+"-"+task),
 	}
 }
 
-func (t taskDir) mountAlloc() string   { return filepath.Join(t.Mount, "alloc") }
-func (t taskDir) mountSecrets() string { return filepath.Join(t.Mount, "secrets") }
-func (t taskDir) mountLocal() string   { return filepath.Join(t.Mount, "local") }
+// MountAlloc is the task's NOMAD_ALLOC_DIR.
+func (t TaskDir) MountAlloc() string { return filepath.Join(t.Mount, "alloc") }
 
-// buildShared makes the folders that all tasks of an alloc share.
-func (t taskDir) buildShared() error {
+// MountSecrets is the task's NOMAD_SECRETS_DIR.
+func (t TaskDir) MountSecrets() string { return filepath.Join(t.Mount, "secrets") }
+
+// MountLocal is the task's NOMAD_TASK_DIR.
+func (t TaskDir) MountLocal() string { return filepath.Join(t.Mount, "local") }
+
+// BuildShared makes the directories that all tasks of an alloc share.
+func (t TaskDir) BuildShared() error {
 	if err := os.MkdirAll(t.Alloc, 0o755); err != nil {
 		return err
 	}
@@ -54,8 +67,8 @@ func (t taskDir) buildShared() error {
 	return nil
 }
 
-// build makes the task's own folders and mounts. It may run again.
-func (t taskDir) build(username string, secretsMB int) error {
+// Build makes the task's own directories and mounts. It may run again.
+func (t TaskDir) Build(username string, secretsMB int) error {
 	for _, dir := range []string{t.Dir, t.Local} {
 		if err := openDir(dir, 0o777); err != nil {
 			return err
@@ -67,14 +80,14 @@ func (t taskDir) build(username string, secretsMB int) error {
 	if err := secretsDir(t.Secrets, secretsMB); err != nil {
 		return err
 	}
-	if err := secretsDir(t.Private, 1); err != nil {
+	if err := secretsDir(t.Private, privateMB); err != nil {
 		return err
 	}
-	uid, gid, err := lookupUser(username)
+	uid, gid, err := users.Lookup(username)
 	if err != nil {
 		return err
 	}
-	nobody, nogroup, err := lookupUser("nobody")
+	nobody, nogroup, err := users.Lookup("nobody")
 	if err != nil {
 		return err
 	}
@@ -87,16 +100,16 @@ func (t taskDir) build(username string, secretsMB int) error {
 	if err := bindMount(t.Dir, t.Mount, uid, gid, 0o710); err != nil {
 		return err
 	}
-	if err := bindMount(t.Shared, t.mountAlloc(), nobody, nogroup, 0o777); err != nil {
+	if err := bindMount(t.Shared, t.MountAlloc(), nobody, nogroup, 0o777); err != nil {
 		return err
 	}
-	return bindMount(t.Secrets, t.mountSecrets(), uid, gid, 0o710)
+	return bindMount(t.Secrets, t.MountSecrets(), uid, gid, 0o710)
 }
 
-// destroy undoes build and buildShared.
-func (t taskDir) destroy() error {
+// Unmount undoes the mounts of Build; the directories stay.
+func (t TaskDir) Unmount() error {
 	var errs []error
-	for _, m := range []string{t.mountAlloc(), t.mountSecrets(), t.Mount} {
+	for _, m := range []string{t.MountAlloc(), t.MountSecrets(), t.Mount} {
 		errs = append(errs, unmount(m))
 	}
 	// Remove, not RemoveAll: a mount that is still there must not be emptied.
@@ -107,7 +120,7 @@ func (t taskDir) destroy() error {
 	return errors.Join(errs...)
 }
 
-// openDir makes a folder that every user may enter and write, owned by nobody.
+// openDir makes a directory that every user may enter and write, owned by nobody.
 func openDir(path string, mode os.FileMode) error {
 	if err := os.MkdirAll(path, mode); err != nil {
 		return err
@@ -115,14 +128,14 @@ func openDir(path string, mode os.FileMode) error {
 	if err := os.Chmod(path, mode|0o777); err != nil {
 		return err
 	}
-	uid, gid, err := lookupUser("nobody")
+	uid, gid, err := users.Lookup("nobody")
 	if err != nil {
 		return err
 	}
 	return os.Chown(path, uid, gid)
 }
 
-// secretsDir makes a folder on a tmpfs of its own, without swap where the
+// secretsDir makes a directory on a tmpfs of its own, without swap where the
 // kernel (6.4 and later) can do that.
 func secretsDir(path string, sizeMB int) error {
 	if err := os.MkdirAll(path, 0o777); err != nil {
@@ -145,7 +158,7 @@ func secretsDir(path string, sizeMB int) error {
 	return openDir(path, 0o777)
 }
 
-// bindMount shows src at dst too, once, and sets owner and mode there.
+// bindMount mounts src on dst unless it is mounted there, and sets owner and mode.
 func bindMount(src, dst string, uid, gid int, mode os.FileMode) error {
 	if err := os.MkdirAll(dst, mode); err != nil {
 		return err
@@ -163,7 +176,7 @@ func bindMount(src, dst string, uid, gid int, mode os.FileMode) error {
 	return os.Chown(dst, uid, gid)
 }
 
-// sameDir tells whether both names lead to one folder: the mount is there.
+// sameDir reports whether both names lead to one directory, so the mount is there.
 func sameDir(a, b string) (bool, error) {
 	sa, err := os.Stat(a)
 	if err != nil {
@@ -173,7 +186,7 @@ func sameDir(a, b string) (bool, error) {
 	return err == nil && os.SameFile(sa, sb), err
 }
 
-// unmount takes away all that is mounted on path; nothing is fine too.
+// unmount removes everything that is mounted on path, which may be nothing.
 func unmount(path string) error {
 	for {
 		err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
@@ -188,14 +201,14 @@ func unmount(path string) error {
 	}
 }
 
-// writeFileFor writes a token. As in Nomad, a user from the passwd file owns it
-// alone, and for a dynamic user, whom no file knows, everyone may read it (the
-// folder around it is closed to others).
-func writeFileFor(path string, data []byte, username string) error {
-	if _, dynamic := dynamicID(username); dynamic || username == "" {
+// WriteFileFor writes a token. As in Nomad, only its owner may read it if that is
+// a user of the passwd file, and everyone may if it is a dynamic user or root (the
+// directory around it is closed to others).
+func WriteFileFor(path string, data []byte, username string) error {
+	if _, dynamic := users.DynamicID(username); dynamic || username == "" {
 		return os.WriteFile(path, data, 0o666)
 	}
-	uid, _, err := lookupUser(username)
+	uid, _, err := users.Lookup(username)
 	if err != nil {
 		return err
 	}

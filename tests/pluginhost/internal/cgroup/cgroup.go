@@ -1,4 +1,6 @@
-package main
+// Package cgroup makes the part of the cgroup hierarchy that belongs to a Nomad
+// client: nomad.slice, its two partitions, and a scope for each task.
+package cgroup
 
 import (
 	"errors"
@@ -9,23 +11,38 @@ import (
 	"time"
 )
 
-// cgroupRoot is where the unified hierarchy is mounted.
-const cgroupRoot = "/sys/fs/cgroup"
+// root is where the unified hierarchy is mounted, cgroups(7).
+const root = "/sys/fs/cgroup"
 
-// cgroupParent is the slice below which Nomad keeps its tasks.
-const cgroupParent = "nomad.slice"
+// Parent is the slice below which Nomad keeps its tasks.
+const Parent = "nomad.slice"
+
+// The partitions of Parent: for tasks that share cores, and for those that
+// reserved some.
+const (
+	shareSlice   = "share.slice"
+	reserveSlice = "reserve.slice"
+)
 
 // activation enables the controllers that Nomad needs, cgroups(7).
 const activation = "+cpuset +cpu +io +memory +pids"
 
-// initCgroups prepares nomad.slice and its two partitions. cores is the cpuset
-// that tasks may use, like "0-3".
-func initCgroups(cores string) error {
-	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err != nil {
-		return fmt.Errorf("no cgroup v2 at %s: %w", cgroupRoot, err)
+// Available returns an error unless cgroup v2 is mounted.
+func Available() error {
+	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err != nil {
+		return fmt.Errorf("no cgroup v2 at %s: %w", root, err)
 	}
-	parent := filepath.Join(cgroupRoot, cgroupParent)
-	if err := activate(cgroupRoot); err != nil {
+	return nil
+}
+
+// Init prepares nomad.slice and its two partitions. cores is the cpuset that
+// tasks may use, like "0-3".
+func Init(cores string) error {
+	if err := Available(); err != nil {
+		return err
+	}
+	parent := filepath.Join(root, Parent)
+	if err := activate(root); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(parent, 0o755); err != nil {
@@ -37,7 +54,7 @@ func initCgroups(cores string) error {
 	if err := os.WriteFile(filepath.Join(parent, "cpuset.cpus"), []byte(cores), 0o644); err != nil {
 		return err
 	}
-	for _, part := range []string{"share.slice", "reserve.slice"} {
+	for _, part := range []string{shareSlice, reserveSlice} {
 		dir := filepath.Join(parent, part)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -49,8 +66,8 @@ func initCgroups(cores string) error {
 	return nil
 }
 
-// activate enables the controllers for the children of dir. Those that are on
-// already are not written again: a delegated root may be read-only.
+// activate enables the controllers for the children of dir. It writes nothing
+// if all are enabled: a delegated root may be read-only.
 func activate(dir string) error {
 	file := filepath.Join(dir, "cgroup.subtree_control")
 	have, err := os.ReadFile(file)
@@ -69,43 +86,48 @@ func activate(dir string) error {
 	return nil
 }
 
-// partition divides the cores between the tasks that reserved some and all
-// others. Nomad leaves the task's own cpuset to the driver.
-func partition(share, reserved []int) error {
-	for slice, cores := range map[string][]int{"share.slice": share, "reserve.slice": reserved} {
-		file := filepath.Join(cgroupRoot, cgroupParent, slice, "cpuset.cpus")
-		if err := os.WriteFile(file, []byte(cpuList(cores)), 0o644); err != nil {
+// Partition divides the cores between the tasks that share them and those that
+// reserved some; both are CPU lists. Nomad leaves a task's own cpuset to the driver.
+func Partition(share, reserved string) error {
+	for slice, cores := range map[string]string{shareSlice: share, reserveSlice: reserved} {
+		file := filepath.Join(root, Parent, slice, "cpuset.cpus")
+		if err := os.WriteFile(file, []byte(cores), 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// taskCgroup is the path of a task's cgroup.
-func taskCgroup(allocID, task string, reserved bool) string {
-	part := "share.slice"
+// TaskPath is the path of a task's cgroup.
+func TaskPath(allocID, task string, reserved bool) string {
+	part := shareSlice
 	if reserved {
-		part = "reserve.slice"
+		part = reserveSlice
 	}
-	return filepath.Join(cgroupRoot, cgroupParent, part, allocID+"."+task+".scope")
+	return filepath.Join(root, Parent, part, allocID+"."+task+".scope")
 }
 
-// removeCgroup kills what is left in a cgroup and removes it, with the cgroups
-// that a task may have made inside.
-func removeCgroup(path string) error {
+// The patience of Remove: rmdir answers EBUSY until the last process is reaped.
+const (
+	removeTries = 100
+	removePause = 20 * time.Millisecond
+)
+
+// Remove kills what is left in a cgroup and removes it, with the cgroups that a
+// task may have made inside.
+func Remove(path string) error {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0o644); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	// rmdir answers EBUSY until the last process is reaped.
 	var err error
-	for range 100 {
+	for range removeTries {
 		if err = removeTree(path); err == nil || errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(removePause)
 	}
 	return err
 }

@@ -1,4 +1,5 @@
-package main
+// Package cpu describes this host's CPUs as Nomad describes them to drivers.
+package cpu
 
 import (
 	"bufio"
@@ -12,34 +13,34 @@ import (
 	"pluginhost/pb"
 )
 
-// topology is what this host's CPUs can do, as Nomad tells it to drivers.
-type topology struct {
-	Cores    []core
+// Topology is what this host's CPUs can do.
+type Topology struct {
+	Cores    []Core
 	Override uint64 // MHz, the agent's cpu_total_compute; 0: none
 }
 
-// core is one logical CPU; speeds are in MHz, 0 if unknown.
-type core struct {
+// Core is one logical CPU; speeds are in MHz, 0 if unknown.
+type Core struct {
 	ID               int
 	Socket, Node     int
 	Base, Max, Guess uint64
 }
 
-// readTopology looks at /sys and /proc.
-func readTopology(override uint64) (*topology, error) {
+// Read looks at /sys and /proc. override is the total in MHz, 0 for none.
+func Read(override uint64) (*Topology, error) {
 	online, err := os.ReadFile("/sys/devices/system/cpu/online")
 	if err != nil {
 		return nil, err
 	}
 	ids, err := parseCPUList(strings.TrimSpace(string(online)))
 	if err != nil {
-		return nil, fmt.Errorf("/sys/devices/system/cpu/online: %w", err)
+		return nil, fmt.Errorf("failed to parse /sys/devices/system/cpu/online: %w", err)
 	}
 	guess := cpuinfoMHz()
-	t := &topology{Override: override}
+	t := &Topology{Override: override}
 	for _, id := range ids {
 		dir := fmt.Sprintf("/sys/devices/system/cpu/cpu%d", id)
-		c := core{ID: id, Guess: guess}
+		c := Core{ID: id, Guess: guess}
 		c.Base = readUint(filepath.Join(dir, "cpufreq/base_frequency")) / 1000 // kHz
 		c.Max = readUint(filepath.Join(dir, "cpufreq/cpuinfo_max_freq")) / 1000
 		c.Socket = int(readUint(filepath.Join(dir, "topology/physical_package_id")))
@@ -53,7 +54,7 @@ func readTopology(override uint64) (*topology, error) {
 }
 
 // speed is the MHz that Nomad counts for a core.
-func (c core) speed() uint64 {
+func (c Core) speed() uint64 {
 	switch {
 	case c.Base > 0:
 		return c.Base
@@ -63,8 +64,8 @@ func (c core) speed() uint64 {
 	return c.Guess
 }
 
-// total is the MHz of all cores, or the override.
-func (t *topology) total() uint64 {
+// Total is the MHz of all cores, or the override.
+func (t *Topology) Total() uint64 {
 	if t.Override > 0 {
 		return t.Override
 	}
@@ -75,11 +76,11 @@ func (t *topology) total() uint64 {
 	return sum
 }
 
-// perCore is what a task with reserved cores gets for each, in MHz.
-func (t *topology) perCore() uint64 { return t.total() / uint64(max(len(t.Cores), 1)) }
+// PerCore is what a task with reserved cores gets for each, in MHz.
+func (t *Topology) PerCore() uint64 { return t.Total() / uint64(max(len(t.Cores), 1)) }
 
-// ids lists all cores.
-func (t *topology) ids() []int {
+// IDs lists all cores.
+func (t *Topology) IDs() []int {
 	ids := make([]int, len(t.Cores))
 	for i, c := range t.Cores {
 		ids[i] = c.ID
@@ -87,9 +88,9 @@ func (t *topology) ids() []int {
 	return ids
 }
 
-// cpuList writes the kernel's list format, "0-3,8". An empty list is a space,
-// as in Nomad: the kernel needs something to read.
-func cpuList(ids []int) string {
+// List writes the kernel's list format, "0-3,8". An empty list is a space, as in
+// Nomad: the kernel ignores an empty write.
+func List(ids []int) string {
 	ids = slices.Sorted(slices.Values(ids))
 	var parts []string
 	for i := 0; i < len(ids); {
@@ -110,7 +111,8 @@ func cpuList(ids []int) string {
 	return strings.Join(parts, ",")
 }
 
-func (t *topology) proto() *pb.ClientTopology {
+// Proto is the topology as SetConfig carries it.
+func (t *Topology) Proto() *pb.ClientTopology {
 	out := &pb.ClientTopology{OverrideTotalCompute: t.Override}
 	nodes := map[uint32]bool{}
 	for _, c := range t.Cores {
@@ -137,6 +139,15 @@ func (t *topology) proto() *pb.ClientTopology {
 	}
 	out.Distances = slit
 	return out
+}
+
+// Joined writes every core of the list, "0,2,3".
+func Joined(ids []int) string {
+	parts := make([]string, len(ids))
+	for i, n := range ids {
+		parts[i] = strconv.Itoa(n)
+	}
+	return strings.Join(parts, ",")
 }
 
 // parseCPUList parses the kernel's list format, "0-3,8".
@@ -173,12 +184,14 @@ func readUint(path string) uint64 {
 	return n
 }
 
-// cpuinfoMHz is the current clock of the first CPU; 1000 where /proc/cpuinfo
-// does not tell, as Nomad assumes.
+// fallbackMHz is what Nomad assumes where /proc/cpuinfo has no clock.
+const fallbackMHz = 1000
+
+// cpuinfoMHz is the current clock of the first CPU.
 func cpuinfoMHz() uint64 {
 	f, err := os.Open("/proc/cpuinfo")
 	if err != nil {
-		return 1000
+		return fallbackMHz
 	}
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
@@ -189,5 +202,5 @@ func cpuinfoMHz() uint64 {
 			}
 		}
 	}
-	return 1000
+	return fallbackMHz
 }

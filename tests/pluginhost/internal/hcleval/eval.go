@@ -1,8 +1,10 @@
-package main
+// Package hcleval evaluates HCL the way Nomad does: job files when they are
+// submitted, agent configurations, and what a driver's schema decodes.
+package hcleval
 
 import (
+	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
@@ -12,9 +14,9 @@ import (
 	"github.com/zclconf/go-cty/cty/function/stdlib"
 )
 
-// jobFunctions are the functions a job may call; those of Nomad that read
+// Functions are the functions that a job may call; Nomad's functions that read
 // files or the clock are left out.
-var jobFunctions = map[string]function.Function{
+var Functions = map[string]function.Function{
 	"abs": stdlib.AbsoluteFunc, "ceil": stdlib.CeilFunc, "chomp": stdlib.ChompFunc,
 	"chunklist": stdlib.ChunklistFunc, "coalesce": stdlib.CoalesceFunc,
 	"coalescelist": stdlib.CoalesceListFunc, "compact": stdlib.CompactFunc, "concat": stdlib.ConcatFunc,
@@ -34,33 +36,33 @@ var jobFunctions = map[string]function.Function{
 	"zipmap": stdlib.ZipmapFunc,
 }
 
-// evaluator evaluates a job's expressions when the job is submitted. Names
-// that only the client knows (NOMAD_*, attr, node, meta, env) stay as text,
-// "${NOMAD_TASK_DIR}", for the client to fill in at the task's start.
-type evaluator struct {
-	vars map[string]cty.Value // var, local
+// Evaluator evaluates expressions when a job is submitted. Names that only the
+// client knows (NOMAD_*, attr, node, meta, env) stay as text, "${NOMAD_TASK_DIR}",
+// for the client to fill in when the task starts.
+type Evaluator struct {
+	Vars map[string]cty.Value // var, local
 }
 
-// value evaluates one expression.
-func (ev *evaluator) value(expr hcl.Expression) (cty.Value, error) {
+// Value evaluates one expression.
+func (ev *Evaluator) Value(expr hcl.Expression) (cty.Value, error) {
 	late := map[string]any{}
 	for _, trav := range expr.Variables() {
-		if _, known := ev.vars[trav.RootName()]; !known {
+		if _, known := ev.Vars[trav.RootName()]; !known {
 			if err := keepText(late, trav); err != nil {
 				return cty.NilVal, err
 			}
 		}
 	}
-	ctx := &hcl.EvalContext{Functions: jobFunctions, Variables: map[string]cty.Value{}}
+	ctx := &hcl.EvalContext{Functions: Functions, Variables: map[string]cty.Value{}}
 	for name, v := range late {
-		ctx.Variables[name] = textTree(v)
+		ctx.Variables[name] = Tree(v)
 	}
-	for name, v := range ev.vars {
+	for name, v := range ev.Vars {
 		ctx.Variables[name] = v
 	}
 	v, diags := expr.Value(ctx)
 	if diags.HasErrors() {
-		return cty.NilVal, diagError(diags)
+		return cty.NilVal, DiagError(diags)
 	}
 	return v, nil
 }
@@ -96,23 +98,24 @@ func keepText(into map[string]any, trav hcl.Traversal) error {
 	return nil
 }
 
-func textTree(v any) cty.Value {
+// Tree turns nested maps of strings into nested objects.
+func Tree(v any) cty.Value {
 	if s, ok := v.(string); ok {
 		return cty.StringVal(s)
 	}
 	out := map[string]cty.Value{}
 	for k, child := range v.(map[string]any) {
-		out[k] = textTree(child)
+		out[k] = Tree(child)
 	}
 	return cty.ObjectVal(out)
 }
 
-// plainBody turns a free-form body into plain data: attributes by value, each
+// Plain turns a free-form body into plain data: attributes by value, each
 // block type as a list of objects, labels as nested objects.
-func (ev *evaluator) plainBody(body *hclsyntax.Body) (map[string]any, error) {
+func (ev *Evaluator) Plain(body *hclsyntax.Body) (map[string]any, error) {
 	out := map[string]any{}
 	for name, attr := range body.Attributes {
-		v, err := ev.value(attr.Expr)
+		v, err := ev.Value(attr.Expr)
 		if err != nil {
 			return nil, err
 		}
@@ -123,7 +126,7 @@ func (ev *evaluator) plainBody(body *hclsyntax.Body) (map[string]any, error) {
 		out[name] = p
 	}
 	for _, block := range body.Blocks {
-		inner, err := ev.plainBody(block.Body)
+		inner, err := ev.Plain(block.Body)
 		if err != nil {
 			return nil, err
 		}
@@ -186,17 +189,34 @@ func plain(v cty.Value) (any, error) {
 	return nil, fmt.Errorf("unsupported type %s", ty.FriendlyName())
 }
 
-// text converts a value to a string, as Nomad does for env, meta and the like.
-func text(v cty.Value) (string, error) {
+// Text converts a value to a string, as Nomad does for env, meta and the like.
+func Text(v cty.Value) (string, error) {
 	s, err := convert.Convert(v, cty.String)
 	if err != nil {
 		return "", err
 	}
 	if s.IsNull() {
-		return "", fmt.Errorf("null is no string")
+		return "", fmt.Errorf("null is not a string")
 	}
 	return s.AsString(), nil
 }
 
-// joinPath names a place in a job for messages.
-func joinPath(parts ...string) string { return strings.Join(parts, ".") }
+// DiagError turns each error of diags into a line.
+func DiagError(diags hcl.Diagnostics) error {
+	var errs []error
+	for _, d := range diags {
+		if d.Severity != hcl.DiagError {
+			continue
+		}
+		where := ""
+		// InMemory has no lines that a user could look up.
+		if d.Subject != nil && d.Subject.Filename != InMemory {
+			where = d.Subject.String() + ": "
+		}
+		errs = append(errs, fmt.Errorf("%s%s: %s", where, d.Summary, d.Detail))
+	}
+	return errors.Join(errs...)
+}
+
+// InMemory is the file name of a block that does not come from a file.
+const InMemory = "config"

@@ -1,8 +1,10 @@
-package main
+package jobspec
 
 import (
 	"fmt"
 	"time"
+
+	"pluginhost/internal/hcleval"
 
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
@@ -10,7 +12,7 @@ import (
 	"github.com/zclconf/go-cty/cty/gocty"
 )
 
-// ignored marks an attribute that is evaluated and then not used.
+// ignored marks an attribute that is evaluated but not used.
 type ignored struct{}
 
 // fields maps the attributes that a block may have to where they go.
@@ -20,16 +22,15 @@ type fields map[string]any
 // reader accepts the block unread.
 type blocks map[string]func(*hclsyntax.Block) error
 
-// readBody fills in attributes and hands blocks on. What neither knows is an
-// error with its place in the file, as in Nomad.
-func (ev *evaluator) readBody(body *hclsyntax.Body, f fields, b blocks) error {
+// readBody fills in attributes and passes blocks to their readers. Unknown ones
+// are errors with their place in the file, as in Nomad.
+func (p *parser) readBody(body *hclsyntax.Body, f fields, b blocks) error {
 	for name, attr := range body.Attributes {
 		dst, ok := f[name]
 		if !ok {
-			// Nomad takes a few blocks (env, meta, config) as attributes too.
 			return fmt.Errorf("%s: argument %q is not expected here", attr.SrcRange, name)
 		}
-		v, err := ev.value(attr.Expr)
+		v, err := p.Value(attr.Expr)
 		if err != nil {
 			return err
 		}
@@ -52,26 +53,17 @@ func (ev *evaluator) readBody(body *hclsyntax.Body, f fields, b blocks) error {
 	return nil
 }
 
-// assign stores v in what dst points to, with HCL's conversions.
+// assign stores v in the variable that dst points to, with HCL's conversions. A
+// null leaves it as it is.
 func assign(dst any, v cty.Value) error {
+	if v.IsNull() {
+		return nil
+	}
 	switch d := dst.(type) {
 	case ignored:
 		return nil
 	case *time.Duration:
-		if v.Type() == cty.Number {
-			var ns int64
-			if err := gocty.FromCtyValue(v, &ns); err != nil {
-				return err
-			}
-			*d = time.Duration(ns)
-			return nil
-		}
-		s, err := text(v)
-		if err != nil {
-			return err
-		}
-		*d, err = time.ParseDuration(s)
-		return err
+		return assignDuration(d, v)
 	case *map[string]string:
 		return assignAs(d, v, cty.Map(cty.String))
 	case *[]string:
@@ -82,17 +74,41 @@ func assign(dst any, v cty.Value) error {
 		return assignAs(d, v, cty.Number)
 	case *bool:
 		return assignAs(d, v, cty.Bool)
+	case **time.Duration:
+		return assignNew(d, v)
+	case **string:
+		return assignNew(d, v)
+	case **int:
+		return assignNew(d, v)
+	case **bool:
+		return assignNew(d, v)
 	}
 	return fmt.Errorf("no conversion to %T", dst)
+}
+
+// assignNew makes dst point to a new variable that holds v.
+func assignNew[T any](dst **T, v cty.Value) error {
+	*dst = new(T)
+	return assign(*dst, v)
+}
+
+// assignDuration takes "5s" or a number of nanoseconds.
+func assignDuration(dst *time.Duration, v cty.Value) error {
+	if v.Type() == cty.Number {
+		return gocty.FromCtyValue(v, (*int64)(dst))
+	}
+	s, err := hcleval.Text(v)
+	if err != nil {
+		return err
+	}
+	*dst, err = time.ParseDuration(s)
+	return err
 }
 
 func assignAs(dst any, v cty.Value, ty cty.Type) error {
 	c, err := convert.Convert(v, ty)
 	if err != nil {
 		return err
-	}
-	if c.IsNull() {
-		return nil // as if it were not there
 	}
 	return gocty.FromCtyValue(c, dst)
 }

@@ -1,31 +1,40 @@
-package main
+// Package jobspec reads job files into the job of Nomad's API. It supports the
+// part of the language that the host can run; anything else is an error.
+package jobspec
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
 	"strings"
 
+	"pluginhost/internal/hcleval"
+
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/ext/typeexpr"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
+	nomad "github.com/hashicorp/nomad/api"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/convert"
 )
 
-// parseJob reads a job file. vars are the -var arguments.
-func parseJob(filename string, src []byte, vars map[string]string) (*Job, error) {
+// parser reads one job file.
+type parser struct{ hcleval.Evaluator }
+
+// Parse reads a job file and applies Nomad's defaults. vars are the -var arguments.
+func Parse(filename string, src []byte, vars map[string]string) (*nomad.Job, error) {
 	file, diags := hclsyntax.ParseConfig(src, filename, hcl.InitialPos)
 	if diags.HasErrors() {
-		return nil, diagError(diags)
+		return nil, hcleval.DiagError(diags)
 	}
 	body := file.Body.(*hclsyntax.Body)
-	ev, err := readVariables(body, vars)
+	p, err := readVariables(body, vars)
 	if err != nil {
 		return nil, err
 	}
-	var job *Job
-	err = ev.readBody(body, fields{}, blocks{
+	var job *nomad.Job
+	err = p.readBody(body, fields{}, blocks{
 		"variable": nil,
 		"locals":   nil,
 		"job": func(b *hclsyntax.Block) error {
@@ -33,7 +42,7 @@ func parseJob(filename string, src []byte, vars map[string]string) (*Job, error)
 				return fmt.Errorf("%s: only one job block is allowed", b.DefRange())
 			}
 			var err error
-			job, err = ev.job(b)
+			job, err = p.job(b)
 			return err
 		},
 	})
@@ -43,12 +52,13 @@ func parseJob(filename string, src []byte, vars map[string]string) (*Job, error)
 	if err != nil {
 		return nil, err
 	}
-	return job, job.validate()
+	job.Canonicalize()
+	return job, validate(job)
 }
 
 // readVariables evaluates the variable and locals blocks.
-func readVariables(body *hclsyntax.Body, given map[string]string) (*evaluator, error) {
-	ev := &evaluator{vars: map[string]cty.Value{}}
+func readVariables(body *hclsyntax.Body, given map[string]string) (*parser, error) {
+	p := &parser{hcleval.Evaluator{Vars: map[string]cty.Value{}}}
 	vars, locals := map[string]cty.Value{}, map[string]cty.Value{}
 	for _, b := range body.Blocks {
 		if b.Type != "variable" {
@@ -67,21 +77,21 @@ func readVariables(body *hclsyntax.Body, given map[string]string) (*evaluator, e
 			return nil, fmt.Errorf("variable %q was given with -var, but the job does not declare it", name)
 		}
 	}
-	ev.vars["var"] = cty.ObjectVal(vars)
+	p.Vars["var"] = cty.ObjectVal(vars)
 	for _, b := range body.Blocks {
 		if b.Type != "locals" {
 			continue
 		}
 		for name, attr := range b.Body.Attributes {
-			v, err := ev.value(attr.Expr)
+			v, err := p.Value(attr.Expr)
 			if err != nil {
 				return nil, err
 			}
 			locals[name] = v
 		}
 	}
-	ev.vars["local"] = cty.ObjectVal(locals)
-	return ev, nil
+	p.Vars["local"] = cty.ObjectVal(locals)
+	return p, nil
 }
 
 // variable returns a variable's value: -var, then NOMAD_VAR_name, then its default.
@@ -90,7 +100,7 @@ func variable(b *hclsyntax.Block, name string, given map[string]string) (cty.Val
 	if attr, ok := b.Body.Attributes["type"]; ok {
 		var diags hcl.Diagnostics
 		if ty, diags = typeexpr.TypeConstraint(attr.Expr); diags.HasErrors() {
-			return cty.NilVal, diagError(diags)
+			return cty.NilVal, hcleval.DiagError(diags)
 		}
 	}
 	src, ok := given[name]
@@ -104,15 +114,15 @@ func variable(b *hclsyntax.Block, name string, given map[string]string) (cty.Val
 	case ok:
 		expr, diags := hclsyntax.ParseExpression([]byte(src), "-var "+name, hcl.InitialPos)
 		if diags.HasErrors() {
-			return cty.NilVal, diagError(diags)
+			return cty.NilVal, hcleval.DiagError(diags)
 		}
 		if v, diags = expr.Value(nil); diags.HasErrors() {
-			return cty.NilVal, diagError(diags)
+			return cty.NilVal, hcleval.DiagError(diags)
 		}
 	case attr != nil:
 		var diags hcl.Diagnostics
 		if v, diags = attr.Expr.Value(nil); diags.HasErrors() {
-			return cty.NilVal, diagError(diags)
+			return cty.NilVal, hcleval.DiagError(diags)
 		}
 	default:
 		return cty.NilVal, fmt.Errorf("%s: variable %q has no value and no default", b.DefRange(), name)
@@ -124,48 +134,44 @@ func variable(b *hclsyntax.Block, name string, given map[string]string) (cty.Val
 	return v, nil
 }
 
-func (ev *evaluator) job(b *hclsyntax.Block) (*Job, error) {
+func (p *parser) job(b *hclsyntax.Block) (*nomad.Job, error) {
 	name, err := label(b)
 	if err != nil {
 		return nil, err
 	}
-	j := &Job{ID: name, Namespace: "default", Region: "global", Type: "service", Priority: 50}
-	err = ev.readBody(b.Body, fields{
+	j := &nomad.Job{ID: &name}
+	return j, p.readBody(b.Body, fields{
 		"id": &j.ID, "name": &j.Name, "type": &j.Type, "namespace": &j.Namespace, "region": &j.Region,
-		"priority": &j.Priority, "datacenters": &j.Datacenters, "meta": &j.Meta, "node_pool": ignored{}, "all_at_once": ignored{},
+		"priority": &j.Priority, "datacenters": &j.Datacenters, "meta": &j.Meta, "node_pool": &j.NodePool, "all_at_once": &j.AllAtOnce,
 	}, blocks{
 		"group": func(b *hclsyntax.Block) error {
-			g, err := ev.group(b, j.Type)
+			g, err := p.group(b)
 			j.TaskGroups = append(j.TaskGroups, g)
 			return err
 		},
 		"task": func(b *hclsyntax.Block) error { // a group of its own
-			t, err := ev.task(b, nil)
+			t, err := p.task(b)
 			if err == nil {
-				j.TaskGroups = append(j.TaskGroups, &TaskGroup{Name: t.Name, Count: 1, Restart: t.Restart, Tasks: []*Task{t}})
+				j.TaskGroups = append(j.TaskGroups, &nomad.TaskGroup{Name: &t.Name, Tasks: []*nomad.Task{t}})
 			}
 			return err
 		},
-		"meta":       func(b *hclsyntax.Block) error { return ev.stringMap(b, &j.Meta) },
+		"meta":       func(b *hclsyntax.Block) error { return p.stringMap(b, &j.Meta) },
 		"constraint": nil, "affinity": nil, "spread": nil, "update": nil, "reschedule": nil, "migrate": nil, "ui": nil,
 	})
-	if j.Name == "" {
-		j.Name = j.ID
-	}
-	return j, err
 }
 
 // stringMap reads a block of free-form string attributes.
-func (ev *evaluator) stringMap(b *hclsyntax.Block, into *map[string]string) error {
+func (p *parser) stringMap(b *hclsyntax.Block, into *map[string]string) error {
 	if *into == nil {
 		*into = map[string]string{}
 	}
 	for name, attr := range b.Body.Attributes {
-		v, err := ev.value(attr.Expr)
+		v, err := p.Value(attr.Expr)
 		if err != nil {
 			return err
 		}
-		s, err := text(v)
+		s, err := hcleval.Text(v)
 		if err != nil {
 			return fmt.Errorf("%s: %s: %w", attr.SrcRange, name, err)
 		}
@@ -177,56 +183,66 @@ func (ev *evaluator) stringMap(b *hclsyntax.Block, into *map[string]string) erro
 	return nil
 }
 
-// taskName forbids what cannot be a directory's name.
+// taskName excludes names that no directory can have.
 var taskName = regexp.MustCompile(`^[^/\x00]+$`)
 
-// validate checks what Nomad's server would refuse, and applies defaults that
-// depend on the job as a whole.
-func (j *Job) validate() error {
-	if j.Type != "service" && j.Type != "batch" {
-		return fmt.Errorf("job %q: type %q is not supported here, only service and batch", j.ID, j.Type)
+// validate checks what Nomad's server would refuse.
+func validate(j *nomad.Job) error {
+	if *j.Type != nomad.JobTypeService && *j.Type != nomad.JobTypeBatch {
+		return fmt.Errorf("job %q: type %q is not supported here, only service and batch", *j.ID, *j.Type)
 	}
-	if strings.ContainsAny(j.ID, " \x00") || j.ID == "" {
-		return fmt.Errorf("job id %q contains a space or is empty", j.ID)
+	if strings.ContainsAny(*j.ID, " \x00") || *j.ID == "" {
+		return fmt.Errorf("job id %q contains a space or is empty", *j.ID)
 	}
 	if len(j.TaskGroups) == 0 {
-		return fmt.Errorf("job %q has no group", j.ID)
+		return fmt.Errorf("job %q has no group", *j.ID)
 	}
 	groups := map[string]bool{}
 	for _, g := range j.TaskGroups {
-		if groups[g.Name] {
-			return fmt.Errorf("job %q: group %q is there twice", j.ID, g.Name)
+		if groups[*g.Name] {
+			return fmt.Errorf("job %q: group %q is defined twice", *j.ID, *g.Name)
 		}
-		groups[g.Name] = true
-		if err := g.validate(); err != nil {
-			return fmt.Errorf("job %q, group %q: %w", j.ID, g.Name, err)
+		groups[*g.Name] = true
+		if err := validateGroup(g); err != nil {
+			return fmt.Errorf("job %q, group %q: %w", *j.ID, *g.Name, err)
 		}
 	}
 	return nil
 }
 
-func (g *TaskGroup) validate() error {
+func validateGroup(g *nomad.TaskGroup) error {
 	if len(g.Tasks) == 0 {
-		return fmt.Errorf("no task")
+		return errors.New("no task")
 	}
-	if g.Count < 0 {
-		return fmt.Errorf("count %d is negative", g.Count)
+	if *g.Count < 0 {
+		return fmt.Errorf("count %d is negative", *g.Count)
 	}
 	tasks := map[string]bool{}
 	for _, t := range g.Tasks {
-		switch {
-		case tasks[t.Name]:
-			return fmt.Errorf("task %q is there twice", t.Name)
-		case !taskName.MatchString(t.Name) || t.Name == "." || t.Name == "..":
-			return fmt.Errorf("task name %q cannot name a directory", t.Name)
-		case t.Driver == "":
-			return fmt.Errorf("task %q: missing driver", t.Name)
-		case t.Resources.CPU > 0 && t.Resources.Cores > 0:
-			return fmt.Errorf("task %q can only ask for 'cpu' or 'cores' resource, not both", t.Name)
-		case t.Resources.MemoryMaxMB != 0 && t.Resources.MemoryMaxMB != -1 && t.Resources.MemoryMaxMB < t.Resources.MemoryMB:
-			return fmt.Errorf("task %q: memory_max %d is below memory %d", t.Name, t.Resources.MemoryMaxMB, t.Resources.MemoryMB)
+		if tasks[t.Name] {
+			return fmt.Errorf("task %q is defined twice", t.Name)
 		}
 		tasks[t.Name] = true
+		if err := validateTask(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func validateTask(t *nomad.Task) error {
+	r := t.Resources
+	switch {
+	case !taskName.MatchString(t.Name) || t.Name == "." || t.Name == "..":
+		return fmt.Errorf("task name %q cannot name a directory", t.Name)
+	case t.Driver == "":
+		return fmt.Errorf("task %q: missing driver", t.Name)
+	case *r.CPU > 0 && *r.Cores > 0:
+		return fmt.Errorf("task %q can only ask for 'cpu' or 'cores' resource, not both", t.Name)
+	case r.MemoryMaxMB != nil && *r.MemoryMaxMB != 0 && *r.MemoryMaxMB != -1 && *r.MemoryMaxMB < *r.MemoryMB:
+		return fmt.Errorf("task %q: memory_max %d is below memory %d", t.Name, *r.MemoryMaxMB, *r.MemoryMB)
+	case *t.LogConfig.MaxFiles < 1 || *t.LogConfig.MaxFileSizeMB < 1:
+		return fmt.Errorf("task %q: logs need at least one file of 1 MB", t.Name)
 	}
 	return nil
 }

@@ -1,4 +1,7 @@
-package main
+// Package logmon collects the output of tasks, like Nomad's logmon: in a process
+// of its own, so that a task can write to its fifos while the host is down or
+// restarting. One collector serves all tasks.
+package logmon
 
 import (
 	"encoding/json"
@@ -17,34 +20,104 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The log collector is a process of its own, like Nomad's logmon, so that a
-// task can write to its fifos while the host is down or restarting. One
-// collector serves all tasks.
-
 // closeTolerance is how long the collector still reads after a task's end.
 const closeTolerance = 2 * time.Second
 
-// logRequest is one line of JSON on the collector's socket.
-type logRequest struct {
-	Op     string // start, stop, ping, exit
-	Key    string // alloc/task
-	Dir    string
-	Task   string
-	Max    Logs
-	Stdout string // fifo
-	Stderr string // fifo
+// The collector answers at once; these bound the wait for one that hangs or
+// that is still starting.
+const (
+	dialTimeout = 5 * time.Second
+	startTries  = 500
+	startPause  = 20 * time.Millisecond
+)
+
+// The operations of a request.
+const (
+	opPing  = "ping"
+	opStart = "start"
+	opStop  = "stop"
+	opExit  = "exit"
+)
+
+// request is one line of JSON on the collector's socket.
+type request struct {
+	Op   string
+	Key  string
+	Task Task
 }
 
-type logAnswer struct{ Error string }
+type response struct{ Error string }
 
-// fifoPaths are the names that Nomad gives a task's two log fifos.
-func fifoPaths(logDir, task string) (stdout, stderr string) {
+// Task is a task whose output is to be collected.
+type Task struct {
+	Dir           string // of the log files and the fifos
+	Name          string
+	MaxFiles      int
+	MaxFileSizeMB int
+}
+
+// Fifos are the names that Nomad gives a task's two log fifos.
+func Fifos(logDir, task string) (stdout, stderr string) {
 	return filepath.Join(logDir, "."+task+".stdout.fifo"), filepath.Join(logDir, "."+task+".stderr.fifo")
 }
 
-// logmonCall sends one request and waits for the answer.
-func logmonCall(socket string, req logRequest) error {
-	conn, err := net.DialTimeout("unix", socket, 5*time.Second)
+// Collector is the client's side: the collector process that serves a socket.
+type Collector struct {
+	socket string
+	// starting is held during the start: a second collector would take over
+	// the socket of the first.
+	starting sync.Mutex
+}
+
+// New returns the collector of a socket; Ensure starts its process.
+func New(socket string) *Collector { return &Collector{socket: socket} }
+
+// Ensure starts the process unless one already answers. "logmon SOCKET" as
+// arguments of this program must call Serve.
+func (c *Collector) Ensure() error {
+	c.starting.Lock()
+	defer c.starting.Unlock()
+	if c.call(request{Op: opPing}) == nil {
+		return nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(self, "logmon", c.socket)
+	cmd.Args[0] = "pluginhost" // never "nomad": the verb is ours
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go cmd.Wait() // reaps it if it exits before us
+	for range startTries {
+		if err = c.call(request{Op: opPing}); err == nil {
+			return nil
+		}
+		time.Sleep(startPause)
+	}
+	return fmt.Errorf("failed to reach the log collector on %s: %w", c.socket, err)
+}
+
+// Start makes a task's fifos and collects its output under key.
+func (c *Collector) Start(key string, t Task) error {
+	return c.call(request{Op: opStart, Key: key, Task: t})
+}
+
+// Stop reads what is left of a task's output and closes its log.
+func (c *Collector) Stop(key string) error { return c.call(request{Op: opStop, Key: key}) }
+
+// Exit ends the process, for a host that leaves nothing behind.
+func (c *Collector) Exit() {
+	// It exits without an answer.
+	_ = c.call(request{Op: opExit})
+}
+
+// call sends one request and waits for the answer.
+func (c *Collector) call(req request) error {
+	conn, err := net.DialTimeout("unix", c.socket, dialTimeout)
 	if err != nil {
 		return err
 	}
@@ -52,65 +125,27 @@ func logmonCall(socket string, req logRequest) error {
 	if err := json.NewEncoder(conn).Encode(req); err != nil {
 		return err
 	}
-	var ans logAnswer
-	if err := json.NewDecoder(conn).Decode(&ans); err != nil {
+	var resp response
+	if err := json.NewDecoder(conn).Decode(&resp); err != nil {
 		return err
 	}
-	if ans.Error != "" {
-		return errors.New(ans.Error)
+	if resp.Error != "" {
+		return errors.New(resp.Error)
 	}
 	return nil
-}
-
-// logmonStart is held while somebody looks for the collector and starts it: a second one would take the socket of the first.
-var logmonStart sync.Mutex
-
-// ensureLogmon starts the collector unless one already answers.
-func ensureLogmon(socket string) error {
-	logmonStart.Lock()
-	defer logmonStart.Unlock()
-	if logmonCall(socket, logRequest{Op: "ping"}) == nil {
-		return nil
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	cmd := exec.Command(self, "logmon", socket)
-	cmd.Args[0] = "pluginhost" // never "nomad": the verb is ours
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	go cmd.Wait() // reap it, should it die before us
-	for range 500 {
-		if err = logmonCall(socket, logRequest{Op: "ping"}); err == nil {
-			return nil
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	return fmt.Errorf("the log collector does not answer on %s: %w", socket, err)
-}
-
-// stopLogmon ends the collector, for a host that leaves nothing behind.
-func stopLogmon(socket string) {
-	// It exits without an answer.
-	_ = logmonCall(socket, logRequest{Op: "exit"})
 }
 
 // collector is the state of the collector process.
 type collector struct {
 	mu    sync.Mutex
-	tasks map[string]*logTask
+	tasks map[string]*pumps
 }
 
-type logTask struct {
-	pumps [2]*pump
-}
+// pumps are those of a task's stdout and stderr.
+type pumps [2]*pump
 
-// runLogmon serves requests until it is killed.
-func runLogmon(socket string) error {
+// Serve is the collector process: it serves requests until it is killed.
+func Serve(socket string) error {
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -122,7 +157,7 @@ func runLogmon(socket string) error {
 	if err := os.Chmod(socket, 0o600); err != nil {
 		return err
 	}
-	c := &collector{tasks: map[string]*logTask{}}
+	c := &collector{tasks: map[string]*pumps{}}
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -130,28 +165,28 @@ func runLogmon(socket string) error {
 		}
 		go func() {
 			defer conn.Close()
-			var req logRequest
+			var req request
 			if json.NewDecoder(conn).Decode(&req) != nil {
 				return
 			}
-			var ans logAnswer
+			var resp response
 			if err := c.handle(req); err != nil {
-				ans.Error = err.Error()
+				resp.Error = err.Error()
 			}
-			json.NewEncoder(conn).Encode(ans)
+			json.NewEncoder(conn).Encode(resp)
 		}()
 	}
 }
 
-func (c *collector) handle(req logRequest) error {
+func (c *collector) handle(req request) error {
 	switch req.Op {
-	case "ping":
+	case opPing:
 		return nil
-	case "start":
-		return c.start(req)
-	case "exit":
+	case opStart:
+		return c.start(req.Key, req.Task)
+	case opExit:
 		os.Exit(0)
-	case "stop":
+	case opStop:
 		c.mu.Lock()
 		t := c.tasks[req.Key]
 		delete(c.tasks, req.Key)
@@ -164,35 +199,36 @@ func (c *collector) handle(req logRequest) error {
 	return fmt.Errorf("unknown request %q", req.Op)
 }
 
-func (c *collector) start(req logRequest) error {
+func (c *collector) start(key string, task Task) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if t := c.tasks[req.Key]; t != nil {
-		if t.running() {
+	if p := c.tasks[key]; p != nil {
+		if p.running() {
 			return nil
 		}
-		t.close()
+		p.close()
 	}
-	t := &logTask{}
-	for i, side := range []struct{ fifo, name string }{{req.Stdout, "stdout"}, {req.Stderr, "stderr"}} {
+	p := &pumps{}
+	stdout, stderr := Fifos(task.Dir, task.Name)
+	for i, side := range []struct{ fifo, name string }{{stdout, "stdout"}, {stderr, "stderr"}} {
 		if err := unix.Mkfifo(side.fifo, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
 			return &os.PathError{Op: "mkfifo", Path: side.fifo, Err: err}
 		}
-		rot, err := newRotator(req.Dir, req.Task+"."+side.name, req.Max)
+		rot, err := newRotator(task, side.name)
 		if err != nil {
 			return err
 		}
-		t.pumps[i] = newPump(side.fifo, rot)
+		p[i] = newPump(side.fifo, rot)
 	}
-	c.tasks[req.Key] = t
+	c.tasks[key] = p
 	return nil
 }
 
-func (t *logTask) running() bool { return t.pumps[0].running() && t.pumps[1].running() }
+func (p *pumps) running() bool { return p[0].running() && p[1].running() }
 
-func (t *logTask) close() {
+func (p *pumps) close() {
 	var wg sync.WaitGroup
-	for _, p := range t.pumps {
+	for _, p := range p {
 		wg.Add(1)
 		go func() { defer wg.Done(); p.close() }()
 	}
@@ -220,7 +256,7 @@ func (p *pump) run() {
 	// Blocks until a writer comes, as Nomad's reader does.
 	fd, err := unix.Open(p.path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "logmon: open %s: %v\n", p.path, err)
+		fmt.Fprintf(os.Stderr, "logmon: failed to open %s: %v\n", p.path, err)
 		return
 	}
 	in := os.NewFile(uintptr(fd), p.path)
@@ -230,7 +266,7 @@ func (p *pump) run() {
 	p.mu.Unlock()
 	if !closing {
 		if _, err := io.Copy(p.out, in); err != nil && !errors.Is(err, os.ErrClosed) {
-			fmt.Fprintf(os.Stderr, "logmon: copy from %s: %v\n", p.path, err)
+			fmt.Fprintf(os.Stderr, "logmon: failed to copy from %s: %v\n", p.path, err)
 		}
 	}
 	in.Close()

@@ -1,4 +1,4 @@
-package main
+package logmon
 
 import (
 	"fmt"
@@ -22,10 +22,10 @@ type rotator struct {
 	size  int64
 }
 
-// newRotator goes on with the newest file there is.
-func newRotator(dir, name string, max Logs) (*rotator, error) {
-	r := &rotator{dir: dir, name: name, limit: int64(max.MaxFileSizeMB) << 20, keep: max.MaxFiles}
-	if indexes := logIndexes(dir, name); len(indexes) > 0 {
+// newRotator continues with the newest file. kind is stdout or stderr.
+func newRotator(task Task, kind string) (*rotator, error) {
+	r := &rotator{dir: task.Dir, name: task.Name + "." + kind, limit: int64(task.MaxFileSizeMB) << 20, keep: task.MaxFiles}
+	if indexes := logIndexes(r.dir, r.name); len(indexes) > 0 {
 		r.index = indexes[len(indexes)-1]
 	}
 	return r, r.open()
@@ -36,7 +36,7 @@ func (r *rotator) path(index int) string {
 }
 
 func (r *rotator) open() error {
-	// The folder belongs to the task: never follow a link that it left there.
+	// The directory belongs to the task: never follow a link that it left there.
 	root, err := os.OpenRoot(r.dir)
 	if err != nil {
 		return err

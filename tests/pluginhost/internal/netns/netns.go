@@ -1,4 +1,6 @@
-package main
+// Package netns makes the network of an alloc in bridge mode: a namespace, a veth
+// pair to a bridge, an address, and forwarded ports.
+package netns
 
 import (
 	"context"
@@ -10,85 +12,90 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
+
+	"pluginhost/internal/ids"
 )
 
 // The bridge of Nomad's bridge mode: its default name and subnet.
 const (
 	bridgeName   = "nomad"
 	bridgeSubnet = "172.26.64.0/20"
-	netnsDir     = "/var/run/netns"
 )
 
-// dynamic ports, Nomad's default range.
+// namespaces is where iproute2 keeps the names of network namespaces.
+const namespaces = "/var/run/netns"
+
+// Interface is the name of the network interface inside an alloc's namespace.
+const Interface = "eth0"
+
+// The range of dynamic ports, Nomad's default.
 const minDynamicPort, maxDynamicPort = 20000, 32000
 
-// NetworkStatus is the address of an alloc with a network of its own.
-type NetworkStatus struct {
-	InterfaceName string
-	Address       string
-}
+// dialTimeout bounds the connection to a forwarded port's target.
+const dialTimeout = 5 * time.Second
 
 // ip runs iproute2.
 func ip(args ...string) error {
 	out, err := exec.Command("ip", args...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("failed to run ip %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
 
-// makeNetns creates an alloc's network namespace with loopback up, and with
-// address != "" a veth pair to the bridge.
-func makeNetns(allocID, address string) (*NetworkStatus, error) {
+// Path is the file that names an alloc's namespace.
+func Path(allocID string) string { return filepath.Join(namespaces, allocID) }
+
+// Make creates an alloc's network namespace with loopback up and, unless the
+// address is empty, a veth pair to the bridge.
+func Make(allocID, address string) error {
 	if err := ip("netns", "add", allocID); err != nil {
-		return nil, err
+		return err
 	}
-	if err := ip("-n", allocID, "link", "set", "lo", "up"); err != nil {
-		return nil, err
-	}
-	if address == "" {
-		return &NetworkStatus{}, nil
+	if err := ip("-n", allocID, "link", "set", "lo", "up"); err != nil || address == "" {
+		return err
 	}
 	prefix := netip.MustParsePrefix(bridgeSubnet)
 	gateway := prefix.Addr().Next()
 	bits := fmt.Sprint(prefix.Bits())
 	if _, err := net.InterfaceByName(bridgeName); err != nil {
 		if err := ip("link", "add", bridgeName, "type", "bridge"); err != nil {
-			return nil, err
+			return err
 		}
 		if err := ip("addr", "add", gateway.String()+"/"+bits, "dev", bridgeName); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	host := "veth" + short(allocID)
+	host := "veth" + ids.Short(allocID)
 	for _, args := range [][]string{
 		{"link", "set", bridgeName, "up"},
-		{"link", "add", host, "type", "veth", "peer", "name", "eth0", "netns", allocID},
+		{"link", "add", host, "type", "veth", "peer", "name", Interface, "netns", allocID},
 		{"link", "set", host, "master", bridgeName, "up"},
-		{"-n", allocID, "addr", "add", address + "/" + bits, "dev", "eth0"},
-		{"-n", allocID, "link", "set", "eth0", "up"},
+		{"-n", allocID, "addr", "add", address + "/" + bits, "dev", Interface},
+		{"-n", allocID, "link", "set", Interface, "up"},
 		{"-n", allocID, "route", "add", "default", "via", gateway.String()},
 	} {
 		if err := ip(args...); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return &NetworkStatus{InterfaceName: "eth0", Address: address}, nil
+	return nil
 }
 
-// removeNetns deletes it; the veth pair goes with it.
-func removeNetns(allocID string) error {
-	if _, err := os.Stat(netnsDir + "/" + allocID); errors.Is(err, os.ErrNotExist) {
+// Remove deletes an alloc's namespace, and with it the veth pair.
+func Remove(allocID string) error {
+	if _, err := os.Stat(Path(allocID)); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	return ip("netns", "del", allocID)
 }
 
-// bridgeAddress picks a free address of the bridge's subnet.
-func bridgeAddress(used map[string]bool) (string, error) {
+// BridgeAddress picks an unused address of the bridge's subnet.
+func BridgeAddress(used map[string]bool) (string, error) {
 	prefix := netip.MustParsePrefix(bridgeSubnet)
 	base := prefix.Addr().As4()
 	first := binary.BigEndian.Uint32(base[:])
@@ -103,8 +110,8 @@ func bridgeAddress(used map[string]bool) (string, error) {
 	return "", fmt.Errorf("no free address in %s", bridgeSubnet)
 }
 
-// freePort picks a dynamic port that nobody has.
-func freePort(host string, used map[int]bool) (int, error) {
+// FreePort picks a dynamic port that is not in use.
+func FreePort(host string, used map[int]bool) (int, error) {
 	for p := minDynamicPort; p <= maxDynamicPort; p++ {
 		if used[p] {
 			continue
@@ -119,9 +126,8 @@ func freePort(host string, used map[int]bool) (int, error) {
 	return 0, fmt.Errorf("no free port between %d and %d", minDynamicPort, maxDynamicPort)
 }
 
-// hostAddress is the address that the host uses towards the world; loopback
-// without a default route.
-func hostAddress() string {
+// HostAddress is the host's address on its default route, or loopback without one.
+func HostAddress() string {
 	conn, err := net.Dial("udp4", "192.0.2.1:9") // TEST-NET-1: nothing is sent
 	if err != nil {
 		return "127.0.0.1"
@@ -130,21 +136,21 @@ func hostAddress() string {
 	return conn.LocalAddr().(*net.UDPAddr).IP.String()
 }
 
-// forwarder carries a host port to an alloc's address, in place of the NAT
-// rules of Nomad's CNI plugins.
-type forwarder struct {
+// Forwarder connects a host port to an alloc's address, in place of the NAT rules
+// of Nomad's CNI plugins.
+type Forwarder struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
 
-// forward starts a forwarder from listen to target.
-func forward(listen, target string) (*forwarder, error) {
+// Forward starts a forwarder from listen to target.
+func Forward(listen, target string) (*Forwarder, error) {
 	l, err := net.Listen("tcp", listen)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	f := &forwarder{cancel: cancel}
+	f := &Forwarder{cancel: cancel}
 	context.AfterFunc(ctx, func() { l.Close() })
 	f.wg.Add(1)
 	go func() {
@@ -160,9 +166,9 @@ func forward(listen, target string) (*forwarder, error) {
 	return f, nil
 }
 
-func (f *forwarder) carry(ctx context.Context, in net.Conn, target string) {
+func (f *Forwarder) carry(ctx context.Context, in net.Conn, target string) {
 	defer in.Close()
-	out, err := net.DialTimeout("tcp", target, 5*time.Second)
+	out, err := net.DialTimeout("tcp", target, dialTimeout)
 	if err != nil {
 		return
 	}
@@ -183,7 +189,8 @@ func (f *forwarder) carry(ctx context.Context, in net.Conn, target string) {
 	<-done
 }
 
-func (f *forwarder) stop() {
+// Stop ends the forwarder and its connections.
+func (f *Forwarder) Stop() {
 	f.cancel()
 	f.wg.Wait()
 }

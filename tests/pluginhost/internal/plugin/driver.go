@@ -1,4 +1,4 @@
-package main
+package plugin
 
 import (
 	"context"
@@ -14,32 +14,70 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// errPluginShutdown means that the plugin's process is gone; the caller gets a
-// new one and tries again.
-var errPluginShutdown = errors.New("plugin is shut down")
+// ErrShutdown means that the plugin's process is gone; the caller gets a new one
+// and tries again.
+var ErrShutdown = errors.New("plugin is shut down")
 
-// driver makes the calls that the Nomad client makes, and checks the answers
-// for what would make it panic.
-type driver struct {
-	*pluginProcess
+// exitPatience is how long Nomad waits for the exit of a plugin that seems gone.
+const exitPatience = 3 * time.Second
+
+// Driver makes the calls that the Nomad client makes, and checks the answers for
+// what would make it panic.
+type Driver struct {
+	*Process
 	report func(string)
 }
 
-// rpcError sorts an error as Nomad does. UNAVAILABLE counts as the plugin's
-// death if the process ends within three seconds.
-func (d *driver) rpcError(method string, err error) error {
+// StartError is a start error of which the driver said whether it is recoverable.
+type StartError struct {
+	Err         error
+	Recoverable bool
+}
+
+func (e *StartError) Error() string { return e.Err.Error() }
+func (e *StartError) Unwrap() error { return e.Err }
+
+// IsRecoverable reports whether a start may be tried again.
+func IsRecoverable(err error) bool {
+	var e *StartError
+	return errors.As(err, &e) && e.Recoverable
+}
+
+// RecoverableDetail returns what a gRPC error says about that, or nil.
+func RecoverableDetail(err error) *pb.RecoverableError {
+	for _, detail := range status.Convert(err).Details() {
+		if r, ok := detail.(*pb.RecoverableError); ok {
+			return r
+		}
+	}
+	return nil
+}
+
+// ExitResult is how a task ended.
+type ExitResult struct {
+	Code, Signal int
+	OOMKilled    bool
+	Err          error
+}
+
+// Successful reports whether the task ended without any fault.
+func (r ExitResult) Successful() bool { return r.Code == 0 && r.Signal == 0 && r.Err == nil }
+
+// rpcError classifies an error as Nomad does: UNAVAILABLE counts as the plugin's
+// death if the process exits within exitPatience.
+func (d *Driver) rpcError(method string, err error) error {
 	if err == nil {
 		return nil
 	}
 	if d.exited() {
-		return errPluginShutdown
+		return ErrShutdown
 	}
 	switch status.Code(err) {
 	case codes.Unavailable, codes.Canceled:
 		select {
 		case <-d.gone.Done():
-			return errPluginShutdown
-		case <-time.After(3 * time.Second):
+			return ErrShutdown
+		case <-time.After(exitPatience):
 			d.report(fmt.Sprintf("%s answered %v although the plugin lives: Nomad takes that for its death", method, err))
 		}
 	case codes.Unimplemented:
@@ -50,7 +88,7 @@ func (d *driver) rpcError(method string, err error) error {
 	return err
 }
 
-func (d *driver) need(ok bool, method, field string) error {
+func (d *Driver) need(ok bool, method, field string) error {
 	if ok {
 		return nil
 	}
@@ -58,14 +96,12 @@ func (d *driver) need(ok bool, method, field string) error {
 	return fmt.Errorf("%s: the answer lacks %s", method, field)
 }
 
-func (d *driver) startTask(cfg *pb.TaskConfig) (*pb.TaskHandle, error) {
-	resp, err := d.driver.StartTask(d.gone, &pb.StartTaskRequest{Task: cfg})
+// StartTask starts a task and checks its handle.
+func (d *Driver) StartTask(cfg *pb.TaskConfig) (*pb.TaskHandle, error) {
+	resp, err := d.DriverClient.StartTask(d.gone, &pb.StartTaskRequest{Task: cfg})
 	if err != nil {
-		st := status.Convert(err)
-		for _, detail := range st.Details() {
-			if r, ok := detail.(*pb.RecoverableError); ok {
-				return nil, &recoverableError{error: err, recoverable: r.GetRecoverable()}
-			}
+		if r := RecoverableDetail(err); r != nil {
+			return nil, &StartError{Err: err, Recoverable: r.GetRecoverable()}
 		}
 		return nil, d.rpcError("StartTask", err)
 	}
@@ -82,25 +118,26 @@ func (d *driver) startTask(cfg *pb.TaskConfig) (*pb.TaskHandle, error) {
 	return h, nil
 }
 
-func (d *driver) recoverTask(h *pb.TaskHandle) error {
+// RecoverTask gives the plugin a task that an earlier process started.
+func (d *Driver) RecoverTask(h *pb.TaskHandle) error {
 	// The client leaves task_id empty.
-	_, err := d.driver.RecoverTask(d.gone, &pb.RecoverTaskRequest{Handle: h})
+	_, err := d.DriverClient.RecoverTask(d.gone, &pb.RecoverTaskRequest{Handle: h})
 	return d.rpcError("RecoverTask", err)
 }
 
-// waitTask blocks until the task has ended, ctx has, or the plugin has.
-func (d *driver) waitTask(ctx context.Context, id string) exitResult {
+// WaitTask blocks until the task has ended, ctx has, or the plugin has.
+func (d *Driver) WaitTask(ctx context.Context, id string) ExitResult {
 	joined, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(d.gone, cancel)()
-	resp, err := d.driver.WaitTask(joined, &pb.WaitTaskRequest{TaskId: id})
+	resp, err := d.DriverClient.WaitTask(joined, &pb.WaitTaskRequest{TaskId: id})
 	if ctx.Err() != nil {
-		return exitResult{Err: ctx.Err()}
+		return ExitResult{Err: ctx.Err()}
 	}
 	if err != nil {
-		return exitResult{Err: d.rpcError("WaitTask", err)}
+		return ExitResult{Err: d.rpcError("WaitTask", err)}
 	}
-	r := exitResult{
+	r := ExitResult{
 		Code: int(resp.GetResult().GetExitCode()), Signal: int(resp.GetResult().GetSignal()),
 		OOMKilled: resp.GetResult().GetOomKilled(),
 	}
@@ -110,23 +147,27 @@ func (d *driver) waitTask(ctx context.Context, id string) exitResult {
 	return r
 }
 
-func (d *driver) stopTask(id string, timeout time.Duration, signal string) error {
-	_, err := d.driver.StopTask(d.gone, &pb.StopTaskRequest{TaskId: id, Timeout: durationpb.New(timeout), Signal: signal})
+// StopTask sends the signal, and kills the task after the timeout.
+func (d *Driver) StopTask(id string, timeout time.Duration, signal string) error {
+	_, err := d.DriverClient.StopTask(d.gone, &pb.StopTaskRequest{TaskId: id, Timeout: durationpb.New(timeout), Signal: signal})
 	return d.rpcError("StopTask", err)
 }
 
-func (d *driver) destroyTask(id string, force bool) error {
-	_, err := d.driver.DestroyTask(d.gone, &pb.DestroyTaskRequest{TaskId: id, Force: force})
+// DestroyTask makes the driver forget a task.
+func (d *Driver) DestroyTask(id string, force bool) error {
+	_, err := d.DriverClient.DestroyTask(d.gone, &pb.DestroyTaskRequest{TaskId: id, Force: force})
 	return d.rpcError("DestroyTask", err)
 }
 
-func (d *driver) signalTask(id, signal string) error {
-	_, err := d.driver.SignalTask(d.gone, &pb.SignalTaskRequest{TaskId: id, Signal: signal})
+// SignalTask sends a signal to a task.
+func (d *Driver) SignalTask(id, signal string) error {
+	_, err := d.DriverClient.SignalTask(d.gone, &pb.SignalTaskRequest{TaskId: id, Signal: signal})
 	return d.rpcError("SignalTask", err)
 }
 
-func (d *driver) inspectTask(id string) (*pb.InspectTaskResponse, error) {
-	resp, err := d.driver.InspectTask(d.gone, &pb.InspectTaskRequest{TaskId: id})
+// InspectTask returns a task's state and checks that it is complete.
+func (d *Driver) InspectTask(id string) (*pb.InspectTaskResponse, error) {
+	resp, err := d.DriverClient.InspectTask(d.gone, &pb.InspectTaskRequest{TaskId: id})
 	if err != nil {
 		return nil, d.rpcError("InspectTask", err)
 	}
@@ -140,12 +181,12 @@ func (d *driver) inspectTask(id string) (*pb.InspectTaskResponse, error) {
 		d.need(t.GetResult() != nil, "InspectTask", "task.result"))
 }
 
-// taskStats returns count samples, interval apart, or fewer if the stream ends.
-func (d *driver) taskStats(ctx context.Context, id string, interval time.Duration, count int) ([]*pb.TaskStats, error) {
+// TaskStats returns count samples, interval apart, or fewer if the stream ends.
+func (d *Driver) TaskStats(ctx context.Context, id string, interval time.Duration, count int) ([]*pb.TaskStats, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(d.gone, cancel)()
-	stream, err := d.driver.TaskStats(ctx, &pb.TaskStatsRequest{TaskId: id, CollectionInterval: durationpb.New(interval)})
+	stream, err := d.DriverClient.TaskStats(ctx, &pb.TaskStatsRequest{TaskId: id, CollectionInterval: durationpb.New(interval)})
 	if err != nil {
 		return nil, d.rpcError("TaskStats", err)
 	}
@@ -165,22 +206,4 @@ func (d *driver) taskStats(ctx context.Context, id string, interval time.Duratio
 		out = append(out, s)
 	}
 	return out, nil
-}
-
-// initPlugin is Nomad 2.0's Init; older plugins do not know it.
-func (d *driver) initPlugin(ctx context.Context) error {
-	_, err := d.driver.Init(ctx, &pb.InitRequest{})
-	if status.Code(err) == codes.Unimplemented {
-		return nil
-	}
-	return d.rpcError("Init", err)
-}
-
-// shutdown is Nomad 2.0's Driver.Shutdown; older plugins do not know it.
-func (d *driver) shutdown(ctx context.Context) error {
-	_, err := d.driver.Shutdown(ctx, &pb.ShutdownRequest{})
-	if status.Code(err) == codes.Unimplemented {
-		return nil
-	}
-	return err
 }

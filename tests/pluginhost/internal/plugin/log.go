@@ -1,4 +1,4 @@
-package main
+package plugin
 
 import (
 	"bufio"
@@ -10,16 +10,16 @@ import (
 	"time"
 )
 
-// hclogTime is the one time layout that go-plugin accepts: six fractional
-// digits, or the line loses its level and fields.
+// hclogTime is the only time layout that go-plugin accepts: with other than six
+// fractional digits the line loses its level and fields.
 const hclogTime = "2006-01-02T15:04:05.000000Z07:00"
 
 // maxLogLine is go-plugin's read buffer: a longer line is logged raw, in pieces.
 const maxLogLine = 64 * 1024
 
-// checkLogLine says what is wrong with a line of a plugin's stderr, or nil.
-// fatal means that go-plugin's parser would panic on it and take the Nomad
-// agent along.
+// checkLogLine returns what is wrong with a line of a plugin's stderr, or nil.
+// fatal means that go-plugin's parser would panic on it, and the Nomad agent
+// with it.
 func checkLogLine(line []byte) (fatal bool, err error) {
 	if len(line) > maxLogLine {
 		return false, fmt.Errorf("log line of %d bytes, more than the %d that Nomad parses", len(line), maxLogLine)
@@ -55,8 +55,11 @@ func checkLogLine(line []byte) (fatal bool, err error) {
 	return false, nil
 }
 
-// filterStderr passes a plugin's stderr on to go-plugin line by line, reports
-// each line that breaks the contract, and drops those that would panic.
+// maxSocketPath is the space in sun_path less its NUL, unix(7).
+const maxSocketPath = 107
+
+// filterStderr copies a plugin's stderr to go-plugin line by line, reports each
+// line that breaks the contract, and drops those that would panic.
 func filterStderr(dst io.Writer, src io.Reader, report func(string)) {
 	r := bufio.NewReaderSize(src, maxLogLine)
 	for {
@@ -68,8 +71,8 @@ func filterStderr(dst io.Writer, src io.Reader, report func(string)) {
 			}
 			if !fatal {
 				if _, werr := dst.Write(line); werr != nil {
-					// go-plugin stopped reading: keep draining, so
-					// that the plugin never blocks on its log.
+					// go-plugin stopped reading: keep draining so that
+					// the plugin never blocks on its log.
 					dst = io.Discard
 				}
 			}
@@ -80,7 +83,7 @@ func filterStderr(dst io.Writer, src io.Reader, report func(string)) {
 	}
 }
 
-// filterStdout passes the handshake line on and reports whatever follows it.
+// filterStdout copies the handshake line and reports any output after it.
 func filterStdout(dst io.Writer, src io.Reader, report func(string)) {
 	r := bufio.NewReader(src)
 	for n := 0; ; n++ {
@@ -101,7 +104,7 @@ func filterStdout(dst io.Writer, src io.Reader, report func(string)) {
 	}
 }
 
-// checkHandshake checks the one line that a plugin prints on stdout.
+// checkHandshake checks the only line that a plugin prints on stdout.
 func checkHandshake(line string) error {
 	if !strings.HasSuffix(line, "\n") {
 		return fmt.Errorf("no newline at its end")
@@ -116,9 +119,8 @@ func checkHandshake(line string) error {
 			return fmt.Errorf("field %d is %q instead of %q", i+1, parts[i], w)
 		}
 	}
-	// sun_path holds 108 bytes with its NUL, unix(7).
-	if len(parts[3]) == 0 || len(parts[3]) > 107 || parts[3][0] != '/' {
-		return fmt.Errorf("%q is no usable socket path", parts[3])
+	if len(parts[3]) == 0 || len(parts[3]) > maxSocketPath || parts[3][0] != '/' {
+		return fmt.Errorf("%q is not a usable socket path", parts[3])
 	}
 	if len(parts) > 6 {
 		return fmt.Errorf("a seventh field although PLUGIN_MULTIPLEX_GRPC was not set")
@@ -126,10 +128,12 @@ func checkHandshake(line string) error {
 	return nil
 }
 
+// maxQuoted is how much of a bad line a report quotes.
+const maxQuoted = 300
+
 func clip(s string) string {
-	const most = 300
-	if len(s) > most {
-		return s[:most] + "…"
+	if len(s) > maxQuoted {
+		return s[:maxQuoted] + "…"
 	}
 	return s
 }

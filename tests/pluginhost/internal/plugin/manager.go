@@ -1,156 +1,144 @@
-package main
+package plugin
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
+	"pluginhost/internal/files"
 	"pluginhost/pb"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/hcl/v2/hcldec"
+	nomad "github.com/hashicorp/nomad/api"
 )
-
-// DriverInfo is a driver's state, in the shape of Nomad's API.
-type DriverInfo struct {
-	Attributes        map[string]string
-	Detected          bool
-	Healthy           bool
-	HealthDescription string
-	UpdateTime        time.Time
-}
 
 // firstFingerprint is how long the Nomad client waits for a driver's state.
 const firstFingerprint = 50 * time.Second
 
-// The port range that Nomad offers to plugins.
-const minPluginPort, maxPluginPort = 14000, 14512
+const (
+	// retryPause is between two attempts to start a plugin or follow its streams.
+	retryPause = time.Second
+	// shutdownTimeout bounds Driver.Shutdown, as in Nomad.
+	shutdownTimeout = 2 * time.Second
+)
 
-// driverManager keeps one driver plugin alive and knows its state.
-type driverManager struct {
-	bin    string
-	label  string
-	config map[string]any // the agent's plugin block
-	topo   *topology
-	state  string // file for the reattach data; "": no reattach
-	log    hclog.Logger
-	report func(string)
-	// onEvent gets each event that the plugin sends.
-	onEvent func(*pb.DriverTaskEvent)
+// Options are what a Manager needs to know of its plugin.
+type Options struct {
+	Bin   string
+	Label string // of the plugin's block in the agent's configuration
+	// Config is that block.
+	Config   map[string]any
+	Topology *pb.ClientTopology
+	// State is the file of the reattach data.
+	State string
+	Log   hclog.Logger
+	// Report is called for each violation of the protocol.
+	Report func(string)
+	// OnEvent is called for each event that the plugin sends.
+	OnEvent func(*pb.DriverTaskEvent)
+}
+
+// Manager keeps one driver plugin running and knows its state.
+type Manager struct {
+	Options
+	// Info, Schema and Capabilities are the plugin's answers.
+	Info         *pb.PluginInfoResponse
+	Schema       hcldec.Spec
+	Capabilities *pb.DriverCapabilities
 
 	ctx    context.Context // ends when the host stops
-	info   *pb.PluginInfoResponse
 	packed []byte
 
 	mu      sync.Mutex // held while a plugin is being started
-	current *driver
+	current *Driver
 	starts  int
-	// launched holds how long each start took, to the connection.
+	// launched holds how long each start took, up to the connection.
 	launched []time.Duration
 
-	schema hcldec.Spec
-	caps   *pb.DriverCapabilities
-
 	fpMu  sync.Mutex
-	fp    DriverInfo
+	fp    nomad.DriverInfo
 	first chan struct{}
 	seen  bool
 }
 
-// start runs the three launches of a Nomad agent's start, and the streams.
-func (m *driverManager) start(ctx context.Context) error {
-	m.ctx, m.label, m.first = ctx, filepath.Base(m.bin), make(chan struct{})
+// Start runs the three launches of a Nomad agent's start, and the streams. The
+// manager works until ctx ends; then Stop ends the plugin.
+func Start(ctx context.Context, opts Options) (*Manager, error) {
+	m := &Manager{Options: opts, ctx: ctx, first: make(chan struct{})}
 	if err := m.describe(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := m.tryConfig(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := m.connect(); err != nil {
-		return err
+		return nil, err
 	}
 	go m.fingerprints()
 	go m.events()
 	select {
 	case <-m.first:
 	case <-time.After(firstFingerprint):
-		m.report(fmt.Sprintf("no fingerprint within %v", firstFingerprint))
+		m.Report(fmt.Sprintf("no fingerprint within %v", firstFingerprint))
 	case <-ctx.Done():
 	}
-	return nil
+	return m, nil
 }
 
-// connect is the third launch. A plugin that was reattached may die of its
-// first log line, because nobody reads its stderr any more: then a new one has
-// to do.
-func (m *driverManager) connect() error {
+// connect is the third launch. A plugin that was reattached may die when it first
+// logs, because its stderr has no reader any more: a new one replaces it.
+func (m *Manager) connect() error {
 	for {
-		d, err := m.dispense()
+		d, err := m.Dispense()
 		if err != nil {
 			return err
 		}
-		if err = m.readSchema(d); err == nil || !d.reattached {
+		if err = m.readSchema(d); err == nil || !d.Reattached {
 			return err
 		}
 		select {
 		case <-d.gone.Done():
-		case <-time.After(3 * time.Second):
+		case <-time.After(exitPatience):
 			return err
 		}
 	}
 }
 
-// describe is the first launch: who are you, what can be configured?
-func (m *driverManager) describe() error {
-	p, err := launchPlugin(m.bin, "base", m.log, m.report)
+// describe is the first launch: who is the plugin, and what can be configured?
+func (m *Manager) describe() error {
+	p, err := launch(m.Bin, "base", m.Log, m.Report)
 	if err != nil {
 		return err
 	}
-	defer p.kill(m.report)
+	defer p.Kill(m.Report)
 	m.launched = append(m.launched, p.ready)
-	if m.info, err = p.base.PluginInfo(m.ctx, &pb.PluginInfoRequest{}); err != nil {
-		return fmt.Errorf("PluginInfo: %w", err)
-	}
-	if err := checkInfo(m.info); err != nil {
-		return err
-	}
-	resp, err := p.base.ConfigSchema(m.ctx, &pb.ConfigSchemaRequest{})
-	if err != nil {
-		return fmt.Errorf("ConfigSchema: %w", err)
-	}
-	spec, err := convertSpec(resp.GetSpec())
-	if err != nil {
-		return fmt.Errorf("ConfigSchema: %w", err)
-	}
-	if m.packed, err = packConfig(m.config, spec, nil); err != nil {
-		return fmt.Errorf("plugin %q block: %w", m.label, err)
-	}
-	return nil
+	m.Info, m.packed, err = p.Describe(m.ctx, m.Config)
+	return err
 }
 
 // tryConfig is the second launch: the configuration, twice, without what only
 // the client knows.
-func (m *driverManager) tryConfig() error {
-	p, err := launchPlugin(m.bin, "base", m.log, m.report)
+func (m *Manager) tryConfig() error {
+	p, err := launch(m.Bin, "base", m.Log, m.Report)
 	if err != nil {
 		return err
 	}
-	defer p.kill(m.report)
+	defer p.Kill(m.Report)
 	m.launched = append(m.launched, p.ready)
 	for range 2 {
-		if _, err := p.base.SetConfig(m.ctx, &pb.SetConfigRequest{MsgpackConfig: m.packed, PluginApiVersion: apiVersion}); err != nil {
-			return fmt.Errorf("plugin %q block: %w", m.label, err)
+		if _, err := p.BaseClient.SetConfig(m.ctx, &pb.SetConfigRequest{MsgpackConfig: m.packed, PluginApiVersion: APIVersion}); err != nil {
+			return fmt.Errorf("plugin %q block: %w", m.Label, err)
 		}
 	}
 	return nil
 }
 
-// dispense returns the running plugin; a dead one is replaced.
-func (m *driverManager) dispense() (*driver, error) {
+// Dispense returns the running plugin; a dead one is replaced.
+func (m *Manager) Dispense() (*Driver, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.current != nil && !m.current.exited() {
@@ -167,85 +155,65 @@ func (m *driverManager) dispense() (*driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.initPlugin(m.ctx); err != nil {
-		d.kill(m.report)
-		return nil, fmt.Errorf("init of plugin %s: %w", m.label, err)
+	if err := d.rpcError("Init", d.Init(m.ctx)); err != nil {
+		d.Kill(m.Report)
+		return nil, fmt.Errorf("failed to initialize plugin %s: %w", m.Label, err)
 	}
 	m.current = d
 	m.starts++
-	if m.state != "" {
-		if err := writeJSON(m.state, d.reattachInfo()); err != nil {
-			m.log.Error("cannot store the plugin's address", "error", err)
-		}
+	if err := files.WriteJSON(m.State, d.ReattachInfo()); err != nil {
+		m.Log.Error("failed to store the plugin's address", "error", err)
 	}
 	return d, nil
 }
 
-func (m *driverManager) attachOrLaunch() (*driver, error) {
-	var info reattachInfo
-	if m.state != "" && m.starts == 0 && readJSON(m.state, &info) == nil {
-		p, err := reattachPlugin(m.bin, info, m.log)
+func (m *Manager) attachOrLaunch() (*Driver, error) {
+	var info Reattach
+	if m.starts == 0 && files.ReadJSON(m.State, &info) == nil {
+		p, err := Attach(info, m.Log)
 		if err == nil {
-			d := &driver{pluginProcess: p, report: m.report}
-			var got *pb.PluginInfoResponse
-			if got, err = p.base.PluginInfo(m.ctx, &pb.PluginInfoRequest{}); err == nil {
-				err = checkInfo(got)
-			}
-			if err == nil {
-				m.log.Info("reattached to the living plugin", "pid", info.Pid)
-				return d, nil
+			if _, err = p.info(m.ctx); err == nil {
+				m.Log.Info("reattached to the running plugin", "pid", info.Pid)
+				return &Driver{Process: p, report: m.Report}, nil
 			}
 		}
-		m.log.Warn("cannot reattach to the plugin, starting a new one", "error", err)
+		m.Log.Warn("failed to reattach to the plugin, starting a new one", "error", err)
 	}
-	p, err := launchPlugin(m.bin, "driver", m.log, m.report)
+	p, err := launch(m.Bin, "driver", m.Log, m.Report)
 	if err != nil {
 		return nil, err
 	}
 	m.launched = append(m.launched, p.ready)
-	d := &driver{pluginProcess: p, report: m.report}
-	_, err = p.base.SetConfig(m.ctx, &pb.SetConfigRequest{
-		MsgpackConfig: m.packed, PluginApiVersion: apiVersion,
-		NomadConfig: &pb.NomadConfig{Driver: &pb.NomadDriverConfig{
-			ClientMinPort: minPluginPort, ClientMaxPort: maxPluginPort, Topology: m.topo.proto(),
-		}},
-	})
-	if err != nil {
-		p.kill(m.report)
-		return nil, fmt.Errorf("SetConfig: %w", err)
+	if err := p.Configure(m.ctx, m.packed, m.Topology); err != nil {
+		p.Kill(m.Report)
+		return nil, err
 	}
 	if err := p.probe(); err != nil {
-		p.kill(m.report)
-		return nil, fmt.Errorf("probe: %w", err)
+		p.Kill(m.Report)
+		return nil, fmt.Errorf("failed to probe the plugin's socket: %w", err)
 	}
-	m.log.Info("plugin started", "name", m.info.GetName(), "version", m.info.GetPluginVersion(), "pid", p.pid)
-	return d, nil
+	m.Log.Info("plugin started", "name", m.Info.GetName(), "version", m.Info.GetPluginVersion(), "pid", p.Pid)
+	return &Driver{Process: p, report: m.Report}, nil
 }
 
-// readSchema asks what tasks may say and what the driver can do.
-func (m *driverManager) readSchema(d *driver) error {
-	caps, err := d.driver.Capabilities(m.ctx, &pb.CapabilitiesRequest{})
+// readSchema asks what a task's config block may contain and what the driver can do.
+func (m *Manager) readSchema(d *Driver) error {
+	caps, err := d.DriverClient.Capabilities(m.ctx, &pb.CapabilitiesRequest{})
 	if err != nil {
-		return fmt.Errorf("Capabilities: %w", err)
+		return fmt.Errorf("failed to get Capabilities: %w", err)
 	}
-	m.caps = caps.GetCapabilities()
-	if m.caps.GetFsIsolation() != pb.DriverCapabilities_UNVEIL {
-		return fmt.Errorf("driver %q wants file system isolation %v, and only UNVEIL is supported here", m.info.GetName(), m.caps.GetFsIsolation())
+	m.Capabilities = caps.GetCapabilities()
+	if iso := m.Capabilities.GetFsIsolation(); iso != pb.DriverCapabilities_UNVEIL {
+		return fmt.Errorf("driver %q needs file system isolation %v, and only UNVEIL is supported here", m.Info.GetName(), iso)
 	}
-	resp, err := d.driver.TaskConfigSchema(m.ctx, &pb.TaskConfigSchemaRequest{})
-	if err != nil {
-		return fmt.Errorf("TaskConfigSchema: %w", err)
-	}
-	if m.schema, err = convertSpec(resp.GetSpec()); err != nil {
-		return fmt.Errorf("TaskConfigSchema: %w", err)
-	}
-	return nil
+	m.Schema, err = d.TaskSchema(m.ctx)
+	return err
 }
 
 // fingerprints follows the driver's health for the host's whole life.
-func (m *driverManager) fingerprints() {
-	m.follow("Fingerprint", func(d *driver) error {
-		stream, err := d.driver.Fingerprint(m.ctx, &pb.FingerprintRequest{})
+func (m *Manager) fingerprints() {
+	m.follow("Fingerprint", func(d *Driver) error {
+		stream, err := d.DriverClient.Fingerprint(m.ctx, &pb.FingerprintRequest{})
 		for err == nil {
 			var resp *pb.FingerprintResponse
 			if resp, err = stream.Recv(); err == nil {
@@ -257,13 +225,13 @@ func (m *driverManager) fingerprints() {
 }
 
 // events follows the driver's task events.
-func (m *driverManager) events() {
-	m.follow("TaskEvents", func(d *driver) error {
-		stream, err := d.driver.TaskEvents(m.ctx, &pb.TaskEventsRequest{})
+func (m *Manager) events() {
+	m.follow("TaskEvents", func(d *Driver) error {
+		stream, err := d.DriverClient.TaskEvents(m.ctx, &pb.TaskEventsRequest{})
 		for err == nil {
 			var ev *pb.DriverTaskEvent
 			if ev, err = stream.Recv(); err == nil {
-				m.onEvent(ev)
+				m.OnEvent(ev)
 			}
 		}
 		return err
@@ -272,12 +240,12 @@ func (m *driverManager) events() {
 
 // follow runs a stream again and again. One that ends although the plugin
 // lives is a violation: Nomad would reconnect in a busy loop.
-func (m *driverManager) follow(what string, stream func(*driver) error) {
+func (m *Manager) follow(what string, stream func(*Driver) error) {
 	for m.ctx.Err() == nil {
-		d, err := m.dispense()
+		d, err := m.Dispense()
 		if err != nil {
 			if m.ctx.Err() == nil {
-				m.log.Error("cannot start the plugin", "error", err)
+				m.Log.Error("failed to start the plugin", "error", err)
 				m.setUnhealthy("failed to start plugin: " + err.Error())
 			}
 		} else {
@@ -287,23 +255,23 @@ func (m *driverManager) follow(what string, stream func(*driver) error) {
 			}
 			select {
 			case <-d.gone.Done():
-				m.log.Warn("the plugin is gone", "pid", d.pid)
+				m.Log.Warn("the plugin is gone", "pid", d.Pid)
 				continue
 			case <-m.ctx.Done():
 				return
-			case <-time.After(3 * time.Second):
-				m.report(fmt.Sprintf("the %s stream ended although the plugin lives (%v): Nomad would reconnect in a busy loop", what, err))
+			case <-time.After(exitPatience):
+				m.Report(fmt.Sprintf("the %s stream ended although the plugin lives (%v): Nomad would reconnect in a busy loop", what, err))
 			}
 		}
 		select {
 		case <-m.ctx.Done():
-		case <-time.After(time.Second):
+		case <-time.After(retryPause):
 		}
 	}
 }
 
-func (m *driverManager) setFingerprint(resp *pb.FingerprintResponse) {
-	info := DriverInfo{
+func (m *Manager) setFingerprint(resp *pb.FingerprintResponse) {
+	info := nomad.DriverInfo{
 		Attributes:        map[string]string{},
 		Detected:          resp.GetHealth() != pb.FingerprintResponse_UNDETECTED,
 		Healthy:           resp.GetHealth() == pb.FingerprintResponse_HEALTHY,
@@ -316,7 +284,7 @@ func (m *driverManager) setFingerprint(resp *pb.FingerprintResponse) {
 	for k, a := range resp.GetAttributes() {
 		info.Attributes[k] = attributeText(a)
 	}
-	m.log.Info("fingerprint", "health", resp.GetHealth().String(), "description", info.HealthDescription)
+	m.Log.Info("fingerprint", "health", resp.GetHealth().String(), "description", info.HealthDescription)
 	m.fpMu.Lock()
 	defer m.fpMu.Unlock()
 	m.fp = info
@@ -326,36 +294,34 @@ func (m *driverManager) setFingerprint(resp *pb.FingerprintResponse) {
 	}
 }
 
-func (m *driverManager) setUnhealthy(why string) {
+func (m *Manager) setUnhealthy(why string) {
 	m.fpMu.Lock()
 	defer m.fpMu.Unlock()
 	m.fp.Healthy, m.fp.HealthDescription, m.fp.UpdateTime = false, why, time.Now().UTC()
 }
 
-// fingerprint returns the driver's newest state.
-func (m *driverManager) fingerprint() DriverInfo {
+// Fingerprint returns the driver's newest state.
+func (m *Manager) Fingerprint() nomad.DriverInfo {
 	m.fpMu.Lock()
 	defer m.fpMu.Unlock()
 	return m.fp
 }
 
-// stop ends the plugin as an agent does that goes down; tasks keep running.
-func (m *driverManager) stop() {
+// Stop ends the plugin as an agent does that stops; tasks keep running.
+func (m *Manager) Stop() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.current == nil || m.current.exited() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
-	if err := m.current.shutdown(ctx); err != nil {
-		m.report(fmt.Sprintf("Driver.Shutdown: %v", err))
+	if err := m.current.Shutdown(ctx); err != nil {
+		m.Report(fmt.Sprintf("Driver.Shutdown: %v", err))
 	}
-	m.current.kill(m.report)
-	if m.state != "" {
-		if err := os.Remove(m.state); err != nil && !errors.Is(err, os.ErrNotExist) {
-			m.log.Error("cannot remove the plugin's address", "error", err)
-		}
+	m.current.Kill(m.Report)
+	if err := os.Remove(m.State); err != nil && !errors.Is(err, os.ErrNotExist) {
+		m.Log.Error("failed to remove the plugin's address", "error", err)
 	}
 }
 
@@ -375,11 +341,19 @@ func attributeText(a *pb.Attribute) string {
 	return s + a.GetUnit()
 }
 
-// timings lists how long each start of the plugin took. The lock is held.
-func (m *driverManager) timings() []string {
-	out := []string{}
+// History is how often the plugin was started, and how long each launch took.
+type History struct {
+	Starts   int
+	Launches []string
+}
+
+// History returns what happened so far.
+func (m *Manager) History() History {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := History{Starts: m.starts, Launches: []string{}}
 	for _, d := range m.launched {
-		out = append(out, d.Round(10*time.Microsecond).String())
+		h.Launches = append(h.Launches, d.Round(10*time.Microsecond).String())
 	}
-	return out
+	return h
 }

@@ -1,26 +1,28 @@
-package main
+package plugin_test
 
 import (
 	"context"
-	"errors"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
+	"pluginhost/internal/plugin"
+	"pluginhost/internal/plugin/plugintest"
 	"pluginhost/pb"
 
 	"github.com/hashicorp/go-hclog"
 )
 
-// fakePlugin is a manager for the fake plugin, started, and what it reported.
+func TestMain(m *testing.M) { plugintest.Main(m) }
+
+// fakePlugin is a manager for the fake plugin and what it reported.
 type fakePlugin struct {
-	*driverManager
-	log     string
+	*plugintest.Fake
+	*plugin.Manager
+	opts    plugin.Options
 	mu      sync.Mutex
 	reports []string
 	events  chan *pb.DriverTaskEvent
@@ -33,67 +35,42 @@ func (f *fakePlugin) reported() []string {
 	return slices.Clone(f.reports)
 }
 
-func prepareFake(t *testing.T, mode string) *fakePlugin {
+func prepare(t *testing.T, modes ...string) *fakePlugin {
 	t.Helper()
-	dir := t.TempDir()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fakePlugin{log: filepath.Join(dir, "calls"), events: make(chan *pb.DriverTaskEvent, 10)}
-	t.Setenv("FAKE_LOG", f.log)
-	t.Setenv("FAKE_MODE", mode)
-	t.Setenv("FAKE_MARK", "inherited")
-	f.driverManager = &driverManager{
-		bin: self, topo: &topology{Cores: []core{{ID: 0, Guess: 1000}}}, log: hclog.NewNullLogger(), state: filepath.Join(dir, "reattach.json"),
-		report: func(s string) {
+	f := &fakePlugin{Fake: plugintest.New(t, modes...), events: make(chan *pb.DriverTaskEvent, 10)}
+	f.opts = plugin.Options{
+		Bin: f.Fake.Bin, Label: "fake", Topology: &pb.ClientTopology{Cores: []*pb.ClientTopologyCore{{}}},
+		State: filepath.Join(t.TempDir(), "reattach.json"), Log: hclog.NewNullLogger(),
+		Report: func(s string) {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			f.reports = append(f.reports, s)
 		},
-		onEvent: func(ev *pb.DriverTaskEvent) { f.events <- ev },
+		OnEvent: func(ev *pb.DriverTaskEvent) { f.events <- ev },
 	}
 	return f
 }
 
-func (f *fakePlugin) begin(t *testing.T) {
+// begin starts the fake plugin until the end of the test.
+func begin(t *testing.T, modes ...string) *fakePlugin {
 	t.Helper()
+	f := prepare(t, modes...)
 	ctx, cancel := context.WithCancel(context.Background())
 	f.cancel = cancel
-	if err := f.start(ctx); err != nil {
+	m, err := plugin.Start(ctx, f.opts)
+	if err != nil {
 		cancel()
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cancel(); f.stop() })
-}
-
-// calls returns the noted calls, one list for each process in its order.
-func (f *fakePlugin) calls(t *testing.T) [][]string {
-	t.Helper()
-	raw, err := os.ReadFile(f.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out [][]string
-	index := map[string]int{}
-	for _, line := range splitLines(raw) {
-		pid, text, _ := strings.Cut(string(line), " ")
-		i, ok := index[pid]
-		if !ok {
-			i = len(out)
-			index[pid] = i
-			out = append(out, nil)
-		}
-		out[i] = append(out[i], text)
-	}
-	return out
+	f.Manager = m
+	t.Cleanup(func() { cancel(); m.Stop() })
+	return f
 }
 
 func TestThreeLaunches(t *testing.T) {
-	f := prepareFake(t, "")
-	f.begin(t)
+	f := begin(t)
 	<-f.events // the last stream is open
-	got := f.calls(t)
+	got := f.Calls(t)
 	launch := `launch ppid_env=inherited sockdir=""`
 	const packed = "81a7656e61626c6564c3" // {"enabled": true}
 	want := [][]string{
@@ -115,12 +92,12 @@ func TestThreeLaunches(t *testing.T) {
 	if !slices.Equal(streams, []string{"Fingerprint", "TaskEvents"}) {
 		t.Errorf("streams: %q", streams)
 	}
-	if fp := f.fingerprint(); !fp.Healthy || fp.Attributes["driver.fake.n"] != "5MiB" {
+	if fp := f.Fingerprint(); !fp.Healthy || fp.Attributes["driver.fake.n"] != "5MiB" {
 		t.Errorf("fingerprint: %+v", fp)
 	}
 	f.cancel()
-	f.stop()
-	if got := f.calls(t); !slices.Contains(got[2], "Shutdown") {
+	f.Stop()
+	if got := f.Calls(t); !slices.Contains(got[2], "Shutdown") {
 		t.Errorf("no Driver.Shutdown: %q", got[2])
 	}
 	if r := f.reported(); len(r) != 0 {
@@ -129,54 +106,47 @@ func TestThreeLaunches(t *testing.T) {
 }
 
 func TestRefusedConfigFailsTheStart(t *testing.T) {
-	f := prepareFake(t, "refuse")
-	err := f.start(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "enabled must be true") {
+	f := prepare(t, plugintest.RefuseConfig)
+	if _, err := plugin.Start(t.Context(), f.opts); err == nil || !strings.Contains(err.Error(), "enabled must be true") {
 		t.Errorf("error %v", err)
 	}
-	f = prepareFake(t, "")
-	f.config = map[string]any{"enabld": true}
-	if err := f.start(t.Context()); err == nil || !strings.Contains(err.Error(), "enabld") {
+	f = prepare(t)
+	f.opts.Config = map[string]any{"enabld": true}
+	if _, err := plugin.Start(t.Context(), f.opts); err == nil || !strings.Contains(err.Error(), "enabld") {
 		t.Errorf("error %v", err)
 	}
 }
 
 func TestViolationsAreReported(t *testing.T) {
-	f := prepareFake(t, "badlog,endstream")
-	f.begin(t)
+	f := begin(t, plugintest.BadLog, plugintest.EndStream)
 	want := []string{"Fingerprint stream ended"}
-	waitFor(t, "reports", func() bool { return containsAll(f.reported(), want) })
+	plugintest.Eventually(t, "reports", func() bool { return containsAll(f.reported(), want) })
 
-	f = prepareFake(t, "badlog")
-	f.begin(t)
+	f = begin(t, plugintest.BadLog)
 	want = []string{"not one JSON object", "would panic"}
-	waitFor(t, "reports", func() bool { return containsAll(f.reported(), want) })
+	plugintest.Eventually(t, "reports", func() bool { return containsAll(f.reported(), want) })
 }
 
 func TestStartErrors(t *testing.T) {
-	f := prepareFake(t, "")
-	f.begin(t)
-	d, err := f.dispense()
+	f := begin(t)
+	d, err := f.Dispense()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for id, want := range map[string]bool{"temporary": true, "permanent": false, "plain": false} {
-		_, err := d.startTask(&pb.TaskConfig{Id: id})
-		if err == nil || isRecoverable(err) != want {
-			t.Errorf("%s: error %v, recoverable %v", id, err, isRecoverable(err))
+		_, err := d.StartTask(&pb.TaskConfig{Id: id})
+		if err == nil || plugin.IsRecoverable(err) != want {
+			t.Errorf("%s: error %v, recoverable %v", id, err, plugin.IsRecoverable(err))
 		}
 	}
-	if ev := driverFailureEvent(&recoverableError{errors.New("x"), true}); ev.Details["recoverable"] != "true" {
-		t.Errorf("event %+v", ev)
-	}
-	if h, err := d.startTask(&pb.TaskConfig{Id: "fine"}); err != nil || h.GetConfig().GetId() != "fine" {
+	if h, err := d.StartTask(&pb.TaskConfig{Id: "fine"}); err != nil || h.GetConfig().GetId() != "fine" {
 		t.Errorf("%v, %v", h, err)
 	}
 	if len(f.reported()) != 0 {
 		t.Errorf("reports %q", f.reported())
 	}
 	for _, id := range []string{"nohandle", "unavailable"} {
-		if _, err := d.startTask(&pb.TaskConfig{Id: id}); err == nil {
+		if _, err := d.StartTask(&pb.TaskConfig{Id: id}); err == nil {
 			t.Errorf("%s: no error", id)
 		}
 	}
@@ -186,25 +156,24 @@ func TestStartErrors(t *testing.T) {
 }
 
 func TestADeadPluginIsReplaced(t *testing.T) {
-	f := prepareFake(t, "")
-	f.begin(t)
+	f := begin(t)
 	<-f.events
-	d, err := f.dispense()
+	d, err := f.Dispense()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(d.pid, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(d.Pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	<-f.events // from the new one
-	d2, err := f.dispense()
-	if err != nil || d2.pid == d.pid {
-		t.Fatalf("pid %d, %v", d2.pid, err)
+	d2, err := f.Dispense()
+	if err != nil || d2.Pid == d.Pid {
+		t.Fatalf("pid %d, %v", d2.Pid, err)
 	}
-	if err := d2.recoverTask(&pb.TaskHandle{Config: &pb.TaskConfig{Id: "x"}}); err != nil {
+	if err := d2.RecoverTask(&pb.TaskHandle{Config: &pb.TaskConfig{Id: "x"}}); err != nil {
 		t.Fatal(err)
 	}
-	if got := f.calls(t)[3]; !slices.Contains(got, `RecoverTask id="" handle="x"`) {
+	if got := f.Calls(t)[3]; !slices.Contains(got, `RecoverTask id="" handle="x" state=""`) {
 		t.Errorf("%q", got)
 	}
 	if r := f.reported(); len(r) != 0 {
@@ -213,33 +182,60 @@ func TestADeadPluginIsReplaced(t *testing.T) {
 }
 
 func TestALivingPluginIsTakenOver(t *testing.T) {
-	f := prepareFake(t, "")
-	f.begin(t)
+	f := begin(t)
 	<-f.events
-	d, err := f.dispense()
+	d, err := f.Dispense()
 	if err != nil {
 		t.Fatal(err)
 	}
 	// A second host with the same state, as after a crash of the first.
-	second := &driverManager{
-		bin: f.bin, topo: f.topo, log: f.driverManager.log, state: f.state, report: f.report,
-		onEvent: func(*pb.DriverTaskEvent) {},
-	}
+	opts := f.opts
+	opts.OnEvent = func(*pb.DriverTaskEvent) {}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if err := second.start(ctx); err != nil {
+	second, err := plugin.Start(ctx, opts)
+	if err != nil {
 		t.Fatal(err)
 	}
-	d2, err := second.dispense()
-	if err != nil || d2.pid != d.pid || !d2.reattached {
-		t.Fatalf("pid %d instead of %d, %v", d2.pid, d.pid, err)
+	d2, err := second.Dispense()
+	if err != nil || d2.Pid != d.Pid || !d2.Reattached {
+		t.Fatalf("pid %d instead of %d, %v", d2.Pid, d.Pid, err)
 	}
-	got := f.calls(t)[2]
+	got := f.Calls(t)[2]
 	if n := count(got, "SetConfig"); n != 1 {
 		t.Errorf("SetConfig was called %d times: a plugin that is taken over gets none", n)
 	}
 	if n := count(got, "PluginInfo"); n != 1 {
 		t.Errorf("PluginInfo was called %d times", n)
+	}
+}
+
+func TestRawCalls(t *testing.T) {
+	f := begin(t)
+	d, err := f.Dispense()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := d.Call(t.Context(), "PluginInfo", []byte("{}"))
+	if err != nil || !strings.Contains(string(raw), `"1.2.3"`) {
+		t.Errorf("%s, %v", raw, err)
+	}
+	list, err := d.Stream(t.Context(), "Fingerprint", []byte("{}"), 1)
+	if err != nil || len(list) != 1 || !strings.Contains(string(list[0]), "HEALTHY") {
+		t.Errorf("%s, %v", list, err)
+	}
+	for _, name := range []string{"Fingerprint", "Nope"} {
+		if _, err := d.Call(t.Context(), name, []byte("{}")); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if _, err := d.Call(t.Context(), "PluginInfo", []byte(`{"nope": 1}`)); err == nil {
+		t.Error("an unknown field was accepted")
+	}
+	for _, name := range []string{"PluginInfo", "ExecTaskStreaming"} {
+		if _, err := d.Stream(t.Context(), name, []byte("{}"), 1); err == nil {
+			t.Errorf("%s: no error", name)
+		}
 	}
 }
 
@@ -260,15 +256,4 @@ func containsAll(list, parts []string) bool {
 		}
 	}
 	return true
-}
-
-func waitFor(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for range 100 {
-		if f() {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	t.Fatalf("waited in vain for %s", what)
 }

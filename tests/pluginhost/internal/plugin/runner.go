@@ -1,4 +1,4 @@
-package main
+package plugin
 
 import (
 	"context"
@@ -13,8 +13,8 @@ import (
 	"github.com/hashicorp/go-plugin/runner"
 )
 
-// processRunner starts a plugin for go-plugin just as its own runner does, and
-// looks at every line of stdout and stderr on the way.
+// processRunner starts a plugin for go-plugin as go-plugin's own runner does, and
+// checks every line of stdout and stderr.
 type processRunner struct {
 	cmd            *exec.Cmd
 	report         func(string)
@@ -27,9 +27,9 @@ type processRunner struct {
 
 var _ runner.Runner = (*processRunner)(nil)
 
-// newProcessRunner builds the command for bin from what go-plugin put into
-// spec. The socket folder that go-plugin makes for foreign runners is taken
-// out again: Nomad starts its plugins without it.
+// newProcessRunner builds the command for bin from go-plugin's spec, without the
+// socket directory that go-plugin adds for custom runners: Nomad starts its
+// plugins without it.
 func newProcessRunner(bin string, spec *exec.Cmd, report func(string)) (*processRunner, error) {
 	cmd := &exec.Cmd{Path: bin, Args: []string{bin}, Stdin: spec.Stdin}
 	for _, kv := range spec.Env {

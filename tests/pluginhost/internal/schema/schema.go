@@ -1,8 +1,12 @@
-package main
+// Package schema decodes config blocks by the schema that a plugin sent, and
+// encodes them for the wire.
+package schema
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 
 	"pluginhost/pb"
 
@@ -24,10 +28,11 @@ var specFunctions = map[string]function.Function{
 	"strlen": stdlib.StrlenFunc, "substr": stdlib.SubstrFunc, "upper": stdlib.UpperFunc,
 }
 
-// convertSpec turns the schema that a plugin sent into the one that the HCL
-// decoder runs. path is only for messages.
-func convertSpec(spec *pb.Spec) (hcldec.Spec, error) { return specNode(spec, "", "schema") }
+// Convert turns the schema that a plugin sent into one that the HCL decoder runs.
+func Convert(spec *pb.Spec) (hcldec.Spec, error) { return specNode(spec, "", "schema") }
 
+// specNode converts one node. implied is its key in the enclosing object; path
+// is for messages.
 func specNode(spec *pb.Spec, implied, path string) (hcldec.Spec, error) {
 	if spec == nil || spec.GetBlock() == nil {
 		return nil, fmt.Errorf("%s: empty spec", path)
@@ -181,10 +186,10 @@ func specType(src, path string) (cty.Type, error) {
 	return ty, nil
 }
 
-// schemaNames lists the options of a schema's outermost object.
-func schemaNames(spec hcldec.Spec) []string {
+// Names lists the options of a schema's outermost object.
+func Names(spec hcldec.Spec) []string {
 	if obj, ok := spec.(hcldec.ObjectSpec); ok {
-		return sortedKeys(obj)
+		return slices.Sorted(maps.Keys(obj))
 	}
 	return nil
 }

@@ -1,60 +1,26 @@
-package main
+package schema_test
 
 import (
 	"bytes"
 	"strings"
 	"testing"
 
+	"pluginhost/internal/schema"
+	"pluginhost/internal/schema/schematest"
 	"pluginhost/pb"
 
 	"github.com/vmihailenco/msgpack/v5"
 	"github.com/zclconf/go-cty/cty"
 )
 
-// Short forms of the wire's spec messages.
-
-func attr(name, ty string, required bool) *pb.Spec {
-	return &pb.Spec{Block: &pb.Spec_Attr{Attr: &pb.Attr{Name: name, Type: ty, Required: required}}}
-}
-
-func literal(src string) *pb.Spec {
-	return &pb.Spec{Block: &pb.Spec_Literal{Literal: &pb.Literal{Value: src}}}
-}
-
-func orElse(primary *pb.Spec, src string) *pb.Spec {
-	return &pb.Spec{Block: &pb.Spec_Default{Default: &pb.Default{Primary: primary, Default: literal(src)}}}
-}
-
-func object(attrs map[string]*pb.Spec) *pb.Spec {
-	return &pb.Spec{Block: &pb.Spec_Object{Object: &pb.Object{Attributes: attrs}}}
-}
-
-// taskSpec is a schema with each kind that drivers commonly use.
-func taskSpec() *pb.Spec {
-	return object(map[string]*pb.Spec{
-		"command": attr("command", "string", true),
-		"args":    attr("args", "list(string)", false),
-		"flag":    orElse(attr("flag", "bool", false), "true"),
-		"text":    orElse(attr("text", "string", false), `"a\nb"`),
-		"count":   attr("count", "number", false),
-		"labels":  attr("labels", "list(map(string))", false),
-		"mount": {Block: &pb.Spec_BlockList{BlockList: &pb.BlockList{Name: "mount", Nested: object(map[string]*pb.Spec{
-			"source": attr("source", "string", true),
-		})}}},
-		"logging": {Block: &pb.Spec_BlockValue{BlockValue: &pb.Block{Name: "logging", Nested: object(map[string]*pb.Spec{
-			"type": orElse(attr("type", "string", false), `"journald"`),
-		})}}},
-	})
-}
-
 // pack runs a config through spec and reads the wire form back.
 func pack(t *testing.T, spec *pb.Spec, config map[string]any, vars map[string]cty.Value) map[string]any {
 	t.Helper()
-	dec, err := convertSpec(spec)
+	dec, err := schema.Convert(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := packConfig(config, dec, vars)
+	raw, err := schema.Pack(config, dec, vars)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +32,7 @@ func pack(t *testing.T, spec *pb.Spec, config map[string]any, vars map[string]ct
 }
 
 func TestEveryAttributeIsPresentOnTheWire(t *testing.T) {
-	out := pack(t, taskSpec(), map[string]any{"command": "sh"}, nil)
+	out := pack(t, schematest.TaskSpec(), map[string]any{"command": "sh"}, nil)
 	for _, key := range []string{"command", "args", "flag", "text", "count", "labels", "mount", "logging"} {
 		if _, ok := out[key]; !ok {
 			t.Errorf("%s is missing", key)
@@ -84,7 +50,7 @@ func TestEveryAttributeIsPresentOnTheWire(t *testing.T) {
 }
 
 func TestValuesConvertToTheSchemasTypes(t *testing.T) {
-	out := pack(t, taskSpec(), map[string]any{
+	out := pack(t, schematest.TaskSpec(), map[string]any{
 		"command": int64(7), "args": []any{"a", int64(1), true}, "flag": "false", "count": 1.5,
 		"labels":  []any{map[string]any{"a": "b"}},
 		"mount":   []any{map[string]any{"source": "/x"}, map[string]any{"source": "/y"}},
@@ -106,7 +72,7 @@ func TestValuesConvertToTheSchemasTypes(t *testing.T) {
 }
 
 func TestBadConfigsAreRefused(t *testing.T) {
-	dec, err := convertSpec(taskSpec())
+	dec, err := schema.Convert(schematest.TaskSpec())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +83,7 @@ func TestBadConfigsAreRefused(t *testing.T) {
 		"bool":          {"command": "x", "flag": "maybe"},
 		"source":        {"command": "x", "mount": []any{map[string]any{}}},
 	} {
-		_, err := packConfig(config, dec, map[string]cty.Value{"NOMAD_TASK_DIR": cty.StringVal("/")})
+		_, err := schema.Pack(config, dec, map[string]cty.Value{"NOMAD_TASK_DIR": cty.StringVal("/")})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: error %v does not speak of %q", config, err, want)
 		}
@@ -128,42 +94,22 @@ func TestBadSpecsAreRefused(t *testing.T) {
 	for name, spec := range map[string]*pb.Spec{
 		"empty":               {},
 		"nil":                 nil,
-		"bad type":            object(map[string]*pb.Spec{"a": attr("a", "strin", false)}),
-		"bad literal":         object(map[string]*pb.Spec{"a": literal("${")}),
-		"nameless":            attr("", "string", false),
-		"name not in default": object(map[string]*pb.Spec{"a": orElse(attr("", "string", false), "1")}),
-		"block_map":           {Block: &pb.Spec_BlockMap{BlockMap: &pb.BlockMap{Name: "m", Nested: object(nil)}}},
+		"bad type":            schematest.Object(map[string]*pb.Spec{"a": schematest.Attr("a", "strin", false)}),
+		"bad literal":         schematest.Object(map[string]*pb.Spec{"a": schematest.Literal("${")}),
+		"nameless":            schematest.Attr("", "string", false),
+		"name not in default": schematest.Object(map[string]*pb.Spec{"a": schematest.OrElse(schematest.Attr("", "string", false), "1")}),
+		"block_map":           {Block: &pb.Spec_BlockMap{BlockMap: &pb.BlockMap{Name: "m", Nested: schematest.Object(nil)}}},
 		"missing nested":      {Block: &pb.Spec_BlockValue{BlockValue: &pb.Block{Name: "m"}}},
 	} {
-		if _, err := convertSpec(spec); err == nil {
+		if _, err := schema.Convert(spec); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
 }
 
 func TestImpliedNames(t *testing.T) {
-	out := pack(t, object(map[string]*pb.Spec{"a": attr("", "string", false)}), map[string]any{"a": "x"}, nil)
+	out := pack(t, schematest.Object(map[string]*pb.Spec{"a": schematest.Attr("", "string", false)}), map[string]any{"a": "x"}, nil)
 	if out["a"] != "x" {
 		t.Errorf("an attribute without a name takes its key: %v", out)
-	}
-}
-
-func TestConfigStringsAreTemplates(t *testing.T) {
-	env := &taskEnv{
-		env:  map[string]string{"NOMAD_TASK_DIR": "/t", "A.B": "dotted"},
-		node: map[string]string{"node.unique.id": "n1", "attr.kernel.name": "linux", "meta.rack": "r7"},
-	}
-	out := pack(t, taskSpec(), map[string]any{
-		"command": "${NOMAD_TASK_DIR}/x",
-		"args":    []any{"${attr.kernel.name}", "${node.unique.id}", "${meta.rack}", `${env["A.B"]}`, "${node.attr.kernel.name}", "$${raw}"},
-	}, env.vars())
-	if out["command"] != "/t/x" {
-		t.Errorf("command %v", out["command"])
-	}
-	want := []any{"linux", "n1", "r7", "dotted", "linux", "${raw}"}
-	for i, a := range out["args"].([]any) {
-		if a != want[i] {
-			t.Errorf("args[%d] is %v, not %v", i, a, want[i])
-		}
 	}
 }

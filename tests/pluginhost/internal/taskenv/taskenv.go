@@ -1,17 +1,24 @@
-package main
+// Package taskenv builds a task's environment and renders its templates, in the
+// order and with the names that Nomad has.
+package taskenv
 
 import (
 	"maps"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
+	"pluginhost/internal/hcleval"
+	"pluginhost/internal/ids"
+
+	nomad "github.com/hashicorp/nomad/api"
 	"github.com/zclconf/go-cty/cty"
 )
 
-// envDenylist are the agent's variables that no task gets.
-var envDenylist = []string{
+// denylist has the variables of the agent that no task gets.
+var denylist = []string{
 	"CONSUL_TOKEN", "CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE", "NOMAD_TOKEN", "VAULT_TOKEN",
 	"CONSUL_LICENSE", "NOMAD_LICENSE", "VAULT_LICENSE",
 	"CONSUL_LICENSE_PATH", "NOMAD_LICENSE_PATH", "VAULT_LICENSE_PATH",
@@ -19,20 +26,20 @@ var envDenylist = []string{
 	"GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_OAUTH_ACCESS_TOKEN",
 }
 
-// taskEnv is a task's environment and the node's attributes, for interpolation.
-type taskEnv struct {
-	env  map[string]string
+// Env is a task's environment and the node's attributes, for interpolation.
+type Env struct {
+	Vars map[string]string
 	node map[string]string
 }
 
-// reference is what Nomad replaces in free text.
+// reference is what Nomad replaces in plain strings.
 var reference = regexp.MustCompile(`\$\{[a-zA-Z0-9_\-.]+\}`)
 
-// expand replaces each known ${name}; unknown ones stay.
-func (e *taskEnv) expand(s string) string {
+// Expand replaces each known ${name}; unknown ones stay.
+func (e *Env) Expand(s string) string {
 	return reference.ReplaceAllStringFunc(s, func(m string) string {
 		name := m[2 : len(m)-1]
-		if v, ok := e.env[name]; ok {
+		if v, ok := e.Vars[name]; ok {
 			return v
 		}
 		if v, ok := e.node[name]; ok {
@@ -42,10 +49,10 @@ func (e *taskEnv) expand(s string) string {
 	})
 }
 
-// vars is the tree of names that a task's config block may use.
-func (e *taskEnv) vars() map[string]cty.Value {
+// Names is the tree of names that a task's config block may use.
+func (e *Env) Names() map[string]cty.Value {
 	tree := map[string]any{}
-	for k, v := range e.env {
+	for k, v := range e.Vars {
 		nest(tree, k, v)
 	}
 	for k, v := range e.node {
@@ -63,10 +70,10 @@ func (e *taskEnv) vars() map[string]cty.Value {
 	}
 	out := map[string]cty.Value{}
 	for k, v := range tree {
-		out[k] = textTree(v)
+		out[k] = hcleval.Tree(v)
 	}
 	env := map[string]cty.Value{}
-	for k, v := range e.env {
+	for k, v := range e.Vars {
 		env[k] = cty.StringVal(v)
 	}
 	if len(env) > 0 {
@@ -98,92 +105,98 @@ func nest(tree map[string]any, k, v string) {
 	}
 }
 
-// envInput is all that a task's environment is made of.
-type envInput struct {
-	alloc       *Alloc
-	group       *TaskGroup
-	task        *Task
-	node        map[string]string // node.unique.id, attr.…, meta.…
-	allocDir    string
-	localDir    string
-	secretsDir  string
-	cpu         int64 // MHz
-	tokens      map[string]string
-	templateEnv map[string]string
-	hostEnv     []string
+// Input is everything that a task's environment is made of.
+type Input struct {
+	Alloc       *nomad.Allocation
+	Index       int // of the alloc in its group
+	Group       *nomad.TaskGroup
+	Task        *nomad.Task
+	Node        map[string]string // node.unique.id, attr.…, meta.…
+	Cgroup      string            // the parent slice
+	Cores       string            // reserved cores, a CPU list
+	CPU         int64             // MHz
+	AllocDir    string
+	LocalDir    string
+	SecretsDir  string
+	Tokens      map[string]string // by identity
+	TemplateEnv map[string]string
+	HostEnv     []string
 }
 
-// buildEnv puts a task's environment together in Nomad's order.
-func buildEnv(in envInput) *taskEnv {
-	a, t := in.alloc, in.task
-	env := map[string]string{
-		"NOMAD_ALLOC_DIR": in.allocDir, "NOMAD_TASK_DIR": in.localDir, "NOMAD_SECRETS_DIR": in.secretsDir,
-		"NOMAD_ALLOC_ID": a.ID, "NOMAD_SHORT_ALLOC_ID": short(a.ID), "NOMAD_ALLOC_NAME": a.Name,
-		"NOMAD_GROUP_NAME": a.TaskGroup, "NOMAD_ALLOC_INDEX": strconv.Itoa(a.Index), "NOMAD_TASK_NAME": t.Name,
-		"NOMAD_JOB_ID": a.JobID, "NOMAD_JOB_NAME": a.Job.Name, "NOMAD_DC": "dc1", "NOMAD_NAMESPACE": a.Job.Namespace,
-		"NOMAD_REGION": a.Job.Region, "NOMAD_PARENT_CGROUP": cgroupParent, "NOMAD_CPU_CORES": cpuList(a.Cores[t.Name]),
-		"NOMAD_CPU_LIMIT": strconv.FormatInt(in.cpu, 10), "NOMAD_MEMORY_LIMIT": strconv.Itoa(t.Resources.MemoryMB),
+// Build puts a task's environment together in Nomad's order.
+func Build(in Input) *Env {
+	a, t := in.Alloc, in.Task
+	e := &Env{node: in.Node, Vars: map[string]string{
+		"NOMAD_ALLOC_DIR": in.AllocDir, "NOMAD_TASK_DIR": in.LocalDir, "NOMAD_SECRETS_DIR": in.SecretsDir,
+		"NOMAD_ALLOC_ID": a.ID, "NOMAD_SHORT_ALLOC_ID": ids.Short(a.ID), "NOMAD_ALLOC_NAME": a.Name,
+		"NOMAD_GROUP_NAME": a.TaskGroup, "NOMAD_ALLOC_INDEX": strconv.Itoa(in.Index), "NOMAD_TASK_NAME": t.Name,
+		"NOMAD_JOB_ID": a.JobID, "NOMAD_JOB_NAME": *a.Job.Name, "NOMAD_DC": "dc1", "NOMAD_NAMESPACE": *a.Job.Namespace,
+		"NOMAD_REGION": *a.Job.Region, "NOMAD_PARENT_CGROUP": in.Cgroup, "NOMAD_CPU_CORES": in.Cores,
+		"NOMAD_CPU_LIMIT": strconv.FormatInt(in.CPU, 10), "NOMAD_MEMORY_LIMIT": strconv.Itoa(*t.Resources.MemoryMB),
+	}}
+	if limit := t.Resources.MemoryMaxMB; limit != nil && *limit != 0 {
+		e.Vars["NOMAD_MEMORY_MAX_LIMIT"] = strconv.Itoa(*limit)
 	}
-	if t.Resources.MemoryMaxMB != 0 {
-		env["NOMAD_MEMORY_MAX_LIMIT"] = strconv.Itoa(t.Resources.MemoryMaxMB)
+	if a.AllocatedResources != nil {
+		for _, p := range a.AllocatedResources.Shared.Ports {
+			e.addPort(p, a.NetworkStatus)
+		}
 	}
-	portEnv(env, a)
-	for name, token := range in.tokens {
+	for name, token := range in.Tokens {
 		key := "NOMAD_TOKEN"
 		if name != "default" {
 			key += "_" + name
 		}
-		env[key] = token
+		e.Vars[key] = token
 	}
-	e := &taskEnv{env: env, node: in.node}
-	for _, meta := range []map[string]string{a.Job.Meta, in.group.Meta, t.Meta} {
+	for _, meta := range []map[string]string{a.Job.Meta, in.Group.Meta, t.Meta} {
 		for k, v := range meta {
-			env[cleanName("NOMAD_META_"+k)] = e.expand(v)
-			env[cleanName("NOMAD_META_"+strings.ToUpper(k))] = e.expand(v)
+			e.Vars[cleanName("NOMAD_META_"+k)] = e.Expand(v)
+			e.Vars[cleanName("NOMAD_META_"+strings.ToUpper(k))] = e.Expand(v)
 		}
 	}
-	deny := map[string]bool{}
-	for _, k := range envDenylist {
-		deny[k] = true
-	}
-	for _, kv := range in.hostEnv {
-		k, v, _ := strings.Cut(kv, "=")
-		if _, set := env[k]; !set && !deny[k] && k != "" {
-			env[k] = e.expand(v)
-		}
-	}
+	e.addHost(in.HostEnv)
 	own := map[string]string{}
 	for k, v := range t.Env {
-		own[k] = e.expand(v)
+		own[k] = e.Expand(v)
 	}
-	maps.Copy(env, own)
-	maps.Copy(env, in.templateEnv)
+	maps.Copy(e.Vars, own)
+	maps.Copy(e.Vars, in.TemplateEnv)
 	return e
 }
 
-// portEnv adds the variables that describe the group's ports.
-func portEnv(env map[string]string, a *Alloc) {
-	for _, p := range a.Ports {
-		name := cleanName(p.Label)
-		host := strconv.Itoa(p.Value)
-		inside := host
-		if p.To > 0 {
-			inside = strconv.Itoa(p.To)
-		}
-		env["NOMAD_IP_"+name], env["NOMAD_HOST_IP_"+name] = p.HostIP, p.HostIP
-		env["NOMAD_ADDR_"+name] = net.JoinHostPort(p.HostIP, host)
-		env["NOMAD_HOST_ADDR_"+name] = net.JoinHostPort(p.HostIP, host)
-		env["NOMAD_HOST_PORT_"+name] = host
-		env["NOMAD_PORT_"+name], env["NOMAD_ALLOC_PORT_"+name] = inside, inside
-		if n := a.NetworkStatus; n != nil && n.Address != "" {
-			env["NOMAD_ALLOC_INTERFACE_"+name] = n.InterfaceName
-			env["NOMAD_ALLOC_IP_"+name] = n.Address
-			env["NOMAD_ALLOC_ADDR_"+name] = net.JoinHostPort(n.Address, inside)
+// addHost adds the agent's environment, except for what a task has already or
+// must not have.
+func (e *Env) addHost(environ []string) {
+	for _, kv := range environ {
+		k, v, _ := strings.Cut(kv, "=")
+		if _, set := e.Vars[k]; !set && !slices.Contains(denylist, k) && k != "" {
+			e.Vars[k] = e.Expand(v)
 		}
 	}
 }
 
-// cleanName replaces what a shell cannot have in a variable's name.
+// addPort adds the variables that describe a port of the group.
+func (e *Env) addPort(p nomad.PortMapping, network *nomad.AllocNetworkStatus) {
+	name, env := cleanName(p.Label), e.Vars
+	host := strconv.Itoa(p.Value)
+	inside := host
+	if p.To > 0 {
+		inside = strconv.Itoa(p.To)
+	}
+	env["NOMAD_IP_"+name], env["NOMAD_HOST_IP_"+name] = p.HostIP, p.HostIP
+	env["NOMAD_ADDR_"+name] = net.JoinHostPort(p.HostIP, host)
+	env["NOMAD_HOST_ADDR_"+name] = net.JoinHostPort(p.HostIP, host)
+	env["NOMAD_HOST_PORT_"+name] = host
+	env["NOMAD_PORT_"+name], env["NOMAD_ALLOC_PORT_"+name] = inside, inside
+	if network != nil && network.Address != "" {
+		env["NOMAD_ALLOC_INTERFACE_"+name] = network.InterfaceName
+		env["NOMAD_ALLOC_IP_"+name] = network.Address
+		env["NOMAD_ALLOC_ADDR_"+name] = net.JoinHostPort(network.Address, inside)
+	}
+}
+
+// cleanName replaces the characters that a variable's name cannot have in a shell.
 func cleanName(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '_' || r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' {

@@ -1,38 +1,43 @@
-package main
+package taskenv
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"text/template"
+
+	"pluginhost/internal/allocdir"
+
+	nomad "github.com/hashicorp/nomad/api"
 )
 
-// renderTemplates writes a task's templates into its folders and returns the
+// RenderTemplates writes a task's templates into its directories and returns the
 // variables that those with env = true define.
-func renderTemplates(t *Task, env *taskEnv, dir taskDir) (map[string]string, error) {
+func RenderTemplates(t *nomad.Task, env *Env, dir allocdir.TaskDir) (map[string]string, error) {
 	vars := map[string]string{}
 	client := clientPaths(env, dir)
 	for _, tm := range t.Templates {
-		out, err := renderTemplate(tm.Data, env.env)
+		out, err := renderTemplate(*tm.EmbeddedTmpl, env.Vars)
 		if err != nil {
-			return nil, fmt.Errorf("template %q: %w", tm.Destination, err)
+			return nil, fmt.Errorf("template %q: %w", *tm.DestPath, err)
 		}
-		if tm.Env {
+		if *tm.Envvars {
 			if err := parseEnvFile(out, vars); err != nil {
-				return nil, fmt.Errorf("template %q: %w", tm.Destination, err)
+				return nil, fmt.Errorf("template %q: %w", *tm.DestPath, err)
 			}
 		}
 		if err := writeTemplate(tm, client, dir, out); err != nil {
-			return nil, fmt.Errorf("template %q: %w", tm.Destination, err)
+			return nil, fmt.Errorf("template %q: %w", *tm.DestPath, err)
 		}
 	}
 	return vars, nil
 }
 
-// renderTemplate runs the small part of consul-template's language that needs
-// no server: env, and what the language itself has. Any other function fails.
+// renderTemplate supports the part of consul-template's language that needs no
+// server: env, and the functions of text/template. Any other function fails.
 func renderTemplate(data string, env map[string]string) (string, error) {
 	lookup := func(name string) string { return env[name] }
 	tm, err := template.New("template").Funcs(template.FuncMap{"env": lookup}).Parse(data)
@@ -46,25 +51,22 @@ func renderTemplate(data string, env map[string]string) (string, error) {
 	return b.String(), nil
 }
 
-// clientPaths is the task's environment with the real folders instead of the
+// clientPaths is the task's environment with the real directories instead of the
 // mounts: that is where the client writes.
-func clientPaths(env *taskEnv, dir taskDir) *taskEnv {
-	c := &taskEnv{env: map[string]string{}, node: env.node}
-	for k, v := range env.env {
-		c.env[k] = v
-	}
-	c.env["NOMAD_ALLOC_DIR"], c.env["NOMAD_TASK_DIR"], c.env["NOMAD_SECRETS_DIR"] = dir.Shared, dir.Local, dir.Secrets
+func clientPaths(env *Env, dir allocdir.TaskDir) *Env {
+	c := &Env{Vars: maps.Clone(env.Vars), node: env.node}
+	c.Vars["NOMAD_ALLOC_DIR"], c.Vars["NOMAD_TASK_DIR"], c.Vars["NOMAD_SECRETS_DIR"] = dir.Shared, dir.Local, dir.Secrets
 	return c
 }
 
-func writeTemplate(tm Template, client *taskEnv, dir taskDir, out string) error {
-	path := client.expand(tm.Destination)
+func writeTemplate(tm *nomad.Template, client *Env, dir allocdir.TaskDir, out string) error {
+	path := client.Expand(*tm.DestPath)
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(dir.Dir, path)
 	}
 	path = filepath.Clean(path)
-	// Within the task's folder or the shared one; the root keeps links that a
-	// task left there from leading out.
+	// In the task's directory or the shared one; os.Root keeps links that a task
+	// left there from leading out.
 	base := ""
 	for _, b := range []string{dir.Dir, dir.Shared} {
 		if strings.HasPrefix(path, b+"/") {
@@ -74,9 +76,9 @@ func writeTemplate(tm Template, client *taskEnv, dir taskDir, out string) error 
 	if base == "" {
 		return fmt.Errorf("%s escapes the alloc directory", path)
 	}
-	perms, err := strconv.ParseUint(tm.Perms, 8, 12)
+	perms, err := strconv.ParseUint(*tm.Perms, 8, 12)
 	if err != nil {
-		return fmt.Errorf("perms %q is no octal mode", tm.Perms)
+		return fmt.Errorf("perms %q is not an octal mode", *tm.Perms)
 	}
 	root, err := os.OpenRoot(base)
 	if err != nil {
@@ -98,13 +100,21 @@ func writeTemplate(tm Template, client *taskEnv, dir taskDir, out string) error 
 	if err := f.Chmod(os.FileMode(perms)); err != nil {
 		return err
 	}
-	if tm.UID >= 0 || tm.GID >= 0 {
-		return f.Chown(tm.UID, tm.GID)
+	if tm.Uid == nil && tm.Gid == nil {
+		return nil
 	}
-	return nil
+	return f.Chown(orUnchanged(tm.Uid), orUnchanged(tm.Gid))
 }
 
-// mkdirAllIn makes the folders of rel inside root.
+// orUnchanged is the id for chown(2), which leaves the owner alone for -1.
+func orUnchanged(id *int) int {
+	if id == nil {
+		return -1
+	}
+	return *id
+}
+
+// mkdirAllIn makes the directories of rel inside root.
 func mkdirAllIn(root *os.Root, rel string) error {
 	if rel == "." {
 		return nil

@@ -1,4 +1,5 @@
-package main
+// Package users lends dynamic users and looks up named ones.
+package users
 
 import (
 	"fmt"
@@ -9,62 +10,62 @@ import (
 	"sync"
 )
 
-// The pool of dynamic users, Nomad's default range.
+// The range of dynamic users, Nomad's default.
 const (
-	dynamicUserMin = 80000
-	dynamicUserMax = 89999
+	dynamicMin = 80000
+	dynamicMax = 89999
 )
 
-// userPool hands out uids that no other task uses.
-type userPool struct {
+// Pool lends uids that no other task uses.
+type Pool struct {
 	mu   sync.Mutex
 	next int
 	used map[int]bool
 }
 
-// newUserPool begins somewhere in the range, so that a restarted host does not
-// hand out the users of just now again.
-func newUserPool() *userPool {
-	return &userPool{next: dynamicUserMin + rand.IntN(dynamicUserMax-dynamicUserMin+1), used: map[int]bool{}}
+// NewPool starts at a random place in the range, so that a restarted host does
+// not reuse the users of a moment ago.
+func NewPool() *Pool {
+	return &Pool{next: dynamicMin + rand.IntN(dynamicMax-dynamicMin+1), used: map[int]bool{}}
 }
 
-// acquire returns a user name of the form nomad-80123.
-func (p *userPool) acquire() (string, error) {
+// Acquire returns a user name of the form nomad-80123.
+func (p *Pool) Acquire() (string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for range dynamicUserMax - dynamicUserMin + 1 {
+	for range dynamicMax - dynamicMin + 1 {
 		id := p.next
-		if p.next++; p.next > dynamicUserMax {
-			p.next = dynamicUserMin
+		if p.next++; p.next > dynamicMax {
+			p.next = dynamicMin
 		}
 		if !p.used[id] {
 			p.used[id] = true
 			return fmt.Sprintf("nomad-%d", id), nil
 		}
 	}
-	return "", fmt.Errorf("all dynamic users from %d to %d are in use", dynamicUserMin, dynamicUserMax)
+	return "", fmt.Errorf("all dynamic users from %d to %d are in use", dynamicMin, dynamicMax)
 }
 
-// mark takes a restored task's user out of the pool.
-func (p *userPool) mark(name string) {
-	if id, ok := dynamicID(name); ok {
+// Mark takes a restored task's user out of the pool.
+func (p *Pool) Mark(name string) {
+	if id, ok := DynamicID(name); ok {
 		p.mu.Lock()
 		p.used[id] = true
 		p.mu.Unlock()
 	}
 }
 
-// release gives a user back; names from elsewhere are left alone.
-func (p *userPool) release(name string) {
-	if id, ok := dynamicID(name); ok {
+// Release gives a user back; names of other users are ignored.
+func (p *Pool) Release(name string) {
+	if id, ok := DynamicID(name); ok {
 		p.mu.Lock()
 		delete(p.used, id)
 		p.mu.Unlock()
 	}
 }
 
-// dynamicID parses nomad-N.
-func dynamicID(name string) (int, bool) {
+// DynamicID parses nomad-N.
+func DynamicID(name string) (int, bool) {
 	digits, ok := strings.CutPrefix(name, "nomad-")
 	if !ok {
 		return 0, false
@@ -73,13 +74,13 @@ func dynamicID(name string) (int, bool) {
 	return id, err == nil && id >= 0
 }
 
-// lookupUser returns uid and gid of a dynamic or a named user; the Nomad client
-// knows no numbers. An empty name is root, as there.
-func lookupUser(name string) (uid, gid int, err error) {
+// Lookup returns uid and gid of a dynamic or a named user; like the Nomad client
+// it takes no numbers. An empty name is root.
+func Lookup(name string) (uid, gid int, err error) {
 	if name == "" {
 		return 0, 0, nil
 	}
-	if id, ok := dynamicID(name); ok {
+	if id, ok := DynamicID(name); ok {
 		return id, id, nil
 	}
 	u, err := user.Lookup(name)
