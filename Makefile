@@ -94,7 +94,7 @@ release: setup-pack build ## What a release has, in target/release-files: packag
 .PHONY: pluginhost
 pluginhost: setup-go
 	$(call say,build the test host)
-	cd tests/pluginhost && CGO_ENABLED=0 go build -trimpath -o $(PLUGINHOST) .
+	cd tests/pluginhost && CGO_ENABLED=0 go build -trimpath -o $(PLUGINHOST) ./cmd/pluginhost
 
 ## Testing
 

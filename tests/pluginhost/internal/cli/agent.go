@@ -1,14 +1,11 @@
-package main
+package cli
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
+	"maps"
 	"net/url"
 	"os"
 	"os/signal"
@@ -16,100 +13,15 @@ import (
 	"strings"
 	"syscall"
 
+	"pluginhost/internal/agentconfig"
+	"pluginhost/internal/api"
+	"pluginhost/internal/client"
+	"pluginhost/internal/ids"
+	"pluginhost/internal/violations"
+
 	"github.com/hashicorp/go-hclog"
+	nomad "github.com/hashicorp/nomad/api"
 )
-
-// socketPath is where the agent is.
-func socketPath() string {
-	if p := os.Getenv(socketEnv); p != "" {
-		return p
-	}
-	return defaultSocket
-}
-
-// call asks the agent. into may be nil.
-func call(method, path string, query url.Values, body, into any) error {
-	client := &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socketPath())
-		},
-		DisableKeepAlives: true,
-	}}
-	var in io.Reader
-	switch b := body.(type) {
-	case nil:
-	case []byte:
-		in = bytes.NewReader(b)
-	default:
-		raw, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		in = bytes.NewReader(raw)
-	}
-	req, err := http.NewRequest(method, "http://pluginhost"+path+"?"+query.Encode(), in)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return fmt.Errorf("Error querying agent: no pluginhost agent at %s: %w", socketPath(), err)
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(strings.TrimSpace(string(raw)))
-	}
-	if into == nil {
-		return nil
-	}
-	return json.Unmarshal(raw, into)
-}
-
-// printJSON prints like Nomad: indented by four, no HTML escapes.
-func printJSON(out io.Writer, v any) error {
-	enc := json.NewEncoder(out)
-	enc.SetIndent("", "    ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
-}
-
-// columns prints rows of cells in aligned columns.
-func columns(out io.Writer, rows [][]string) {
-	var width []int
-	for _, r := range rows {
-		for i, c := range r {
-			if i == len(width) {
-				width = append(width, 0)
-			}
-			width[i] = max(width[i], len(c))
-		}
-	}
-	for _, r := range rows {
-		var b strings.Builder
-		for i, c := range r {
-			fmt.Fprintf(&b, "%-*s", width[i], c)
-			if i < len(r)-1 {
-				b.WriteString("  ")
-			}
-		}
-		fmt.Fprintln(out, strings.TrimRight(b.String(), " "))
-	}
-}
-
-// pairs prints "Key = value" lines as Nomad does.
-func pairs(out io.Writer, kv [][2]string) {
-	width := 0
-	for _, p := range kv {
-		width = max(width, len(p[0]))
-	}
-	for _, p := range kv {
-		fmt.Fprintf(out, "%-*s = %s\n", width, p[0], p[1])
-	}
-}
 
 // pathFlags collects a flag that may be repeated.
 type pathFlags []string
@@ -120,14 +32,14 @@ func (p *pathFlags) Set(s string) error { *p = append(*p, s); return nil }
 func agentVerb(args []string, _ io.Writer) error {
 	f := newFlags("agent")
 	var configs pathFlags
-	f.Var(&configs, "config", "file or folder")
-	pluginDir := f.String("plugin-dir", "", "folder of plugins")
+	f.Var(&configs, "config", "file or directory")
+	pluginDir := f.String("plugin-dir", "", "directory of plugins")
 	dataDir := f.String("data-dir", "", "data directory")
 	level := f.String("log-level", "", "TRACE, DEBUG, INFO, WARN or ERROR")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	cfg, err := loadAgentConfig(configs)
+	cfg, err := agentconfig.Load(configs)
 	if err != nil {
 		return err
 	}
@@ -137,16 +49,16 @@ func agentVerb(args []string, _ io.Writer) error {
 		}
 	}
 	if *dataDir != "" {
-		cfg.setDataDir(*dataDir)
+		cfg.SetDataDir(*dataDir)
 	}
 	log := hclog.New(&hclog.LoggerOptions{Name: "pluginhost", Level: hclog.LevelFromString(cfg.LogLevel), Output: os.Stderr})
-	a, err := newAgent(cfg, log)
+	a, err := client.New(cfg, log)
 	if err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	return a.run(ctx, socketPath())
+	return a.Run(ctx, api.SocketPath())
 }
 
 func nodeStatusVerb(args []string, out io.Writer) error {
@@ -157,8 +69,8 @@ func nodeStatusVerb(args []string, out io.Writer) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	var n Node
-	if err := call("GET", "/v1/node", nil, nil, &n); err != nil {
+	var n nomad.Node
+	if err := api.Call("GET", "/v1/node", nil, nil, &n); err != nil {
 		return err
 	}
 	if id := f.Arg(0); id != "" && !strings.HasPrefix(n.ID, id) {
@@ -169,38 +81,29 @@ func nodeStatusVerb(args []string, out io.Writer) error {
 	case *asJSON && one:
 		return printJSON(out, n)
 	case *asJSON:
-		return printJSON(out, []Node{n})
+		return printJSON(out, []nomad.Node{n})
 	case !one:
 		columns(out, [][]string{
 			{"ID", "Node Pool", "DC", "Name", "Class", "Drain", "Eligibility", "Status"},
-			{short(n.ID), n.NodePool, n.Datacenter, n.Name, "<none>", "false", n.SchedulingEligibility, n.Status},
+			{ids.Short(n.ID), n.NodePool, n.Datacenter, n.Name, "<none>", "false", n.SchedulingEligibility, n.Status},
 		})
 		return nil
 	}
-	pairs(out, [][2]string{{"ID", short(n.ID)}, {"Name", n.Name}, {"DC", n.Datacenter}, {"Eligibility", n.SchedulingEligibility}, {"Status", n.Status}})
+	pairs(out, [][2]string{{"ID", ids.Short(n.ID)}, {"Name", n.Name}, {"DC", n.Datacenter}, {"Eligibility", n.SchedulingEligibility}, {"Status", n.Status}})
 	fmt.Fprintln(out, "\nDrivers")
 	rows := [][]string{{"Driver", "Detected", "Healthy", "Message"}}
-	for _, name := range sortedKeys(n.Drivers) {
+	for _, name := range slices.Sorted(maps.Keys(n.Drivers)) {
 		d := n.Drivers[name]
 		rows = append(rows, []string{name, fmt.Sprint(d.Detected), fmt.Sprint(d.Healthy), d.HealthDescription})
 	}
 	columns(out, rows)
 	fmt.Fprintln(out, "\nAttributes")
 	var attrs [][2]string
-	for _, k := range sortedKeys(n.Attributes) {
+	for _, k := range slices.Sorted(maps.Keys(n.Attributes)) {
 		attrs = append(attrs, [2]string{k, n.Attributes[k]})
 	}
 	pairs(out, attrs)
 	return nil
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 func versionVerb(_ []string, out io.Writer) error {
@@ -208,7 +111,7 @@ func versionVerb(_ []string, out io.Writer) error {
 	return nil
 }
 
-func gcVerb([]string, io.Writer) error { return call("POST", "/v1/gc", nil, nil, nil) }
+func gcVerb([]string, io.Writer) error { return api.Call("POST", "/v1/gc", nil, nil, nil) }
 
 func violationsVerb(args []string, out io.Writer) error {
 	f := newFlags("violations")
@@ -216,8 +119,8 @@ func violationsVerb(args []string, out io.Writer) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	var list []Violation
-	if err := call("GET", "/v1/violations", nil, nil, &list); err != nil {
+	var list []violations.Violation
+	if err := api.Call("GET", "/v1/violations", nil, nil, &list); err != nil {
 		return err
 	}
 	if *asJSON {
@@ -236,8 +139,8 @@ func violationsVerb(args []string, out io.Writer) error {
 }
 
 func eventsVerb(_ []string, out io.Writer) error {
-	var list []driverEvent
-	if err := call("GET", "/v1/events", nil, nil, &list); err != nil {
+	var list []api.DriverEvent
+	if err := api.Call("GET", "/v1/events", nil, nil, &list); err != nil {
 		return err
 	}
 	return printJSON(out, list)
@@ -251,7 +154,7 @@ func pluginVerb(op string) func([]string, io.Writer) error {
 			return err
 		}
 		var answer json.RawMessage
-		if err := call("POST", "/v1/plugin/"+op, url.Values{"driver": {*driver}}, nil, &answer); err != nil {
+		if err := api.Call("POST", "/v1/plugin/"+op, url.Values{"driver": {*driver}}, nil, &answer); err != nil {
 			return err
 		}
 		return printJSON(out, answer)
@@ -269,7 +172,7 @@ func rpcVerb(args []string, out io.Writer) error {
 		body = "{}"
 	}
 	var answer json.RawMessage
-	err := call("POST", "/v1/plugin/rpc", url.Values{"driver": {*driver}, "method": {f.Arg(0)}}, []byte(body), &answer)
+	err := api.Call("POST", "/v1/plugin/rpc", url.Values{"driver": {*driver}, "method": {f.Arg(0)}}, []byte(body), &answer)
 	if err != nil {
 		return err
 	}

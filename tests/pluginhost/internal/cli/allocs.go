@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"encoding/json"
@@ -6,23 +6,34 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
+
+	"pluginhost/internal/api"
+	"pluginhost/internal/ids"
+	"pluginhost/internal/logmon"
+
+	nomad "github.com/hashicorp/nomad/api"
 )
+
+// pollPause is between two questions to the agent.
+const pollPause = 100 * time.Millisecond
 
 func allocStatusVerb(args []string, out io.Writer) error {
 	f := newFlags("alloc status")
 	asJSON := f.Bool("json", false, "")
 	for _, ignore := range []string{"verbose", "short", "stats"} {
-		f.Bool(ignore, false, "accepted, not used")
+		f.Bool(ignore, false, "accepted and ignored")
 	}
 	if err := f.Parse(args); err != nil {
 		return err
 	}
 	if f.NArg() == 0 {
-		var list []*Alloc
-		if err := call("GET", "/v1/allocations", nil, nil, &list); err != nil {
+		var list []*nomad.AllocationListStub
+		if err := api.Call("GET", "/v1/allocations", nil, nil, &list); err != nil {
 			return err
 		}
 		if *asJSON {
@@ -31,19 +42,19 @@ func allocStatusVerb(args []string, out io.Writer) error {
 		printAllocs(out, list)
 		return nil
 	}
-	var a Alloc
-	if err := call("GET", "/v1/allocation", url.Values{"id": {f.Arg(0)}}, nil, &a); err != nil {
+	var a nomad.Allocation
+	if err := api.Call("GET", "/v1/allocation", url.Values{"id": {f.Arg(0)}}, nil, &a); err != nil {
 		return err
 	}
 	if *asJSON {
 		return printJSON(out, &a)
 	}
 	pairs(out, [][2]string{
-		{"ID", a.ID}, {"Eval ID", short(a.EvalID)}, {"Name", a.Name}, {"Node ID", short(a.NodeID)}, {"Node Name", a.NodeName}, {"Job ID", a.JobID}, {"Job Version", fmt.Sprint(a.JobVersion)},
+		{"ID", a.ID}, {"Eval ID", ids.Short(a.EvalID)}, {"Name", a.Name}, {"Node ID", ids.Short(a.NodeID)}, {"Node Name", a.NodeName}, {"Job ID", a.JobID}, {"Job Version", fmt.Sprint(*a.Job.Version)},
 		{"Client Status", a.ClientStatus}, {"Client Description", a.ClientDescription}, {"Desired Status", a.DesiredStatus},
 		{"Created", ago(a.CreateTime)}, {"Modified", ago(a.ModifyTime)},
 	})
-	for _, name := range sortedKeys(a.TaskStates) {
+	for _, name := range slices.Sorted(maps.Keys(a.TaskStates)) {
 		ts := a.TaskStates[name]
 		fmt.Fprintf(out, "\nTask %q is %q\n", name, ts.State)
 		pairs(out, [][2]string{
@@ -96,8 +107,8 @@ func allocLogsVerb(args []string, out io.Writer) error {
 		return err
 	}
 	if *job {
-		var list []*Alloc
-		if err := call("GET", "/v1/allocations", url.Values{"job": {alloc}}, nil, &list); err != nil {
+		var list []*nomad.AllocationListStub
+		if err := api.Call("GET", "/v1/allocations", url.Values{"job": {alloc}}, nil, &list); err != nil {
 			return err
 		}
 		if len(list) == 0 {
@@ -124,11 +135,11 @@ func allocLogsVerb(args []string, out io.Writer) error {
 	return err
 }
 
-// copyLog writes a log to out; follow goes on until the task is over.
+// copyLog writes a log to out; with follow until the task is over.
 func copyLog(q url.Values, follow bool, out io.Writer) error {
 	for {
-		var c logChunk
-		if err := call("GET", "/v1/logs", q, nil, &c); err != nil {
+		var c logmon.Chunk
+		if err := api.Call("GET", "/v1/logs", q, nil, &c); err != nil {
 			return err
 		}
 		if _, err := out.Write(c.Data); err != nil {
@@ -141,7 +152,7 @@ func copyLog(q url.Values, follow bool, out io.Writer) error {
 		case !follow || c.Done:
 			return nil
 		default:
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(pollPause)
 		}
 	}
 }
@@ -154,7 +165,7 @@ func allocSignalVerb(args []string, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return call("POST", "/v1/alloc/signal", url.Values{"id": {alloc}, "task": {task}, "signal": {*sig}}, nil, nil)
+	return api.Call("POST", "/v1/alloc/signal", url.Values{"id": {alloc}, "task": {task}, "signal": {*sig}}, nil, nil)
 }
 
 func allocRestartVerb(args []string, _ io.Writer) error {
@@ -164,7 +175,7 @@ func allocRestartVerb(args []string, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return call("POST", "/v1/alloc/restart", url.Values{"id": {alloc}, "task": {task}}, nil, nil)
+	return api.Call("POST", "/v1/alloc/restart", url.Values{"id": {alloc}, "task": {task}}, nil, nil)
 }
 
 func allocStopVerb(args []string, out io.Writer) error {
@@ -175,15 +186,15 @@ func allocStopVerb(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var answer struct{ EvalID string }
-	if err := call("POST", "/v1/alloc/stop", url.Values{"id": {alloc}}, nil, &answer); err != nil {
+	var answer api.Evaluation
+	if err := api.Call("POST", "/v1/alloc/stop", url.Values{"id": {alloc}}, nil, &answer); err != nil {
 		return err
 	}
 	if *detach {
 		fmt.Fprintln(out, answer.EvalID)
 		return nil
 	}
-	fmt.Fprintf(out, "==> Monitoring evaluation %q\n==> Evaluation %q finished with status \"complete\"\n", short(answer.EvalID), short(answer.EvalID))
+	fmt.Fprintf(out, "==> Monitoring evaluation %q\n==> Evaluation %q finished with status \"complete\"\n", ids.Short(answer.EvalID), ids.Short(answer.EvalID))
 	return nil
 }
 
@@ -196,7 +207,7 @@ func statsVerb(args []string, out io.Writer) error {
 		return err
 	}
 	var list []json.RawMessage
-	err = call("POST", "/v1/alloc/stats", url.Values{
+	err = api.Call("POST", "/v1/alloc/stats", url.Values{
 		"id": {alloc}, "task": {task}, "interval": {interval.String()}, "count": {fmt.Sprint(*count)},
 	}, nil, &list)
 	if err != nil {
@@ -215,7 +226,7 @@ func taskVerb(op string) func([]string, io.Writer) error {
 			return err
 		}
 		var answer json.RawMessage
-		if err := call("POST", "/v1/alloc/"+op, url.Values{"id": {alloc}, "task": {task}}, nil, &answer); err != nil {
+		if err := api.Call("POST", "/v1/alloc/"+op, url.Values{"id": {alloc}, "task": {task}}, nil, &answer); err != nil {
 			return err
 		}
 		return printJSON(out, answer)
@@ -229,5 +240,5 @@ func destroyVerb(args []string, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return call("POST", "/v1/alloc/destroy", url.Values{"id": {alloc}, "task": {task}, "force": {fmt.Sprint(*force)}}, nil, nil)
+	return api.Call("POST", "/v1/alloc/destroy", url.Values{"id": {alloc}, "task": {task}, "force": {fmt.Sprint(*force)}}, nil, nil)
 }

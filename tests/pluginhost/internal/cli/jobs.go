@@ -1,17 +1,26 @@
-package main
+package cli
 
 import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"slices"
 	"time"
+
+	"pluginhost/internal/agentconfig"
+	"pluginhost/internal/api"
+	"pluginhost/internal/client"
+	"pluginhost/internal/ids"
+	"pluginhost/internal/jobspec"
+
+	nomad "github.com/hashicorp/nomad/api"
 )
 
 // readJobFile parses a job file; "-" is standard input.
-func readJobFile(path string, vars varFlags) (*Job, error) {
+func readJobFile(path string, vars varFlags) (*nomad.Job, error) {
 	var src []byte
 	var err error
 	if path == "-" {
@@ -22,7 +31,7 @@ func readJobFile(path string, vars varFlags) (*Job, error) {
 	if err != nil {
 		return nil, fmt.Errorf("Error getting job struct: %w", err)
 	}
-	j, err := parseJob(path, src, vars)
+	j, err := jobspec.Parse(path, src, vars)
 	if err != nil {
 		return nil, fmt.Errorf("Error getting job struct: %w", err)
 	}
@@ -35,7 +44,7 @@ func jobRunVerb(args []string, out io.Writer) error {
 	vars := varFlags{}
 	f.Var(vars, "var", "key=value")
 	for _, ignore := range []string{"verbose", "check-index", "eval-priority", "policy-override"} {
-		f.String(ignore, "", "accepted, not used")
+		f.String(ignore, "", "accepted and ignored")
 	}
 	if err := f.Parse(args); err != nil {
 		return err
@@ -47,56 +56,56 @@ func jobRunVerb(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var answer registered
-	if err := call("POST", "/v1/jobs", nil, j, &answer); err != nil {
+	var answer api.Registered
+	if err := api.Call("POST", "/v1/jobs", nil, j, &answer); err != nil {
 		return err
 	}
 	if *detach {
 		fmt.Fprintf(out, "Job registration successful\nEvaluation ID: %s\n", answer.EvalID)
 		return nil
 	}
-	fmt.Fprintf(out, "==> Monitoring evaluation %q\n    Evaluation triggered by job %q\n", short(answer.EvalID), j.ID)
+	fmt.Fprintf(out, "==> Monitoring evaluation %q\n    Evaluation triggered by job %q\n", ids.Short(answer.EvalID), *j.ID)
 	for _, id := range answer.AllocIDs {
-		var a Alloc
-		if err := call("GET", "/v1/allocation", url.Values{"id": {id}}, nil, &a); err != nil {
+		var a nomad.Allocation
+		if err := api.Call("GET", "/v1/allocation", url.Values{"id": {id}}, nil, &a); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "    Allocation %q created: node %q, group %q\n", short(id), short(a.NodeID), a.TaskGroup)
+		fmt.Fprintf(out, "    Allocation %q created: node %q, group %q\n", ids.Short(id), ids.Short(a.NodeID), a.TaskGroup)
 	}
-	fmt.Fprintf(out, "    Evaluation status changed: \"pending\" -> \"complete\"\n==> Evaluation %q finished with status \"complete\"\n", short(answer.EvalID))
+	fmt.Fprintf(out, "    Evaluation status changed: \"pending\" -> \"complete\"\n==> Evaluation %q finished with status \"complete\"\n", ids.Short(answer.EvalID))
 	if answer.Unplaced != "" {
 		return &exitError{code: 2, err: fmt.Errorf("    * Failed to place all allocations: %s", answer.Unplaced)}
 	}
-	if j.Type != "service" {
+	if *j.Type != nomad.JobTypeService {
 		return nil
 	}
-	return waitPlaced(j.ID, answer.AllocIDs)
+	return waitPlaced(*j.ID, answer.AllocIDs)
 }
 
 // waitPlaced waits until no alloc of a service is pending, as Nomad waits for
 // the deployment. A failed alloc fails the command.
-func waitPlaced(job string, ids []string) error {
+func waitPlaced(job string, placed []string) error {
 	for {
-		var list []*Alloc
-		if err := call("GET", "/v1/allocations", url.Values{"job": {job}}, nil, &list); err != nil {
+		var list []*nomad.AllocationListStub
+		if err := api.Call("GET", "/v1/allocations", url.Values{"job": {job}}, nil, &list); err != nil {
 			return err
 		}
 		pending := false
 		for _, a := range list {
-			if !slices.Contains(ids, a.ID) {
+			if !slices.Contains(placed, a.ID) {
 				continue
 			}
 			switch a.ClientStatus {
-			case "pending":
+			case nomad.AllocClientStatusPending:
 				pending = true
-			case "failed":
-				return fmt.Errorf("Allocation %q failed", short(a.ID))
+			case nomad.AllocClientStatusFailed:
+				return fmt.Errorf("Allocation %q failed", ids.Short(a.ID))
 			}
 		}
 		if !pending {
 			return nil
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(pollPause)
 	}
 }
 
@@ -127,15 +136,15 @@ func jobStopVerb(args []string, out io.Writer) error {
 		return errors.New("This command takes at least one argument: <job>")
 	}
 	for _, id := range f.Args() {
-		var answer struct{ EvalID string }
-		if err := call("DELETE", "/v1/job", url.Values{"id": {id}, "purge": {fmt.Sprint(*purge)}}, nil, &answer); err != nil {
+		var answer api.Evaluation
+		if err := api.Call("DELETE", "/v1/job", url.Values{"id": {id}, "purge": {fmt.Sprint(*purge)}}, nil, &answer); err != nil {
 			return err
 		}
 		if *detach {
 			fmt.Fprintln(out, answer.EvalID)
 			continue
 		}
-		fmt.Fprintf(out, "==> Monitoring evaluation %q\n==> Evaluation %q finished with status \"complete\"\n", short(answer.EvalID), short(answer.EvalID))
+		fmt.Fprintf(out, "==> Monitoring evaluation %q\n==> Evaluation %q finished with status \"complete\"\n", ids.Short(answer.EvalID), ids.Short(answer.EvalID))
 	}
 	return nil
 }
@@ -152,8 +161,8 @@ func jobStatusVerb(args []string, out io.Writer) error {
 	if f.NArg() == 0 {
 		return listJobs(out, *asJSON)
 	}
-	var d jobDetail
-	if err := call("GET", "/v1/job", url.Values{"id": {f.Arg(0)}}, nil, &d); err != nil {
+	var d api.JobView
+	if err := api.Call("GET", "/v1/job", url.Values{"id": {f.Arg(0)}}, nil, &d); err != nil {
 		return err
 	}
 	if *asJSON {
@@ -175,7 +184,7 @@ func jobStatusVerb(args []string, out io.Writer) error {
 	fmt.Fprintln(out, "\nSummary")
 	rows := [][]string{{"Task Group", "Queued", "Starting", "Running", "Failed", "Complete", "Lost", "Unknown"}}
 	counts := summarize(d.Allocations)
-	for _, g := range sortedKeys(counts) {
+	for _, g := range slices.Sorted(maps.Keys(counts)) {
 		c := counts[g]
 		rows = append(rows, []string{g, "0", fmt.Sprint(c["pending"]), fmt.Sprint(c["running"]), fmt.Sprint(c["failed"]), fmt.Sprint(c["complete"]), "0", "0"})
 	}
@@ -186,15 +195,15 @@ func jobStatusVerb(args []string, out io.Writer) error {
 }
 
 func listJobs(out io.Writer, asJSON bool) error {
-	var jobs []jobStub
-	if err := call("GET", "/v1/jobs", nil, nil, &jobs); err != nil {
+	var jobs []*nomad.JobListStub
+	if err := api.Call("GET", "/v1/jobs", nil, nil, &jobs); err != nil {
 		return err
 	}
 	if asJSON {
 		all := []any{}
 		for _, j := range jobs {
-			var d jobDetail
-			if err := call("GET", "/v1/job", url.Values{"id": {j.ID}}, nil, &d); err != nil {
+			var d api.JobView
+			if err := api.Call("GET", "/v1/job", url.Values{"id": {j.ID}}, nil, &d); err != nil {
 				return err
 			}
 			all = append(all, jobJSON(d))
@@ -218,7 +227,7 @@ func listJobs(out io.Writer, asJSON bool) error {
 }
 
 // summarize counts a job's allocs by group and status.
-func summarize(allocs []*Alloc) map[string]map[string]int {
+func summarize(allocs []*nomad.AllocationListStub) map[string]map[string]int {
 	counts := map[string]map[string]int{}
 	for _, a := range allocs {
 		if counts[a.TaskGroup] == nil {
@@ -230,7 +239,7 @@ func summarize(allocs []*Alloc) map[string]map[string]int {
 }
 
 // jobJSON is what `nomad job status -json` prints for one job.
-func jobJSON(d jobDetail) map[string]any {
+func jobJSON(d api.JobView) map[string]any {
 	groups := map[string]any{}
 	for g, c := range summarize(d.Allocations) {
 		groups[g] = map[string]int{
@@ -254,8 +263,8 @@ func jobAllocsVerb(args []string, out io.Writer) error {
 	if f.NArg() != 1 {
 		return errors.New("This command takes one argument: <job>")
 	}
-	var list []*Alloc
-	if err := call("GET", "/v1/allocations", url.Values{"job": {f.Arg(0)}}, nil, &list); err != nil {
+	var list []*nomad.AllocationListStub
+	if err := api.Call("GET", "/v1/allocations", url.Values{"job": {f.Arg(0)}}, nil, &list); err != nil {
 		return err
 	}
 	if *asJSON {
@@ -265,7 +274,7 @@ func jobAllocsVerb(args []string, out io.Writer) error {
 	return nil
 }
 
-func printAllocs(out io.Writer, list []*Alloc) {
+func printAllocs(out io.Writer, list []*nomad.AllocationListStub) {
 	if len(list) == 0 {
 		fmt.Fprintln(out, "No allocations placed")
 		return
@@ -273,7 +282,7 @@ func printAllocs(out io.Writer, list []*Alloc) {
 	rows := [][]string{{"ID", "Node ID", "Task Group", "Version", "Desired", "Status", "Created", "Modified"}}
 	for _, a := range list {
 		rows = append(rows, []string{
-			short(a.ID), short(a.NodeID), a.TaskGroup, fmt.Sprint(a.JobVersion), a.DesiredStatus, a.ClientStatus,
+			ids.Short(a.ID), ids.Short(a.NodeID), a.TaskGroup, fmt.Sprint(a.JobVersion), a.DesiredStatus, a.ClientStatus,
 			ago(a.CreateTime), ago(a.ModifyTime),
 		})
 	}
@@ -282,4 +291,42 @@ func printAllocs(out io.Writer, list []*Alloc) {
 
 func ago(ns int64) string {
 	return time.Since(time.Unix(0, ns)).Round(time.Second).String() + " ago"
+}
+
+// oneshotVerb runs one job without an agent and exits with the exit code of the
+// first task that failed, or 0.
+func oneshotVerb(args []string, out io.Writer) error {
+	f := newFlags("run")
+	once := client.Once{Out: out}
+	f.StringVar(&once.Plugin, "plugin", "nomad-driver-exec2", "plugin binary")
+	f.BoolVar(&once.JSON, "json", false, "JSON lines")
+	f.BoolVar(&once.Strict, "strict", false, "exit 70 on a protocol violation")
+	f.BoolVar(&once.Verbose, "verbose", false, "show the plugin's debug log")
+	var configs pathFlags
+	f.Var(&configs, "config", "agent configuration, for the plugin's block")
+	vars := varFlags{}
+	f.Var(vars, "var", "key=value")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if f.NArg() != 1 {
+		return errors.New("usage: pluginhost run [--plugin BIN] [--config AGENT.hcl] [--var k=v] [--json] JOB")
+	}
+	var err error
+	if once.Job, err = readJobFile(f.Arg(0), vars); err != nil {
+		return err
+	}
+	if once.Config, err = agentconfig.Load(configs); err != nil {
+		return err
+	}
+	code, err := once.Run()
+	switch {
+	case err != nil && code != 0:
+		return &exitError{code: code, err: err}
+	case err != nil:
+		return err
+	case code != 0:
+		return &exitError{code: code}
+	}
+	return nil
 }

@@ -1,8 +1,6 @@
-// Command pluginhost stands in for the Nomad client: it launches a task driver
-// plugin exactly as Nomad does and runs real job files with it. Called as
-// "nomad", or with a verb of Nomad's command line, it understands the part of
-// that command line which tests and demos need. See README.md.
-package main
+// Package cli is the command line: Nomad's verbs as far as scenarios use them, and
+// those of the host.
+package cli
 
 import (
 	"errors"
@@ -10,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
+	"strings"
+
+	"pluginhost/internal/logmon"
 )
 
 // exitError carries an exit code other than 1.
@@ -26,35 +26,38 @@ func (e *exitError) Error() string {
 	return e.err.Error()
 }
 
-func main() {
-	err := dispatch(filepath.Base(os.Args[0]), os.Args[1:], os.Stdout)
+// unknownCommand is the exit code of a shell for it.
+const unknownCommand = 127
+
+// Main runs the verb that args name and returns the exit code.
+func Main(argv0 string, args []string, out, errs io.Writer) int {
+	err := dispatch(argv0, args, out)
 	if err == nil || errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	code := 1
-	var ee *exitError
-	if errors.As(err, &ee) {
-		code = ee.code
+		return 0
 	}
 	if msg := err.Error(); msg != "" {
-		fmt.Fprintln(os.Stderr, msg)
+		fmt.Fprintln(errs, msg)
 	}
-	os.Exit(code)
+	var ee *exitError
+	if errors.As(err, &ee) {
+		return ee.code
+	}
+	return 1
 }
 
-// verb is one command: its name of one or two words, and what runs it.
+// verb is one command: its name of one or two words, and its function.
 type verb struct {
 	name string
 	help string
 	run  func(args []string, out io.Writer) error
 }
 
-// verbs lists Nomad's commands first, then ours.
+// verbs lists Nomad's commands first, then the host's.
 func verbs() []verb {
 	return []verb{
 		{"agent", "-config PATH … [-plugin-dir DIR]   run the agent", agentVerb},
 		{"node status", "[-self] [-json] [ID]   the node, its drivers and attributes", nodeStatusVerb},
-		{"job run", "[-detach] [-var k=v] FILE   run a job; 2 = it cannot be placed", jobRunVerb},
+		{"job run", "[-detach] [-var k=v] FILE   run a job; exit 2 if it cannot be placed", jobRunVerb},
 		{"job stop", "[-purge] [-detach] JOB   stop a job", jobStopVerb},
 		{"job status", "[-json] [JOB]   one job, or all", jobStatusVerb},
 		{"job allocs", "[-json] JOB   a job's allocations", jobAllocsVerb},
@@ -63,26 +66,33 @@ func verbs() []verb {
 		{"alloc logs", "[-stderr] [-f] [-tail [-n N]] [-task T] ALLOC [TASK]   a task's output", allocLogsVerb},
 		{"alloc signal", "[-s SIGNAL] [-task T] ALLOC [TASK]   signal a task", allocSignalVerb},
 		{"alloc restart", "[-task T] ALLOC [TASK]   restart a task", allocRestartVerb},
-		{"alloc stop", "[-detach] ALLOC   stop an allocation; another takes its place", allocStopVerb},
-		{"system gc", "remove the folders of what is over", gcVerb},
+		{"alloc stop", "[-detach] ALLOC   stop an allocation; another one replaces it", allocStopVerb},
+		{"system gc", "remove the directories of finished allocations", gcVerb},
 		{"version", "print what this is", versionVerb},
 
 		{"run", "[--plugin BIN] [--config AGENT.hcl] [--var k=v] [--json] JOB   one job, with a live trace", oneshotVerb},
 		{"stats", "[-interval 1s] [-count N] ALLOC [TASK]   TaskStats as JSON", statsVerb},
 		{"inspect", "ALLOC [TASK]   InspectTask as JSON", taskVerb("inspect")},
 		{"taskid", "ALLOC [TASK]   the task's id and cgroup", taskVerb("taskid")},
-		{"destroy", "[-force] ALLOC [TASK]   DestroyTask, behind the runner's back", destroyVerb},
-		{"events", "the TaskEvents seen", eventsVerb},
-		{"violations", "breaches of the plugin protocol; 1 = there are some", violationsVerb},
+		{"destroy", "[-force] ALLOC [TASK]   DestroyTask, without telling the task runner", destroyVerb},
+		{"events", "the TaskEvents received", eventsVerb},
+		{"violations", "breaches of the plugin protocol; exit 1 if there are any", violationsVerb},
 		{"plugin pid", "[-driver D]   the plugin's process", pluginVerb("pid")},
 		{"plugin kill", "[-driver D]   SIGKILL the plugin", pluginVerb("kill")},
 		{"rpc", "[-driver D] METHOD JSON   one raw unary call", rpcVerb},
-		{"logmon", "SOCKET   (internal) the log collector", func(args []string, _ io.Writer) error { return runLogmon(args[0]) }},
+		{"logmon", "SOCKET   (internal) the log collector", logmonVerb},
 	}
 }
 
-// dispatch finds the longest verb that the arguments begin with. As "nomad",
-// run, stop and status mean what they mean there.
+func logmonVerb(args []string, _ io.Writer) error {
+	if len(args) != 1 {
+		return errors.New("usage: pluginhost logmon SOCKET")
+	}
+	return logmon.Serve(args[0])
+}
+
+// dispatch runs the longest verb that the arguments begin with. As "nomad", run,
+// stop and status mean what they mean there.
 func dispatch(argv0 string, args []string, out io.Writer) error {
 	if argv0 == "nomad" && len(args) > 0 && (args[0] == "run" || args[0] == "stop" || args[0] == "status") {
 		args = append([]string{"job"}, args...)
@@ -91,10 +101,7 @@ func dispatch(argv0 string, args []string, out io.Writer) error {
 		if len(args) < words {
 			continue
 		}
-		name := args[0]
-		if words == 2 {
-			name += " " + args[1]
-		}
+		name := strings.Join(args[:words], " ")
 		for _, v := range verbs() {
 			if v.name == name {
 				return v.run(args[words:], out)
@@ -102,18 +109,19 @@ func dispatch(argv0 string, args []string, out io.Writer) error {
 		}
 	}
 	help := len(args) > 0 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help" || args[0] == "help")
-	w := io.Writer(os.Stderr)
 	if help {
-		w = out
+		usage(out)
+		return nil
 	}
+	usage(os.Stderr)
+	return &exitError{code: unknownCommand}
+}
+
+func usage(w io.Writer) {
 	fmt.Fprintln(w, "pluginhost stands in for the Nomad client, for tests and demos of driver plugins.\n\nUsage:")
 	for _, v := range verbs() {
 		fmt.Fprintf(w, "  %-14s %s\n", v.name, v.help)
 	}
-	if help {
-		return nil
-	}
-	return &exitError{code: 127}
 }
 
 // newFlags makes a flag set in Nomad's style.
@@ -121,9 +129,9 @@ func newFlags(name string) *flag.FlagSet {
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	// Nomad takes these everywhere; there is only one agent and one namespace here.
 	for _, ignore := range []string{"address", "namespace", "region", "token"} {
-		f.String(ignore, "", "accepted, not used")
+		f.String(ignore, "", "accepted and ignored")
 	}
-	f.Bool("no-color", false, "accepted, not used")
+	f.Bool("no-color", false, "accepted and ignored")
 	return f
 }
 
@@ -133,11 +141,10 @@ type varFlags map[string]string
 func (v varFlags) String() string { return "" }
 
 func (v varFlags) Set(s string) error {
-	for i := range s {
-		if s[i] == '=' {
-			v[s[:i]] = s[i+1:]
-			return nil
-		}
+	key, value, ok := strings.Cut(s, "=")
+	if !ok {
+		return fmt.Errorf("%q is not key=value", s)
 	}
-	return fmt.Errorf("%q is not key=value", s)
+	v[key] = value
+	return nil
 }

@@ -1,4 +1,6 @@
-package main
+// Package client is a Nomad agent as far as tests of a driver need one: it places
+// jobs, takes tasks through their lives, and serves the command line.
+package client
 
 import (
 	"context"
@@ -13,117 +15,126 @@ import (
 	"sync"
 	"time"
 
+	"pluginhost/internal/agentconfig"
+	"pluginhost/internal/api"
+	"pluginhost/internal/cgroup"
+	"pluginhost/internal/cpu"
+	"pluginhost/internal/ids"
+	"pluginhost/internal/logmon"
+	"pluginhost/internal/netns"
+	"pluginhost/internal/plugin"
+	"pluginhost/internal/users"
+	"pluginhost/internal/violations"
 	"pluginhost/pb"
 
 	"github.com/hashicorp/go-hclog"
+	nomad "github.com/hashicorp/nomad/api"
 	"golang.org/x/sys/unix"
 )
 
-// defaultSocket is where an agent serves the command line.
-const defaultSocket = "/run/pluginhost.sock"
-
-// socketEnv overrides defaultSocket, for more than one agent on a host.
-const socketEnv = "PLUGINHOST_SOCK"
+// headerTimeout bounds how long a client of the socket may take for its headers.
+const headerTimeout = 10 * time.Second
 
 // Agent stands in for a Nomad agent that is server and client in one.
 type Agent struct {
-	cfg        *AgentConfig
+	cfg        *agentconfig.Config
 	log        hclog.Logger
-	violations *violationLog
-	topo       *topology
+	violations *violations.Log
+	topo       *cpu.Topology
 	nodeID     string
 	allocsDir  string
 	stateDir   string
-	logSocket  string
+	logs       *logmon.Collector
 	hostIP     string
-	users      *userPool
-	managers   map[string]*driverManager // by driver name
-	// trace gets every task event, for the one-shot mode.
-	trace func(*taskRunner, *TaskEvent)
+	users      *users.Pool
+	managers   map[string]*plugin.Manager // by driver name
+	// trace gets every task event, for RunOnce.
+	trace func(*taskRunner, *nomad.TaskEvent)
 
 	ctx    context.Context
 	cancel context.CancelFunc
 
 	mu     sync.Mutex
-	jobs   map[string]*Job
+	jobs   map[string]*nomad.Job
 	allocs map[string]*allocRunner
-	ports  map[int]bool
-	cores  map[int]bool
-	events []driverEvent
+	used   map[int]bool // ports
+	cores  map[int]bool // reserved
+	events []api.DriverEvent
 	serial uint64
 }
 
-// driverEvent is a TaskEvents message, as `events` prints it.
-type driverEvent struct {
-	Time        time.Time
-	TaskID      string
-	AllocID     string
-	TaskName    string
-	Message     string
-	Annotations map[string]string
-}
-
-// newAgent checks the configuration and makes the agent's folders.
-func newAgent(cfg *AgentConfig, log hclog.Logger) (*Agent, error) {
+// New checks the configuration and makes the agent's directories and cgroups.
+func New(cfg *agentconfig.Config, log hclog.Logger) (*Agent, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("pluginhost must run as root: it makes cgroups, mounts and network namespaces")
 	}
 	if !filepath.IsAbs(cfg.DataDir) {
 		return nil, fmt.Errorf("data_dir %q must be an absolute path", cfg.DataDir)
 	}
+	stateDir := filepath.Join(cfg.DataDir, "client")
 	a := &Agent{
-		cfg: cfg, log: log, allocsDir: filepath.Join(cfg.DataDir, "alloc"), stateDir: filepath.Join(cfg.DataDir, "client"),
-		users: newUserPool(), managers: map[string]*driverManager{}, jobs: map[string]*Job{}, allocs: map[string]*allocRunner{},
-		ports: map[int]bool{}, cores: map[int]bool{}, hostIP: hostAddress(), trace: func(*taskRunner, *TaskEvent) {},
+		cfg: cfg, log: log, allocsDir: filepath.Join(cfg.DataDir, "alloc"), stateDir: stateDir,
+		users: users.NewPool(), managers: map[string]*plugin.Manager{}, jobs: map[string]*nomad.Job{}, allocs: map[string]*allocRunner{},
+		used: map[int]bool{}, cores: map[int]bool{}, hostIP: netns.HostAddress(), trace: func(*taskRunner, *nomad.TaskEvent) {},
+		logs: logmon.New(filepath.Join(stateDir, "logmon.sock")),
 	}
-	a.logSocket = filepath.Join(a.stateDir, "logmon.sock")
 	a.ctx, a.cancel = context.WithCancel(context.Background())
-	if err := os.MkdirAll(cfg.DataDir, 0o755); err != nil {
+	if err := a.makeDirs(); err != nil {
 		return nil, err
-	}
-	if err := os.MkdirAll(a.stateDir, 0o700); err != nil {
-		return nil, err
-	}
-	for _, dir := range []string{a.allocsDir, cfg.MountsDir} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return nil, err
-		}
 	}
 	if cfg.Name == "" {
 		cfg.Name, _ = os.Hostname()
 	}
-	idFile := filepath.Join(a.stateDir, "client-id")
-	if raw, err := os.ReadFile(idFile); err == nil {
-		a.nodeID = string(raw)
-	} else {
-		a.nodeID = newUUID()
-		if err := os.WriteFile(idFile, []byte(a.nodeID), 0o600); err != nil {
-			return nil, err
-		}
-	}
 	var err error
-	if a.violations, err = openViolations(filepath.Join(a.stateDir, "violations.jsonl")); err != nil {
+	if a.nodeID, err = nodeID(filepath.Join(stateDir, "client-id")); err != nil {
 		return nil, err
 	}
-	a.violations.echo = func(v Violation) { log.Error("PROTOCOL VIOLATION", "plugin", v.Plugin, "text", v.Text) }
-	if a.topo, err = readTopology(cfg.TotalCPU); err != nil {
+	echo := func(v violations.Violation) { log.Error("PROTOCOL VIOLATION", "plugin", v.Plugin, "text", v.Text) }
+	if a.violations, err = violations.Open(filepath.Join(stateDir, "violations.jsonl"), echo); err != nil {
 		return nil, err
 	}
-	if err := initCgroups(cpuList(a.topo.ids())); err != nil {
-		return nil, fmt.Errorf("cgroups: %w", err)
+	if a.topo, err = cpu.Read(cfg.TotalCPU); err != nil {
+		return nil, err
+	}
+	if err := cgroup.Init(cpu.List(a.topo.IDs())); err != nil {
+		return nil, fmt.Errorf("failed to prepare the cgroups: %w", err)
 	}
 	if err := a.partition(); err != nil {
-		return nil, fmt.Errorf("cgroups: %w", err)
+		return nil, fmt.Errorf("failed to prepare the cgroups: %w", err)
 	}
 	return a, nil
 }
 
-// startPlugins launches every executable of the plugin folder that has a
+func (a *Agent) makeDirs() error {
+	if err := os.MkdirAll(a.cfg.DataDir, 0o755); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(a.stateDir, 0o700); err != nil {
+		return err
+	}
+	for _, dir := range []string{a.allocsDir, a.cfg.MountsDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nodeID is the id that an earlier agent stored in file, or a new one.
+func nodeID(file string) (string, error) {
+	if raw, err := os.ReadFile(file); err == nil {
+		return string(raw), nil
+	}
+	id := ids.New()
+	return id, os.WriteFile(file, []byte(id), 0o600)
+}
+
+// startPlugins launches every executable of the plugin directory that has a
 // plugin block. Any failure fails the agent, as in Nomad.
 func (a *Agent) startPlugins() error {
 	entries, err := os.ReadDir(a.cfg.PluginDir)
 	if err != nil {
-		return fmt.Errorf("plugin_dir: %w", err)
+		return fmt.Errorf("failed to read plugin_dir: %w", err)
 	}
 	for _, e := range entries {
 		bin := filepath.Join(a.cfg.PluginDir, e.Name())
@@ -140,7 +151,7 @@ func (a *Agent) startPlugins() error {
 			continue
 		}
 		if err := a.startPlugin(bin, config); err != nil {
-			return fmt.Errorf("plugin %s: %w", e.Name(), err)
+			return fmt.Errorf("failed to start plugin %s: %w", e.Name(), err)
 		}
 	}
 	return nil
@@ -148,23 +159,23 @@ func (a *Agent) startPlugins() error {
 
 func (a *Agent) startPlugin(bin string, config map[string]any) error {
 	label := filepath.Base(bin)
-	m := &driverManager{
-		bin: bin, config: config, topo: a.topo, log: a.log.Named("plugin"),
-		state:   filepath.Join(a.stateDir, "reattach-"+label+".json"),
-		report:  func(text string) { a.violations.add(label, "%s", text) },
-		onEvent: a.driverEvent,
-	}
-	if err := m.start(a.ctx); err != nil {
+	m, err := plugin.Start(a.ctx, plugin.Options{
+		Bin: bin, Label: label, Config: config, Topology: a.topo.Proto(), Log: a.log.Named("plugin"),
+		State:   filepath.Join(a.stateDir, "reattach-"+label+".json"),
+		Report:  func(text string) { a.violations.Add(label, text) },
+		OnEvent: a.driverEvent,
+	})
+	if err != nil {
 		return err
 	}
-	a.managers[m.info.GetName()] = m
+	a.managers[m.Info.GetName()] = m
 	return nil
 }
 
 // driverEvent records an event of the driver and shows it at its task.
 func (a *Agent) driverEvent(ev *pb.DriverTaskEvent) {
 	a.mu.Lock()
-	a.events = append(a.events, driverEvent{
+	a.events = append(a.events, api.DriverEvent{
 		Time: ev.GetTimestamp().AsTime(), TaskID: ev.GetTaskId(), AllocID: ev.GetAllocId(), TaskName: ev.GetTaskName(),
 		Message: ev.GetMessage(), Annotations: ev.GetAnnotations(),
 	})
@@ -174,33 +185,30 @@ func (a *Agent) driverEvent(ev *pb.DriverTaskEvent) {
 		a.log.Warn("event for an unknown task", "alloc", ev.GetAllocId(), "task", ev.GetTaskName(), "message", ev.GetMessage())
 		return
 	}
-	te := newEvent(eventDriver, ev.GetMessage()).with("driver_message", ev.GetMessage())
+	te := newEvent(nomad.TaskDriverMessage, ev.GetMessage(), details{"driver_message": ev.GetMessage()})
 	maps.Copy(te.Details, ev.GetAnnotations())
 	ar.tasks[ev.GetTaskName()].emit(te)
 }
 
-// run serves the command line until ctx ends, then stops the plugins.
-func (a *Agent) run(ctx context.Context, socket string) error {
+// Run serves the command line on socket until ctx ends, then stops the plugins.
+func (a *Agent) Run(ctx context.Context, socket string) error {
+	defer a.stop()
 	if err := a.startPlugins(); err != nil {
-		a.stop()
 		return err
 	}
 	if err := a.restoreAll(); err != nil {
-		a.stop()
 		return err
 	}
 	l, err := listenUnix(socket)
 	if err != nil {
-		a.stop()
 		return err
 	}
-	srv := &http.Server{Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: a.handler(), ReadHeaderTimeout: headerTimeout}
 	go srv.Serve(l)
 	a.log.Info("pluginhost is ready", "socket", socket, "node", a.nodeID)
 	<-ctx.Done()
 	a.log.Info("stopping; tasks keep running")
 	srv.Close()
-	a.stop()
 	return nil
 }
 
@@ -210,7 +218,7 @@ func (a *Agent) stop() {
 	var wg sync.WaitGroup
 	for _, m := range a.managers {
 		wg.Add(1)
-		go func() { defer wg.Done(); m.stop() }()
+		go func() { defer wg.Done(); m.Stop() }()
 	}
 	wg.Wait()
 	a.mu.Lock()
@@ -220,14 +228,14 @@ func (a *Agent) stop() {
 			return // its tasks still write
 		}
 	}
-	stopLogmon(a.logSocket)
+	a.logs.Exit()
 }
 
-// nodeVars are the names that ${node.…}, ${attr.…} and ${meta.…} stand for.
+// nodeVars are the values of ${node.…}, ${attr.…} and ${meta.…}.
 func (a *Agent) nodeVars() map[string]string {
 	out := map[string]string{
 		"node.region": "global", "node.unique.id": a.nodeID, "node.unique.name": a.cfg.Name, "node.class": "",
-		"node.datacenter": "dc1", "node.pool": "default",
+		"node.datacenter": datacenter, "node.pool": nodePool,
 	}
 	for k, v := range a.attributes() {
 		out["attr."+k] = v
@@ -246,10 +254,10 @@ func (a *Agent) attributes() map[string]string {
 	out := map[string]string{
 		"kernel.name": "linux", "kernel.version": unix.ByteSliceToString(uts.Release[:]), "cpu.arch": runtime.GOARCH,
 		"unique.hostname": host, "unique.network.ip-address": a.hostIP, "nomad.version": "pluginhost",
-		"cpu.numcores": fmt.Sprint(len(a.topo.Cores)), "cpu.totalcompute": fmt.Sprint(a.topo.total()),
+		"cpu.numcores": fmt.Sprint(len(a.topo.Cores)), "cpu.totalcompute": fmt.Sprint(a.topo.Total()),
 	}
 	for _, name := range slices.Sorted(maps.Keys(a.managers)) {
-		fp := a.managers[name].fingerprint()
+		fp := a.managers[name].Fingerprint()
 		if fp.Detected {
 			out["driver."+name] = "1"
 		}

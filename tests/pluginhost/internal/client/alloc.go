@@ -1,91 +1,52 @@
-package main
+package client
 
 import (
 	"maps"
 	"slices"
 	"sync"
 	"time"
+
+	"pluginhost/internal/files"
+
+	nomad "github.com/hashicorp/nomad/api"
 )
 
-// Alloc is one allocation, in the shape of Nomad's API as far as it goes. It
-// is also what is kept on disk.
-type Alloc struct {
-	ID            string
-	Namespace     string
-	EvalID        string
-	JobType       string
-	Name          string
-	NodeID        string
-	NodeName      string
-	JobID         string
-	Job           *Job
-	JobVersion    uint64
-	TaskGroup     string
-	DesiredStatus string // run, stop
-	ClientStatus  string // pending, running, complete, failed
-	// ClientDescription is Nomad's sentence for ClientStatus.
-	ClientDescription  string
-	TaskStates         map[string]*TaskState
-	NetworkStatus      *NetworkStatus
-	AllocatedResources allocatedResources
-	PreviousAllocation string
-	NextAllocation     string
-	CreateIndex        uint64
-	ModifyIndex        uint64
-	CreateTime         int64
-	ModifyTime         int64
-
-	// What follows is the client's own state.
-	Index     int                   `json:"x_index,omitempty"`
-	Ports     []allocPort           `json:"x_ports,omitempty"`
-	Cores     map[string][]int      `json:"x_cores,omitempty"`
-	NetMode   string                `json:"x_net_mode,omitempty"`
-	Local     map[string]*taskLocal `json:"x_local,omitempty"`
-	Destroyed bool                  `json:"x_destroyed,omitempty"`
-}
-
-// allocPort is a port that an alloc got.
-type allocPort struct {
-	Label     string
-	Value, To int
-	HostIP    string
-}
-
-type allocatedResources struct {
-	Tasks  map[string]allocatedTask
-	Shared struct{ Ports []allocPort }
-}
-
-type allocatedTask struct {
-	Cpu    struct{ CpuShares int64 }
-	Memory struct{ MemoryMB, MemoryMaxMB int64 }
+// record is an allocation as it is kept on disk: in the form of Nomad's API, with
+// the client's own state beside it.
+type record struct {
+	nomad.Allocation
+	Index     int              // in its group
+	Cores     map[string][]int // reserved, by task
+	NetMode   string           // host, bridge or none
+	Tasks     map[string]*taskLocal
+	Destroyed bool
 }
 
 // taskLocal is what the client needs to recover a task.
 type taskLocal struct {
 	Handle []byte // a marshalled TaskHandle
-	// DynamicUser is the user from the pool, kept to give it back. Nomad does
-	// not put it back into a restored task, and neither do we.
+	// DynamicUser is the user from the pool, kept in order to release it. Like
+	// Nomad, the host does not put it back into a restored task.
 	DynamicUser string
 	DirsBuilt   bool
 }
 
-// allocStore owns one alloc's changes: each goes through update, is saved, and
-// wakes those who wait.
+// allocStore owns an alloc's state: each change goes through update, is saved, and
+// wakes the waiters of view.
 type allocStore struct {
 	mu      sync.Mutex
-	alloc   *Alloc
+	alloc   *record
 	path    string
 	changed chan struct{} // closed and replaced at every change
 	onError func(error)
 }
 
-func newAllocStore(a *Alloc, path string, onError func(error)) *allocStore {
+func newAllocStore(a *record, path string, onError func(error)) *allocStore {
 	return &allocStore{alloc: a, path: path, changed: make(chan struct{}), onError: onError}
 }
 
 // update changes the alloc under its lock and saves it.
-func (s *allocStore) update(f func(*Alloc)) {
+func (s *allocStore) update(f func(*record)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f(s.alloc)
@@ -93,7 +54,7 @@ func (s *allocStore) update(f func(*Alloc)) {
 	s.alloc.ModifyIndex++
 	s.alloc.ClientStatus, s.alloc.ClientDescription = clientStatus(s.alloc.TaskStates)
 	if s.path != "" && !s.alloc.Destroyed {
-		if err := writeJSON(s.path, s.alloc); err != nil {
+		if err := files.WriteJSON(s.path, s.alloc); err != nil {
 			s.onError(err)
 		}
 	}
@@ -103,7 +64,7 @@ func (s *allocStore) update(f func(*Alloc)) {
 
 // view reads the alloc under its lock and returns the channel that the next
 // change closes.
-func (s *allocStore) view(f func(*Alloc)) <-chan struct{} {
+func (s *allocStore) view(f func(*record)) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f(s.alloc)
@@ -111,22 +72,22 @@ func (s *allocStore) view(f func(*Alloc)) <-chan struct{} {
 }
 
 // snapshot is a copy that others may read without the lock.
-func (s *allocStore) snapshot() *Alloc {
+func (s *allocStore) snapshot() *record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := *s.alloc
-	c.TaskStates = map[string]*TaskState{}
+	c.TaskStates = map[string]*nomad.TaskState{}
 	for name, ts := range s.alloc.TaskStates {
 		t := *ts
 		t.Events = slices.Clone(ts.Events)
 		c.TaskStates[name] = &t
 	}
-	c.Local = maps.Clone(s.alloc.Local)
+	c.Tasks = maps.Clone(s.alloc.Tasks)
 	return &c
 }
 
-// clientStatus sums up the states of the tasks.
-func clientStatus(states map[string]*TaskState) (status, description string) {
+// clientStatus is the alloc's status that follows from its tasks' states.
+func clientStatus(states map[string]*nomad.TaskState) (status, description string) {
 	var pending, running, failed bool
 	for _, ts := range states {
 		switch {
@@ -140,17 +101,17 @@ func clientStatus(states map[string]*TaskState) (status, description string) {
 	}
 	switch {
 	case failed:
-		return "failed", "Failed tasks"
+		return nomad.AllocClientStatusFailed, "Failed tasks"
 	case running:
-		return "running", "Tasks are running"
+		return nomad.AllocClientStatusRunning, "Tasks are running"
 	case pending:
-		return "pending", "No tasks have started"
+		return nomad.AllocClientStatusPending, "No tasks have started"
 	}
-	return "complete", "All tasks have completed"
+	return nomad.AllocClientStatusComplete, "All tasks have completed"
 }
 
-// terminal tells whether nothing of the alloc will run again.
-func (a *Alloc) terminal() bool {
+// terminal reports whether no task of the alloc will run again.
+func (a *record) terminal() bool {
 	for _, ts := range a.TaskStates {
 		if ts.State != stateDead {
 			return false
@@ -158,3 +119,40 @@ func (a *Alloc) terminal() bool {
 	}
 	return true
 }
+
+// ports are those that the alloc got.
+func (a *record) ports() []nomad.PortMapping { return a.AllocatedResources.Shared.Ports }
+
+// isolated reports whether the alloc has a network namespace of its own.
+func (a *record) isolated() bool { return a.NetMode == "bridge" || a.NetMode == "none" }
+
+// group returns the job's named group, or nil.
+func group(j *nomad.Job, name string) *nomad.TaskGroup {
+	for _, g := range j.TaskGroups {
+		if *g.Name == name {
+			return g
+		}
+	}
+	return nil
+}
+
+// hook returns a task's lifecycle hook, "" for a main task.
+func hook(t *nomad.Task) string {
+	if t.Lifecycle == nil {
+		return ""
+	}
+	return t.Lifecycle.Hook
+}
+
+// sidecar reports whether a task runs beside the main tasks.
+func sidecar(t *nomad.Task) bool { return t.Lifecycle != nil && t.Lifecycle.Sidecar }
+
+// valueOr returns what p points to, or a default for nil.
+func valueOr[T any](p *T, otherwise T) T {
+	if p == nil {
+		return otherwise
+	}
+	return *p
+}
+
+func ptr[T any](v T) *T { return &v }

@@ -1,4 +1,4 @@
-package main
+package client
 
 import (
 	"context"
@@ -7,25 +7,31 @@ import (
 	"net"
 	"os"
 	"sync"
+
+	"pluginhost/internal/allocdir"
+	"pluginhost/internal/ids"
+	"pluginhost/internal/netns"
+
+	nomad "github.com/hashicorp/nomad/api"
 )
 
 // allocRunner takes the tasks of one alloc through their lives together.
 type allocRunner struct {
 	agent *Agent
 	store *allocStore
-	group *TaskGroup
+	group *nomad.TaskGroup
 	tasks map[string]*taskRunner
 	// done ends when all tasks are dead and the network is gone.
 	done chan struct{}
-	fwds []*forwarder
+	fwds []*netns.Forwarder
 	once sync.Once
 }
 
 func newAllocRunner(agent *Agent, store *allocStore) (*allocRunner, error) {
 	a := store.snapshot()
-	g := a.Job.group(a.TaskGroup)
+	g := group(a.Job, a.TaskGroup)
 	if g == nil {
-		return nil, fmt.Errorf("alloc %s: job %q has no group %q", short(a.ID), a.JobID, a.TaskGroup)
+		return nil, fmt.Errorf("alloc %s: job %q has no group %q", ids.Short(a.ID), a.JobID, a.TaskGroup)
 	}
 	ar := &allocRunner{agent: agent, store: store, group: g, tasks: map[string]*taskRunner{}, done: make(chan struct{})}
 	for _, t := range g.Tasks {
@@ -51,14 +57,14 @@ func (ar *allocRunner) run() {
 	}
 	ar.supervise()
 	for _, f := range ar.fwds {
-		f.stop()
+		f.Stop()
 	}
 	if ar.agent.ctx.Err() != nil {
 		return // the tasks keep running, and so does their network
 	}
-	if a.NetMode == "bridge" || a.NetMode == "none" {
-		if err := removeNetns(a.ID); err != nil {
-			ar.agent.log.Error("cannot remove the network namespace", "alloc", short(a.ID), "error", err)
+	if a.isolated() {
+		if err := netns.Remove(a.ID); err != nil {
+			ar.agent.log.Error("failed to remove the network namespace", "alloc", ids.Short(a.ID), "error", err)
 		}
 	}
 	ar.agent.release(a)
@@ -66,34 +72,29 @@ func (ar *allocRunner) run() {
 }
 
 // setup makes what the tasks share. It may run again after a restart.
-func (ar *allocRunner) setup(a *Alloc) error {
-	anyTask := newTaskDir(ar.agent.allocsDir, ar.agent.cfg.MountsDir, a.ID, ar.group.Tasks[0].Name)
-	if err := anyTask.buildShared(); err != nil {
+func (ar *allocRunner) setup(a *record) error {
+	anyTask := allocdir.New(ar.agent.allocsDir, ar.agent.cfg.MountsDir, a.ID, ar.group.Tasks[0].Name)
+	if err := anyTask.BuildShared(); err != nil || !a.isolated() {
 		return err
 	}
-	if a.NetMode != "bridge" && a.NetMode != "none" {
-		return nil
+	address := ""
+	if a.NetMode == "bridge" {
+		address = a.NetworkStatus.Address
 	}
-	if _, err := os.Stat(netnsDir + "/" + a.ID); errors.Is(err, os.ErrNotExist) {
-		address := ""
-		if a.NetMode == "bridge" {
-			address = a.NetworkStatus.Address
-		}
-		status, err := makeNetns(a.ID, address)
-		if err != nil {
+	if _, err := os.Stat(netns.Path(a.ID)); errors.Is(err, os.ErrNotExist) {
+		if err := netns.Make(a.ID, address); err != nil {
 			return err
 		}
-		ar.store.update(func(a *Alloc) { a.NetworkStatus = status })
 	}
-	for _, p := range a.Ports {
-		if a.NetMode != "bridge" {
-			continue
-		}
+	if a.NetMode == "none" {
+		return nil
+	}
+	for _, p := range a.ports() {
 		inside := p.Value
 		if p.To > 0 {
 			inside = p.To
 		}
-		f, err := forward(net.JoinHostPort(p.HostIP, fmt.Sprint(p.Value)), net.JoinHostPort(a.NetworkStatus.Address, fmt.Sprint(inside)))
+		f, err := netns.Forward(net.JoinHostPort(p.HostIP, fmt.Sprint(p.Value)), net.JoinHostPort(address, fmt.Sprint(inside)))
 		if err != nil {
 			return err
 		}
@@ -102,32 +103,32 @@ func (ar *allocRunner) setup(a *Alloc) error {
 	return nil
 }
 
-// fail ends the alloc before any of its tasks began.
+// fail ends the alloc before any of its tasks started.
 func (ar *allocRunner) fail(err error) {
 	ar.agent.log.Error("alloc failed", "error", err)
 	for _, tr := range ar.tasks {
-		tr.setState(stateDead, newEvent(eventSetupFailure, err.Error()).with("setup_error", err.Error()).fails())
+		tr.setState(stateDead, failing(setupFailure(err)))
 	}
 }
 
-// supervise watches the tasks' states: a failed task or a dead leader takes its
-// siblings along, and sidecars end when nothing else is left.
+// supervise watches the tasks' states: a failed task or a dead leader ends its
+// siblings, and sidecars end when nothing else is left.
 func (ar *allocRunner) supervise() {
 	for {
-		var states map[string]TaskState
-		changed := ar.store.view(func(a *Alloc) {
-			states = map[string]TaskState{}
+		var states map[string]nomad.TaskState
+		changed := ar.store.view(func(a *record) {
+			states = map[string]nomad.TaskState{}
 			for name, ts := range a.TaskStates {
 				states[name] = *ts
 			}
 		})
 		if ev := ar.verdict(states); ev != nil {
 			for name, tr := range ar.tasks {
-				if states[name].State != stateDead && tr.task.hook() != "poststop" {
+				if states[name].State != stateDead && hook(tr.task) != nomad.TaskLifecycleHookPoststop {
 					tr.emit(ev)
 				}
 			}
-			ar.killAll(true)
+			ar.killAll()
 		}
 		next := ar.anyDone()
 		if next == nil {
@@ -146,51 +147,51 @@ func (ar *allocRunner) supervise() {
 }
 
 // verdict returns the event that ends the living tasks, or nil.
-func (ar *allocRunner) verdict(states map[string]TaskState) *TaskEvent {
+func (ar *allocRunner) verdict(states map[string]nomad.TaskState) *nomad.TaskEvent {
 	living, onlySidecars := 0, true
-	var ev *TaskEvent
+	var ev *nomad.TaskEvent
 	for name, tr := range ar.tasks {
-		if tr.task.hook() == "poststop" {
+		if hook(tr.task) == nomad.TaskLifecycleHookPoststop {
 			continue
 		}
 		ts := states[name]
 		if ts.State != stateDead {
 			if tr.killCtx.Err() == nil {
 				living++
-				onlySidecars = onlySidecars && tr.task.sidecar()
+				onlySidecars = onlySidecars && sidecar(tr.task)
 			}
 			continue
 		}
 		if ts.Failed && ev == nil {
-			ev = newEvent(eventSiblingFailed, fmt.Sprintf("Task's sibling %q failed", name)).with("failed_sibling", name)
+			ev = newEvent(nomad.TaskSiblingFailed, fmt.Sprintf("Task's sibling %q failed", name), details{"failed_sibling": name})
 		} else if tr.task.Leader {
-			ev = newEvent(eventLeaderDead, "Leader Task in Group dead")
+			ev = newEvent(nomad.TaskLeaderDead, "Leader Task in Group dead", nil)
 		}
 	}
 	if living == 0 {
 		return nil
 	}
 	if ev == nil && onlySidecars {
-		ev = newEvent(eventMainDead, "Main tasks in the group died")
+		ev = newEvent(eventMainDead, "Main tasks in the group died", nil)
 	}
 	return ev
 }
 
-// killAll stops all tasks but poststop ones, sidecars last. wait also waits
-// for their ends.
-func (ar *allocRunner) killAll(wait bool) {
+// killAll stops all tasks but poststop ones, sidecars last, and waits for their ends.
+func (ar *allocRunner) killAll() {
 	for _, sidecars := range []bool{false, true} {
 		var wg sync.WaitGroup
 		for _, tr := range ar.tasks {
-			if tr.task.hook() == "poststop" || tr.task.sidecar() != sidecars {
+			if hook(tr.task) == nomad.TaskLifecycleHookPoststop || sidecar(tr.task) != sidecars {
 				continue
 			}
 			wg.Add(1)
 			go func() {
 				defer wg.Done()
 				if tr.state() != stateDead && tr.killCtx.Err() == nil {
-					timeout := min(tr.task.KillTimeout, maxKillTimeout)
-					tr.emit(newEvent(eventKilling, fmt.Sprintf("Sent interrupt. Waiting %v before force killing", timeout)).with("kill_timeout", timeout.String()))
+					timeout := tr.killTimeout()
+					text := fmt.Sprintf("Sent interrupt. Waiting %v before force killing", timeout)
+					tr.emit(newEvent(nomad.TaskKilling, text, details{"kill_timeout": timeout.String()}))
 				}
 				tr.kill()
 				select {
@@ -199,9 +200,7 @@ func (ar *allocRunner) killAll(wait bool) {
 				}
 			}()
 		}
-		if wait {
-			wg.Wait()
-		}
+		wg.Wait()
 	}
 }
 
@@ -222,7 +221,7 @@ func (ar *allocRunner) anyDone() <-chan struct{} {
 func (ar *allocRunner) awaitTurn(tr *taskRunner) bool {
 	for {
 		var ok bool
-		changed := ar.store.view(func(a *Alloc) { ok = ar.mayStart(tr, a.TaskStates) })
+		changed := ar.store.view(func(a *record) { ok = ar.mayStart(tr, a.TaskStates) })
 		if ok {
 			return true
 		}
@@ -237,24 +236,24 @@ func (ar *allocRunner) awaitTurn(tr *taskRunner) bool {
 }
 
 // mayStart orders prestart, main, poststart and poststop tasks.
-func (ar *allocRunner) mayStart(tr *taskRunner, states map[string]*TaskState) bool {
+func (ar *allocRunner) mayStart(tr *taskRunner, states map[string]*nomad.TaskState) bool {
 	for name, other := range ar.tasks {
 		ts := states[name]
-		switch hook := other.task.hook(); tr.task.hook() {
-		case "prestart":
+		switch otherHook := hook(other.task); hook(tr.task) {
+		case nomad.TaskLifecycleHookPrestart:
 		case "":
-			if hook == "prestart" && other.task.sidecar() && ts.State != stateRunning {
+			if otherHook == nomad.TaskLifecycleHookPrestart && sidecar(other.task) && ts.State != stateRunning {
 				return false
 			}
-			if hook == "prestart" && !other.task.sidecar() && (ts.State != stateDead || ts.Failed) {
+			if otherHook == nomad.TaskLifecycleHookPrestart && !sidecar(other.task) && (ts.State != stateDead || ts.Failed) {
 				return false
 			}
-		case "poststart":
-			if hook == "" && ts.StartedAt.IsZero() {
+		case nomad.TaskLifecycleHookPoststart:
+			if otherHook == "" && ts.StartedAt.IsZero() {
 				return false
 			}
-		case "poststop":
-			if hook != "poststop" && ts.State != stateDead {
+		case nomad.TaskLifecycleHookPoststop:
+			if otherHook != nomad.TaskLifecycleHookPoststop && ts.State != stateDead {
 				return false
 			}
 		}
@@ -263,30 +262,30 @@ func (ar *allocRunner) mayStart(tr *taskRunner, states map[string]*TaskState) bo
 }
 
 // updateTask changes one task's state.
-func (ar *allocRunner) updateTask(name string, f func(*TaskState)) {
-	ar.store.update(func(a *Alloc) { f(a.TaskStates[name]) })
+func (ar *allocRunner) updateTask(name string, f func(*nomad.TaskState)) {
+	ar.store.update(func(a *record) { f(a.TaskStates[name]) })
 }
 
 // updateLocal changes what the client keeps for one task.
 func (ar *allocRunner) updateLocal(name string, f func(*taskLocal)) {
-	ar.store.update(func(a *Alloc) {
-		l := *a.Local[name]
+	ar.store.update(func(a *record) {
+		l := *a.Tasks[name]
 		f(&l)
-		a.Local[name] = &l // snapshots keep the old one
+		a.Tasks[name] = &l // snapshots keep the old one
 	})
 }
 
-// stop is the end that the user asked for.
+// stop ends the alloc at the user's request.
 func (ar *allocRunner) stop() {
 	ar.once.Do(func() {
 		if !ar.store.snapshot().terminal() {
-			ar.store.update(func(a *Alloc) { a.DesiredStatus = "stop" })
-			go ar.killAll(true)
+			ar.store.update(func(a *record) { a.DesiredStatus = nomad.AllocDesiredStatusStop })
+			go ar.killAll()
 		}
 	})
 }
 
-// destroy removes the folders of an alloc that is over.
+// destroy removes the directories of an alloc that is over.
 func (ar *allocRunner) destroy(ctx context.Context) error {
 	select {
 	case <-ar.done:
@@ -296,17 +295,17 @@ func (ar *allocRunner) destroy(ctx context.Context) error {
 	a := ar.store.snapshot()
 	var errs []error
 	for _, tr := range ar.tasks {
-		errs = append(errs, tr.dir.destroy())
+		errs = append(errs, tr.dir.Unmount())
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err // never delete through a mount
 	}
 	var again bool
-	ar.store.update(func(a *Alloc) { again, a.Destroyed = a.Destroyed, true })
+	ar.store.update(func(a *record) { again, a.Destroyed = a.Destroyed, true })
 	if again {
 		return nil
 	}
-	if err := os.RemoveAll(newTaskDir(ar.agent.allocsDir, "", a.ID, "x").Alloc); err != nil {
+	if err := os.RemoveAll(allocdir.New(ar.agent.allocsDir, "", a.ID, "x").Alloc); err != nil {
 		return err
 	}
 	return os.Remove(ar.store.path)

@@ -1,4 +1,4 @@
-package main
+package client
 
 import (
 	"errors"
@@ -10,27 +10,35 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	"pluginhost/internal/cgroup"
+	"pluginhost/internal/cpu"
+	"pluginhost/internal/files"
+	"pluginhost/internal/ids"
+	"pluginhost/internal/netns"
+
+	nomad "github.com/hashicorp/nomad/api"
 )
 
-// register runs a job: new allocs for a new or changed job, none for one that
-// is the same and was not stopped.
-func (a *Agent) register(j *Job) (evalID string, ids []string, err error) {
+// register runs a job: new allocs for a new or changed job, none for one that is
+// the same and was not stopped.
+func (a *Agent) register(j *nomad.Job) (evalID string, allocs []string, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	evalID = newUUID()
-	old := a.jobs[j.ID]
+	evalID = ids.New()
+	old := a.jobs[*j.ID]
 	if old != nil {
-		if !old.Stop && sameJob(old, j) {
+		if !*old.Stop && sameJob(old, j) {
 			return evalID, nil, nil
 		}
-		j.Version = old.Version + 1
+		j.Version = ptr(*old.Version + 1)
 	}
 	for _, ar := range a.allocs {
-		if s := ar.store.snapshot(); s.JobID == j.ID && !s.terminal() {
+		if s := ar.store.snapshot(); s.JobID == *j.ID && !s.terminal() {
 			ar.stop()
 		}
 	}
-	j.SubmitTime = time.Now().UnixNano()
+	j.SubmitTime = ptr(time.Now().UnixNano())
 	if err := a.saveJob(j); err != nil {
 		return "", nil, err
 	}
@@ -38,143 +46,177 @@ func (a *Agent) register(j *Job) (evalID string, ids []string, err error) {
 		return evalID, nil, err
 	}
 	for _, g := range j.TaskGroups {
-		for i := range g.Count {
+		for i := range *g.Count {
 			id, err := a.place(j, g, i, evalID, "")
 			if err != nil {
-				return evalID, ids, err
+				return evalID, allocs, err
 			}
-			ids = append(ids, id)
+			allocs = append(allocs, id)
 		}
 	}
-	return evalID, ids, nil
+	return evalID, allocs, nil
 }
 
-// placeable says which driver is missing or not healthy.
-func (a *Agent) placeable(j *Job) error {
+// placeable returns an error that names a driver which is missing or not healthy.
+func (a *Agent) placeable(j *nomad.Job) error {
 	for _, g := range j.TaskGroups {
 		for _, t := range g.Tasks {
 			m := a.managers[t.Driver]
 			if m == nil {
-				return placementErrorf("group %q, task %q: missing drivers: no plugin here offers driver %q", g.Name, t.Name, t.Driver)
+				return placementErrorf("group %q, task %q: missing drivers: no plugin here offers driver %q", *g.Name, t.Name, t.Driver)
 			}
-			if fp := m.fingerprint(); !fp.Healthy {
-				return placementErrorf("group %q, task %q: missing drivers: %q is not healthy: %s", g.Name, t.Name, t.Driver, fp.HealthDescription)
+			if fp := m.Fingerprint(); !fp.Healthy {
+				return placementErrorf("group %q, task %q: missing drivers: %q is not healthy: %s", *g.Name, t.Name, t.Driver, fp.HealthDescription)
 			}
 		}
 	}
 	return nil
 }
 
-// sameJob compares what the file says.
-func sameJob(x, y *Job) bool {
+// sameJob compares what the files say.
+func sameJob(x, y *nomad.Job) bool {
 	a, b := *x, *y
-	for _, j := range []*Job{&a, &b} {
-		j.Version, j.SubmitTime, j.Status, j.Stop = 0, 0, "", false
+	for _, j := range []*nomad.Job{&a, &b} {
+		j.Version, j.SubmitTime, j.Status, j.Stop = nil, nil, nil, nil
 	}
-	// Through JSON, as the stored one has been there.
+	// Through JSON, like the stored one.
 	var ga, gb any
 	return remarshal(a, &ga) == nil && remarshal(b, &gb) == nil && reflect.DeepEqual(ga, gb)
 }
 
 // place creates one alloc and starts it. The agent's lock is held.
-func (a *Agent) place(j *Job, g *TaskGroup, index int, evalID, previous string) (string, error) {
+func (a *Agent) place(j *nomad.Job, g *nomad.TaskGroup, index int, evalID, previous string) (string, error) {
 	a.serial++
-	al := &Alloc{
-		ID: newUUID(), Namespace: j.Namespace, EvalID: evalID, JobType: j.Type, Name: fmt.Sprintf("%s.%s[%d]", j.ID, g.Name, index),
-		NodeID: a.nodeID, NodeName: a.cfg.Name, JobID: j.ID, Job: j, JobVersion: j.Version, TaskGroup: g.Name,
-		DesiredStatus: "run", ClientStatus: "pending", TaskStates: map[string]*TaskState{}, PreviousAllocation: previous,
-		CreateIndex: a.serial, ModifyIndex: a.serial, CreateTime: time.Now().UnixNano(), ModifyTime: time.Now().UnixNano(),
-		Index: index, Cores: map[string][]int{}, NetMode: "host", Local: map[string]*taskLocal{},
+	now := time.Now().UnixNano()
+	al := &record{
+		Allocation: nomad.Allocation{
+			ID: ids.New(), Namespace: *j.Namespace, EvalID: evalID, Name: fmt.Sprintf("%s.%s[%d]", *j.ID, *g.Name, index),
+			NodeID: a.nodeID, NodeName: a.cfg.Name, JobID: *j.ID, Job: j, TaskGroup: *g.Name,
+			DesiredStatus: nomad.AllocDesiredStatusRun, ClientStatus: nomad.AllocClientStatusPending,
+			TaskStates: map[string]*nomad.TaskState{}, PreviousAllocation: previous,
+			AllocatedResources: &nomad.AllocatedResources{Tasks: map[string]*nomad.AllocatedTaskResources{}},
+			CreateIndex:        a.serial, ModifyIndex: a.serial, CreateTime: now, ModifyTime: now,
+		},
+		Index: index, Cores: map[string][]int{}, NetMode: "host", Tasks: map[string]*taskLocal{},
 	}
 	if err := a.reserve(al, g); err != nil {
 		return "", err
 	}
-	al.AllocatedResources.Shared.Ports = al.Ports
-	al.AllocatedResources.Tasks = map[string]allocatedTask{}
 	for _, t := range g.Tasks {
-		al.TaskStates[t.Name] = &TaskState{State: statePending, Events: []*TaskEvent{newEvent(eventReceived, "Task received by client")}}
-		al.Local[t.Name] = &taskLocal{}
-		at := allocatedTask{}
-		at.Cpu.CpuShares = a.cpuShares(t, al.Cores[t.Name])
-		at.Memory.MemoryMB, at.Memory.MemoryMaxMB = int64(t.Resources.MemoryMB), int64(t.Resources.MemoryMaxMB)
-		al.AllocatedResources.Tasks[t.Name] = at
+		received := newEvent(nomad.TaskReceived, "Task received by client", nil)
+		al.TaskStates[t.Name] = &nomad.TaskState{State: statePending, Events: []*nomad.TaskEvent{received}}
+		al.Tasks[t.Name] = &taskLocal{}
+		al.AllocatedResources.Tasks[t.Name] = &nomad.AllocatedTaskResources{
+			Cpu: nomad.AllocatedCpuResources{CpuShares: a.cpuShares(t, al.Cores[t.Name])},
+			Memory: nomad.AllocatedMemoryResources{
+				MemoryMB: int64(*t.Resources.MemoryMB), MemoryMaxMB: int64(valueOr(t.Resources.MemoryMaxMB, 0)),
+			},
+		}
 	}
 	ar, err := newAllocRunner(a, a.newStore(al))
 	if err != nil {
 		return "", err
 	}
-	ar.store.update(func(*Alloc) {})
+	ar.store.update(func(*record) {})
 	a.allocs[al.ID] = ar
 	go ar.run()
 	return al.ID, nil
 }
 
-func (a *Agent) newStore(al *Alloc) *allocStore {
+func (a *Agent) newStore(al *record) *allocStore {
 	return newAllocStore(al, filepath.Join(a.stateDir, "allocs", al.ID+".json"), func(err error) {
-		a.log.Error("cannot save an alloc", "alloc", short(al.ID), "error", err)
+		a.log.Error("failed to save an alloc", "alloc", ids.Short(al.ID), "error", err)
 	})
 }
 
-// reserve takes ports, cores and an address for an alloc.
-func (a *Agent) reserve(al *Alloc, g *TaskGroup) error {
-	for _, t := range g.Tasks {
-		for range t.Resources.Cores {
-			i := slices.IndexFunc(a.topo.Cores, func(c core) bool { return !a.cores[c.ID] })
-			if i < 0 {
-				return placementErrorf("group %q: no free core for task %q: the node has %d", g.Name, t.Name, len(a.topo.Cores))
-			}
-			a.cores[a.topo.Cores[i].ID] = true
-			al.Cores[t.Name] = append(al.Cores[t.Name], a.topo.Cores[i].ID)
-		}
+// reserve takes cores, an address and ports for an alloc.
+func (a *Agent) reserve(al *record, g *nomad.TaskGroup) error {
+	if err := a.reserveCores(al, g); err != nil || len(g.Networks) == 0 {
+		return err
 	}
-	if len(al.Cores) > 0 {
-		if err := a.partition(); err != nil {
-			return err
-		}
-	}
-	if g.Network == nil {
-		return nil
-	}
-	al.NetMode = g.Network.Mode
+	network := g.Networks[0]
+	al.NetMode = network.Mode
 	if al.NetMode == "bridge" {
-		used := map[string]bool{}
-		for _, ar := range a.allocs {
-			if s := ar.store.snapshot(); s.NetworkStatus != nil && !s.terminal() {
-				used[s.NetworkStatus.Address] = true
-			}
-		}
-		address, err := bridgeAddress(used)
-		if err != nil {
+		if err := a.reserveAddress(al); err != nil {
 			return err
 		}
-		al.NetworkStatus = &NetworkStatus{InterfaceName: "eth0", Address: address}
 	}
-	for _, p := range g.Network.Ports {
-		port := p.Static
-		if port == 0 {
-			var err error
-			if port, err = freePort(a.hostIP, a.ports); err != nil {
-				return err
-			}
-		} else if a.ports[port] {
-			return placementErrorf("group %q: reserved port collision %s=%d", g.Name, p.Label, port)
+	for _, p := range slices.Concat(network.ReservedPorts, network.DynamicPorts) {
+		if err := a.reservePort(al, g, p); err != nil {
+			return err
 		}
-		a.ports[port] = true
-		to := p.To
-		if to == -1 {
-			to = port
-		}
-		al.Ports = append(al.Ports, allocPort{Label: p.Label, Value: port, To: to, HostIP: a.hostIP})
 	}
 	return nil
 }
 
+func (a *Agent) reserveCores(al *record, g *nomad.TaskGroup) error {
+	for _, t := range g.Tasks {
+		for range *t.Resources.Cores {
+			i := slices.IndexFunc(a.topo.Cores, func(c cpu.Core) bool { return !a.cores[c.ID] })
+			if i < 0 {
+				return placementErrorf("group %q: no free core for task %q: the node has %d", *g.Name, t.Name, len(a.topo.Cores))
+			}
+			id := a.topo.Cores[i].ID
+			a.cores[id] = true
+			al.Cores[t.Name] = append(al.Cores[t.Name], id)
+		}
+	}
+	if len(al.Cores) == 0 {
+		return nil
+	}
+	return a.partition()
+}
+
+func (a *Agent) reserveAddress(al *record) error {
+	used := map[string]bool{}
+	for _, ar := range a.allocs {
+		if s := ar.store.snapshot(); s.NetworkStatus != nil && !s.terminal() {
+			used[s.NetworkStatus.Address] = true
+		}
+	}
+	address, err := netns.BridgeAddress(used)
+	al.NetworkStatus = &nomad.AllocNetworkStatus{InterfaceName: netns.Interface, Address: address}
+	return err
+}
+
+func (a *Agent) reservePort(al *record, g *nomad.TaskGroup, p nomad.Port) error {
+	port := p.Value
+	if port == 0 {
+		var err error
+		if port, err = netns.FreePort(a.hostIP, a.used); err != nil {
+			return err
+		}
+	} else if a.used[port] {
+		return placementErrorf("group %q: reserved port collision %s=%d", *g.Name, p.Label, port)
+	}
+	a.used[port] = true
+	to := p.To
+	if to == -1 { // the same as outside
+		to = port
+	}
+	shared := &al.AllocatedResources.Shared
+	shared.Ports = append(shared.Ports, nomad.PortMapping{Label: p.Label, Value: port, To: to, HostIP: a.hostIP})
+	return nil
+}
+
+// occupy takes what a restored alloc has reserved.
+func (a *Agent) occupy(al *record) {
+	for _, p := range al.ports() {
+		a.used[p.Value] = true
+	}
+	for _, cores := range al.Cores {
+		for _, c := range cores {
+			a.cores[c] = true
+		}
+	}
+}
+
 // release gives back what reserve took.
-func (a *Agent) release(al *Alloc) {
+func (a *Agent) release(al *record) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, p := range al.Ports {
-		delete(a.ports, p.Value)
+	for _, p := range al.ports() {
+		delete(a.used, p.Value)
 	}
 	for _, cores := range al.Cores {
 		for _, c := range cores {
@@ -183,22 +225,22 @@ func (a *Agent) release(al *Alloc) {
 	}
 	if len(al.Cores) > 0 {
 		if err := a.partition(); err != nil {
-			a.log.Error("cannot give cores back", "error", err)
+			a.log.Error("failed to release cores", "error", err)
 		}
 	}
 }
 
-// partition tells the kernel which cores are reserved.
+// partition makes the kernel keep tasks with reserved cores apart.
 func (a *Agent) partition() error {
 	var share, reserved []int
-	for _, c := range a.topo.ids() {
+	for _, c := range a.topo.IDs() {
 		if a.cores[c] {
 			reserved = append(reserved, c)
 		} else {
 			share = append(share, c)
 		}
 	}
-	return partition(share, reserved)
+	return cgroup.Partition(cpu.List(share), cpu.List(reserved))
 }
 
 // deregister stops a job; purge forgets it.
@@ -210,7 +252,7 @@ func (a *Agent) deregister(id string, purge bool) (string, error) {
 		return "", fmt.Errorf("job %q not found", id)
 	}
 	stopped := *j // the allocs keep the old one
-	stopped.Stop = true
+	stopped.Stop = ptr(true)
 	for _, ar := range a.allocs {
 		if ar.store.snapshot().JobID == id {
 			ar.stop()
@@ -220,27 +262,27 @@ func (a *Agent) deregister(id string, purge bool) (string, error) {
 		}
 	}
 	if !purge {
-		return newUUID(), a.saveJob(&stopped)
+		return ids.New(), a.saveJob(&stopped)
 	}
 	delete(a.jobs, id)
 	if err := os.Remove(a.jobPath(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", err
 	}
-	return newUUID(), nil
+	return ids.New(), nil
 }
 
 func (a *Agent) jobPath(id string) string {
 	return filepath.Join(a.stateDir, "jobs", strings.ReplaceAll(id, "/", "%2F")+".json")
 }
 
-func (a *Agent) saveJob(j *Job) error {
-	a.jobs[j.ID] = j
-	return writeJSON(a.jobPath(j.ID), j)
+func (a *Agent) saveJob(j *nomad.Job) error {
+	a.jobs[*j.ID] = j
+	return files.WriteJSON(a.jobPath(*j.ID), j)
 }
 
-// stopAlloc stops one alloc and places another in its stead.
+// stopAlloc stops an alloc and places another one instead.
 func (a *Agent) stopAlloc(ar *allocRunner) (string, error) {
-	evalID := newUUID()
+	evalID := ids.New()
 	if ar.store.snapshot().terminal() {
 		return evalID, nil
 	}
@@ -248,12 +290,12 @@ func (a *Agent) stopAlloc(ar *allocRunner) (string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := ar.store.snapshot()
-	if j := a.jobs[s.JobID]; j != nil && !j.Stop && j.Version == s.JobVersion && s.NextAllocation == "" {
+	if j := a.jobs[s.JobID]; j != nil && !*j.Stop && *j.Version == *s.Job.Version && s.NextAllocation == "" {
 		id, err := a.place(j, ar.group, s.Index, evalID, s.ID)
 		if err != nil {
 			return "", err
 		}
-		ar.store.update(func(al *Alloc) { al.NextAllocation = id })
+		ar.store.update(func(al *record) { al.NextAllocation = id })
 	}
 	return evalID, nil
 }

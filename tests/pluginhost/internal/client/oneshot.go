@@ -1,21 +1,26 @@
-package main
+package client
 
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"pluginhost/internal/agentconfig"
+	"pluginhost/internal/logmon"
+	"pluginhost/internal/schema"
+
 	"github.com/hashicorp/go-hclog"
+	nomad "github.com/hashicorp/nomad/api"
 )
 
 // tracer prints what happens, for people or as JSON lines.
@@ -45,109 +50,101 @@ func (t *tracer) say(kind, text string, fields map[string]any) {
 	}
 }
 
-// oneshotVerb launches a plugin, runs one job with it, shows everything, and
-// exits with the exit code of the task that failed first, or 0.
-func oneshotVerb(args []string, out io.Writer) error {
-	f := newFlags("run")
-	plugin := f.String("plugin", "nomad-driver-exec2", "plugin binary")
-	asJSON := f.Bool("json", false, "JSON lines")
-	strict := f.Bool("strict", false, "exit 70 on a protocol violation")
-	verbose := f.Bool("verbose", false, "show the plugin's debug log")
-	var configs pathFlags
-	f.Var(&configs, "config", "agent configuration, for the plugin's block")
-	vars := varFlags{}
-	f.Var(vars, "var", "key=value")
-	if err := f.Parse(args); err != nil {
-		return err
-	}
-	if f.NArg() != 1 {
-		return errors.New("usage: pluginhost run [--plugin BIN] [--config AGENT.hcl] [--var k=v] [--json] JOB")
-	}
-	job, err := readJobFile(f.Arg(0), vars)
-	if err != nil {
-		return err
-	}
-	bin, err := filepath.Abs(*plugin)
-	if err != nil {
-		return err
-	}
-	cfg, err := loadAgentConfig(configs)
-	if err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp("", "pluginhost-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	// Tasks must be able to walk to their folders below it.
-	if err := os.Chmod(dir, 0o711); err != nil {
-		return err
-	}
-	cfg.PluginDir, cfg.MountsDir = "", ""
-	cfg.setDataDir(filepath.Join(dir, "data"))
-	t := &tracer{out: out, json: *asJSON, start: time.Now()}
-	code, err := oneshot(t, cfg, bin, job, *verbose, *strict)
-	if err != nil {
-		return err
-	}
-	if code != 0 {
-		return &exitError{code: code}
-	}
-	return nil
+// Once is one job to run without an agent that serves a command line.
+type Once struct {
+	Config *agentconfig.Config // its directories are replaced by temporary ones
+	Plugin string              // the binary
+	Job    *nomad.Job
+	Out    io.Writer
+	JSON   bool // a JSON object a line instead of text
+	// Verbose shows the plugin's debug log; Strict fails on a protocol violation.
+	Verbose, Strict bool
 }
 
 // violationExit is sysexits' EX_SOFTWARE.
 const violationExit = 70
 
-func oneshot(t *tracer, cfg *AgentConfig, bin string, job *Job, verbose, strict bool) (int, error) {
+// Run launches the plugin, runs the job with it and shows everything. It returns
+// the exit code of the first task that failed, or 0.
+func (o Once) Run() (code int, err error) {
+	bin, err := filepath.Abs(o.Plugin)
+	if err != nil {
+		return 0, err
+	}
+	dir, err := os.MkdirTemp("", "pluginhost-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	// Tasks must be able to walk to their directories below it.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return 0, err
+	}
+	o.Config.PluginDir, o.Config.MountsDir = "", ""
+	o.Config.SetDataDir(filepath.Join(dir, "data"))
+	t := &tracer{out: o.Out, json: o.JSON, start: time.Now()}
 	level := hclog.Warn
-	if verbose {
+	if o.Verbose {
 		level = hclog.Trace
 	}
 	log := hclog.New(&hclog.LoggerOptions{Name: "pluginhost", Level: level, Output: logTrace{t}, DisableTime: true})
-	a, err := newAgent(cfg, log)
+	a, err := New(o.Config, log)
 	if err != nil {
 		return 0, err
 	}
-	a.trace = func(tr *taskRunner, ev *TaskEvent) {
+	a.trace = func(tr *taskRunner, ev *nomad.TaskEvent) {
 		t.say("event", tr.task.Name+": "+ev.Type+": "+ev.DisplayMessage, map[string]any{"task": tr.task.Name, "type": ev.Type, "details": ev.Details})
 	}
+	defer a.stop()
+	return a.runOnce(t, bin, o.Job, o.Strict)
+}
+
+func (a *Agent) runOnce(t *tracer, bin string, job *nomad.Job, strict bool) (code int, err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	defer a.stop()
 	t.say("launch", bin+" (three times, as Nomad does)", nil)
-	config := cfg.Plugins[filepath.Base(bin)]
-	if err := a.startPlugin(bin, config); err != nil {
+	if err := a.startPlugin(bin, a.cfg.Plugins[filepath.Base(bin)]); err != nil {
 		return 0, err
 	}
-	for name, m := range a.managers {
-		fp := m.fingerprint()
-		t.say("plugin", fmt.Sprintf("driver %q, version %s, pid %d, starts took %s", name, m.info.GetPluginVersion(), m.current.pid, strings.Join(m.timings(), ", ")), nil)
-		t.say("schema", fmt.Sprintf("task options: %s", strings.Join(schemaNames(m.schema), ", ")), nil)
-		t.say("fingerprint", fmt.Sprintf("detected %v, healthy %v: %s", fp.Detected, fp.Healthy, fp.HealthDescription), map[string]any{"fingerprint": fp})
-		for _, k := range sortedKeys(fp.Attributes) {
-			t.say("fingerprint", k+" = "+fp.Attributes[k], nil)
-		}
+	if err := a.showPlugins(t); err != nil {
+		return 0, err
 	}
-	_, ids, err := a.register(job)
+	_, allocs, err := a.register(job)
 	if err != nil {
 		return 0, err
 	}
-	code := a.watch(ctx, t, ids)
+	code = a.watch(ctx, t, allocs)
 	if err := a.collectGarbage(); err != nil {
 		t.say("cleanup", err.Error(), nil)
 	}
-	if v := a.violations.all(); strict && len(v) > 0 {
+	if v := a.violations.All(); strict && len(v) > 0 {
 		return violationExit, fmt.Errorf("%d protocol violations, the first: %s", len(v), v[0].Text)
 	}
 	return code, nil
 }
 
+// showPlugins prints who the plugins are and what they offer.
+func (a *Agent) showPlugins(t *tracer) error {
+	for name, m := range a.managers {
+		d, err := m.Dispense()
+		if err != nil {
+			return err
+		}
+		fp := m.Fingerprint()
+		t.say("plugin", fmt.Sprintf("driver %q, version %s, pid %d, starts took %s", name, m.Info.GetPluginVersion(), d.Pid, strings.Join(m.History().Launches, ", ")), nil)
+		t.say("schema", "task options: "+strings.Join(schema.Names(m.Schema), ", "), nil)
+		t.say("fingerprint", fmt.Sprintf("detected %v, healthy %v: %s", fp.Detected, fp.Healthy, fp.HealthDescription), map[string]any{"fingerprint": fp})
+		for _, k := range slices.Sorted(maps.Keys(fp.Attributes)) {
+			t.say("fingerprint", k+" = "+fp.Attributes[k], nil)
+		}
+	}
+	return nil
+}
+
 // watch follows the allocs to their ends. An interrupt stops them.
-func (a *Agent) watch(ctx context.Context, t *tracer, ids []string) int {
+func (a *Agent) watch(ctx context.Context, t *tracer, watched []string) int {
 	var logs sync.WaitGroup
-	for _, id := range ids {
+	for _, id := range watched {
 		ar := a.allocs[id]
 		for _, tr := range ar.tasks {
 			for _, kind := range []string{"stdout", "stderr"} {
@@ -157,22 +154,22 @@ func (a *Agent) watch(ctx context.Context, t *tracer, ids []string) int {
 		}
 	}
 	code := 0
-	for _, id := range ids {
+	for _, id := range watched {
 		ar := a.allocs[id]
 		select {
 		case <-ar.done:
 		case <-ctx.Done():
 			t.say("stop", "interrupted: stopping the job", nil)
-			for _, other := range ids {
+			for _, other := range watched {
 				a.allocs[other].stop()
 			}
 			<-ar.done
 		}
 	}
 	logs.Wait()
-	for _, id := range ids {
+	for _, id := range watched {
 		s := a.allocs[id].store.snapshot()
-		for _, name := range sortedKeys(s.TaskStates) {
+		for _, name := range slices.Sorted(maps.Keys(s.TaskStates)) {
 			c, text := taskExit(s.TaskStates[name])
 			t.say("exit", name+": "+text, map[string]any{"task": name, "code": c})
 			if code == 0 {
@@ -183,10 +180,10 @@ func (a *Agent) watch(ctx context.Context, t *tracer, ids []string) int {
 	return code
 }
 
-// taskExit sums up a task's end: its exit code, 128 + signal, or 1.
-func taskExit(ts *TaskState) (int, string) {
+// taskExit returns a task's exit code, 128 + signal, or 1 if it never started.
+func taskExit(ts *nomad.TaskState) (int, string) {
 	for i := len(ts.Events) - 1; i >= 0; i-- {
-		if ev := ts.Events[i]; ev.Type == eventTerminated {
+		if ev := ts.Events[i]; ev.Type == nomad.TaskTerminated {
 			if ev.ExitCode == 0 && ev.Signal != 0 {
 				return 128 + ev.Signal, ev.DisplayMessage
 			}
@@ -199,6 +196,9 @@ func taskExit(ts *TaskState) (int, string) {
 	return 0, "never started, not failed"
 }
 
+// logPause is between two looks at a log that has nothing new.
+const logPause = 50 * time.Millisecond
+
 // followLog prints a task's log lines as they come.
 func followLog(t *tracer, tr *taskRunner, kind string) {
 	index, offset, rest := 0, int64(0), ""
@@ -209,7 +209,7 @@ func followLog(t *tracer, tr *taskRunner, kind string) {
 			over = true
 		default:
 		}
-		c, err := readLog(tr.dir.Logs, tr.task.Name+"."+kind, index, offset, over)
+		c, err := logmon.Read(tr.dir.Logs, tr.task.Name, kind, index, offset, over)
 		if err != nil {
 			t.say(kind, err.Error(), nil)
 			return
@@ -231,7 +231,7 @@ func followLog(t *tracer, tr *taskRunner, kind string) {
 			return
 		}
 		if len(c.Data) == 0 {
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(logPause)
 		}
 	}
 }

@@ -1,22 +1,28 @@
-package main
+package client
 
 import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net/http"
-	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protojson"
+	"pluginhost/internal/api"
+	"pluginhost/internal/cgroup"
+	"pluginhost/internal/ids"
+	"pluginhost/internal/logmon"
+	"pluginhost/internal/plugin"
+
+	nomad "github.com/hashicorp/nomad/api"
 )
 
-// placementError is a job that no node can run: it is registered, and `job run`
+// placementError is a job that the node cannot run: it is registered, and `job run`
 // exits with 2.
 type placementError struct{ error }
 
@@ -31,11 +37,11 @@ func (a *Agent) handler() http.Handler {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { answer(w, r, f) })
 	}
 	get("GET /v1/node", func(*http.Request) (any, error) { return a.node(), nil })
-	get("GET /v1/violations", func(*http.Request) (any, error) { return a.violations.all(), nil })
+	get("GET /v1/violations", func(*http.Request) (any, error) { return a.violations.All(), nil })
 	get("GET /v1/events", func(*http.Request) (any, error) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		return append([]driverEvent{}, a.events...), nil
+		return append([]api.DriverEvent{}, a.events...), nil
 	})
 	get("GET /v1/jobs", func(*http.Request) (any, error) { return a.jobList(), nil })
 	get("POST /v1/jobs", a.registerRequest)
@@ -45,16 +51,16 @@ func (a *Agent) handler() http.Handler {
 			return nil, err
 		}
 		eval, err := a.deregister(id, r.FormValue("purge") == "true")
-		return map[string]any{"EvalID": eval, "JobID": id}, err
+		return api.Evaluation{EvalID: eval, JobID: id}, err
 	})
 	get("GET /v1/job", func(r *http.Request) (any, error) { return a.jobView(r.FormValue("id")) })
-	get("GET /v1/allocations", func(r *http.Request) (any, error) { return a.allocViews(r.FormValue("job")) })
+	get("GET /v1/allocations", func(r *http.Request) (any, error) { return a.allocList(r.FormValue("job")) })
 	get("GET /v1/allocation", func(r *http.Request) (any, error) {
 		ar, err := a.allocByPrefix(r.FormValue("id"))
 		if err != nil {
 			return nil, err
 		}
-		return apiView(ar), nil
+		return ar.store.snapshot().Allocation, nil
 	})
 	get("GET /v1/logs", a.logsRequest)
 	get("POST /v1/alloc/{op}", a.allocRequest)
@@ -74,50 +80,37 @@ func answer(w http.ResponseWriter, r *http.Request, f func(*http.Request) (any, 
 	json.NewEncoder(w).Encode(v)
 }
 
-// Node is a node, in the shape of Nomad's API as far as it goes.
-type Node struct {
-	ID, Name, Datacenter, NodePool, NodeClass, Status, SchedulingEligibility string
-	Attributes                                                               map[string]string
-	Meta                                                                     map[string]string
-	Drivers                                                                  map[string]DriverInfo
-	CgroupParent                                                             string
-}
+// What a node's place in a cluster is called here.
+const (
+	datacenter = "dc1"
+	nodePool   = "default"
+)
 
-func (a *Agent) node() Node {
-	n := Node{
-		ID: a.nodeID, Name: a.cfg.Name, Datacenter: "dc1", NodePool: "default", Status: "ready",
+func (a *Agent) node() *nomad.Node {
+	n := &nomad.Node{
+		ID: a.nodeID, Name: a.cfg.Name, Datacenter: datacenter, NodePool: nodePool, Status: "ready",
 		SchedulingEligibility: "eligible", Attributes: a.attributes(), Meta: a.cfg.Meta,
-		Drivers: map[string]DriverInfo{}, CgroupParent: cgroupParent,
+		Drivers: map[string]*nomad.DriverInfo{}, CgroupParent: cgroup.Parent,
 	}
 	for name, m := range a.managers {
-		n.Drivers[name] = m.fingerprint()
+		fp := m.Fingerprint()
+		n.Drivers[name] = &fp
 	}
 	return n
 }
 
-// jobStub is one line of `job status`.
-type jobStub struct {
-	ID, Name, Type, Status, Namespace string
-	Priority                          int
-	Stop                              bool
-	SubmitTime                        int64
-}
-
-func (a *Agent) jobStub(j *Job) jobStub {
-	return jobStub{
-		ID: j.ID, Name: j.Name, Type: j.Type, Status: a.jobStatus(j.ID), Namespace: j.Namespace,
-		Priority: j.Priority, Stop: j.Stop, SubmitTime: j.SubmitTime,
+func (a *Agent) jobStub(j *nomad.Job) *nomad.JobListStub {
+	return &nomad.JobListStub{
+		ID: *j.ID, Name: *j.Name, Type: *j.Type, Status: a.jobStatus(*j.ID), Namespace: *j.Namespace, Datacenters: j.Datacenters,
+		Priority: *j.Priority, Stop: *j.Stop, SubmitTime: *j.SubmitTime,
 	}
 }
 
-func (a *Agent) jobList() []jobStub {
+func (a *Agent) jobList() []*nomad.JobListStub {
 	a.mu.Lock()
-	var jobs []*Job
-	for _, j := range a.jobs {
-		jobs = append(jobs, j)
-	}
+	jobs := slices.Collect(maps.Values(a.jobs))
 	a.mu.Unlock()
-	out := []jobStub{}
+	out := []*nomad.JobListStub{}
 	for _, j := range jobs {
 		out = append(out, a.jobStub(j))
 	}
@@ -125,7 +118,7 @@ func (a *Agent) jobList() []jobStub {
 	return out
 }
 
-// jobByPrefix finds the one job whose id is or begins with prefix.
+// jobByPrefix finds the only job whose id is prefix or begins with it.
 func (a *Agent) jobByPrefix(prefix string) (string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -147,11 +140,6 @@ func (a *Agent) jobByPrefix(prefix string) (string, error) {
 	return found, nil
 }
 
-type jobDetail struct {
-	Job         jobStub
-	Allocations []*Alloc
-}
-
 func (a *Agent) jobView(prefix string) (any, error) {
 	id, err := a.jobByPrefix(prefix)
 	if err != nil {
@@ -160,39 +148,32 @@ func (a *Agent) jobView(prefix string) (any, error) {
 	a.mu.Lock()
 	j := a.jobs[id]
 	a.mu.Unlock()
-	allocs, err := a.allocViews(id)
-	return jobDetail{a.jobStub(j), allocs}, err
+	allocs, err := a.allocList(id)
+	return api.JobView{Job: a.jobStub(j), Allocations: allocs}, err
 }
 
-// allocViews lists a job's allocs, or all of them.
-func (a *Agent) allocViews(prefix string) ([]*Alloc, error) {
-	out := []*Alloc{}
+// allocList lists a job's allocs, or all of them.
+func (a *Agent) allocList(prefix string) ([]*nomad.AllocationListStub, error) {
+	var runners []*allocRunner
 	if prefix == "" {
 		a.mu.Lock()
-		defer a.mu.Unlock()
-		for _, ar := range a.allocs {
-			out = append(out, apiView(ar))
+		runners = slices.Collect(maps.Values(a.allocs))
+		a.mu.Unlock()
+	} else {
+		id, err := a.jobByPrefix(prefix)
+		if err != nil {
+			return nil, err
 		}
-		return out, nil
+		runners = a.jobAllocs(id)
 	}
-	id, err := a.jobByPrefix(prefix)
-	if err != nil {
-		return nil, err
-	}
-	for _, ar := range a.jobAllocs(id) {
-		out = append(out, apiView(ar))
+	out := []*nomad.AllocationListStub{}
+	for _, ar := range runners {
+		out = append(out, ar.store.snapshot().Stub())
 	}
 	return out, nil
 }
 
-// apiView is an alloc without the client's own state.
-func apiView(ar *allocRunner) *Alloc {
-	s := ar.store.snapshot()
-	s.Index, s.Ports, s.Cores, s.NetMode, s.Local = 0, nil, nil, "", nil
-	return s
-}
-
-// allocByPrefix finds the one alloc whose id begins with prefix.
+// allocByPrefix finds the only alloc whose id begins with prefix.
 func (a *Agent) allocByPrefix(prefix string) (*allocRunner, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -214,19 +195,13 @@ func (a *Agent) allocByPrefix(prefix string) (*allocRunner, error) {
 	return found, nil
 }
 
-// registered answers a job's registration. Unplaced says why it cannot run here.
-type registered struct {
-	EvalID, JobID, Unplaced string
-	AllocIDs                []string
-}
-
 func (a *Agent) registerRequest(r *http.Request) (any, error) {
-	j := &Job{}
+	j := &nomad.Job{}
 	if err := json.NewDecoder(r.Body).Decode(j); err != nil {
 		return nil, err
 	}
-	eval, ids, err := a.register(j)
-	answer := registered{EvalID: eval, JobID: j.ID, AllocIDs: ids}
+	eval, allocs, err := a.register(j)
+	answer := api.Registered{EvalID: eval, JobID: *j.ID, AllocIDs: allocs}
 	var unplaced placementError
 	if errors.As(err, &unplaced) {
 		answer.Unplaced, err = unplaced.Error(), nil
@@ -238,7 +213,7 @@ func (a *Agent) registerRequest(r *http.Request) (any, error) {
 func (ar *allocRunner) pick(name string) (*taskRunner, error) {
 	if name == "" {
 		if len(ar.tasks) != 1 {
-			return nil, fmt.Errorf("Allocation %q is running more than one task: please name one", short(ar.store.snapshot().ID))
+			return nil, fmt.Errorf("Allocation %q is running more than one task: please name one", ids.Short(ar.store.snapshot().ID))
 		}
 		for _, tr := range ar.tasks {
 			return tr, nil
@@ -250,18 +225,6 @@ func (ar *allocRunner) pick(name string) (*taskRunner, error) {
 	}
 	return tr, nil
 }
-
-// logChunk is a piece of a task's log and where the next one begins.
-type logChunk struct {
-	Data   []byte
-	Index  int // number of the log file
-	Offset int64
-	// Done means that the task is over and the log has been read to its end.
-	Done bool
-}
-
-// maxLogChunk bounds one answer, in bytes.
-const maxLogChunk = 1 << 20
 
 func (a *Agent) logsRequest(r *http.Request) (any, error) {
 	ar, err := a.allocByPrefix(r.FormValue("id"))
@@ -278,40 +241,9 @@ func (a *Agent) logsRequest(r *http.Request) (any, error) {
 	if r.FormValue("type") == "stderr" {
 		kind = "stderr"
 	}
-	// Looked at before the read: a dead task writes no more after it.
+	// Asked before the read: a dead task writes nothing after it.
 	over := tr.state() == stateDead
-	return readLog(tr.dir.Logs, tr.task.Name+"."+kind, index, offset, over)
-}
-
-// readLog reads on from a place in a log of several files.
-func readLog(dir, name string, index int, offset int64, over bool) (logChunk, error) {
-	indexes := logIndexes(dir, name)
-	for _, i := range indexes {
-		if i < index {
-			continue
-		}
-		if i > index {
-			index, offset = i, 0
-		}
-		root, err := os.OpenRoot(dir)
-		if err != nil {
-			return logChunk{}, err
-		}
-		f, err := root.Open(fmt.Sprintf("%s.%d", name, i))
-		root.Close()
-		if err != nil {
-			return logChunk{}, err
-		}
-		data, err := io.ReadAll(io.NewSectionReader(f, offset, maxLogChunk))
-		f.Close()
-		if err != nil {
-			return logChunk{}, err
-		}
-		if len(data) > 0 {
-			return logChunk{Data: data, Index: i, Offset: offset + int64(len(data))}, nil
-		}
-	}
-	return logChunk{Index: index, Offset: offset, Done: over}, nil
+	return logmon.Read(tr.dir.Logs, tr.task.Name, kind, index, offset, over)
 }
 
 // allocRequest serves what acts on one alloc.
@@ -320,17 +252,14 @@ func (a *Agent) allocRequest(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.PathValue("op") == "stop" {
+	op := r.PathValue("op")
+	if op == "stop" {
 		eval, err := a.stopAlloc(ar)
-		return map[string]string{"EvalID": eval}, err
+		return api.Evaluation{EvalID: eval, JobID: ar.store.snapshot().JobID}, err
 	}
 	var picked []*taskRunner
-	if r.FormValue("task") == "" && (r.PathValue("op") == "signal" || r.PathValue("op") == "restart") {
-		for _, tr := range ar.tasks { // all that run
-			if tr.currentHandle() != nil {
-				picked = append(picked, tr)
-			}
-		}
+	if r.FormValue("task") == "" && (op == "signal" || op == "restart") {
+		picked = ar.runningTasks()
 		if len(picked) == 0 {
 			return nil, errors.New("Task not running")
 		}
@@ -341,66 +270,77 @@ func (a *Agent) allocRequest(r *http.Request) (any, error) {
 		}
 		picked = append(picked, tr)
 	}
-	var out any = map[string]string{}
+	var out any
 	for _, tr := range picked {
-		if out, err = a.taskRequest(r, tr); err != nil {
+		if out, err = a.taskRequest(r, op, tr); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
-func (a *Agent) taskRequest(r *http.Request, tr *taskRunner) (any, error) {
+func (ar *allocRunner) runningTasks() []*taskRunner {
+	var out []*taskRunner
+	for _, tr := range ar.tasks {
+		if tr.currentHandle() != nil {
+			out = append(out, tr)
+		}
+	}
+	return out
+}
+
+func (a *Agent) taskRequest(r *http.Request, op string, tr *taskRunner) (any, error) {
 	d, id, err := tr.running()
 	if err != nil {
 		return nil, err
 	}
-	switch r.PathValue("op") {
+	done := map[string]string{}
+	switch op {
 	case "signal":
-		sig := r.FormValue("signal")
-		tr.emit(newEvent(eventSignaling, "Task being sent a signal"))
-		return map[string]string{}, d.signalTask(id, sig)
+		tr.emit(newEvent(nomad.TaskSignaling, "Task being sent a signal", nil))
+		return done, d.SignalTask(id, r.FormValue("signal"))
 	case "restart":
-		tr.emit(newEvent(eventRestartSignal, "User requested running tasks to restart"))
+		tr.emit(newEvent(nomad.TaskRestartSignal, "User requested running tasks to restart", nil))
 		tr.mu.Lock()
 		tr.restartBy = true
 		tr.mu.Unlock()
-		return map[string]string{}, d.stopTask(id, min(tr.task.KillTimeout, maxKillTimeout), tr.task.KillSignal)
+		return done, d.StopTask(id, tr.killTimeout(), tr.task.KillSignal)
 	case "inspect":
-		resp, err := d.inspectTask(id)
+		resp, err := d.InspectTask(id)
 		if err != nil {
 			return nil, err
 		}
-		return protoJSON(resp)
+		return plugin.JSON(resp)
 	case "stats":
-		interval, err := time.ParseDuration(r.FormValue("interval"))
-		if err != nil {
-			return nil, err
-		}
-		count, err := strconv.Atoi(r.FormValue("count"))
-		if err != nil {
-			return nil, err
-		}
-		stats, err := d.taskStats(r.Context(), id, interval, count)
-		if err != nil {
-			return nil, err
-		}
-		out := []json.RawMessage{}
-		for _, s := range stats {
-			raw, err := protoJSON(s)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, raw)
-		}
-		return out, nil
+		return taskStats(r, d, id)
 	case "destroy":
-		return map[string]string{}, d.destroyTask(id, r.FormValue("force") == "true")
+		return done, d.DestroyTask(id, r.FormValue("force") == "true")
 	case "taskid":
-		return map[string]string{"TaskID": id, "Cgroup": filepath.Clean(tr.currentHandle().GetConfig().GetResources().GetLinuxResources().GetCpusetCgroup())}, nil
+		return api.Task{TaskID: id, Cgroup: filepath.Clean(tr.currentHandle().GetConfig().GetResources().GetLinuxResources().GetCpusetCgroup())}, nil
 	}
-	return nil, fmt.Errorf("unknown operation %q", r.PathValue("op"))
+	return nil, fmt.Errorf("unknown operation %q", op)
 }
 
-// protoOptions shows fields by their names in the .proto files, zero or not.
-var protoOptions = protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}
+func taskStats(r *http.Request, d *plugin.Driver, id string) (any, error) {
+	interval, err := time.ParseDuration(r.FormValue("interval"))
+	if err != nil {
+		return nil, err
+	}
+	count, err := strconv.Atoi(r.FormValue("count"))
+	if err != nil {
+		return nil, err
+	}
+	stats, err := d.TaskStats(r.Context(), id, interval, count)
+	if err != nil {
+		return nil, err
+	}
+	out := []json.RawMessage{}
+	for _, s := range stats {
+		raw, err := plugin.JSON(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, raw)
+	}
+	return out, nil
+}

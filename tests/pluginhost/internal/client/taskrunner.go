@@ -1,4 +1,4 @@
-package main
+package client
 
 import (
 	"context"
@@ -7,10 +7,23 @@ import (
 	"sync"
 	"time"
 
+	"pluginhost/internal/allocdir"
+	"pluginhost/internal/ids"
+	"pluginhost/internal/plugin"
+	"pluginhost/internal/taskenv"
 	"pluginhost/pb"
 
 	"github.com/hashicorp/go-hclog"
+	nomad "github.com/hashicorp/nomad/api"
 	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// maxKillTimeout is the client's max_kill_timeout.
+	maxKillTimeout = 30 * time.Second
+	// How often and how soon Nomad repeats a StopTask that failed.
+	stopTries   = 5
+	stopBackoff = 5 * time.Second
 )
 
 // taskRunner takes one task through its life, as Nomad's task runner does:
@@ -18,43 +31,45 @@ import (
 type taskRunner struct {
 	alloc *allocRunner
 	agent *Agent
-	task  *Task
-	dir   taskDir
+	task  *nomad.Task
+	dir   allocdir.TaskDir
 	log   hclog.Logger
 
-	user     string // empty in a restored task that had a dynamic user
-	restored bool
+	user string // empty in a restored task that had a dynamic user
 
 	killCtx context.Context
 	kill    context.CancelFunc
 	done    chan struct{}
 
 	mu        sync.Mutex
-	manager   *driverManager
-	driver    *driver
+	manager   *plugin.Manager
+	driver    *plugin.Driver
 	handle    *pb.TaskHandle
 	restartBy bool // a restart was asked for
 	policy    restartTracker
-	env       *taskEnv
+	env       *taskenv.Env
 }
 
-func newTaskRunner(ar *allocRunner, t *Task) *taskRunner {
+func newTaskRunner(ar *allocRunner, t *nomad.Task) *taskRunner {
 	a := ar.store.snapshot()
 	tr := &taskRunner{
 		alloc: ar, agent: ar.agent, task: t, user: t.User, done: make(chan struct{}),
-		dir:    newTaskDir(ar.agent.allocsDir, ar.agent.cfg.MountsDir, a.ID, t.Name),
-		log:    ar.agent.log.Named("task").With("alloc", short(a.ID), "task", t.Name),
-		policy: restartTracker{policy: t.Restart},
+		dir:    allocdir.New(ar.agent.allocsDir, ar.agent.cfg.MountsDir, a.ID, t.Name),
+		log:    ar.agent.log.Named("task").With("alloc", ids.Short(a.ID), "task", t.Name),
+		policy: restartTracker{policy: *t.RestartPolicy},
 	}
 	switch {
 	case t.Lifecycle != nil:
 		tr.policy.onSuccess = t.Lifecycle.Sidecar
 	default:
-		tr.policy.onSuccess = a.Job.Type != "batch"
+		tr.policy.onSuccess = *a.Job.Type != nomad.JobTypeBatch
 	}
 	tr.killCtx, tr.kill = context.WithCancel(context.Background())
 	return tr
 }
+
+// killTimeout is the task's, as far as the client's max_kill_timeout allows.
+func (tr *taskRunner) killTimeout() time.Duration { return min(*tr.task.KillTimeout, maxKillTimeout) }
 
 // run ends when the task is dead for good or the host goes down.
 func (tr *taskRunner) run() {
@@ -91,10 +106,10 @@ func (tr *taskRunner) run() {
 }
 
 // once starts the task, or takes over a restored one, waits for its end, and
-// says what comes next.
+// returns what comes next.
 func (tr *taskRunner) once() (verdict string, delay time.Duration) {
 	var startErr error
-	var exit *exitResult
+	var exit *plugin.ExitResult
 	if tr.currentHandle() == nil {
 		startErr = tr.start()
 	}
@@ -106,8 +121,8 @@ func (tr *taskRunner) once() (verdict string, delay time.Duration) {
 		tr.clearHandle()
 	}
 	if tr.killCtx.Err() != nil {
-		tr.emit(newEvent(eventKilled, "Task successfully killed"))
-		return eventKilled, 0
+		tr.emit(newEvent(nomad.TaskKilled, "Task successfully killed", nil))
+		return nomad.TaskKilled, 0
 	}
 	tr.mu.Lock()
 	asked := tr.restartBy
@@ -120,7 +135,7 @@ func (tr *taskRunner) once() (verdict string, delay time.Duration) {
 	verdict, reason, delay := tr.policy.next(startErr, exit, time.Now())
 	switch verdict {
 	case verdictGiveUp:
-		tr.setState(stateDead, newEvent(eventNotRestarting, reason).with("restart_reason", reason).fails())
+		tr.setState(stateDead, failing(newEvent(nomad.TaskNotRestarting, reason, details{"restart_reason": reason})))
 	case verdictRestart:
 		tr.restarting(reason, delay)
 	}
@@ -132,8 +147,8 @@ func (tr *taskRunner) restarting(reason string, delay time.Duration) {
 	if reason != "" && reason != "Restart within policy" {
 		display = reason + " - " + display
 	}
-	ev := newEvent(eventRestarting, display).with("restart_reason", reason).with("start_delay", fmt.Sprint(int64(delay)))
-	tr.alloc.updateTask(tr.task.Name, func(ts *TaskState) {
+	ev := newEvent(nomad.TaskRestarting, display, details{"restart_reason": reason, "start_delay": fmt.Sprint(int64(delay))})
+	tr.alloc.updateTask(tr.task.Name, func(ts *nomad.TaskState) {
 		ts.State = statePending
 		ts.Restarts++
 		ts.LastRestart = time.Now().UTC()
@@ -147,24 +162,24 @@ func (tr *taskRunner) start() error {
 	cfg, err := tr.prestart()
 	if err != nil {
 		if tr.killCtx.Err() == nil {
-			tr.emit(newEvent(eventSetupFailure, err.Error()).with("setup_error", err.Error()))
+			tr.emit(setupFailure(err))
 		}
 		return err
 	}
 	if err := tr.encodeConfig(cfg); err != nil {
-		tr.emit(newEvent(eventFailedValidation, err.Error()).with("validation_error", err.Error()))
+		tr.emit(newEvent(nomad.TaskFailedValidation, err.Error(), details{"validation_error": err.Error()}))
 		return err
 	}
-	d, err := tr.manager.dispense()
+	d, err := tr.manager.Dispense()
 	if err != nil {
 		tr.emit(driverFailureEvent(err))
 		return err
 	}
-	handle, err := d.startTask(cfg)
-	if errors.Is(err, errPluginShutdown) && tr.agent.ctx.Err() == nil {
-		tr.log.Warn("the plugin died while it started the task, trying once more")
-		if d, err = tr.manager.dispense(); err == nil {
-			handle, err = d.startTask(cfg)
+	handle, err := d.StartTask(cfg)
+	if errors.Is(err, plugin.ErrShutdown) && tr.agent.ctx.Err() == nil {
+		tr.log.Warn("the plugin died during StartTask, trying once more")
+		if d, err = tr.manager.Dispense(); err == nil {
+			handle, err = d.StartTask(cfg)
 		}
 		if err != nil {
 			err = fmt.Errorf("failed to start task after driver exited unexpectedly: %w", err)
@@ -180,17 +195,17 @@ func (tr *taskRunner) start() error {
 	}
 	tr.setHandle(d, handle)
 	tr.alloc.updateLocal(tr.task.Name, func(l *taskLocal) { l.Handle = raw })
-	tr.setState(stateRunning, newEvent(eventStarted, "Task started by client"))
+	tr.setState(stateRunning, newEvent(nomad.TaskStarted, "Task started by client", nil))
 	return nil
 }
 
-// wait returns how the task ended; nil if that is not known.
-func (tr *taskRunner) wait() *exitResult {
+// wait returns how the task ended, or nil if that is unknown.
+func (tr *taskRunner) wait() *plugin.ExitResult {
 	for {
 		d, id := tr.driverAndID()
-		results := make(chan exitResult, 1)
-		go func() { results <- d.waitTask(tr.agent.ctx, id) }()
-		var r exitResult
+		results := make(chan plugin.ExitResult, 1)
+		go func() { results <- d.WaitTask(tr.agent.ctx, id) }()
+		var r plugin.ExitResult
 		select {
 		case r = <-results:
 		case <-tr.killCtx.Done():
@@ -199,12 +214,12 @@ func (tr *taskRunner) wait() *exitResult {
 		if tr.agent.ctx.Err() != nil {
 			return nil
 		}
-		if !errors.Is(r.Err, errPluginShutdown) {
+		if !errors.Is(r.Err, plugin.ErrShutdown) {
 			tr.emit(terminatedEvent(r))
 			return &r
 		}
 		tr.log.Warn("the plugin has shut down, recovering the task")
-		nd, err := tr.manager.dispense()
+		nd, err := tr.manager.Dispense()
 		if err != nil || !tr.recover(nd, tr.currentHandle()) {
 			tr.log.Error("the task is lost", "error", err)
 			return &r
@@ -212,8 +227,8 @@ func (tr *taskRunner) wait() *exitResult {
 	}
 }
 
-// stop asks the driver to stop the task, with patience, and returns its end.
-func (tr *taskRunner) stop(d *driver, id string, results <-chan exitResult) exitResult {
+// stop asks the driver to stop the task, repeatedly if it fails, and returns how it ended.
+func (tr *taskRunner) stop(d *plugin.Driver, id string, results <-chan plugin.ExitResult) plugin.ExitResult {
 	if delay := tr.task.ShutdownDelay; delay > 0 {
 		select {
 		case r := <-results:
@@ -226,10 +241,9 @@ func (tr *taskRunner) stop(d *driver, id string, results <-chan exitResult) exit
 		return r
 	default:
 	}
-	backoff := 5 * time.Second
-	for range 5 {
-		err := d.stopTask(id, min(tr.task.KillTimeout, maxKillTimeout), tr.task.KillSignal)
-		if err == nil || errors.Is(err, errPluginShutdown) {
+	for range stopTries {
+		err := d.StopTask(id, tr.killTimeout(), tr.task.KillSignal)
+		if err == nil || errors.Is(err, plugin.ErrShutdown) {
 			break
 		}
 		tr.log.Error("StopTask failed", "error", err)
@@ -237,25 +251,24 @@ func (tr *taskRunner) stop(d *driver, id string, results <-chan exitResult) exit
 		case r := <-results:
 			return r
 		case <-tr.agent.ctx.Done():
-			return exitResult{Err: tr.agent.ctx.Err()}
-		case <-time.After(backoff):
+			return plugin.ExitResult{Err: tr.agent.ctx.Err()}
+		case <-time.After(stopBackoff):
 		}
 	}
 	return <-results
 }
 
-// restore takes over the task that an earlier host left.
+// restore takes over the task of an earlier host.
 func (tr *taskRunner) restore() {
 	var raw []byte
-	tr.alloc.store.view(func(a *Alloc) {
-		if l := a.Local[tr.task.Name]; l != nil {
+	tr.alloc.store.view(func(a *record) {
+		if l := a.Tasks[tr.task.Name]; l != nil {
 			raw = l.Handle
 		}
 	})
 	if raw == nil {
 		return
 	}
-	tr.restored = true
 	handle := &pb.TaskHandle{}
 	if err := proto.Unmarshal(raw, handle); err != nil {
 		tr.log.Error("the stored task handle is damaged", "error", err)
@@ -265,9 +278,9 @@ func (tr *taskRunner) restore() {
 	if tr.manager == nil {
 		return
 	}
-	d, err := tr.manager.dispense()
+	d, err := tr.manager.Dispense()
 	if err != nil {
-		tr.log.Error("cannot restore the task", "error", err)
+		tr.log.Error("failed to restore the task", "error", err)
 		return
 	}
 	if tr.recover(d, handle) {
@@ -278,19 +291,19 @@ func (tr *taskRunner) restore() {
 		tr.log.Info("task recovered", "id", handle.GetConfig().GetId())
 		return
 	}
-	tr.setState(statePending, newEvent(eventRestoreFailed, "failed to restore task; will not run until server is contacted"))
+	tr.setState(statePending, newEvent(eventRestoreFailed, "failed to restore task; will not run until server is contacted", nil))
 }
 
-// recover hands the task to a plugin that does not know it. If that fails, the
+// recover passes the task to a plugin that does not know it. If that fails, the
 // task is destroyed.
-func (tr *taskRunner) recover(d *driver, handle *pb.TaskHandle) bool {
+func (tr *taskRunner) recover(d *plugin.Driver, handle *pb.TaskHandle) bool {
 	id := handle.GetConfig().GetId()
-	if err := d.recoverTask(handle); err != nil {
+	if err := d.RecoverTask(handle); err != nil {
 		if tr.state() != stateRunning {
 			return false
 		}
 		tr.log.Error("error recovering task; cleaning up", "error", err, "task_id", id)
-		if err := d.destroyTask(id, true); err != nil {
+		if err := d.DestroyTask(id, true); err != nil {
 			tr.log.Warn("error destroying unrecoverable task", "error", err)
 		}
 		return false
@@ -304,12 +317,12 @@ func (tr *taskRunner) clearHandle() {
 	d, id := tr.driverAndID()
 	tr.setHandle(d, nil)
 	tr.alloc.updateLocal(tr.task.Name, func(l *taskLocal) { l.Handle = nil })
-	if err := d.destroyTask(id, false); err != nil && !errors.Is(err, errPluginShutdown) {
+	if err := d.DestroyTask(id, false); err != nil && !errors.Is(err, plugin.ErrShutdown) {
 		tr.log.Error("DestroyTask failed", "error", err)
 	}
 }
 
-func (tr *taskRunner) setHandle(d *driver, h *pb.TaskHandle) {
+func (tr *taskRunner) setHandle(d *plugin.Driver, h *pb.TaskHandle) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	tr.driver, tr.handle = d, h
@@ -321,14 +334,14 @@ func (tr *taskRunner) currentHandle() *pb.TaskHandle {
 	return tr.handle
 }
 
-func (tr *taskRunner) driverAndID() (*driver, string) {
+func (tr *taskRunner) driverAndID() (*plugin.Driver, string) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	return tr.driver, tr.handle.GetConfig().GetId()
 }
 
 // running returns the driver and id of the running task, or an error.
-func (tr *taskRunner) running() (*driver, string, error) {
+func (tr *taskRunner) running() (*plugin.Driver, string, error) {
 	if tr.currentHandle() == nil {
 		return nil, "", errors.New("Task not running")
 	}
