@@ -3,13 +3,17 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
+	"pluginhost/internal/harness"
 	"pluginhost/internal/logmon"
 )
 
@@ -80,8 +84,19 @@ func verbs() []verb {
 		{"plugin pid", "[-driver D]   the plugin's process", pluginVerb("pid")},
 		{"plugin kill", "[-driver D]   SIGKILL the plugin", pluginVerb("kill")},
 		{"rpc", "[-driver D] METHOD JSON   one raw unary call", rpcVerb},
+		{"task", "VERB [flags] FILE.json   one task straight to a plugin; see task -h", harnessVerb},
 		{"logmon", "SOCKET   (internal) the log collector", logmonVerb},
 	}
+}
+
+// harnessVerb runs the driver-level harness, until it is interrupted.
+func harnessVerb(args []string, out io.Writer) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if code := harness.Main(ctx, args, os.Stdin, out, os.Stderr); code != 0 {
+		return &exitError{code: code}
+	}
+	return nil
 }
 
 func logmonVerb(args []string, _ io.Writer) error {

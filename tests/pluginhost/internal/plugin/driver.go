@@ -88,12 +88,14 @@ func (d *Driver) rpcError(method string, err error) error {
 	return err
 }
 
-func (d *Driver) need(ok bool, method, field string) error {
-	if ok {
-		return nil
+// refuse reports what an answer lacks, and returns it as an error.
+func (d *Driver) refuse(breaches []string) error {
+	var errs []error
+	for _, text := range breaches {
+		d.report(text)
+		errs = append(errs, errors.New(text))
 	}
-	d.report(fmt.Sprintf("%s: the answer lacks %s: the Nomad agent would panic", method, field))
-	return fmt.Errorf("%s: the answer lacks %s", method, field)
+	return errors.Join(errs...)
 }
 
 // StartTask starts a task and checks its handle.
@@ -105,17 +107,13 @@ func (d *Driver) StartTask(cfg *pb.TaskConfig) (*pb.TaskHandle, error) {
 		}
 		return nil, d.rpcError("StartTask", err)
 	}
-	h := resp.GetHandle()
-	if err := d.need(h != nil && h.GetConfig() != nil, "StartTask", "handle.config"); err != nil {
+	if err := d.refuse(StartGaps(resp)); err != nil {
 		return nil, err
 	}
-	if h.GetConfig().GetId() != cfg.GetId() {
-		d.report(fmt.Sprintf("StartTask: handle.config.id is %q instead of %q", h.GetConfig().GetId(), cfg.GetId()))
+	for _, text := range StartFaults(cfg.GetId(), resp) {
+		d.report(text)
 	}
-	if h.GetState() != pb.TaskState_RUNNING {
-		d.report(fmt.Sprintf("StartTask: handle.state is %v instead of RUNNING", h.GetState()))
-	}
-	return h, nil
+	return resp.GetHandle(), nil
 }
 
 // RecoverTask gives the plugin a task that an earlier process started.
@@ -171,14 +169,7 @@ func (d *Driver) InspectTask(id string) (*pb.InspectTaskResponse, error) {
 	if err != nil {
 		return nil, d.rpcError("InspectTask", err)
 	}
-	t := resp.GetTask()
-	if err := d.need(t != nil, "InspectTask", "task"); err != nil {
-		return nil, err
-	}
-	return resp, errors.Join(
-		d.need(t.GetStartedAt() != nil, "InspectTask", "task.started_at"),
-		d.need(t.GetCompletedAt() != nil, "InspectTask", "task.completed_at"),
-		d.need(t.GetResult() != nil, "InspectTask", "task.result"))
+	return resp, d.refuse(InspectGaps(resp))
 }
 
 // TaskStats returns count samples, interval apart, or fewer if the stream ends.
@@ -199,11 +190,10 @@ func (d *Driver) TaskStats(ctx context.Context, id string, interval time.Duratio
 		if err != nil {
 			return out, d.rpcError("TaskStats", err)
 		}
-		s := resp.GetStats()
-		if err := d.need(s != nil && s.GetTimestamp() != nil && s.GetAggResourceUsage() != nil, "TaskStats", "stats.timestamp or stats.agg_resource_usage"); err != nil {
+		if err := d.refuse(StatsGaps(resp)); err != nil {
 			return out, err
 		}
-		out = append(out, s)
+		out = append(out, resp.GetStats())
 	}
 	return out, nil
 }
