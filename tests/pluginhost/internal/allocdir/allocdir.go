@@ -106,19 +106,14 @@ func (t TaskDir) Build(username string, secretsMB int) error {
 	return bindMount(t.Secrets, t.MountSecrets(), uid, gid, 0o710)
 }
 
-// BuildPlain makes all directories without owners and mounts, for a host that is
-// not root: links replace the mounts. The one at Mount is to be removed in the end.
+// BuildPlain makes only the real directories, without owners and mounts, for a host
+// that is not root.
 func (t TaskDir) BuildPlain() error {
 	for _, dir := range []string{
 		t.Logs, filepath.Join(t.Shared, "tmp"), filepath.Join(t.Shared, "data"),
-		t.Local, filepath.Join(t.Dir, "tmp"), t.Secrets, t.Private, filepath.Dir(t.Mount),
+		t.Local, filepath.Join(t.Dir, "tmp"), t.Secrets, t.Private,
 	} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	for link, target := range map[string]string{t.Mount: t.Dir, filepath.Join(t.Dir, "alloc"): t.Shared} {
-		if err := os.Symlink(target, link); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}

@@ -125,18 +125,19 @@ func dispatch(argv0 string, args []string, out io.Writer) error {
 	}
 	help := len(args) > 0 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help" || args[0] == "help")
 	if help {
-		usage(out)
-		return nil
+		_, err := io.WriteString(out, usage())
+		return err
 	}
-	usage(os.Stderr)
-	return &exitError{code: unknownCommand}
+	return &exitError{code: unknownCommand, err: errors.New(strings.TrimSuffix(usage(), "\n"))}
 }
 
-func usage(w io.Writer) {
-	fmt.Fprintln(w, "pluginhost stands in for the Nomad client, for tests and demos of driver plugins.\n\nUsage:")
+func usage() string {
+	var b strings.Builder
+	b.WriteString("pluginhost stands in for the Nomad client, for tests and demos of driver plugins.\n\nUsage:\n")
 	for _, v := range verbs() {
-		fmt.Fprintf(w, "  %-14s %s\n", v.name, v.help)
+		fmt.Fprintf(&b, "  %-14s %s\n", v.name, v.help)
 	}
+	return b.String()
 }
 
 // newFlags makes a flag set in Nomad's style.

@@ -70,15 +70,16 @@ func (c *command) prepareDirs(t *pb.TaskConfig, env *taskenv.Input) error {
 	}
 	dir := c.opts.taskDir(t)
 	t.AllocDir = dir.Alloc
-	env.AllocDir, env.LocalDir, env.SecretsDir = dir.MountAlloc(), dir.MountLocal(), dir.MountSecrets()
 	for _, parent := range []string{filepath.Dir(dir.Alloc), filepath.Dir(dir.Mount)} {
 		if err := os.MkdirAll(parent, 0o711); err != nil {
 			return err
 		}
 	}
 	if c.opts.plain {
+		env.AllocDir, env.LocalDir, env.SecretsDir = dir.Shared, dir.Local, dir.Secrets
 		return dir.BuildPlain()
 	}
+	env.AllocDir, env.LocalDir, env.SecretsDir = dir.MountAlloc(), dir.MountLocal(), dir.MountSecrets()
 	if err := dir.BuildShared(); err != nil {
 		return err
 	}
@@ -206,13 +207,10 @@ func cleanupVerb(c *command) func() error {
 			return nil
 		}
 		dir := c.opts.taskDir(t)
-		if c.opts.plain {
-			err = removeFile(dir.Mount)
-		} else {
-			err = dir.Unmount()
-		}
-		if err != nil {
-			return err // never delete through a mount
+		if !c.opts.plain {
+			if err := dir.Unmount(); err != nil {
+				return err // never delete through a mount
+			}
 		}
 		return os.RemoveAll(dir.Alloc)
 	}
