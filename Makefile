@@ -33,7 +33,7 @@ VM_KERNELS ?= 5.10,6.1,sid
 # difference to. Both empty: every scenario, on every kernel.
 VM_KERNEL ?= 6.12
 VM_SCENARIOS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
-	cli examples isolation lifecycle many packages plugin process unit_tests \
+	cli examples harness isolation lifecycle many packages plugin process unit_tests \
 	$(RELIABILITY) reliability_soak
 VM_ACROSS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
 	examples isolation process unit_tests reliability_faults
