@@ -47,12 +47,14 @@ with subtest("start: a process of the dynamic user, in the cgroup that the harne
     machine.wait_until_succeeds(f"pluginhost task logs {web} | grep -x out", timeout=CLEANUP_TIMEOUT_S)
     machine.wait_until_succeeds(f"pluginhost task logs -stderr {web} | grep -x err", timeout=CLEANUP_TIMEOUT_S)
 
-with subtest("inspect, stats; a task that is not there has none"):
+with subtest("inspect, stats; a task that is not there has none, and is stopped and destroyed already"):
     t.assertEqual(harness(f"inspect {web}")["task"]["state"], "RUNNING")
     t.assertGreater(int(harness(f"stats {web}")["stats"]["agg_resource_usage"]["memory"]["usage"]), 0)
     absent = write_task("absent", "true")
-    for verb in "inspect", "stats", "wait", "stop", "signal -s SIGHUP", "destroy":
+    for verb in "inspect", "stats", "wait", "signal -s SIGHUP":
         t.assertEqual(refused(f"{verb} {absent}")["message"], UNKNOWN, verb)
+    for verb in "stop", "destroy":
+        t.assertEqual(harness(f"{verb} {absent}"), {}, verb)
 
 with subtest("exec is not supported yet, on either call"):
     for way in "", "-stream ":

@@ -78,7 +78,7 @@ func verbs() []verb {
 		{"stats", "[-interval 1s] [-count N] ALLOC [TASK]   TaskStats as JSON", statsVerb},
 		{"inspect", "ALLOC [TASK]   InspectTask as JSON", taskVerb("inspect")},
 		{"taskid", "ALLOC [TASK]   the task's id and cgroup", taskVerb("taskid")},
-		{"destroy", "[-force] ALLOC [TASK]   DestroyTask, without telling the task runner", destroyVerb},
+		{"destroy", "[-force] ALLOC [TASK]   DestroyTask, bypassing the task runner", destroyVerb},
 		{"events", "the TaskEvents received", eventsVerb},
 		{"violations", "breaches of the plugin protocol; exit 1 if there are any", violationsVerb},
 		{"plugin pid", "[-driver D]   the plugin's process", pluginVerb("pid")},

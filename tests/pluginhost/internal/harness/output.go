@@ -15,8 +15,8 @@ import (
 // errPrinted means that the error is on stdout already.
 var errPrinted = errors.New("the call failed")
 
-// rpcError is an error of the driver as the harness prints it. Without the detail
-// that tells whether it is recoverable, Nomad takes it as unrecoverable.
+// rpcError is an error of the driver as the harness prints it. Like Nomad, it
+// treats an error without a RecoverableError detail as unrecoverable.
 type rpcError struct {
 	Code        string `json:"code"`
 	Message     string `json:"message"`

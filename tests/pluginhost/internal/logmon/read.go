@@ -19,7 +19,7 @@ type Chunk struct {
 const maxChunk = 1 << 20
 
 // Read continues from a place in the log of a task, which consists of several
-// files. kind is stdout or stderr; over tells that the task writes no more.
+// files. kind is stdout or stderr; over means that the task writes no more.
 func Read(dir, task, kind string, index int, offset int64, over bool) (Chunk, error) {
 	name := task + "." + kind
 	for _, i := range logIndexes(dir, name) {

@@ -2,6 +2,7 @@ package plugintest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -259,8 +260,8 @@ func (d *driver) ExecTask(ctx context.Context, r *pb.ExecTaskRequest) (*pb.ExecT
 	return nil, status.Errorf(codes.InvalidArgument, "unknown command %q", r.GetCommand())
 }
 
-// ExecTaskStreaming copies stdin to stdout, notes on stderr what else comes, and
-// exits with the command's argument as code when stdin is closed.
+// ExecTaskStreaming copies stdin to stdout, notes on stderr what else it receives,
+// and exits with the command's argument as code when stdin is closed.
 func (d *driver) ExecTaskStreaming(s grpc.BidiStreamingServer[pb.ExecTaskStreamingRequest, pb.ExecTaskStreamingResponse]) error {
 	if mode(NoExec) {
 		return d.UnimplementedDriverServer.ExecTaskStreaming(s)
@@ -280,48 +281,53 @@ func (d *driver) ExecTaskStreaming(s grpc.BidiStreamingServer[pb.ExecTaskStreami
 	if err != nil {
 		return status.Errorf(codes.InvalidArgument, "exit code: %v", err)
 	}
-	send := func(out, errs string) error {
-		resp := &pb.ExecTaskStreamingResponse{}
-		if out != "" {
-			resp.Stdout = &pb.ExecTaskStreamingIOOperation{Data: []byte(out)}
-		}
-		if errs != "" {
-			resp.Stderr = &pb.ExecTaskStreamingIOOperation{Data: []byte(errs)}
-		}
-		return s.Send(resp)
-	}
-	if err := send("", fmt.Sprintf("tty=%v\n", setup.GetTty())); err != nil {
+	if err := sendOutput(s, nil, fmt.Sprintf("tty=%v\n", setup.GetTty())); err != nil {
 		return err
 	}
-	for {
+	for closed := false; !closed; {
 		req, err := s.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return status.Error(codes.InvalidArgument, "the stream ended before stdin")
 		}
 		if err != nil {
 			return err
 		}
-		out, errs := string(req.GetStdin().GetData()), ""
-		if size := req.GetTtySize(); size != nil {
-			errs = fmt.Sprintf("size=%dx%d\n", size.GetHeight(), size.GetWidth())
+		if err := sendOutput(s, req.GetStdin().GetData(), remark(req)); err != nil {
+			return err
 		}
-		if req.Stdin == nil && req.TtySize == nil {
-			errs = "heartbeat\n"
-		}
-		if out != "" || errs != "" {
-			if err := send(out, errs); err != nil {
-				return err
-			}
-		}
-		if req.GetStdin().GetClose() {
-			break
-		}
+		closed = req.GetStdin().GetClose()
 	}
-	closed := &pb.ExecTaskStreamingIOOperation{Close: true}
-	if err := s.Send(&pb.ExecTaskStreamingResponse{Stdout: closed, Stderr: closed}); err != nil {
+	end := &pb.ExecTaskStreamingIOOperation{Close: true}
+	if err := s.Send(&pb.ExecTaskStreamingResponse{Stdout: end, Stderr: end}); err != nil {
 		return err
 	}
 	return s.Send(&pb.ExecTaskStreamingResponse{Exited: true, Result: &pb.ExitResult{ExitCode: int32(code)}})
+}
+
+// remark is the line about a message that is not data.
+func remark(req *pb.ExecTaskStreamingRequest) string {
+	if size := req.GetTtySize(); size != nil {
+		return fmt.Sprintf("size=%dx%d\n", size.GetHeight(), size.GetWidth())
+	}
+	if req.Stdin == nil {
+		return "heartbeat\n"
+	}
+	return ""
+}
+
+// sendOutput sends what is not empty.
+func sendOutput(s grpc.BidiStreamingServer[pb.ExecTaskStreamingRequest, pb.ExecTaskStreamingResponse], stdout []byte, stderr string) error {
+	resp := &pb.ExecTaskStreamingResponse{}
+	if len(stdout) > 0 {
+		resp.Stdout = &pb.ExecTaskStreamingIOOperation{Data: stdout}
+	}
+	if stderr != "" {
+		resp.Stderr = &pb.ExecTaskStreamingIOOperation{Data: []byte(stderr)}
+	}
+	if resp.Stdout == nil && resp.Stderr == nil {
+		return nil
+	}
+	return s.Send(resp)
 }
 
 func (*driver) Shutdown(context.Context, *pb.ShutdownRequest) (*pb.ShutdownResponse, error) {
