@@ -9,10 +9,10 @@ UNKNOWN = "task not found for given id"  # Nomad compares the text
 SLEEP = "echo out; echo err >&2; exec sleep 600"
 
 
-def write_task(name, command, *args, **fields):
-    """The file of a task; `fields` are further ones of TaskConfig."""
+def write_task(name, command, *args, config=None, **fields):
+    """The file of a task: `config` has further options of the driver, `fields` are those of TaskConfig."""
     path = f"{FOLDER}/{name}.json"
-    write(path, json.dumps({"config": {"command": command, "args": list(args)}, "cpu": 500, "memory": 64, **fields}))
+    write(path, json.dumps({"config": {"command": command, "args": list(args), **(config or {})}, "cpu": 500, "memory": 64, **fields}))
     return path
 
 
@@ -78,8 +78,11 @@ with subtest("destroy needs force while it runs; stop ends it by the signal; wai
     t.assertEqual(refused(f"inspect {web}")["message"], UNKNOWN)
 
 with subtest("start errors say whether they are recoverable"):
-    error = refused(f"start {write_task('nothing', '/nonexistent')}")
+    error = refused(f"start {write_task('missing', '/nonexistent')}")
     t.assertIn("/nonexistent", error["message"])
+    t.assertTrue(error["recoverable"])
+    error = refused(f"start {write_task('capable', 'true', config={'cap_add': ['sys_admin']})}")
+    t.assertIn("allow_caps", error["message"])
     t.assertFalse(error["recoverable"])
     netns = {"network_isolation_spec": {"mode": "GROUP", "path": "/var/run/netns/gone"}}
     error = refused(f"start {write_task('netns', 'true', **netns)}")
