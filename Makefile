@@ -33,7 +33,7 @@ VM_KERNELS ?= 5.10,6.1,sid
 # difference to. Both empty: every scenario, on every kernel.
 VM_KERNEL ?= 6.12
 VM_SCENARIOS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
-	cli examples isolation lifecycle many packages plugin process unit_tests \
+	cli examples harness isolation lifecycle many packages plugin process unit_tests \
 	$(RELIABILITY) reliability_soak
 VM_ACROSS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
 	examples isolation process unit_tests reliability_faults
@@ -94,7 +94,7 @@ release: setup-pack build ## What a release has, in target/release-files: packag
 .PHONY: pluginhost
 pluginhost: setup-go
 	$(call say,build the test host)
-	cd tests/pluginhost && CGO_ENABLED=0 go build -trimpath -o $(PLUGINHOST) .
+	cd tests/pluginhost && CGO_ENABLED=0 go build -trimpath -o $(PLUGINHOST) ./cmd/pluginhost
 
 ## Testing
 
@@ -144,9 +144,11 @@ test-scenarios: ## The scenarios themselves, on a machine laid out like NixOS; n
 	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'scenarios as on NixOS (no user namespaces)' >> $(NOT_CHECKED); else exit $$status; fi
 
 .PHONY: test-go
-test-go: setup-go ## gofmt, vet and tests of the test host
+test-go: setup-go ## gofmt, vet and tests of the test host; pb/ against proto/
 	$(call say,go vet and go test)
 	cd tests/pluginhost && test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./... && go test ./...
+	$(call say,pb/ is what gen makes of proto/)
+	cd tests/pluginhost/gen && go vet ./... && go test ./... && go run . -check
 
 .PHONY: test-packages
 test-packages: setup-pack setup-payload ## Payload of the packages, and the same bytes from another folder

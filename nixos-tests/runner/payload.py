@@ -59,7 +59,7 @@ def build_pluginhost(option: Optional[str]) -> Path:
     if not (source / "go.mod").exists():
         raise RunnerError(f"{source} is not there; name another pluginhost with --pluginhost PATH, or use real Nomad with --nomad real")
     result = PROJECT / "target" / "pluginhost"
-    _build("the pluginhost", ["go", "build", "-trimpath", "-o", str(result), "."], source, {"CGO_ENABLED": "0"}, GO_BUILD_TIMEOUT_S,
+    _build("the pluginhost", ["go", "build", "-trimpath", "-o", str(result), "./cmd/pluginhost"], source, {"CGO_ENABLED": "0"}, GO_BUILD_TIMEOUT_S,
            "--pluginhost PATH, or --nomad real")  # fmt: skip
     return _existing(result, "go build")
 
