@@ -455,6 +455,45 @@ fn schemas_are_those_of_the_documented_options() {
     assert_eq!(attributes(&Spec::decode(&bytes[..]).unwrap()), attributes(&TaskConfig::schema()));
 }
 
+/// What the schemas and the messages were before the options became a table: `config TAB form TAB input [TAB outcome]`.
+/// Operators and jobs rely on each line of it.
+const GOLDEN: &str = include_str!("golden.tsv");
+
+#[test]
+fn schemas_and_messages_stay_as_they_were() {
+    fn check<T>(
+        line: &str,
+        schema: Spec,
+        msgpack: impl Fn(&[u8]) -> Result<T, ConfigError>,
+        json: impl Fn(&str) -> Result<T, ConfigError>,
+    ) {
+        let outcome = |result: Result<T, ConfigError>| match result {
+            Ok(_) => "ok".to_owned(),
+            Err(error) => format!("error: {error}"),
+        };
+        match line.split('\t').collect::<Vec<_>>()[1..] {
+            // The order of a map's entries is open on the wire.
+            ["schema", bytes] => {
+                assert_eq!(Spec::decode(&hex(bytes)[..]).unwrap(), schema);
+                assert_eq!(bytes.len() / 2, schema.encoded_len());
+            }
+            ["json", text, expected] => assert_eq!(outcome(json(text)), expected, "{line}"),
+            ["msgpack", bytes, expected] => assert_eq!(outcome(msgpack(&hex(bytes))), expected, "{line}"),
+            _ => panic!("{line}"),
+        }
+    }
+    assert_eq!(GOLDEN.lines().count(), 360);
+    for line in GOLDEN.lines() {
+        match line.split('\t').next() {
+            Some("plugin") => {
+                check(line, PluginConfig::schema(), PluginConfig::decode, PluginConfig::decode_json);
+            }
+            Some("task") => check(line, TaskConfig::schema(), TaskConfig::decode, TaskConfig::decode_json),
+            _ => panic!("{line}"),
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn decoding_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
