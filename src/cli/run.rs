@@ -19,7 +19,7 @@ use super::stdio::Stdio;
 use super::terminal::{Terminal, Watch};
 use super::{causes, environment, free_user, say};
 use crate::cgroup::{Cgroup, Limits, ResourceRequest};
-use crate::config::{PluginConfig, TaskConfig};
+use crate::config::{DriverConfig, PluginConfig};
 use crate::sandbox::capabilities::{CapList, CapabilityError};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::unveil::{Access, Unveil};
@@ -128,16 +128,13 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         allow_caps: capabilities.set(),
         ..PluginConfig::default()
     };
-    let config = TaskConfig {
-        command: command.clone(),
-        args: rest,
-        unveil: args.unveil.clone(),
-        oom_score_adj: 0,
-        cap_add: capabilities,
-        cap_drop: CapList::default(),
-        work_dir: args.work_dir.clone(),
-        oom_group: false,
-    };
+    let config = DriverConfig::of_command_line(
+        command.clone(),
+        rest,
+        args.unveil.clone(),
+        capabilities,
+        args.work_dir.clone(),
+    );
     let mut env = environment::of_command(&asked_env, std::env::vars_os());
     env.extend(scratch.variables());
     let stdio = Stdio::new(&user)?;

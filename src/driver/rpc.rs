@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::status::RpcError;
 use super::{Driver, blocking::blocking, events, request, stats};
 use crate::cgroup::CpuSampler;
-use crate::config::TaskConfig;
+use crate::config::DriverConfig;
 use crate::proto::driver::driver_server::Driver as DriverRpc;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, *};
@@ -55,7 +55,7 @@ impl DriverRpc for Driver {
         &self,
         _: Request<TaskConfigSchemaRequest>,
     ) -> Reply<TaskConfigSchemaResponse> {
-        Ok(Response::new(TaskConfigSchemaResponse { spec: Some(TaskConfig::schema()) }))
+        Ok(Response::new(TaskConfigSchemaResponse { spec: Some(DriverConfig::schema()) }))
     }
 
     async fn capabilities(&self, _: Request<CapabilitiesRequest>) -> Reply<CapabilitiesResponse> {
