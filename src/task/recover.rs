@@ -9,7 +9,7 @@ use crate::cgroup::{Cgroup, OomCounts};
 
 /// What became of the task meanwhile.
 #[derive(Debug)]
-pub enum Recovered {
+pub(crate) enum Recovered {
     /// It runs.
     Running(Box<Launched>),
     /// It ended, and left word.
@@ -30,7 +30,7 @@ pub enum RecoverError {
 }
 
 /// Finds the task of a handle. `run_dir` is where its shim writes its end.
-pub fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Recovered, RecoverError> {
+pub(crate) fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Recovered, RecoverError> {
     let state = DriverState::decode(version, state)?;
     if state.boot_id != boot_id()? {
         return Err(RecoverError::Rebooted);
