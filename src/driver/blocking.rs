@@ -31,7 +31,7 @@ type Work = Box<dyn FnOnce() + Send>;
 
 /// Which starts may use a thread.
 #[derive(Debug)]
-pub struct Starts {
+pub(super) struct Starts {
     all: Arc<Semaphore>,
     /// By namespace and job id; gone with the last start that uses it.
     jobs: Mutex<HashMap<Job, Weak<Semaphore>>>,
@@ -41,7 +41,7 @@ type Job = (String, String);
 
 /// The right to run one start, until it is dropped.
 #[derive(Debug)]
-pub struct Turn {
+pub(super) struct Turn {
     _job: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
@@ -54,7 +54,7 @@ impl Default for Starts {
 
 impl Starts {
     /// Waits, first come first served, until the job may run one more start.
-    pub async fn turn(&self, namespace: &str, job: &str) -> Result<Turn, RpcError> {
+    pub(super) async fn turn(&self, namespace: &str, job: &str) -> Result<Turn, RpcError> {
         let of_job = self.of_job((namespace.to_owned(), job.to_owned()));
         let closed = |_| RpcError::Worker("the starts were closed".to_owned());
         let turn = async {
@@ -89,7 +89,9 @@ impl Starts {
 }
 
 /// Runs the work where it holds up nobody.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RpcError> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RpcError> {
     on(
         |work| {
             tokio::task::spawn_blocking(work);

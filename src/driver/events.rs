@@ -11,7 +11,9 @@ use crate::proto::driver::DriverTaskEvent;
 use crate::task::notice::{Notice, Notices, What};
 
 /// Stays open for as long as the plugin lives: Nomad would reconnect in a busy loop.
-pub fn stream(notices: &Notices) -> impl Stream<Item = Result<DriverTaskEvent, Status>> + Send + use<> {
+pub(super) fn stream(
+    notices: &Notices,
+) -> impl Stream<Item = Result<DriverTaskEvent, Status>> + Send + use<> {
     BroadcastStream::new(notices.subscribe()).filter_map(|notice| match notice {
         Ok(notice) => Some(Ok(event(notice))),
         Err(BroadcastStreamRecvError::Lagged(lost)) => {

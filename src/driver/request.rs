@@ -18,7 +18,7 @@ use crate::users;
 const NO_LOG: &str = "/dev/null";
 
 /// Looks up the user and the directories. Blocking: the user may come from the host's `getent`.
-pub fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSpec, RpcError> {
+pub(super) fn task_spec(task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSpec, RpcError> {
     let config = DriverConfig::decode(&task.msgpack_driver_config)?;
     let root = dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name)?;
     let user =
