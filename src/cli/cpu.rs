@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// MHz of the first core: its base frequency, else its highest, else what /proc/cpuinfo shows now. In that order Nomad
 /// looks, too. None: the kernel does not tell (virtual machines of some kinds).
-pub fn mhz_per_core() -> Option<NonZeroU64> {
+pub(super) fn mhz_per_core() -> Option<NonZeroU64> {
     let cpufreq = Path::new("/sys/devices/system/cpu/cpu0/cpufreq");
     let khz = |file: &str| std::fs::read_to_string(cpufreq.join(file)).ok()?.trim().parse::<u64>().ok();
     let mhz = khz("base_frequency").or_else(|| khz("cpuinfo_max_freq")).map(|khz| khz / 1000);

@@ -47,7 +47,7 @@ const FAILED: u8 = 125;
         nomad-driver-exec2 run --cap-add net_bind_service -- python3 -m http.server 80\n\n\
         The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be made, \
         126 if the command may not be executed, 127 if it was not found.")]
-pub struct Args {
+pub(super) struct Args {
     /// Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated
     #[arg(long, value_name = "MODE:PATH")]
     unveil: Vec<Unveil>,
@@ -78,7 +78,7 @@ pub struct Args {
 }
 
 /// Runs the command and returns its exit status.
-pub fn main(args: Args) -> ExitCode {
+pub(super) fn main(args: Args) -> ExitCode {
     match run(&args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

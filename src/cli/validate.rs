@@ -79,7 +79,7 @@ const SIMILAR: f64 = 0.8;
                         The exit status is 0 if the configuration is valid, 1 if the agent or the plugin would refuse it, \
                         2 if it cannot be read."
 )]
-pub struct Args {
+pub(super) struct Args {
     /// A JSON file, or - for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -130,7 +130,7 @@ impl Refusal {
 }
 
 /// Reads the file and says what is wrong with it.
-pub fn main(args: &Args) -> ExitCode {
+pub(super) fn main(args: &Args) -> ExitCode {
     let shown = args.file.display();
     match read(&args.file).and_then(|text| validate(&text)) {
         Ok(config) => match io::stdout().lock().write_all(summary(&config).as_bytes()) {
