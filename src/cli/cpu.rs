@@ -13,6 +13,11 @@ pub(super) fn mhz_per_core() -> Option<NonZeroU64> {
     mhz.and_then(NonZeroU64::new)
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, and a negative speed is refused as 0"
+)]
 fn from_cpuinfo(text: &str) -> Option<u64> {
     let (_, value) = text.lines().find(|line| line.starts_with("cpu MHz"))?.split_once(':')?;
     value.trim().parse::<f64>().ok().map(|mhz| mhz.round() as u64)

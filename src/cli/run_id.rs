@@ -15,7 +15,7 @@ pub(super) struct RunId(Identity);
 impl RunId {
     /// This process.
     pub(super) fn own() -> std::io::Result<Self> {
-        Identity::of(std::process::id() as i32).map(Self)
+        Identity::of(std::process::id().cast_signed()).map(Self)
     }
 
     /// From its name; none for any other name.

@@ -62,8 +62,8 @@ impl Stdio {
 
     fn replace_terminals(&mut self, user: &User) -> anyhow::Result<()> {
         let is_terminal = [0, 1, 2].map(|number| isatty(&self.own[number]).unwrap_or(false));
-        let Some(number) = is_terminal.iter().position(|is_terminal| *is_terminal) else { return Ok(()) };
-        let number = number as RawFd;
+        let first = (0..).zip(is_terminal).find(|(_, is_terminal)| *is_terminal);
+        let Some((number, _)) = first else { return Ok(()) };
         let (terminal, slave) = Terminal::new(number, is_terminal[0], is_terminal[1], user)?;
         let (source, target) = terminal.ends().context("failed to duplicate the pseudo-terminal")?;
         self.copies.push((source, target, Gone::Discard));

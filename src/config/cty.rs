@@ -123,6 +123,7 @@ impl Value {
         } else if number.fract() != 0.0 {
             "it is not a whole number"
         } else {
+            #[expect(clippy::cast_possible_truncation, reason = "it is a whole number in a range of i32")]
             return Ok(number as i32);
         };
         Err(at.bad_value(shown, problem, write))

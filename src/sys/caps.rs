@@ -30,6 +30,7 @@ pub(crate) struct Sets {
 
 /// Replaces the calling thread's effective, permitted and inheritable sets.
 pub(crate) fn set(sets: Sets) -> Result<()> {
+    #[expect(clippy::cast_possible_truncation, reason = "the other half has a word of its own")]
     let half = |set: u64, shift: u32| (set >> shift) as u32;
     let header = Header { version: VERSION_3, pid: 0 };
     let words = [0, 32].map(|shift| Word {

@@ -12,8 +12,10 @@ const SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
 pub(crate) fn open(pid: i32) -> Result<OwnedFd> {
     // SAFETY: pidfd_open takes integers only.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    #[expect(clippy::cast_possible_truncation, reason = "a descriptor is an int")]
+    let fd = fd as RawFd;
     // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Sends `signal` (0 only asks) to the process. ESRCH: it is gone.
