@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nomad_driver_exec2::cgroup::{Cgroup, Limits, MOUNT_POINT, MemoryMax};
-use nomad_driver_exec2::config::{PluginConfig, TaskConfig};
+use nomad_driver_exec2::config::{DriverConfig, PluginConfig};
 use nomad_driver_exec2::shim;
 use nomad_driver_exec2::sys;
 use nomad_driver_exec2::task::events::EventBus;
@@ -76,7 +76,7 @@ fn bench() -> anyhow::Result<String> {
         None => Limits::UNLIMITED,
     };
     let spec = |[command, arg]: [&str; 2]| -> anyhow::Result<TaskSpec> {
-        let config = TaskConfig::decode_json(&format!(r#"{{"command": "{command}", "args": ["{arg}"]}}"#))?;
+        let config = DriverConfig::decode_json(&format!(r#"{{"command": "{command}", "args": ["{arg}"]}}"#))?;
         let request = Request {
             id: TaskId::new("bench", "", "bench")?,
             user: user.clone(),

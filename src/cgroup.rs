@@ -19,12 +19,13 @@ mod stats;
 mod topology;
 mod tree;
 
-pub use error::CgroupError;
-pub use events::{OomCounter, OomCounts, OomWatch};
+pub(crate) use error::CgroupError;
+pub(crate) use events::{OomCounter, OomCounts, OomWatch};
 pub use limits::{CpuMax, CpuSet, CpuSetError, Limits, MemoryMax, ResourceRequest};
-pub use shims::{SHIMS_CGROUP, shims_path};
-pub use stats::{CpuSampler, CpuStats, CpuTimes, CpuUsage, MemoryStats, Stats};
-pub use topology::{CoreMhz, Topology, mhz_per_core};
+pub(crate) use stats::{CpuSampler, CpuUsage, Stats};
+#[cfg(test)]
+pub(crate) use stats::{CpuStats, MemoryStats};
+pub(crate) use topology::{CoreMhz, Topology, mhz_per_core};
 pub use tree::{Cgroup, Created, LIMIT_CONTROLLERS, MOUNT_POINT, MissingController, Mount};
 
 #[cfg(test)]

@@ -10,12 +10,12 @@ use std::io;
 
 use nix::errno::Errno;
 
-pub use observe::{CgroupMount, Namespace, Observations};
+pub(crate) use observe::{CgroupMount, Namespace, Observations};
 
 /// Oldest kernel (major, minor) that is taken by its number: the first long-term one with both Landlock (5.13) and
 /// `cgroup.kill` (5.14). An older one that shows both is taken as well: enterprise distributions bring
 /// features to older numbers.
-pub const KERNEL_MIN: (u32, u32) = (5, 15);
+pub(crate) const KERNEL_MIN: (u32, u32) = (5, 15);
 
 /// Controllers that the driver itself uses.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -36,7 +36,7 @@ const CAPABILITIES: [(&str, u32); 7] = [
 
 /// How bad it is when a requirement is not met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Severity {
+pub(crate) enum Severity {
     /// This boot, or this way to start the agent, cannot have it.
     Undetected,
     /// It can be mended at run time.
@@ -45,7 +45,7 @@ pub enum Severity {
 
 /// Whether a requirement is met.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     Ok,
     /// `mend`: what to do about it, an imperative sentence.
     Missing {
@@ -58,7 +58,7 @@ pub enum State {
 
 /// One thing that the driver needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Requirement {
+pub(crate) struct Requirement {
     /// Short and stable: scripts may look for it.
     pub name: &'static str,
     /// What there is, in words.
@@ -68,7 +68,7 @@ pub struct Requirement {
 
 /// The verdict. The text is for `nomad node status`: what is wrong and how to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
+pub(crate) enum Health {
     Healthy,
     Undetected(String),
     Unhealthy(String),
@@ -76,7 +76,7 @@ pub enum Health {
 
 /// A judged host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
+pub(crate) struct Host {
     pub requirements: Vec<Requirement>,
     /// Landlock ABI, for the attribute `driver.exec2.landlock.abi`.
     pub landlock_abi: Option<u32>,
@@ -90,13 +90,13 @@ pub struct Host {
 ///
 /// # Errors
 /// This process has no descriptor or no memory left to look with, which says nothing about the host.
-pub fn probe() -> io::Result<Host> {
+pub(crate) fn probe() -> io::Result<Host> {
     Ok(Host::judge(&Observations::read()?))
 }
 
 impl Host {
     /// The decisions, without a look at the machine.
-    pub fn judge(seen: &Observations) -> Host {
+    pub(crate) fn judge(seen: &Observations) -> Host {
         let mut requirements = vec![
             root(seen),
             kernel(seen),
@@ -115,7 +115,7 @@ impl Host {
     }
 
     /// Whether tasks can run here. When several things are missing, all are named, and one that is beyond repair decides.
-    pub fn health(&self) -> Health {
+    pub(crate) fn health(&self) -> Health {
         let missing = self.requirements.iter().filter_map(|r| match &r.state {
             State::Missing { mend, severity } => {
                 Some((format!("{}: {}; {mend}", r.name, r.found), *severity))

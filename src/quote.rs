@@ -2,11 +2,11 @@
 
 /// The most characters of a foreign value that an error message repeats. Messages travel in gRPC trailers
 /// and end in task events and logs; 200 characters show any sane path or name and keep a message readable.
-pub const QUOTED_CHARS_MAX: usize = 200;
+pub(crate) const QUOTED_CHARS_MAX: usize = 200;
 
 /// The value in double quotes, control characters escaped and shortened to [`QUOTED_CHARS_MAX`] characters,
 /// so that a job cannot forge or flood a log line.
-pub fn quote(value: &str) -> String {
+pub(crate) fn quote(value: &str) -> String {
     match value.char_indices().nth(QUOTED_CHARS_MAX) {
         None => format!("{value:?}"),
         Some((end, _)) => format!("{:?}… ({} bytes)", &value[..end], value.len()),
@@ -15,7 +15,7 @@ pub fn quote(value: &str) -> String {
 
 /// The text in at most about `max` bytes: what is too much is left out of the middle, because a message begins with what failed
 /// and ends with why.
-pub fn shorten(text: &str, max: usize) -> String {
+pub(crate) fn shorten(text: &str, max: usize) -> String {
     if text.len() <= max {
         return text.to_owned();
     }

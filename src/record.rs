@@ -4,5 +4,5 @@
 pub mod handle;
 pub mod identity;
 pub mod key;
-pub mod reconcile;
+pub(crate) mod reconcile;
 pub mod run_dir;

@@ -1,8 +1,8 @@
 //! What a task may do, as plain data: made and tested without root, executed by the shim.
 
-pub mod capabilities;
-pub mod defaults;
-pub mod landlock;
-pub mod place;
-pub mod plan;
+pub(crate) mod capabilities;
+pub(crate) mod defaults;
+pub(crate) mod landlock;
+pub(crate) mod place;
+pub(crate) mod plan;
 pub mod unveil;

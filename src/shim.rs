@@ -5,7 +5,7 @@
 
 pub mod exit;
 pub mod report;
-pub mod setup;
+mod setup;
 pub mod spec;
 mod steps;
 mod walk;
@@ -31,17 +31,12 @@ use spec::ShimSpec;
 pub const SHIM_ID: u32 = u32::MAX - 1;
 
 /// Descriptors that the plugin places for the shim.
-pub mod fds {
+pub(crate) mod fds {
     use std::os::fd::RawFd;
 
-    /// The spec, a sealed memfd.
-    pub const SPEC: RawFd = 3;
-    /// The report socket (`SOCK_SEQPACKET`).
-    pub const REPORT: RawFd = 4;
-    /// The exit-status file, opened for writing.
-    pub const EXIT: RawFd = 5;
-    /// The task's cgroup directory; not there when the spec says that there is none.
-    pub const CGROUP: RawFd = 6;
+    /// The spec, a sealed memfd. The ones after it are, in this order: the report socket (`SOCK_SEQPACKET`), the exit-status
+    /// file, opened for writing, and the task's cgroup directory, which is not there when the spec says that there is none.
+    pub(crate) const SPEC: RawFd = 3;
 }
 
 /// How deep a message between plugin and shim may nest. Theirs are no more than 8 deep; rmp-serde's default of 1024 is more

@@ -5,17 +5,17 @@
 // Denied everywhere else, by Cargo.toml.
 #![allow(unsafe_code)]
 
-pub mod async_fd;
-pub mod attributes;
-pub mod caps;
+pub(crate) mod async_fd;
+pub(crate) mod attributes;
+pub(crate) mod caps;
 pub mod clone;
 pub mod fd;
-pub mod keyring;
-pub mod landlock;
+pub(crate) mod keyring;
+pub(crate) mod landlock;
 pub mod pidfd;
-pub mod signals;
-pub mod terminal;
-pub mod wait;
+pub(crate) mod signals;
+pub(crate) mod terminal;
+pub(crate) mod wait;
 
 use nix::errno::Errno;
 

@@ -2,19 +2,19 @@
 //! in [`crate::record`].
 
 pub mod blocking;
-pub mod dirs;
+pub(crate) mod dirs;
 pub mod end;
-pub mod env;
+pub(crate) mod env;
 pub mod events;
 pub mod id;
 pub mod launch;
-pub mod lifecycle;
+pub(crate) mod lifecycle;
 mod oom;
 pub mod open_files;
 pub mod processes;
-pub mod recover;
+pub(crate) mod recover;
 pub mod running;
 pub mod signal;
 pub mod spec;
-pub mod store;
-pub mod uids;
+pub(crate) mod store;
+pub(crate) mod uids;

@@ -1,12 +1,11 @@
-//! What is packaged beside the binary says what the binary does: the shell completions are those of its command line,
-//! and the man page and the example configuration leave no verb and no option out.
+//! What is packaged beside the binary says what the binary does: the shell completions are those of its command line, the man
+//! page has every verb, and every place that documents the options has each of them with its type and its default.
 
 use std::path::{Path, PathBuf};
 
 use clap_complete::{Shell, generate};
 use nomad_driver_exec2::cli;
-use nomad_driver_exec2::config::{PluginConfig, TaskConfig};
-use nomad_driver_exec2::proto::hclspec::spec::Block;
+use nomad_driver_exec2::config::{DriverConfig, Form, PluginConfig, Row};
 
 const NAME: &str = env!("CARGO_PKG_NAME");
 /// Set to anything, the test writes the completions instead of comparing them.
@@ -43,7 +42,7 @@ fn the_completions_are_those_of_the_command_line() {
 }
 
 #[test]
-fn the_man_page_has_every_verb_and_option() {
+fn the_man_page_has_every_verb_and_its_options() {
     let page = read(&packaging(&format!("{NAME}.8")));
     let mut options = 0;
     for verb in cli::command().get_subcommands() {
@@ -60,26 +59,139 @@ fn the_man_page_has_every_verb_and_option() {
         }
     }
     assert!(options > 5, "clap was not asked for the options");
-    for option in PluginConfig::OPTIONS {
-        assert!(page.contains(&format!(".It Cm {option}\n")), "the man page has no {option}");
-    }
-    let Some(Block::Object(task)) = TaskConfig::schema().block else { panic!("the schema is no object") };
-    assert!(task.attributes.len() > 5, "the schema was not asked for the options");
-    for option in task.attributes.keys() {
-        let found = page
-            .lines()
-            .any(|line| line.strip_prefix(".Cm ").and_then(|rest| rest.split(' ').next()) == Some(option));
-        assert!(found, "the man page has no {option} of a job");
+}
+
+/// A text of the package, and the part of it between two markers.
+fn section(text: &str, begin: &str, end: &str) -> String {
+    let (_, rest) = text.split_once(begin).unwrap_or_else(|| panic!("no {begin:?}"));
+    rest.split(end).next().unwrap_or_default().to_owned()
+}
+
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The options of the plugin and of a job.
+fn tables() -> [Vec<Row>; 2] {
+    let tables = [PluginConfig::options(), DriverConfig::options()];
+    assert!(tables.iter().all(|rows| rows.len() > 4), "{tables:?}");
+    tables
+}
+
+/// The default, or what stands in its place.
+fn default(row: &Row) -> &str {
+    row.default.as_deref().unwrap_or("required")
+}
+
+#[test]
+fn every_option_says_what_it_is_for_in_one_line() {
+    for row in tables().iter().flatten() {
+        assert!(row.summary.len() > 10 && !row.summary.ends_with([',', '.']), "{row:?}");
     }
 }
 
 #[test]
-fn the_example_configuration_shows_every_option() {
+fn the_readme_has_every_option_with_its_type_and_default() {
+    let readme = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"));
+    for (rows, heading) in tables().iter().zip(["## Options of the plugin", "## Options of a task"]) {
+        // The next table has another subject.
+        let part = section(&readme, heading, "\n## ");
+        let part = section(&part, "| option | type | default | |\n|---|---|---|---|\n", "\n\n");
+        let mut documented: Vec<String> =
+            part.lines().map(|line| line.splitn(5, " | ").take(3).collect::<Vec<_>>().join(" | ")).collect();
+        let mut wanted: Vec<(String, &Row)> = rows
+            .iter()
+            .map(|row| {
+                let default =
+                    row.default.as_ref().map_or("required".to_owned(), |value| format!("`{value}`"));
+                (format!("| `{}` | {} | {default}", row.name, row.takes), row)
+            })
+            .collect();
+        documented.sort();
+        wanted.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (line, row) in &wanted {
+            assert!(documented.contains(line), "README.md, {heading}: write {line} | {} |", row.summary);
+        }
+        assert_eq!(documented.len(), wanted.len(), "README.md, {heading}: an option that is none");
+    }
+}
+
+#[test]
+fn the_man_page_has_every_option_with_its_type_and_default() {
+    let page = read(&packaging(&format!("{NAME}.8")));
+    let page = section(&page, "\n.Sh CONFIGURATION\n", "\n.Sh ");
+    for row in tables().iter().flatten() {
+        let item = section(&page, &format!("\n.It Cm {}\n", row.name), "\n.It ");
+        let takes = row.takes.replace('`', "");
+        let wanted = match &row.default {
+            Some(default) => format!("\nType: {takes}.\nDefault: {default}.\n"),
+            None => format!("\nType: {takes}.\nRequired.\n"),
+        };
+        let item = format!("\n{item}\n");
+        assert!(item.contains(&wanted), "the man page, {}: write {wanted}", row.name);
+    }
+    let items = page.lines().filter(|line| line.starts_with(".It ")).count();
+    assert_eq!(items, tables().iter().flatten().count(), "the man page: an option that is none");
+}
+
+#[test]
+fn the_example_configuration_sets_every_option_to_its_default() {
     let example = read(&packaging("examples/exec2.hcl"));
-    for option in PluginConfig::OPTIONS {
+    let config = section(&example, "  config {\n", "\n  }\n");
+    let mut set: Vec<_> =
+        config.lines().map(str::trim).filter(|line| line.contains(" = ") && !line.starts_with('#')).collect();
+    let [options, _] = tables();
+    let mut wanted: Vec<_> = options.iter().map(|row| format!("{} = {}", row.name, default(row))).collect();
+    set.sort_unstable();
+    wanted.sort();
+    assert_eq!(set, wanted);
+}
+
+/// A value of HCL as Nix has it: the same but for lists.
+fn nix(hcl: &str) -> String {
+    match hcl.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(items) => words(&format!("[ {} ]", items.replace(", ", " "))),
+        None => hcl.to_owned(),
+    }
+}
+
+/// The type of an option in the NixOS module, and what its documentation calls it.
+fn nix_type(row: &Row) -> (&'static str, &'static str) {
+    match row.form {
+        Form::Attribute("bool") => ("lib.types.bool", "boolean"),
+        Form::Attribute("string") => ("lib.types.str", "string"),
+        Form::Attribute("list(string)") => ("lib.types.listOf lib.types.str", "list of string"),
+        form => panic!("{}: this test has no type of Nix for {form:?}", row.name),
+    }
+}
+
+#[test]
+fn the_nixos_module_has_every_option_with_its_type_and_default() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let module = read(&root.join("nix/module.nix"));
+    let settings = section(&module, "settings = lib.mkOption {", "validateConfig = lib.mkOption {");
+    let page = read(&root.join("docs/nixos.md"));
+    let strings = words(&section(&module, "  strings =\n", "};"));
+    let [options, _] = tables();
+    for row in &options {
+        let (type_, type_name) = nix_type(row);
+        let default = nix(default(row));
+        let definition =
+            words(&section(&settings, &format!("\n            {} = ", row.name), "\n            }"));
+        let definition = if definition.starts_with("strings [") { &strings } else { &definition };
+        for part in [format!("type = {type_};"), format!("default = {default};")] {
+            assert!(definition.contains(&part), "nix/module.nix, {}: write {part}", row.name);
+        }
+        let heading = format!("### services.nomad-driver-exec2.settings.{}\n", row.name);
+        let documented = words(&section(&page, &heading, "\n### "));
+        assert!(documented.contains(&format!("Type: {type_name} Default: ")), "docs/nixos.md, {}", row.name);
+        let (inline, block) = (format!("Default: `{default}`"), format!("Default: ```nix {default} ```"));
         assert!(
-            example.lines().any(|line| line.trim_start().starts_with(&format!("{option} = "))),
-            "the example does not set {option}"
+            documented.contains(&inline) || documented.contains(&block),
+            "docs/nixos.md, {}: {inline}",
+            row.name
         );
     }
+    let documented = page.matches("### services.nomad-driver-exec2.settings.").count();
+    assert_eq!(documented, options.len(), "docs/nixos.md: an option that is none");
 }

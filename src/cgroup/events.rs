@@ -105,14 +105,14 @@ impl OomCounts {
 
 /// `memory.events` as the shim holds it, which has no path to the cgroup and no right but its open files.
 #[derive(Debug)]
-pub struct OomCounter {
+pub(crate) struct OomCounter {
     file: OwnedFd,
     before: u64,
 }
 
 impl OomCounter {
     /// Counts from now on. None where the cgroup has no memory controller.
-    pub fn of(cgroup: BorrowedFd<'_>) -> Option<Self> {
+    pub(crate) fn of(cgroup: BorrowedFd<'_>) -> Option<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let file = openat(cgroup, MEMORY_EVENTS, flags, Mode::empty()).ok()?;
         let before = read_oom(&file).ok()?.oom_kill;
@@ -120,7 +120,7 @@ impl OomCounter {
     }
 
     /// Processes that were killed since; 0 when the cgroup is gone.
-    pub fn kills(&self) -> u64 {
+    pub(crate) fn kills(&self) -> u64 {
         read_oom(&self.file).map_or(0, |now| now.oom_kill.saturating_sub(self.before))
     }
 }

@@ -210,6 +210,11 @@ fn mib_to_bytes(mib: i64) -> Option<u64> {
     Some(mib.saturating_mul(MIB).min(MEMORY_MAX_BYTES))
 }
 
+/// The value as cgroups-rs takes it.
+fn at_most(value: u64, most: u64) -> i64 {
+    i64::try_from(value.min(most)).unwrap_or(i64::MAX)
+}
+
 impl Cgroup {
     /// Writes the limits. Values that mean "no limit" are written too, so that nothing of an earlier run stays, but
     /// only where the file exists: nobody asked for that controller. The error names file, value and errno.
@@ -218,13 +223,13 @@ impl Cgroup {
         let cpu = CpuController::new(self.fd_path(), true);
         let cpuset = CpuSetController::new(self.fd_path(), true);
 
-        let low = limits.memory_low.unwrap_or(0).min(MEMORY_MAX_BYTES) as i64;
+        let low = at_most(limits.memory_low.unwrap_or(0), MEMORY_MAX_BYTES);
         self.set("memory", "memory.low", &low.to_string(), limits.memory_low.is_some(), || {
             memory.set_mem(SetMemory { low: Some(MaxValue::Value(low)), ..SetMemory::default() })
         })?;
 
         let (max, asked) = match limits.memory_max {
-            MemoryMax::Bytes(bytes) => (MaxValue::Value(bytes.min(MEMORY_MAX_BYTES) as i64), true),
+            MemoryMax::Bytes(bytes) => (MaxValue::Value(at_most(bytes, MEMORY_MAX_BYTES)), true),
             MemoryMax::Max => (MaxValue::Max, false),
         };
         self.set("memory", "memory.max", &max.to_string(), asked, || {
@@ -240,7 +245,7 @@ impl Cgroup {
 
         // The crate writes "max" for a quota that is not positive.
         let (quota, period, value) = match limits.cpu_max {
-            Some(m) => (m.quota_us.clamp(1, CPU_QUOTA_MAX_US) as i64, m.period_us, m.to_string()),
+            Some(m) => (at_most(m.quota_us.max(1), CPU_QUOTA_MAX_US), m.period_us, m.to_string()),
             None => (0, CPU_PERIOD_US, format!("max {CPU_PERIOD_US}")),
         };
         self.set("cpu", "cpu.max", &value, limits.cpu_max.is_some(), || {

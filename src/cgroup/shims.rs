@@ -8,12 +8,12 @@ use super::{Cgroup, CgroupError, Mount};
 
 /// Name of the shims' cgroup below Nomad's parent cgroup. Nomad makes and removes only what it named itself
 /// (`share.slice`, `reserve.slice` and the tasks' scopes in them), so a further child is left alone.
-pub const SHIMS_CGROUP: &str = "nomad-driver-exec2.scope";
+pub(crate) const SHIMS_CGROUP: &str = "nomad-driver-exec2.scope";
 
 /// From a task's cgroup, `<mount>/PARENT/PARTITION/TASK`, to the shims': `<mount>/PARENT/nomad-driver-exec2.scope`.
 /// PARENT (`nomad.slice`, or whatever `cgroup_parent` of the client says) may have several components. `None` for a
 /// path that is not of this form.
-pub fn shims_path(mount: &Path, task: &Path) -> Option<PathBuf> {
+pub(crate) fn shims_path(mount: &Path, task: &Path) -> Option<PathBuf> {
     let parent = task.parent()?.parent()?;
     let below = parent.strip_prefix(mount).ok()?;
     if below.as_os_str().is_empty() { None } else { Some(parent.join(SHIMS_CGROUP)) }

@@ -86,7 +86,7 @@ impl Cgroup {
 
 /// CPU usage over an interval. 100 % is one core.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct CpuUsage {
+pub(crate) struct CpuUsage {
     pub user_percent: f64,
     pub system_percent: f64,
     pub percent: f64,
@@ -96,25 +96,25 @@ pub struct CpuUsage {
 
 /// Turns successive [`CpuTimes`] into usage. One per reader (a TaskStats stream), so that each sees its own intervals.
 #[derive(Debug, Clone)]
-pub struct CpuSampler {
+pub(crate) struct CpuSampler {
     mhz_per_core: Option<NonZeroU64>,
     last: Option<(Instant, CpuTimes)>,
 }
 
 impl CpuSampler {
     /// The first [`sample`](CpuSampler::sample) is zero for want of an interval, like that of Nomad's own drivers.
-    pub fn new(mhz_per_core: Option<NonZeroU64>) -> CpuSampler {
+    pub(crate) fn new(mhz_per_core: Option<NonZeroU64>) -> CpuSampler {
         CpuSampler { mhz_per_core, last: None }
     }
 
     /// With a reading taken earlier (when the task or the stream started): the first sample covers the time since.
-    pub fn since(mhz_per_core: Option<NonZeroU64>, at: Instant, times: CpuTimes) -> CpuSampler {
+    pub(crate) fn since(mhz_per_core: Option<NonZeroU64>, at: Instant, times: CpuTimes) -> CpuSampler {
         CpuSampler { mhz_per_core, last: Some((at, times)) }
     }
 
     /// Usage between the previous call and this one. `now` (CLOCK_MONOTONIC) is when `times` was read. Counters that
     /// went backwards (a new cgroup under the old name) give zero and a new start.
-    pub fn sample(&mut self, now: Instant, times: CpuTimes) -> CpuUsage {
+    pub(crate) fn sample(&mut self, now: Instant, times: CpuTimes) -> CpuUsage {
         let Some((then, before)) = self.last.replace((now, times)) else { return CpuUsage::default() };
         let elapsed_us = now.saturating_duration_since(then).as_secs_f64() * 1e6;
         if elapsed_us <= 0.0 {

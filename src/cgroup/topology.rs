@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 /// One logical core of Nomad's topology (`ClientTopologyCore`). Speeds in MHz, 0 = not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CoreMhz {
+pub(crate) struct CoreMhz {
     pub base: u64,
     pub max: u64,
     pub guess: u64,
@@ -19,7 +19,7 @@ impl CoreMhz {
 
 /// The part of Nomad's topology (`NomadDriverConfig.topology`) that turns MHz into CPU time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Topology {
+pub(crate) struct Topology {
     pub cores: Vec<CoreMhz>,
     /// `client.cpu_total_compute` in MHz; 0 when the operator did not set it.
     pub override_total_compute: u64,
@@ -31,7 +31,7 @@ pub struct Topology {
 /// the operator's `cpu_total_compute`, where set, replaces their sum. `None` when the topology is absent or says nothing
 /// (an agent before its first real SetConfig): then no CPU limit can be derived, see
 /// [`Limits::plan`](super::Limits::plan).
-pub fn mhz_per_core(topology: &Topology) -> Option<NonZeroU64> {
+pub(crate) fn mhz_per_core(topology: &Topology) -> Option<NonZeroU64> {
     let count = u128::try_from(topology.cores.len()).ok().filter(|n| *n > 0)?;
     let total: u128 = match topology.override_total_compute {
         0 => topology.cores.iter().map(|c| u128::from(c.counted())).sum(),

@@ -9,7 +9,7 @@ use crate::host::{self, Health, Host, State};
 
 /// Looks at this host and prints what it finds, as a table or as JSON. The exit code is 0 when the driver would be healthy,
 /// else 1; a reader that went away (`check | head -1`) changes nothing about it.
-pub fn check(json: bool) -> ExitCode {
+pub(super) fn check(json: bool) -> ExitCode {
     let host = match host::probe() {
         Ok(host) => host,
         Err(error) => {

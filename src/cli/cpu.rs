@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// MHz of the first core: its base frequency, else its highest, else what /proc/cpuinfo shows now. In that order Nomad
 /// looks, too. None: the kernel does not tell (virtual machines of some kinds).
-pub fn mhz_per_core() -> Option<NonZeroU64> {
+pub(super) fn mhz_per_core() -> Option<NonZeroU64> {
     let cpufreq = Path::new("/sys/devices/system/cpu/cpu0/cpufreq");
     let khz = |file: &str| std::fs::read_to_string(cpufreq.join(file)).ok()?.trim().parse::<u64>().ok();
     let mhz = khz("base_frequency").or_else(|| khz("cpuinfo_max_freq")).map(|khz| khz / 1000);
@@ -13,6 +13,11 @@ pub fn mhz_per_core() -> Option<NonZeroU64> {
     mhz.and_then(NonZeroU64::new)
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, and a negative speed is refused as 0"
+)]
 fn from_cpuinfo(text: &str) -> Option<u64> {
     let (_, value) = text.lines().find(|line| line.starts_with("cpu MHz"))?.split_once(':')?;
     value.trim().parse::<f64>().ok().map(|mhz| mhz.round() as u64)

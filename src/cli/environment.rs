@@ -20,7 +20,7 @@ const INHERITED_PREFIX: &[u8] = b"LC_";
 type Asked = (String, String);
 
 /// The inherited variables. Everything on the way to a task is text, so a variable that is none is left out, and named.
-pub fn inherited(
+pub(super) fn inherited(
     caller: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> impl Iterator<Item = (String, String)> {
     let wanted = |name: &OsStr| {
@@ -39,7 +39,10 @@ pub fn inherited(
 }
 
 /// The variables of `--env NAME=VALUE`, and of `--env NAME` those that the caller has.
-pub fn asked(options: &[OsString], caller: impl Fn(&str) -> Option<OsString>) -> anyhow::Result<Vec<Asked>> {
+pub(super) fn asked(
+    options: &[OsString],
+    caller: impl Fn(&str) -> Option<OsString>,
+) -> anyhow::Result<Vec<Asked>> {
     let text = |what: &OsStr| {
         what.to_str().map(ToOwned::to_owned).with_context(|| {
             format!("--env {what:?} is not UTF-8; write a variable of which name and value are text")
@@ -68,7 +71,7 @@ pub fn asked(options: &[OsString], caller: impl Fn(&str) -> Option<OsString>) ->
 }
 
 /// Both together; what was asked for wins.
-pub fn of_command(
+pub(super) fn of_command(
     asked: &[Asked],
     caller: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> HashMap<String, String> {
@@ -76,7 +79,7 @@ pub fn of_command(
 }
 
 /// Makes sure that what was asked for is what the command gets: the driver sets some variables itself, and withholds others.
-pub fn check(asked: &[Asked], spec: &TaskSpec) -> anyhow::Result<()> {
+pub(super) fn check(asked: &[Asked], spec: &TaskSpec) -> anyhow::Result<()> {
     // The last one of a name counts.
     let last: HashMap<&str, &str> =
         asked.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

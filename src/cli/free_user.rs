@@ -13,7 +13,7 @@ const RANGE: Range<u32> = 90_000..100_000;
 
 /// A user `nomad-N` that neither the host's user database nor a process has. `seed` says where to begin, so that several
 /// `run`s that start at once find different ones.
-pub fn find(seed: u32) -> anyhow::Result<User> {
+pub(super) fn find(seed: u32) -> anyhow::Result<User> {
     search(seed, &running(), users::lookup)
 }
 

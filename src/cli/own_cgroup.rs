@@ -16,12 +16,12 @@ const SUFFIX: &str = ".scope";
 
 /// The cgroup, or none where it is not available.
 #[derive(Debug)]
-pub struct OwnCgroup(Option<Cgroup>);
+pub(super) struct OwnCgroup(Option<Cgroup>);
 
 impl OwnCgroup {
     /// Makes it. `asked` are the controllers that a limit needs; without them it is an error. What else the host does not
     /// give is said, and the task runs without.
-    pub fn new(id: RunId, asked: &[&str]) -> anyhow::Result<Self> {
+    pub(super) fn new(id: RunId, asked: &[&str]) -> anyhow::Result<Self> {
         let path = Path::new(MOUNT_POINT).join(SLICE).join(format!("{id}{SUFFIX}"));
         let created = match Cgroup::create(&path) {
             Ok(created) => created,
@@ -48,12 +48,12 @@ impl OwnCgroup {
         Ok(this)
     }
 
-    pub fn get(&self) -> Option<&Cgroup> {
+    pub(super) fn get(&self) -> Option<&Cgroup> {
         self.0.as_ref()
     }
 
     /// Whether it was for want of what its own limit allows that the kernel killed in it.
-    pub fn reached_its_limit(&self) -> bool {
+    pub(super) fn reached_its_limit(&self) -> bool {
         self.get().and_then(|cgroup| cgroup.oom().ok().flatten()).is_some_and(|counts| counts.oom > 0)
     }
 }
@@ -69,7 +69,7 @@ impl Drop for OwnCgroup {
 }
 
 /// Removes the empty cgroups of killed `run`s. One with processes is left for the next sweep.
-pub fn sweep() {
+pub(super) fn sweep() {
     let slice = Path::new(MOUNT_POINT).join(SLICE);
     let Ok(entries) = std::fs::read_dir(&slice) else { return };
     for entry in entries.flatten() {

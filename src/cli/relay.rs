@@ -13,7 +13,7 @@ const CHUNK: usize = 64 * 1024;
 
 /// What to do when the target does not take any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gone {
+pub(super) enum Gone {
     /// Close the source: whoever writes to it gets SIGPIPE, as from the target itself.
     Close,
     /// Read on and drop it: a pseudo-terminal that is not read would block whoever writes to it.
@@ -23,7 +23,7 @@ pub enum Gone {
 /// A thread that copies until the source ends, the target does not take any more, or [`Relay::finish`] is called and the
 /// source is empty.
 #[derive(Debug)]
-pub struct Relay {
+pub(super) struct Relay {
     thread: JoinHandle<io::Result<()>>,
     /// Closed to say that nobody writes to the source any more.
     running: OwnedFd,
@@ -31,7 +31,7 @@ pub struct Relay {
 
 impl Relay {
     /// `source` must be non-blocking.
-    pub fn start(source: OwnedFd, target: OwnedFd, gone: Gone) -> io::Result<Self> {
+    pub(super) fn start(source: OwnedFd, target: OwnedFd, gone: Gone) -> io::Result<Self> {
         let (stop, running) = io::pipe()?;
         let copy = Copy { source: source.into(), target: Some(target.into()), gone, stop: stop.into() };
         let thread = std::thread::Builder::new().name("relay".into()).spawn(move || copy.run())?;
@@ -39,7 +39,7 @@ impl Relay {
     }
 
     /// Copies what is left, and returns what went wrong with the target.
-    pub fn finish(self) -> io::Result<()> {
+    pub(super) fn finish(self) -> io::Result<()> {
         drop(self.running);
         self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the copying thread panicked")))
     }

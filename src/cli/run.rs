@@ -19,7 +19,7 @@ use super::stdio::Stdio;
 use super::terminal::{Terminal, Watch};
 use super::{causes, environment, free_user, say};
 use crate::cgroup::{Cgroup, Limits, ResourceRequest};
-use crate::config::{PluginConfig, TaskConfig};
+use crate::config::{DriverConfig, PluginConfig};
 use crate::record::run_dir::RUN_DIR;
 use crate::sandbox::capabilities::{CapList, CapabilityError};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
@@ -49,7 +49,7 @@ const FAILED: u8 = 125;
         nomad-driver-exec2 run --cap-add net_bind_service -- python3 -m http.server 80\n\n\
         The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be made, \
         126 if the command may not be executed, 127 if it was not found.")]
-pub struct Args {
+pub(super) struct Args {
     /// Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated
     #[arg(long, value_name = "MODE:PATH")]
     unveil: Vec<Unveil>,
@@ -80,7 +80,7 @@ pub struct Args {
 }
 
 /// Runs the command and returns its exit status.
-pub fn main(args: Args) -> ExitCode {
+pub(super) fn main(args: Args) -> ExitCode {
     match run(&args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -130,16 +130,13 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         allow_caps: capabilities.set(),
         ..PluginConfig::default()
     };
-    let config = TaskConfig {
-        command: command.clone(),
-        args: rest,
-        unveil: args.unveil.clone(),
-        oom_score_adj: 0,
-        cap_add: capabilities,
-        cap_drop: CapList::default(),
-        work_dir: args.work_dir.clone(),
-        oom_group: false,
-    };
+    let config = DriverConfig::of_command_line(
+        command.clone(),
+        rest,
+        args.unveil.clone(),
+        capabilities,
+        args.work_dir.clone(),
+    );
     let mut env = environment::of_command(&asked_env, std::env::vars_os());
     env.extend(scratch.variables());
     let stdio = Stdio::new(&user)?;

@@ -10,28 +10,28 @@ use crate::record::run_dir::{self, RunDir};
 
 /// The process of one `run`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RunId(Identity);
+pub(super) struct RunId(Identity);
 
 impl RunId {
     /// This process.
-    pub fn own() -> std::io::Result<Self> {
-        Identity::of(std::process::id() as i32).map(Self)
+    pub(super) fn own() -> std::io::Result<Self> {
+        Identity::of(std::process::id().cast_signed()).map(Self)
     }
 
     /// From its name; none for any other name.
-    pub fn parse(name: &str) -> Option<Self> {
+    pub(super) fn parse(name: &str) -> Option<Self> {
         let (pid, start_time) = name.strip_prefix("run-")?.split_once('-')?;
         let id = Self(Identity { pid: pid.parse().ok()?, start_time: start_time.parse().ok()? });
         (id.to_string() == name).then_some(id)
     }
 
     /// A number that differs between `run`s of the same moment.
-    pub fn seed(self) -> u32 {
+    pub(super) fn seed(self) -> u32 {
         self.0.pid.unsigned_abs()
     }
 
     /// Whether the process has ended. False if that cannot be found out.
-    pub fn has_ended(self) -> bool {
+    pub(super) fn has_ended(self) -> bool {
         matches!(self.0.open(), Ok(None))
     }
 }
@@ -43,7 +43,7 @@ impl std::fmt::Display for RunId {
 }
 
 /// Ends the tasks of killed `run`s, which normally end with them, and removes their run directories.
-pub fn sweep(base: &Path) {
+pub(super) fn sweep(base: &Path) {
     // If the directory cannot be listed, the start of the task fails with a better message.
     for entry in run_dir::entries(base).unwrap_or_default() {
         let path = entry.path();

@@ -19,7 +19,7 @@ use nix::unistd::{Gid, Uid, fchown};
 
 use super::say;
 use crate::users::User;
-pub use base::Base;
+pub(super) use base::Base;
 
 /// The names of the directories: this and [`NAME_DIGITS`] hexadecimal digits.
 const PREFIX: &str = "exec2-run-";
@@ -37,7 +37,7 @@ const SHARED: Mode = Mode::from_bits_truncate(0o755);
 
 /// A directory could not be made ready.
 #[derive(Debug, thiserror::Error)]
-pub enum ScratchError {
+pub(super) enum ScratchError {
     #[error("failed to {action} {path:?}: {}", .errno.desc())]
     Io { action: &'static str, path: PathBuf, errno: Errno },
     #[error(
@@ -51,7 +51,7 @@ pub enum ScratchError {
 
 /// `alloc`, `local`, `secrets` and `tmp` below a new directory, as Nomad lays them out.
 #[derive(Debug)]
-pub struct Scratch {
+pub(super) struct Scratch {
     path: PathBuf,
     /// The [`Base`] that it is in.
     parent: OwnedFd,
@@ -61,7 +61,7 @@ pub struct Scratch {
 
 impl Scratch {
     /// Makes the directories in `base` and gives them to `user`.
-    pub fn new(base: &Base, user: &User) -> Result<Self, ScratchError> {
+    pub(super) fn new(base: &Base, user: &User) -> Result<Self, ScratchError> {
         let scratch = Self::locked(base)?;
         scratch.fill(user)?;
         Ok(scratch)
@@ -140,12 +140,12 @@ impl Scratch {
         move |errno| ScratchError::Io { action, path, errno }
     }
 
-    pub fn root(&self) -> &Path {
+    pub(super) fn root(&self) -> &Path {
         &self.path
     }
 
     /// Nomad's variables for them.
-    pub fn variables(&self) -> [(String, String); 3] {
+    pub(super) fn variables(&self) -> [(String, String); 3] {
         [("NOMAD_ALLOC_DIR", "alloc"), ("NOMAD_TASK_DIR", "local"), ("NOMAD_SECRETS_DIR", "secrets")]
             .map(|(name, dir)| (name.to_owned(), self.path.join(dir).display().to_string()))
     }
@@ -158,7 +158,7 @@ impl Drop for Scratch {
 }
 
 /// Removes the directories that a killed `run` left in `base`. Whatever a living one has is locked.
-pub fn sweep(base: &Base) {
+pub(super) fn sweep(base: &Base) {
     let Ok(entries) = std::fs::read_dir(base.path()) else { return };
     for name in entries.flatten().map(|entry| entry.file_name()).filter(|name| is_ours(name)) {
         let Ok(dir) = open_directory(base.dir(), &name) else { continue };

@@ -26,7 +26,7 @@ const ENDING: [i32; 8] = [
 
 /// What a signal means for `run`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Meaning {
+pub(super) enum Meaning {
     Forward,
     Stop,
     Continue,
@@ -34,7 +34,7 @@ pub enum Meaning {
 }
 
 impl Meaning {
-    pub fn of(number: i32) -> Self {
+    pub(super) fn of(number: i32) -> Self {
         match number {
             libc::SIGCONT => Self::Continue,
             _ if STOPPING.contains(&number) => Self::Stop,
@@ -46,12 +46,12 @@ impl Meaning {
 
 /// The signals that arrive from now on.
 #[derive(Debug)]
-pub struct Signals(mpsc::UnboundedReceiver<i32>);
+pub(super) struct Signals(mpsc::UnboundedReceiver<i32>);
 
 impl Signals {
     /// Takes every signal of the lists but those of `ignored`: whoever started this process (nohup, a shell that runs it in
     /// the background) wants them to have no effect. Needs a runtime.
-    pub fn listen(ignored: Bits) -> io::Result<Self> {
+    pub(super) fn listen(ignored: Bits) -> io::Result<Self> {
         let (sender, receiver) = mpsc::unbounded_channel();
         for number in taken(ignored) {
             let mut arrived = signal(SignalKind::from_raw(number))?;
@@ -64,7 +64,7 @@ impl Signals {
     }
 
     /// The number of the next signal.
-    pub async fn next(&mut self) -> i32 {
+    pub(super) async fn next(&mut self) -> i32 {
         match self.0.recv().await {
             Some(number) => number,
             // All of them are ignored.

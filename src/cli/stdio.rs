@@ -24,7 +24,7 @@ const FIRST_SAVED: RawFd = sys::clone::FIRST_FREE_FD;
 
 /// The task's standard streams, ready to be put in place.
 #[derive(Debug)]
-pub struct Stdio {
+pub(super) struct Stdio {
     /// The caller's own.
     own: [OwnedFd; 3],
     /// What replaces them; none = the caller's own stays.
@@ -36,13 +36,13 @@ pub struct Stdio {
 
 /// The copying of output that goes on while the task runs.
 #[derive(Debug)]
-pub struct Running {
+pub(super) struct Running {
     relays: Vec<Relay>,
     pub terminal: Option<Terminal>,
 }
 
 impl Stdio {
-    pub fn new(user: &User) -> anyhow::Result<Self> {
+    pub(super) fn new(user: &User) -> anyhow::Result<Self> {
         let stdio = [std::io::stdin().as_fd(), std::io::stdout().as_fd(), std::io::stderr().as_fd()]
             .map(|fd| sys::fd::duplicate_from(fd, FIRST_SAVED));
         let [stdin, stdout, stderr] = stdio;
@@ -62,8 +62,8 @@ impl Stdio {
 
     fn replace_terminals(&mut self, user: &User) -> anyhow::Result<()> {
         let is_terminal = [0, 1, 2].map(|number| isatty(&self.own[number]).unwrap_or(false));
-        let Some(number) = is_terminal.iter().position(|is_terminal| *is_terminal) else { return Ok(()) };
-        let number = number as RawFd;
+        let first = (0..).zip(is_terminal).find(|(_, is_terminal)| *is_terminal);
+        let Some((number, _)) = first else { return Ok(()) };
         let (terminal, slave) = Terminal::new(number, is_terminal[0], is_terminal[1], user)?;
         let (source, target) = terminal.ends().context("failed to duplicate the pseudo-terminal")?;
         self.copies.push((source, target, Gone::Discard));
@@ -101,12 +101,12 @@ impl Stdio {
     }
 
     /// Which standard stream is to be the task's controlling terminal.
-    pub fn terminal_number(&self) -> Option<RawFd> {
+    pub(super) fn terminal_number(&self) -> Option<RawFd> {
         self.terminal_number
     }
 
     /// Starts the task by `start`, with the streams in place meanwhile, and then starts to copy.
-    pub fn during<T>(self, start: impl FnOnce() -> T) -> anyhow::Result<(T, Running)> {
+    pub(super) fn during<T>(self, start: impl FnOnce() -> T) -> anyhow::Result<(T, Running)> {
         let Self { own, given, copies, mut terminal, .. } = self;
         let context = "failed to replace a standard stream";
         let streams = |number: usize| given[number].as_ref().unwrap_or(&own[number]).as_fd();
@@ -129,7 +129,7 @@ impl Stdio {
 
 impl Running {
     /// Copies what is left, once the task has ended, and gives the terminal back.
-    pub fn finish(self) {
+    pub(super) fn finish(self) {
         for relay in self.relays {
             if let Err(error) = relay.finish() {
                 say(&format!("nomad-driver-exec2: failed to copy the command's output: {error}\n"));

@@ -39,7 +39,7 @@ const SLAVE_MODE: Mode = Mode::from_bits_truncate(0o600);
 
 /// The caller's terminal and the task's.
 #[derive(Debug)]
-pub struct Terminal {
+pub(super) struct Terminal {
     /// The caller's, opened again: non-blocking for us alone, and independent of the shell's own descriptor.
     user: File,
     master: File,
@@ -56,7 +56,7 @@ pub struct Terminal {
 
 /// The terminal registered with the runtime.
 #[derive(Debug)]
-pub struct Watch {
+pub(super) struct Watch {
     user: AsyncFd<OwnedFd>,
     master: AsyncFd<OwnedFd>,
     looks: Interval,
@@ -65,7 +65,7 @@ pub struct Watch {
 /// A step of the pseudo-terminal could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {action}: {}", .errno.desc())]
-pub struct TerminalError {
+pub(super) struct TerminalError {
     action: &'static str,
     errno: Errno,
 }
@@ -76,7 +76,7 @@ fn failed(action: &'static str) -> impl FnOnce(Errno) -> TerminalError {
 
 impl Terminal {
     /// A terminal for the task, and its slave end. `number` is the standard stream that is the caller's terminal.
-    pub fn new(
+    pub(super) fn new(
         number: RawFd,
         input: bool,
         output: bool,
@@ -110,12 +110,12 @@ impl Terminal {
     }
 
     /// Copies of the master, to read the task's output from, and of the caller's terminal, to write it to.
-    pub fn ends(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+    pub(super) fn ends(&self) -> io::Result<(OwnedFd, OwnedFd)> {
         Ok((self.master.as_fd().try_clone_to_owned()?, self.user.as_fd().try_clone_to_owned()?))
     }
 
     /// Gives the task's terminal the size of the caller's.
-    pub fn resize(&self) {
+    pub(super) fn resize(&self) {
         if let Ok(size) = sys::terminal::size(&self.user) {
             // Without it the task has the size that it had.
             let _ = sys::terminal::set_size(&self.master, &size);
@@ -123,14 +123,14 @@ impl Terminal {
     }
 
     /// Passes a signal of the caller's terminal on to the foreground job of the task's, where the kernel can.
-    pub fn signal(&self, number: i32) -> bool {
+    pub(super) fn signal(&self, number: i32) -> bool {
         matches!(number, libc::SIGINT | libc::SIGQUIT)
             && sys::terminal::signal_foreground(&self.master, number).is_ok()
     }
 
     /// To be called at the start, when this process was continued, and from time to time: adapts the mode of the caller's
     /// terminal, if this process is in the foreground of it.
-    pub fn adapt(&mut self) {
+    pub(super) fn adapt(&mut self) {
         let wanted = self.input && self.output || self.is_raw_for_the_task();
         if wanted && self.before.is_none() && self.is_in_foreground() {
             self.make_raw();
@@ -157,7 +157,7 @@ impl Terminal {
 
     /// Gives the caller's terminal back as it was. Not from the background: the shell has set its own mode already, and the
     /// kernel would stop this process.
-    pub fn restore(&mut self) {
+    pub(super) fn restore(&mut self) {
         if let Some(before) = self.before.take()
             && self.is_in_foreground()
         {
@@ -184,7 +184,7 @@ impl Terminal {
         ours && !self.hung_up && self.pending.is_empty() && self.is_in_foreground()
     }
 
-    pub fn watch(&self) -> io::Result<Watch> {
+    pub(super) fn watch(&self) -> io::Result<Watch> {
         let register = |file: &File, interest| {
             sys::async_fd::register(file.as_fd().try_clone_to_owned()?, interest).map_err(|(_, error)| error)
         };
@@ -198,7 +198,7 @@ impl Terminal {
     }
 
     /// Passes on what is typed. Returns when it is time to look after the task. Nothing is lost if it is dropped meanwhile.
-    pub async fn pass_on(&mut self, watch: &mut Watch) {
+    pub(super) async fn pass_on(&mut self, watch: &mut Watch) {
         loop {
             let reads = self.reads();
             tokio::select! {

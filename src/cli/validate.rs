@@ -15,7 +15,6 @@ use serde_json::{Map, Value};
 use super::say;
 use crate::config::{ConfigError, PluginConfig};
 use crate::quote::quote;
-use crate::sandbox::capabilities::hcl;
 
 /// The file is read, and the plugin or Nomad would refuse what it says.
 const REFUSED: u8 = 1;
@@ -80,7 +79,7 @@ const SIMILAR: f64 = 0.8;
                         The exit status is 0 if the configuration is valid, 1 if the agent or the plugin would refuse it, \
                         2 if it cannot be read."
 )]
-pub struct Args {
+pub(super) struct Args {
     /// A JSON file, or - for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -131,7 +130,7 @@ impl Refusal {
 }
 
 /// Reads the file and says what is wrong with it.
-pub fn main(args: &Args) -> ExitCode {
+pub(super) fn main(args: &Args) -> ExitCode {
     let shown = args.file.display();
     match read(&args.file).and_then(|text| validate(&text)) {
         Ok(config) => match io::stdout().lock().write_all(summary(&config).as_bytes()) {
@@ -290,18 +289,24 @@ fn objects<'a>(place: &str, value: Option<&'a Value>) -> Result<Vec<&'a Map<Stri
 
 /// Nomad refuses an option that the plugin's schema does not have.
 fn known(options: &Map<String, Value>) -> Result<(), Refusal> {
-    match options.keys().find(|option| !PluginConfig::OPTIONS.contains(&option.as_str())) {
+    let known = names();
+    match options.keys().find(|option| !known.contains(&option.as_str())) {
         Some(option) => Err(Refusal::Unknown { option: option.clone() }),
         None => Ok(()),
     }
 }
 
+fn names() -> Vec<&'static str> {
+    PluginConfig::options().iter().map(|row| row.name).collect()
+}
+
 fn instead(option: &str) -> String {
+    let known = names();
     let score = |known: &&&str| strsim::jaro_winkler(option, known);
-    let best = PluginConfig::OPTIONS.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
+    let best = known.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
     match best.filter(|known| score(known) >= SIMILAR) {
         Some(known) => format!("did you mean {known}?"),
-        None => format!("write one of {}", PluginConfig::OPTIONS.join(", ")),
+        None => format!("write one of {}", known.join(", ")),
     }
 }
 
@@ -318,15 +323,7 @@ fn kind(value: &Value) -> &'static str {
 
 /// What the plugin would work with, defaults filled in, so that an option in the wrong place is noticed.
 fn summary(config: &PluginConfig) -> String {
-    let paths: Vec<_> = config.unveil_paths.iter().map(|rule| quote(&rule.to_string())).collect();
-    format!(
-        "valid\nunveil_defaults = {}\nunveil_paths = [{}]\nunveil_by_task = {}\nallow_caps = {}\ndynamic_user_range = {}\n",
-        config.unveil_defaults,
-        paths.join(", "),
-        config.unveil_by_task,
-        hcl(config.allow_caps),
-        quote(&config.dynamic_user_range.to_string()),
-    )
+    format!("valid\n{}", config.to_hcl())
 }
 
 #[cfg(test)]

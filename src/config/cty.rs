@@ -13,7 +13,8 @@ use std::ops::RangeInclusive;
 use serde::Deserializer;
 use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{ConfigError, Scope, element};
+use super::table::{Form, Kind, Row};
+use super::{At, ConfigError, Scope};
 use crate::quote::quote;
 
 /// The largest config in bytes. Longer than any `args` that execve(2) takes (6 MiB, three quarters of the
@@ -24,27 +25,39 @@ const CONFIG_BYTES_MAX: usize = 8 << 20;
 /// bytes (a pointer, a character, a NUL) each. An element may be one byte here but takes 32 in memory.
 const LIST_ITEMS_MAX: usize = 1 << 18;
 
-/// How deep unknown options may nest. Known ones are two levels deep.
+/// The most entries of one map, which holds names that people choose: limits, labels, tags.
+const MAP_ENTRIES_MAX: usize = 1 << 10;
+
+/// How deep unknown options may nest. Known ones are three levels deep: a list in a block.
 const DEPTH_MAX: usize = 16;
 
-/// The options of a config, before they are checked.
+/// The values that a config or a block sets, by the names of its options.
+type Values = BTreeMap<&'static str, Value>;
+
+/// The options of a config or of a block, before they are checked.
 #[derive(Debug)]
 pub(super) struct Options {
     scope: Scope,
-    values: BTreeMap<&'static str, Value>,
+    /// What messages put before the name of an option: nothing, or the block and a dot.
+    prefix: String,
+    values: Values,
 }
 
 /// As much of a value as any option can use.
 #[derive(Debug, Clone, PartialEq)]
-enum Value {
+pub(super) enum Value {
     Nil,
     Bool(bool),
     Int(i64),
     Uint(u64),
     Float(f64),
     Text(String),
-    /// The elements are never lists.
+    /// The elements are never lists or maps.
     List(Vec<Value>),
+    /// Of an option that takes a map. The values are never lists or maps.
+    Map(BTreeMap<String, Value>),
+    /// Of an option that is a block.
+    Block(Values),
     /// Something that no option takes, as messages call it.
     Other(&'static str),
 }
@@ -58,104 +71,48 @@ impl Value {
             Self::Int(_) | Self::Uint(_) | Self::Float(_) => "a number",
             Self::Text(_) => "a string",
             Self::List(_) => "a list",
+            Self::Map(_) | Self::Block(_) => "a map",
             Self::Other(kind) => kind,
         }
     }
-}
-
-impl Options {
-    /// Reads MessagePack. No bytes at all are a config without options: Nomad sends them when the agent has no
-    /// `config` block for the plugin.
-    pub(super) fn from_msgpack(
-        scope: Scope,
-        known: &'static [&'static str],
-        bytes: &[u8],
-    ) -> Result<Self, ConfigError> {
-        let unreadable = |reason: String| ConfigError::Unreadable { scope, reason };
-        if bytes.len() > CONFIG_BYTES_MAX {
-            return Err(unreadable(format!("it has {} bytes, more than {CONFIG_BYTES_MAX}", bytes.len())));
-        }
-        if bytes.is_empty() {
-            return Ok(Self { scope, values: BTreeMap::new() });
-        }
-        let mut reader = rmp_serde::Deserializer::new(bytes);
-        reader.set_max_depth(DEPTH_MAX);
-        let values = reader.deserialize_any(OptionsVisitor(known)).map_err(|e| unreadable(e.to_string()))?;
-        match reader.get_ref().len() {
-            0 => Ok(Self { scope, values }),
-            rest => Err(unreadable(format!("{rest} bytes follow the map"))),
+    pub(super) fn flag(self, at: &At) -> Result<bool, ConfigError> {
+        match self {
+            Self::Bool(flag) => Ok(flag),
+            other => Err(other.wrong_type(at, "true or false")),
         }
     }
 
-    /// Reads the same options from a JSON object.
-    pub(super) fn from_json(
-        scope: Scope,
-        known: &'static [&'static str],
-        json: &str,
-    ) -> Result<Self, ConfigError> {
-        let mut reader = serde_json::Deserializer::from_str(json);
-        reader
-            .deserialize_any(OptionsVisitor(known))
-            .and_then(|values| reader.end().map(|()| Self { scope, values }))
-            .map_err(|e| ConfigError::Unreadable { scope, reason: e.to_string() })
-    }
-
-    /// A boolean option, if it is set.
-    pub(super) fn flag(&mut self, option: &'static str) -> Result<Option<bool>, ConfigError> {
-        match self.take(option) {
-            Value::Nil => Ok(None),
-            Value::Bool(flag) => Ok(Some(flag)),
-            other => Err(self.wrong_type(option, &other, "true or false")),
+    pub(super) fn text(self, at: &At) -> Result<String, ConfigError> {
+        match self {
+            Self::Text(text) => Ok(text),
+            other => Err(other.wrong_type(at, "a string")),
         }
     }
 
-    /// A text option, if it is set.
-    pub(super) fn text(&mut self, option: &'static str) -> Result<Option<String>, ConfigError> {
-        match self.take(option) {
-            Value::Nil => Ok(None),
-            Value::Text(text) => Ok(Some(text)),
-            other => Err(self.wrong_type(option, &other, "a string")),
+    /// A list of texts.
+    pub(super) fn texts(self, at: &At) -> Result<Vec<String>, ConfigError> {
+        match self {
+            Self::List(items) => {
+                items.into_iter().enumerate().map(|(i, item)| item.text(&at.element(i))).collect()
+            }
+            other => Err(other.wrong_type(at, "a list of strings")),
         }
     }
 
-    /// A list of texts; empty if it is not set.
-    pub(super) fn texts(&mut self, option: &'static str) -> Result<Vec<String>, ConfigError> {
-        self.texts_if_set(option).map(Option::unwrap_or_default)
-    }
-
-    /// A list of texts, if it is set.
-    pub(super) fn texts_if_set(&mut self, option: &'static str) -> Result<Option<Vec<String>>, ConfigError> {
-        match self.take(option) {
-            Value::Nil => Ok(None),
-            Value::List(items) => items
-                .into_iter()
-                .enumerate()
-                .map(|(i, item)| match item {
-                    Value::Text(text) => Ok(text),
-                    other => Err(self.wrong_type(element(option, i), &other, "a string")),
-                })
-                .collect::<Result<_, _>>()
-                .map(Some),
-            other => Err(self.wrong_type(option, &other, "a list of strings")),
-        }
-    }
-
-    /// A whole number within `range`, if it is set. `write` says the range in words.
+    /// A whole number within `range`. `write` says the range in words.
     pub(super) fn whole_number(
-        &mut self,
-        option: &'static str,
-        range: RangeInclusive<i32>,
+        self,
+        at: &At,
+        range: &RangeInclusive<i32>,
         write: &'static str,
-    ) -> Result<Option<i32>, ConfigError> {
-        let value = self.take(option);
+    ) -> Result<i32, ConfigError> {
         // A float holds every i32; what it cannot hold exactly is out of any range.
-        let (number, shown) = match &value {
-            Value::Nil => return Ok(None),
-            Value::Int(n) => (*n as f64, n.to_string()),
-            Value::Uint(n) => (*n as f64, n.to_string()),
-            Value::Float(n) => (*n, n.to_string()),
-            Value::Text(text) => (text.parse().unwrap_or(f64::NAN), quote(text)),
-            other => return Err(self.wrong_type(option, other, write)),
+        let (number, shown) = match &self {
+            Self::Int(n) => (*n as f64, n.to_string()),
+            Self::Uint(n) => (*n as f64, n.to_string()),
+            Self::Float(n) => (*n, n.to_string()),
+            Self::Text(text) => (text.parse().unwrap_or(f64::NAN), quote(text)),
+            other => return Err(other.wrong_type(at, write)),
         };
         let problem = if number.is_nan() {
             "it is not a number"
@@ -166,68 +123,141 @@ impl Options {
         } else if number.fract() != 0.0 {
             "it is not a whole number"
         } else {
-            return Ok(Some(number as i32));
+            #[expect(clippy::cast_possible_truncation, reason = "it is a whole number in a range of i32")]
+            return Ok(number as i32);
         };
-        Err(ConfigError::Value { scope: self.scope, option: option.to_owned(), value: shown, problem, write })
+        Err(at.bad_value(shown, problem, write))
     }
 
-    fn take(&mut self, option: &'static str) -> Value {
-        self.values.remove(option).unwrap_or(Value::Nil)
-    }
-
-    fn wrong_type(&self, option: impl Into<String>, found: &Value, write: &'static str) -> ConfigError {
-        ConfigError::Type { scope: self.scope, option: option.into(), found: found.kind(), write }
+    pub(super) fn wrong_type(&self, at: &At, write: &'static str) -> ConfigError {
+        ConfigError::Type { scope: at.scope, option: at.option.clone(), found: self.kind(), write }
     }
 }
 
-/// Reads the outer map. Knows the names of the options, so that nothing else is kept.
-struct OptionsVisitor(&'static [&'static str]);
+impl Options {
+    /// Reads MessagePack. No bytes at all are a config without options: Nomad sends them when the agent has no
+    /// `config` block for the plugin.
+    pub(super) fn from_msgpack(scope: Scope, rows: &[Row], bytes: &[u8]) -> Result<Self, ConfigError> {
+        let unreadable = |reason: String| ConfigError::Unreadable { scope, reason };
+        if bytes.len() > CONFIG_BYTES_MAX {
+            return Err(unreadable(format!("it has {} bytes, more than {CONFIG_BYTES_MAX}", bytes.len())));
+        }
+        if bytes.is_empty() {
+            return Ok(Self::new(scope, String::new(), Values::new()));
+        }
+        let mut reader = rmp_serde::Deserializer::new(bytes);
+        reader.set_max_depth(DEPTH_MAX);
+        let values =
+            reader.deserialize_any(OptionsVisitor::of_config(rows)).map_err(|e| unreadable(e.to_string()))?;
+        match reader.get_ref().len() {
+            0 => Ok(Self::new(scope, String::new(), values)),
+            rest => Err(unreadable(format!("{rest} bytes follow the map"))),
+        }
+    }
 
-impl<'de> Visitor<'de> for OptionsVisitor {
-    type Value = BTreeMap<&'static str, Value>;
+    /// Reads the same options from a JSON object.
+    pub(super) fn from_json(scope: Scope, rows: &[Row], json: &str) -> Result<Self, ConfigError> {
+        let mut reader = serde_json::Deserializer::from_str(json);
+        reader
+            .deserialize_any(OptionsVisitor::of_config(rows))
+            .and_then(|values| reader.end().map(|()| Self::new(scope, String::new(), values)))
+            .map_err(|e| ConfigError::Unreadable { scope, reason: e.to_string() })
+    }
+
+    pub(super) fn new(scope: Scope, prefix: String, values: Values) -> Self {
+        Self { scope, prefix, values }
+    }
+
+    /// The value of an option, or what it is when it is not set.
+    pub(super) fn read<K: Kind>(&mut self, option: &'static str, kind: &K) -> Result<K::Value, ConfigError> {
+        let at = At { scope: self.scope, option: format!("{}{option}", self.prefix) };
+        match self.values.remove(option) {
+            None | Some(Value::Nil) => kind.unset().map_err(|write| at.missing(write)),
+            Some(value) => kind.read(&at, value),
+        }
+    }
+}
+
+/// Reads the map of a config or of a block. Knows the options, so that nothing else is kept.
+struct OptionsVisitor<'a> {
+    rows: &'a [Row],
+    /// What messages put before the name of an option.
+    prefix: &'a str,
+}
+
+impl<'a> OptionsVisitor<'a> {
+    fn of_config(rows: &'a [Row]) -> Self {
+        Self { rows, prefix: "" }
+    }
+}
+
+impl<'de> Visitor<'de> for OptionsVisitor<'_> {
+    type Value = Values;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a map of options")
     }
 
-    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
-        Ok(BTreeMap::new())
+    fn visit_unit<E: de::Error>(self) -> Result<Values, E> {
+        Ok(Values::new())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut values = BTreeMap::new();
-        while let Some(key) = map.next_key_seed(ValueSeed { lists: false })? {
-            let known = match &key {
-                Value::Text(key) => self.0.iter().copied().find(|option| option == key),
-                other => {
-                    let message = format!("the name of an option is {}, not a string", other.kind());
-                    return Err(de::Error::custom(message));
-                }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Values, A::Error> {
+        let mut values = Values::new();
+        while let Some(key) = name(&mut map, "an option")? {
+            let Some(row) = self.rows.iter().find(|row| row.name == key) else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
             };
-            match known {
-                None => {
-                    map.next_value::<IgnoredAny>()?;
+            let value = match row.form {
+                Form::Attribute(_) => map.next_value_seed(ValueSeed(Shape::List)),
+                Form::Map | Form::Entries => map.next_value_seed(ValueSeed(Shape::Map)),
+                Form::Block(rows) => {
+                    let prefix = &format!("{}{key}.", self.prefix);
+                    map.next_value_seed(ValueSeed(Shape::Block { rows: &rows(), prefix }))
                 }
-                Some(option) => {
-                    let value = map.next_value_seed(ValueSeed { lists: true })?;
-                    // Which of two the operator meant, nobody can know.
-                    if values.insert(option, value).is_some() {
-                        return Err(de::Error::custom(format!("option {option} occurs twice")));
-                    }
-                }
+            }?;
+            // Which of two the operator meant, nobody can know.
+            if values.insert(row.name, value).is_some() {
+                return Err(de::Error::custom(format!("option {}{key} occurs twice", self.prefix)));
             }
         }
         Ok(values)
     }
 }
 
-/// Reads one value, a list only if `lists`. What no option can use is read past and not kept.
-#[derive(Clone, Copy)]
-struct ValueSeed {
-    lists: bool,
+/// The next key of a map, which is the name of `what`.
+fn name<'de, A: MapAccess<'de>>(map: &mut A, what: &str) -> Result<Option<String>, A::Error> {
+    match map.next_key_seed(ValueSeed(Shape::Scalar))? {
+        None => Ok(None),
+        Some(Value::Text(name)) => Ok(Some(name)),
+        Some(other) => {
+            let message = format!("the name of {what} is {}, not a string", other.kind());
+            Err(de::Error::custom(message))
+        }
+    }
 }
 
-impl<'de> DeserializeSeed<'de> for ValueSeed {
+/// As much of a value as its place can use; what is more is read past and not kept.
+#[derive(Clone, Copy)]
+enum Shape<'a> {
+    Scalar,
+    /// A scalar, or a list of them.
+    List,
+    /// A map of scalars.
+    Map,
+    /// A map of these options.
+    Block {
+        rows: &'a [Row],
+        prefix: &'a str,
+    },
+}
+
+/// Reads one value.
+#[derive(Clone, Copy)]
+struct ValueSeed<'a>(Shape<'a>);
+
+impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
@@ -235,7 +265,7 @@ impl<'de> DeserializeSeed<'de> for ValueSeed {
     }
 }
 
-impl<'de> Visitor<'de> for ValueSeed {
+impl<'de> Visitor<'de> for ValueSeed<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -274,12 +304,12 @@ impl<'de> Visitor<'de> for ValueSeed {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        if !self.lists {
+        if !matches!(self.0, Shape::List) {
             while seq.next_element::<IgnoredAny>()?.is_some() {}
             return Ok(Value::Other("a list"));
         }
         let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(Self { lists: false })? {
+        while let Some(item) = seq.next_element_seed(ValueSeed(Shape::Scalar))? {
             if items.len() == LIST_ITEMS_MAX {
                 return Err(de::Error::custom(format!("a list has more than {LIST_ITEMS_MAX} elements")));
             }
@@ -289,8 +319,14 @@ impl<'de> Visitor<'de> for ValueSeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Value::Other("a map"))
+        match self.0 {
+            Shape::Scalar | Shape::List => {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Value::Other("a map"))
+            }
+            Shape::Map => entries(map).map(Value::Map),
+            Shape::Block { rows, prefix } => OptionsVisitor { rows, prefix }.visit_map(map).map(Value::Block),
+        }
     }
 
     /// MessagePack's extension types; go-cty writes one for a value that is not known yet.
@@ -298,4 +334,19 @@ impl<'de> Visitor<'de> for ValueSeed {
         reader.deserialize_any(IgnoredAny)?;
         Ok(Value::Other("not known yet"))
     }
+}
+
+/// Reads a map whose keys the author of the config chooses.
+fn entries<'de, A: MapAccess<'de>>(mut map: A) -> Result<BTreeMap<String, Value>, A::Error> {
+    let mut entries = BTreeMap::new();
+    while let Some(key) = name(&mut map, "an entry")? {
+        let value = map.next_value_seed(ValueSeed(Shape::Scalar))?;
+        if entries.len() == MAP_ENTRIES_MAX {
+            return Err(de::Error::custom(format!("a map has more than {MAP_ENTRIES_MAX} entries")));
+        }
+        if entries.insert(key.clone(), value).is_some() {
+            return Err(de::Error::custom(format!("entry {} occurs twice", quote(&key))));
+        }
+    }
+    Ok(entries)
 }

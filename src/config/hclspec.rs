@@ -1,6 +1,7 @@
 //! Builders for the schema messages. The agent evaluates a `config` block against them with hcldec.
 
-use crate::proto::hclspec::{Attr, Default, Literal, Object, Spec, spec::Block};
+use crate::proto::hclspec::spec::Block as Node;
+use crate::proto::hclspec::{Attr, Block, BlockAttrs, Default, Literal, Object, Spec};
 
 /// An HCL text.
 pub(super) const STRING: &str = "string";
@@ -11,38 +12,37 @@ pub(super) const BOOL: &str = "bool";
 /// A list of texts.
 pub(super) const STRINGS: &str = "list(string)";
 
-/// The whole schema: one attribute for each named spec.
-pub(super) fn object(specs: impl IntoIterator<Item = (&'static str, Spec)>) -> Spec {
-    let attributes = specs.into_iter().map(|(name, spec)| (name.to_owned(), spec)).collect();
-    spec(Block::Object(Object { attributes }))
+/// A map of texts.
+pub(super) const MAP: &str = "map(string)";
+
+/// The schema of a config or of a block: a spec for each option.
+pub(super) fn object(specs: impl IntoIterator<Item = (String, Spec)>) -> Spec {
+    spec(Node::Object(Object { attributes: specs.into_iter().collect() }))
 }
 
 /// `name = value`; null when the HCL does not set it.
-pub(super) fn optional(name: &'static str, type_: &str) -> (&'static str, Spec) {
-    (name, attr(name, type_, false))
-}
-
-/// `name = value`; without it the agent refuses the HCL.
-pub(super) fn required(name: &'static str, type_: &str) -> (&'static str, Spec) {
-    (name, attr(name, type_, true))
-}
-
-/// `name = true` or `false`; `value` when the HCL does not set it.
-pub(super) fn flag(name: &'static str, value: bool) -> (&'static str, Spec) {
-    default(name, BOOL, value.to_string())
+pub(super) fn attribute(name: &str, type_: &str, required: bool) -> Spec {
+    spec(Node::Attr(Attr { name: name.to_owned(), r#type: type_.to_owned(), required }))
 }
 
 /// `name = value`; `value`, an HCL expression, when the HCL does not set it.
-pub(super) fn default(name: &'static str, type_: &str, value: String) -> (&'static str, Spec) {
-    let literal = spec(Block::Literal(Literal { value }));
-    let primary = Some(Box::new(attr(name, type_, false)));
-    (name, spec(Block::Default(Box::new(Default { primary, default: Some(Box::new(literal)) }))))
+pub(super) fn default(name: &str, type_: &str, value: String) -> Spec {
+    let literal = spec(Node::Literal(Literal { value }));
+    let primary = Some(Box::new(attribute(name, type_, false)));
+    spec(Node::Default(Box::new(Default { primary, default: Some(Box::new(literal)) })))
 }
 
-fn attr(name: &str, type_: &str, required: bool) -> Spec {
-    spec(Block::Attr(Attr { name: name.to_owned(), r#type: type_.to_owned(), required }))
+/// `name { key = "text" }` with any keys; null when the HCL has no such block.
+pub(super) fn entries(name: &str, required: bool) -> Spec {
+    spec(Node::BlockAttrs(BlockAttrs { name: name.to_owned(), r#type: STRING.to_owned(), required }))
 }
 
-fn spec(block: Block) -> Spec {
+/// `name { … }` once, with the options of `nested`; null when the HCL has no such block.
+pub(super) fn block(name: &str, nested: Spec, required: bool) -> Spec {
+    let nested = Some(Box::new(nested));
+    spec(Node::BlockValue(Box::new(Block { name: name.to_owned(), required, nested })))
+}
+
+fn spec(block: Node) -> Spec {
     Spec { block: Some(block) }
 }

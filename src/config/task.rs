@@ -1,138 +1,192 @@
 //! A job's options: `task { driver = "exec2"; config { … } }`.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 
-use super::cty::Options;
-use super::{ConfigError, Scope, capabilities, element, hclspec, unveils, without_nul};
+use super::cty::Value;
+use super::kinds::{Capabilities, Flag, Number, UnveilRules};
+use super::table::{self, Form, Kind, Row, Sealed, Table, options};
+use super::{At, ConfigError, Scope, hclspec};
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
 use crate::sandbox::capabilities::CapList;
 use crate::sandbox::unveil::Unveil;
 
-const COMMAND: &str = "command";
-const ARGS: &str = "args";
-const UNVEIL: &str = "unveil";
-const OOM_SCORE_ADJ: &str = "oom_score_adj";
-const CAP_ADD: &str = "cap_add";
-const CAP_DROP: &str = "cap_drop";
-const WORK_DIR: &str = "work_dir";
-const OOM_GROUP: &str = "oom_group";
-const OPTIONS: &[&str] = &[COMMAND, ARGS, UNVEIL, OOM_SCORE_ADJ, CAP_ADD, CAP_DROP, WORK_DIR, OOM_GROUP];
-
 /// What a job may set as `oom_score_adj`. The kernel's range is -1000 to 1000 (proc_pid_oom_score_adj(5)), but below
 /// 0 a task would be spared at the cost of the host and of its neighbours, and -1000 would exempt it for good.
 pub const OOM_SCORE_ADJ_RANGE: RangeInclusive<i32> = 0..=1000;
 
-/// What a job asks for. Nomad has already replaced `${…}`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct TaskConfig {
-    /// `command`: a path, or a name to look up in the task's PATH. Not empty, without NUL.
-    pub command: String,
-    /// `args`: the arguments after the command's name. Without NUL. May hold secrets.
-    pub args: Vec<String>,
-    /// `unveil`: paths granted to this task, if the plugin's `unveil_by_task` lets it.
-    pub unveil: Vec<Unveil>,
-    /// `oom_score_adj`: how much sooner than others the task dies when memory runs out, within
-    /// [`OOM_SCORE_ADJ_RANGE`]. 0 unless set; it has to be written also when it is 0, since the agent's own value,
-    /// often -1000, would be inherited.
-    pub oom_score_adj: i32,
-    /// `cap_add`: capabilities to grant, if the plugin's `allow_caps` has them.
-    pub cap_add: CapList,
-    /// `cap_drop`: capabilities not to grant after all.
-    pub cap_drop: CapList,
-    /// `work_dir`: an absolute path without `..`, or a path relative to the parent of the task directory that has
-    /// no `..` left (`.` is that parent). None means the task directory.
-    pub work_dir: Option<PathBuf>,
-    /// `oom_group`: when memory runs out, all processes of the task are killed, not one of them (`memory.oom.group`). For
-    /// a task whose processes are of no use without each other, so that it ends and Nomad restarts it whole.
-    pub oom_group: bool,
+options! {
+    /// What a job asks for. Nomad has already replaced `${…}`.
+    ///
+    /// Not to be confused with `TaskConfig`, Nomad's message about a task, which has this as its `msgpack_driver_config`.
+    #[derive(Clone, PartialEq, Eq)]
+    pub struct DriverConfig {
+        /// a path, or a name that is looked up in the task's `PATH`
+        ///
+        /// Not empty in a job, without NUL.
+        pub command: String = Command,
+        /// the arguments of the command
+        ///
+        /// Without NUL. They may hold secrets.
+        pub args: Vec<String> = Args,
+        /// more paths; needs `unveil_by_task`
+        pub unveil: Vec<Unveil> = UnveilRules,
+        /// which task the kernel kills first when memory runs out; 0 to 1000
+        ///
+        /// It has to be written also when it is 0, since the agent's own value, often -1000, would be inherited.
+        pub oom_score_adj: i32 =
+            Number { range: OOM_SCORE_ADJ_RANGE, default: 0, write: "a whole number from 0 to 1000" },
+        /// start with these capabilities; each must be in `allow_caps`
+        pub cap_add: CapList = Capabilities,
+        /// take these capabilities away from `cap_add`
+        pub cap_drop: CapList = Capabilities,
+        /// an absolute path, or one relative to the directory that holds `local/`, `secrets/` and `tmp/`
+        ///
+        /// In a job it has no `..`: a relative one is folded, and `.` is the parent of the task directory. None means the task
+        /// directory.
+        pub work_dir: Option<PathBuf> = WorkDir,
+        /// when memory runs out, kill all processes of the task, not one
+        ///
+        /// This is `memory.oom.group`, for a task whose processes are of no use without each other: it ends, and Nomad
+        /// restarts it whole.
+        pub oom_group: bool = Flag { default: false },
+        .. sealed
+    }
 }
 
-impl TaskConfig {
+impl DriverConfig {
+    /// All options.
+    pub fn options() -> Vec<Row> {
+        Self::rows()
+    }
+
     /// The schema for Driver.TaskConfigSchema.
     pub fn schema() -> Spec {
-        hclspec::object([
-            hclspec::required(COMMAND, hclspec::STRING),
-            hclspec::optional(ARGS, hclspec::STRINGS),
-            hclspec::optional(UNVEIL, hclspec::STRINGS),
-            hclspec::optional(OOM_SCORE_ADJ, hclspec::NUMBER),
-            hclspec::optional(CAP_ADD, hclspec::STRINGS),
-            hclspec::optional(CAP_DROP, hclspec::STRINGS),
-            hclspec::optional(WORK_DIR, hclspec::STRING),
-            hclspec::optional(OOM_GROUP, hclspec::BOOL),
-        ])
+        table::schema(Scope::Task, Self::rows())
     }
 
     /// Reads `msgpack_driver_config` of Driver.StartTask.
     pub fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
-        Self::from_options(Options::from_msgpack(Scope::Task, OPTIONS, msgpack)?)
+        table::decode(Scope::Task, msgpack)
     }
 
     /// Reads the same options from a JSON object.
     pub fn decode_json(json: &str) -> Result<Self, ConfigError> {
-        Self::from_options(Options::from_json(Scope::Task, OPTIONS, json)?)
+        table::decode_json(Scope::Task, json)
     }
 
-    fn from_options(mut options: Options) -> Result<Self, ConfigError> {
-        let scope = Scope::Task;
-        let command =
-            options.text(COMMAND)?.filter(|command| !command.is_empty()).ok_or(ConfigError::Missing {
-                scope,
-                option: COMMAND,
-                write: r#"the program to run, for example "python3""#,
-            })?;
-        without_nul(scope, COMMAND, &command, true)?;
-        let args = options.texts(ARGS)?;
-        for (i, arg) in args.iter().enumerate() {
-            without_nul(scope, &element(ARGS, i), arg, false)?;
-        }
-        Ok(Self {
+    /// What the command line of `run` asks for. Its arguments come from execve(2), so they have no NUL. An empty command and a
+    /// directory with `..` are left to the start, whose errors `run` reports with an exit status of their own.
+    pub(crate) fn of_command_line(
+        command: String,
+        args: Vec<String>,
+        unveil: Vec<Unveil>,
+        cap_add: CapList,
+        work_dir: Option<PathBuf>,
+    ) -> Self {
+        Self {
             command,
             args,
-            unveil: unveils(scope, UNVEIL, &options.texts(UNVEIL)?)?,
-            oom_score_adj: options
-                .whole_number(OOM_SCORE_ADJ, OOM_SCORE_ADJ_RANGE, "a whole number from 0 to 1000")?
-                .unwrap_or(0),
-            cap_add: capabilities(scope, CAP_ADD, &options.texts(CAP_ADD)?)?,
-            cap_drop: capabilities(scope, CAP_DROP, &options.texts(CAP_DROP)?)?,
-            work_dir: match options.text(WORK_DIR)? {
-                Some(dir) if !dir.is_empty() => Some(work_dir(&dir)?),
-                _ => None,
-            },
-            oom_group: options.flag(OOM_GROUP)?.unwrap_or(false),
-        })
+            unveil,
+            oom_score_adj: 0,
+            cap_add,
+            cap_drop: CapList::default(),
+            work_dir,
+            oom_group: false,
+            sealed: Sealed,
+        }
     }
 }
 
-/// Leaves out what may be a secret, so that a task config can be logged.
-impl fmt::Debug for TaskConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TaskConfig")
-            .field("command", &self.command)
-            .field("args", &format_args!("({})", self.args.len()))
-            .field("unveil", &self.unveil)
-            .field("oom_score_adj", &self.oom_score_adj)
-            .field("cap_add", &self.cap_add)
-            .field("cap_drop", &self.cap_drop)
-            .field("work_dir", &self.work_dir)
-            .field("oom_group", &self.oom_group)
-            .finish()
+/// `command`. An empty one counts as not set.
+struct Command;
+
+impl Command {
+    const WRITE: &str = r#"the program to run, for example "python3""#;
+}
+
+impl Kind for Command {
+    type Value = String;
+    const FORM: Form = Form::Attribute(hclspec::STRING);
+    const TAKES: &str = "string";
+
+    fn unset(&self) -> Result<String, &'static str> {
+        Err(Self::WRITE)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<String, ConfigError> {
+        let command = value.text(at)?;
+        if command.is_empty() {
+            return Err(at.missing(Self::WRITE));
+        }
+        at.without_nul(&command, true)?;
+        Ok(command)
+    }
+
+    fn show(&self, value: &String) -> String {
+        quote(value)
+    }
+}
+
+/// `args`. Only their number is shown.
+struct Args;
+
+impl Kind for Args {
+    type Value = Vec<String>;
+    const FORM: Form = Form::Attribute(hclspec::STRINGS);
+    const TAKES: &str = "list of strings";
+
+    fn unset(&self) -> Result<Vec<String>, &'static str> {
+        Ok(Vec::new())
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Vec<String>, ConfigError> {
+        let args = value.texts(at)?;
+        for (i, arg) in args.iter().enumerate() {
+            // An index as text costs more than the check, and there may be thousands.
+            if arg.contains('\0') {
+                at.element(i).without_nul(arg, false)?;
+            }
+        }
+        Ok(args)
+    }
+
+    fn show(&self, value: &Vec<String>) -> String {
+        if value.is_empty() { "[]".to_owned() } else { format!("[({} not shown)]", value.len()) }
+    }
+}
+
+/// `work_dir`. An empty one counts as not set.
+struct WorkDir;
+
+impl Kind for WorkDir {
+    type Value = Option<PathBuf>;
+    const FORM: Form = Form::Attribute(hclspec::STRING);
+    const TAKES: &str = "string";
+
+    fn unset(&self) -> Result<Option<PathBuf>, &'static str> {
+        Ok(None)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Option<PathBuf>, ConfigError> {
+        let text = value.text(at)?;
+        if text.is_empty() { Ok(None) } else { work_dir(at, &text).map(Some) }
+    }
+
+    fn show(&self, value: &Option<PathBuf>) -> String {
+        match value {
+            Some(dir) => quote(&dir.to_string_lossy()),
+            None => r#""${NOMAD_TASK_DIR}""#.to_owned(),
+        }
     }
 }
 
 /// Checks the text of `work_dir`. A relative path is folded as the original driver folds it, so `local/../tmp`
 /// is `tmp`; what symlinks do to it is for the one who opens it.
-fn work_dir(text: &str) -> Result<PathBuf, ConfigError> {
-    let refuse = |problem, write| ConfigError::Value {
-        scope: Scope::Task,
-        option: WORK_DIR.to_owned(),
-        value: quote(text),
-        problem,
-        write,
-    };
-    without_nul(Scope::Task, WORK_DIR, text, true)?;
+fn work_dir(at: &At, text: &str) -> Result<PathBuf, ConfigError> {
+    let refuse = |problem, write| at.bad_value(quote(text), problem, write);
+    at.without_nul(text, true)?;
     let path = Path::new(text);
     let mut folded = PathBuf::new();
     for component in path.components() {

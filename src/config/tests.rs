@@ -6,14 +6,15 @@ use super::*;
 use crate::proto::hclspec::Spec;
 use crate::proto::hclspec::spec::Block;
 use crate::sandbox::capabilities::CapSet;
+use crate::sandbox::unveil::Unveil;
 
 fn msgpack(json: &Json) -> Vec<u8> {
     rmp_serde::to_vec(json).unwrap()
 }
 
-fn task(json: Json) -> Result<TaskConfig, ConfigError> {
-    let packed = TaskConfig::decode(&msgpack(&json));
-    assert_eq!(packed, TaskConfig::decode_json(&json.to_string()), "JSON reads alike");
+fn task(json: Json) -> Result<DriverConfig, ConfigError> {
+    let packed = DriverConfig::decode(&msgpack(&json));
+    assert_eq!(packed, DriverConfig::decode_json(&json.to_string()), "JSON reads alike");
     packed
 }
 
@@ -37,8 +38,8 @@ fn hex(text: &str) -> Vec<u8> {
 
 /// What go-cty 1.17 marshals for a task of our schema, with the given bytes as `oom_score_adj`: command "python3",
 /// args ["-m", "http.server"], unveil ["r:/etc/mime.types"], cap_add null, cap_drop [], work_dir null.
-fn go_task(oom_score_adj: &str) -> Result<TaskConfig, ConfigError> {
-    TaskConfig::decode(&hex(&format!(
+fn go_task(oom_score_adj: &str) -> Result<DriverConfig, ConfigError> {
+    DriverConfig::decode(&hex(&format!(
         "87a46172677392a22d6dab687474702e736572766572a76361705f616464c0a86361705f64726f7090a7636f6d6d616e64a7707974686f\
          6e33ad6f6f6d5f73636f72655f61646a{oom_score_adj}a6756e7665696c91b1723a2f6574632f6d696d652e7479706573a8776f726b5f\
          646972c0"
@@ -319,7 +320,7 @@ fn work_dirs() {
 fn debug_shows_no_argument() {
     let config = task(json!({"command": "a", "args": ["--password=hunter2"]})).unwrap();
     let text = format!("{config:?}");
-    assert!(!text.contains("hunter2") && text.contains("args: (1)"), "{text}");
+    assert!(!text.contains("hunter2") && text.contains("args: [(1 not shown)]"), "{text}");
 }
 
 #[test]
@@ -328,9 +329,9 @@ fn bin_is_read_as_text() {
     bytes.extend(b"command\xc4\x03envx");
     bytes.pop();
     bytes.extend(b"\xa4args\x91\xc5\x00\x01z");
-    let config = TaskConfig::decode(&bytes).unwrap();
+    let config = DriverConfig::decode(&bytes).unwrap();
     assert_eq!((config.command.as_str(), config.args), ("env", vec!["z".to_owned()]));
-    let error = TaskConfig::decode(b"\x81\xa7command\xa1\xff").unwrap_err().to_string();
+    let error = DriverConfig::decode(b"\x81\xa7command\xa1\xff").unwrap_err().to_string();
     assert_eq!(error, "task option command is a string that is not UTF-8; write a string");
 }
 
@@ -338,18 +339,18 @@ fn bin_is_read_as_text() {
 fn damaged_bytes_are_refused_in_words() {
     let whole = msgpack(&json!({"command": "env", "args": ["a"]}));
     for end in 1..whole.len() {
-        let error = TaskConfig::decode(&whole[..end]).unwrap_err();
+        let error = DriverConfig::decode(&whole[..end]).unwrap_err();
         assert!(matches!(error, ConfigError::Unreadable { .. }), "{error}");
     }
     let mut trailing = whole.clone();
     trailing.extend([0xc0, 0xc0]);
     assert_eq!(
-        TaskConfig::decode(&trailing).unwrap_err().to_string(),
+        DriverConfig::decode(&trailing).unwrap_err().to_string(),
         "task config: cannot read it as a map of options: 2 bytes follow the map"
     );
-    let error = TaskConfig::decode(b"\x82\xa7command\xa1a\xa7command\xa1b").unwrap_err().to_string();
+    let error = DriverConfig::decode(b"\x82\xa7command\xa1a\xa7command\xa1b").unwrap_err().to_string();
     assert!(error.ends_with("option command occurs twice"), "{error}");
-    let error = TaskConfig::decode(b"\x81\x01\xa1a").unwrap_err().to_string();
+    let error = DriverConfig::decode(b"\x81\x01\xa1a").unwrap_err().to_string();
     assert!(error.ends_with("the name of an option is a number, not a string"), "{error}");
     for other in [&b"\x90"[..], b"\xa1x", b"\x01", b"\xc3", b"\xd4\x00\x00", b"\xc1"] {
         let error = PluginConfig::decode(other).unwrap_err();
@@ -370,20 +371,20 @@ fn hostile_lengths_and_depths_are_refused() {
         b"\xc9\xff\xff\xff\xff\x00",
     ] {
         for key in [&b"\x81\xa4args"[..], b"\x81\xa5other"] {
-            let error = TaskConfig::decode(&[key, body].concat()).unwrap_err();
+            let error = DriverConfig::decode(&[key, body].concat()).unwrap_err();
             assert!(matches!(error, ConfigError::Unreadable { .. }), "{error}");
         }
     }
-    assert!(TaskConfig::decode(b"\xdf\xff\xff\xff\xff").is_err());
+    assert!(DriverConfig::decode(b"\xdf\xff\xff\xff\xff").is_err());
     // Depth, in an option that is read and in one that is not.
     for key in [&b"\x81\xa4args"[..], b"\x81\xa5other"] {
-        let error = TaskConfig::decode(&[key, &[0x91; 1 << 20]].concat()).unwrap_err().to_string();
+        let error = DriverConfig::decode(&[key, &[0x91; 1 << 20]].concat()).unwrap_err().to_string();
         assert!(error.ends_with("depth limit exceeded"), "{error}");
     }
     // More elements than any command takes.
     let mut many = b"\x81\xa4args\xdd\x00\x10\x00\x00".to_vec();
     many.resize(many.len() + (1 << 20), 0xc0);
-    let error = TaskConfig::decode(&many).unwrap_err().to_string();
+    let error = DriverConfig::decode(&many).unwrap_err().to_string();
     assert!(error.ends_with("a list has more than 262144 elements"), "{error}");
     let error = PluginConfig::decode(&vec![0xc0; (8 << 20) + 1]).unwrap_err().to_string();
     assert!(error.ends_with("it has 8388609 bytes, more than 8388608"), "{error}");
@@ -439,7 +440,7 @@ fn schemas_are_those_of_the_documented_options() {
         ]
     );
     assert_eq!(
-        attributes(&TaskConfig::schema()),
+        attributes(&DriverConfig::schema()),
         [
             row("args", "list(string)", false, None),
             row("cap_add", "list(string)", false, None),
@@ -451,14 +452,55 @@ fn schemas_are_those_of_the_documented_options() {
             row("work_dir", "string", false, None),
         ]
     );
-    let bytes = TaskConfig::schema().encode_to_vec();
-    assert_eq!(attributes(&Spec::decode(&bytes[..]).unwrap()), attributes(&TaskConfig::schema()));
+    let bytes = DriverConfig::schema().encode_to_vec();
+    assert_eq!(attributes(&Spec::decode(&bytes[..]).unwrap()), attributes(&DriverConfig::schema()));
+}
+
+/// What the schemas and the messages were before the options became a table: `config TAB form TAB input [TAB outcome]`.
+/// Operators and jobs rely on each line of it.
+const GOLDEN: &str = include_str!("golden.tsv");
+
+#[test]
+fn schemas_and_messages_stay_as_they_were() {
+    fn check<T>(
+        line: &str,
+        schema: Spec,
+        msgpack: impl Fn(&[u8]) -> Result<T, ConfigError>,
+        json: impl Fn(&str) -> Result<T, ConfigError>,
+    ) {
+        let outcome = |result: Result<T, ConfigError>| match result {
+            Ok(_) => "ok".to_owned(),
+            Err(error) => format!("error: {error}"),
+        };
+        match line.split('\t').collect::<Vec<_>>()[1..] {
+            // The order of a map's entries is open on the wire.
+            ["schema", bytes] => {
+                assert_eq!(Spec::decode(&hex(bytes)[..]).unwrap(), schema);
+                assert_eq!(bytes.len() / 2, schema.encoded_len());
+            }
+            ["json", text, expected] => assert_eq!(outcome(json(text)), expected, "{line}"),
+            ["msgpack", bytes, expected] => assert_eq!(outcome(msgpack(&hex(bytes))), expected, "{line}"),
+            _ => panic!("{line}"),
+        }
+    }
+    assert_eq!(GOLDEN.lines().count(), 360);
+    for line in GOLDEN.lines() {
+        match line.split('\t').next() {
+            Some("plugin") => {
+                check(line, PluginConfig::schema(), PluginConfig::decode, PluginConfig::decode_json);
+            }
+            Some("task") => {
+                check(line, DriverConfig::schema(), DriverConfig::decode, DriverConfig::decode_json)
+            }
+            _ => panic!("{line}"),
+        }
+    }
 }
 
 proptest! {
     #[test]
     fn decoding_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = TaskConfig::decode(&bytes);
+        let _ = DriverConfig::decode(&bytes);
         let _ = PluginConfig::decode(&bytes);
     }
 
@@ -471,11 +513,11 @@ proptest! {
         let mut bytes = vec![0x82, 0xa0 | key.len() as u8];
         bytes.extend(key.bytes());
         bytes.extend(&tail);
-        let _ = TaskConfig::decode(&bytes);
+        let _ = DriverConfig::decode(&bytes);
         let mut bytes = msgpack(&json!({"command": "env", "args": ["a", "b"], "oom_score_adj": 5, "unveil": ["r:/x"]}));
         let at = flip.0.index(bytes.len());
         bytes[at] = flip.1;
-        let _ = TaskConfig::decode(&bytes);
+        let _ = DriverConfig::decode(&bytes);
     }
 
     #[test]
@@ -510,7 +552,7 @@ proptest! {
 
     #[test]
     fn work_dir_never_keeps_a_parent_component(text in "(/|[.]{1,2}|a|/){0,8}") {
-        if let Ok(TaskConfig { work_dir: Some(dir), .. }) = task(json!({"command": "a", "work_dir": text})) {
+        if let Ok(DriverConfig { work_dir: Some(dir), .. }) = task(json!({"command": "a", "work_dir": text})) {
             prop_assert!(dir.components().all(|c| c != std::path::Component::ParentDir));
             prop_assert_eq!(dir.is_absolute(), text.starts_with('/'));
         }

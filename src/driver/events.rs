@@ -11,7 +11,7 @@ use crate::proto::driver::DriverTaskEvent;
 use crate::task::events::{Event, EventBus, TaskEvent};
 
 /// Stays open for as long as the plugin lives: Nomad would reconnect in a busy loop.
-pub fn stream(bus: &EventBus) -> impl Stream<Item = Result<DriverTaskEvent, Status>> + Send + use<> {
+pub(super) fn stream(bus: &EventBus) -> impl Stream<Item = Result<DriverTaskEvent, Status>> + Send + use<> {
     BroadcastStream::new(bus.subscribe()).filter_map(|received| match received {
         Ok(event) => Some(Ok(to_proto(event))),
         Err(BroadcastStreamRecvError::Lagged(lost)) => {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Settings, status::RpcError};
 use crate::cgroup::{CpuSet, Limits, ResourceRequest};
-use crate::config::{PluginConfig, TaskConfig};
+use crate::config::{DriverConfig, PluginConfig};
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
 use crate::quote::quote;
@@ -20,8 +20,12 @@ use crate::users;
 const NO_LOG: &str = "/dev/null";
 
 /// Looks up the user and the directories. Blocking: the user may come from the host's `getent`.
-pub fn task_spec(id: TaskId, task: &proto::TaskConfig, settings: &Settings) -> Result<TaskSpec, RpcError> {
-    let config = TaskConfig::decode(&task.msgpack_driver_config)?;
+pub(super) fn task_spec(
+    id: TaskId,
+    task: &proto::TaskConfig,
+    settings: &Settings,
+) -> Result<TaskSpec, RpcError> {
+    let config = DriverConfig::decode(&task.msgpack_driver_config)?;
     let root = dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name)?;
     let user =
         users::lookup_for_job(&user_name(task, &root, &settings.plugin), settings.plugin.dynamic_user_range)?;
@@ -48,7 +52,7 @@ pub fn task_spec(id: TaskId, task: &proto::TaskConfig, settings: &Settings) -> R
 }
 
 /// The job whose starts are limited together.
-pub fn job(task: &proto::TaskConfig) -> Job {
+pub(super) fn job(task: &proto::TaskConfig) -> Job {
     Job { namespace: task.namespace.clone(), id: task.job_id.clone() }
 }
 
@@ -76,7 +80,7 @@ fn logs(task: &proto::TaskConfig) -> Logs<'_> {
 
 fn limits(
     resources: Option<&proto::Resources>,
-    config: &TaskConfig,
+    config: &DriverConfig,
     settings: &Settings,
 ) -> Result<Limits, RpcError> {
     let resources = resources.ok_or(RpcError::Absent("resources"))?;

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::status::RpcError;
 use super::{Driver, events, request, stats};
 use crate::cgroup::CpuSampler;
-use crate::config::TaskConfig;
+use crate::config::DriverConfig;
 use crate::proto::driver::driver_server::Driver as DriverRpc;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, *};
@@ -46,7 +46,7 @@ impl DriverRpc for Driver {
         &self,
         _: Request<TaskConfigSchemaRequest>,
     ) -> Reply<TaskConfigSchemaResponse> {
-        Ok(Response::new(TaskConfigSchemaResponse { spec: Some(TaskConfig::schema()) }))
+        Ok(Response::new(TaskConfigSchemaResponse { spec: Some(DriverConfig::schema()) }))
     }
 
     async fn capabilities(&self, _: Request<CapabilitiesRequest>) -> Reply<CapabilitiesResponse> {

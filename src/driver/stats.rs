@@ -8,12 +8,12 @@ use crate::proto::driver::{
 };
 
 /// What Nomad's client asks for when it names no interval.
-pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest interval that is served; each reading opens five files.
-pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
+pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A reading as Nomad takes it: each field that the kernel told is listed as measured.
-pub fn task_stats(id: &str, stats: &Stats, cpu: CpuUsage) -> TaskStats {
+pub(super) fn task_stats(id: &str, stats: &Stats, cpu: CpuUsage) -> TaskStats {
     TaskStats {
         id: id.into(),
         timestamp: Some(SystemTime::now().into()),
@@ -70,7 +70,7 @@ fn memory(stats: &Stats) -> MemoryUsage {
 }
 
 /// The interval that is meant by what Nomad sent.
-pub fn interval(asked: Option<prost_types::Duration>) -> Duration {
+pub(super) fn interval(asked: Option<prost_types::Duration>) -> Duration {
     match asked.map(Duration::try_from) {
         Some(Ok(asked)) if !asked.is_zero() => asked.max(MIN_INTERVAL),
         _ => DEFAULT_INTERVAL,
@@ -78,7 +78,7 @@ pub fn interval(asked: Option<prost_types::Duration>) -> Duration {
 }
 
 /// The moment of a reading, taken as close to it as can be.
-pub fn read(cgroup: &crate::cgroup::Cgroup) -> Result<(Instant, Stats), crate::cgroup::CgroupError> {
+pub(super) fn read(cgroup: &crate::cgroup::Cgroup) -> Result<(Instant, Stats), crate::cgroup::CgroupError> {
     let stats = cgroup.stats()?;
     Ok((Instant::now(), stats))
 }

@@ -18,7 +18,7 @@ const HYBRID: &str = "unified";
 
 /// What is mounted at [`MOUNT_POINT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CgroupMount {
+pub(crate) enum CgroupMount {
     V2,
     V1,
     /// v1 for the controllers, v2 beside it for systemd alone.
@@ -28,7 +28,7 @@ pub enum CgroupMount {
 
 /// One kind of namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Namespace {
+pub(crate) struct Namespace {
     /// For people: `pid namespaces`.
     pub name: &'static str,
     /// Its name in /proc/self/ns and in the sysctl.
@@ -40,14 +40,14 @@ pub struct Namespace {
 
 impl Namespace {
     /// The limit's name for sysctl(8).
-    pub fn sysctl(&self) -> String {
+    pub(crate) fn sysctl(&self) -> String {
         format!("user.max_{}_namespaces", self.kind)
     }
 }
 
 /// What there is. Plain data, so that the judgement can be tested on any host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Observations {
+pub(crate) struct Observations {
     pub euid: u32,
     /// Effective set of this process (`CapEff`).
     pub capabilities: Option<u64>,
@@ -67,7 +67,7 @@ pub struct Observations {
 impl Observations {
     /// # Errors
     /// See [`seen`].
-    pub fn read() -> io::Result<Observations> {
+    pub(crate) fn read() -> io::Result<Observations> {
         let root = Path::new(MOUNT_POINT);
         let cgroup = mount(root)?;
         let v2 = cgroup == CgroupMount::V2;

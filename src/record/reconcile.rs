@@ -39,11 +39,11 @@ pub enum EndError {
 
 /// How long Nomad has to ask for a task whose start was answered by a plugin that died before Nomad showed that it knows. It
 /// asks within seconds of the new plugin's configuration, if it has the answer at all.
-pub const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(5 * 60);
+pub(crate) const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// Goes through all entries. Never touches a task that Nomad knows of and that may still be asked for. Returns those of which
 /// that is not certain: [`end_unacknowledged`] is for them, after [`ACKNOWLEDGE_LIMIT`].
-pub fn sweep(base: &Path) -> Vec<RunDir> {
+pub(crate) fn sweep(base: &Path) -> Vec<RunDir> {
     let entries = run_dir::entries(base).unwrap_or_else(|error| {
         tracing::warn!(%error, "failed to look for what earlier plugins left behind");
         Vec::new()
@@ -63,13 +63,13 @@ pub fn sweep(base: &Path) -> Vec<RunDir> {
 }
 
 /// Ends those for which Nomad has still not asked: the answer to their start was lost with their plugin.
-pub fn end_unacknowledged(doubtful: &[RunDir]) {
+pub(crate) fn end_unacknowledged(doubtful: &[RunDir]) {
     end_and_forget(doubtful.iter().filter(|entry| gone(entry.answered())));
 }
 
 /// Ends every earlier invocation of a task that is about to be started. Nomad has destroyed those that it knew, so what is
 /// left was started for an agent, or by a plugin, that died before the answer arrived.
-pub fn end_siblings(base: &Path, task_id: Key<'_>) -> Result<(), EndError> {
+pub(crate) fn end_siblings(base: &Path, task_id: Key<'_>) -> Result<(), EndError> {
     let found = run_dir::siblings(base, task_id).unwrap_or_else(|error| {
         tracing::warn!(%error, "failed to look for earlier invocations of the task");
         Vec::new()
@@ -78,12 +78,12 @@ pub fn end_siblings(base: &Path, task_id: Key<'_>) -> Result<(), EndError> {
 }
 
 /// Ends the shim of an entry, and with it the task, if it still runs: one that Nomad never knew, or wants to be rid of.
-pub fn end_earlier(entry: &RunDir) -> Result<(), EndError> {
+pub(crate) fn end_earlier(entry: &RunDir) -> Result<(), EndError> {
     kill_shim_of(entry)?.map_or(Ok(()), |dying| dying.wait(Instant::now() + KILL_LIMIT))
 }
 
 /// Kills a shim, and with it its pid namespace, and waits until it is gone; reaps it if it is our child. Blocking.
-pub fn end(shim: OwnedFd) -> Result<(), EndError> {
+pub(crate) fn end(shim: OwnedFd) -> Result<(), EndError> {
     kill(shim)?.wait(Instant::now() + KILL_LIMIT)
 }
 
@@ -182,7 +182,7 @@ fn gone(mark: Option<Identity>) -> bool {
 }
 
 /// No shim of it is left.
-pub fn ended(entry: &RunDir) -> bool {
+pub(crate) fn ended(entry: &RunDir) -> bool {
     entry.shim().is_none_or(|shim| matches!(shim.open(), Ok(None)))
 }
 

@@ -261,7 +261,7 @@ pub enum CapabilityError {
 }
 
 /// A set as a list of HCL.
-pub fn hcl(set: CapSet) -> String {
+pub(crate) fn hcl(set: CapSet) -> String {
     let names = if set == CapSet::ALL { vec!["all".to_owned()] } else { set.names() };
     format!("[{}]", names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "))
 }
@@ -270,7 +270,11 @@ pub fn hcl(set: CapSet) -> String {
 ///
 /// A name in `cap_drop` always takes that member away. `all` in `cap_drop` takes away only what `cap_add`
 /// did not name, so that `cap_drop = ["all"]`, `cap_add = ["chown"]` leaves `chown`.
-pub fn wanted(cap_add: CapList, cap_drop: CapList, allow_caps: CapSet) -> Result<CapSet, CapabilityError> {
+pub(crate) fn wanted(
+    cap_add: CapList,
+    cap_drop: CapList,
+    allow_caps: CapSet,
+) -> Result<CapSet, CapabilityError> {
     let added = if cap_drop.all { cap_add.named } else { cap_add.set() };
     let wanted = added.difference(cap_drop.named);
     let refused = wanted.difference(allow_caps);
@@ -283,14 +287,14 @@ pub fn wanted(cap_add: CapList, cap_drop: CapList, allow_caps: CapSet) -> Result
 
 /// What of `wanted` can be granted out of `own`, the plugin's capabilities. `all` means all that there are; one that
 /// `cap_add` names must be there.
-pub fn available(wanted: CapSet, cap_add: CapList, own: CapSet) -> Result<CapSet, CapabilityError> {
+pub(crate) fn available(wanted: CapSet, cap_add: CapList, own: CapSet) -> Result<CapSet, CapabilityError> {
     let lacking = wanted.intersection(cap_add.named).difference(own);
     if lacking.is_empty() { Ok(wanted.intersection(own)) } else { Err(CapabilityError::Lacking { lacking }) }
 }
 
 /// What a process with this /proc/PID/status can grant: capabilities that are permitted to it, and that its bounding set
 /// lets a child inherit. Where the file does not tell, all: the kernel then refuses what is missing.
-pub fn own(status: &str) -> CapSet {
+pub(crate) fn own(status: &str) -> CapSet {
     let line =
         |name| status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix(name)?.trim(), 16).ok());
     let bits = ["CapPrm:", "CapBnd:"].map(|name| line(name).unwrap_or(u64::MAX));

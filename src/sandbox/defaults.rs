@@ -12,7 +12,7 @@ const MATCHES_MAX: usize = 32;
 
 /// A default unveil: granted if the path exists when the task starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Default {
+pub(crate) struct Default {
     pub mode: Access,
     /// An absolute path. One of its names may have one `*`, which stands for any characters but `/`: distributions put
     /// versions into names.
@@ -21,7 +21,7 @@ pub struct Default {
 
 impl Default {
     /// The paths on this host: those that match a pattern, or the path as it is, whether it exists or not.
-    pub fn paths(&self) -> Vec<PathBuf> {
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
         matches(Path::new("/"), self.path)
     }
 }
@@ -64,7 +64,7 @@ const fn d(mode: Access, path: &'static str) -> Default {
 }
 
 /// In the order of the table in `docs/security.md`, which has the reason for each, and for what is left out.
-pub const DEFAULTS: &[Default] = &[
+pub(crate) const DEFAULTS: &[Default] = &[
     // Programs.
     d(RX, "/bin"),
     d(RX, "/sbin"),

@@ -6,9 +6,9 @@ use super::unveil::Access;
 
 /// The rights that are denied unless granted: those of Landlock ABI 3, as in the original driver. On a kernel with an
 /// older ABI the rights that it does not know cannot be denied; ABI 1 is the least that the driver starts tasks with.
-pub const HANDLED: ABI = ABI::V3;
+pub(crate) const HANDLED: ABI = ABI::V3;
 /// The rights that the kernel must be able to deny.
-pub const REQUIRED: ABI = ABI::V1;
+pub(crate) const REQUIRED: ABI = ABI::V1;
 
 /// Rights of ABI 3 that make sense for something that is no directory; the kernel refuses the others on it.
 const FILE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute | ReadFile | WriteFile | Truncate});
@@ -19,7 +19,7 @@ const CREATE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
 });
 
 /// The rights that `access` means for a directory (and all below it) or for a single file.
-pub fn rights(access: Access, directory: bool) -> BitFlags<AccessFs> {
+pub(crate) fn rights(access: Access, directory: bool) -> BitFlags<AccessFs> {
     let mut rights = BitFlags::empty();
     if access.read() {
         rights |= AccessFs::ReadFile | AccessFs::ReadDir;

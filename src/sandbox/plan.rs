@@ -14,7 +14,7 @@ const RWXC: Access = R.union(Access::WRITE).union(Access::EXECUTE).union(Access:
 
 /// What a task's rules are made of.
 #[derive(Debug)]
-pub struct Sources<'a> {
+pub(crate) struct Sources<'a> {
     /// The task's own directory: `alloc_mounts/<alloc>-<task>` with `alloc`, `local`, `secrets` and `tmp` in it.
     pub root: &'a Path,
     /// The task's cgroup; none = there is none.
@@ -53,7 +53,7 @@ const PROC_SELF: [&str; 2] = ["/proc/self", "/proc/thread-self"];
 const OWN_STREAMS: [&str; 4] = ["/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/fd"];
 
 /// The rules, the task's own directories first. Paths that a task could have tampered with are opened from above.
-pub fn rules(sources: &Sources<'_>) -> Result<Vec<Rule>, PlanError> {
+pub(crate) fn rules(sources: &Sources<'_>) -> Result<Vec<Rule>, PlanError> {
     let writable: Vec<&Path> = writable(sources.root, sources.agent.iter().chain(sources.job)).collect();
     let mut rules = if sources.defaults { defaults(sources, &writable) } else { Vec::new() };
     let by_agent = sources.agent.iter().map(|unveil| (NamedBy::Agent, unveil));
@@ -121,7 +121,11 @@ pub struct WorkDir {
 }
 
 /// `work_dir` is absolute, or relative to the task's own directory; outside of it only if `outside` allows it.
-pub fn work_dir(sources: &Sources<'_>, asked: Option<&Path>, outside: bool) -> Result<WorkDir, WorkDirError> {
+pub(crate) fn work_dir(
+    sources: &Sources<'_>,
+    asked: Option<&Path>,
+    outside: bool,
+) -> Result<WorkDir, WorkDirError> {
     let root = sources.root;
     let path = root.join(asked.unwrap_or(Path::new("local")));
     if !path.starts_with(root) && !outside {

@@ -22,14 +22,14 @@ const NOT_A_TASK: i32 = 127;
 
 /// What the task will need, opened while everything is still visible.
 #[derive(Debug)]
-pub struct Prepared {
+pub(super) struct Prepared {
     logs: Option<Logs>,
     work_dir: OwnedFd,
     ruleset: RulesetCreated,
 }
 
 /// In the shim: network namespace, mounts, logs, working directory, Landlock rules.
-pub fn prepare(spec: &ShimSpec) -> Result<Prepared> {
+pub(super) fn prepare(spec: &ShimSpec) -> Result<Prepared> {
     steps::join_network(spec)?;
     steps::separate_mounts()?;
     let logs = steps::open_logs(spec)?;
@@ -42,7 +42,7 @@ pub fn prepare(spec: &ShimSpec) -> Result<Prepared> {
 
 /// The task between its clone and its exec, for which it waits.
 #[derive(Debug)]
-pub struct Waiting {
+pub(super) struct Waiting {
     /// In the shim's pid namespace.
     pub pid: Pid,
     gate: PipeWriter,
@@ -50,7 +50,7 @@ pub struct Waiting {
 
 impl Waiting {
     /// Lets the task execute its command. From then on it may do to the shim what the kernel allows.
-    pub fn may_exec(mut self) -> Result<()> {
+    pub(super) fn may_exec(mut self) -> Result<()> {
         match self.gate.write_all(b"g") {
             // It has died already, which its end tells.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -60,7 +60,7 @@ impl Waiting {
 }
 
 /// Clones the task into its cgroup and hands its pidfd to the plugin.
-pub fn launch(
+pub(super) fn launch(
     spec: &ShimSpec,
     prepared: Prepared,
     cgroup: Option<OwnedFd>,

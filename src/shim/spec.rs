@@ -28,7 +28,7 @@ pub struct ShimSpec {
     pub rules: Vec<Rule>,
     /// Working directory of the task.
     pub work_dir: WorkDir,
-    /// Whether [`super::fds::CGROUP`] is there.
+    /// Whether the last of [`super::fds`], the cgroup directory, is there.
     pub cgroup: bool,
     /// Whether the task ends when the process that started it does (the `run` verb). A plugin's tasks outlive it.
     pub die_with_parent: bool,

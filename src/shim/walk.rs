@@ -24,7 +24,7 @@ const OPEN_TRIES: u32 = 16;
 
 /// Why a path could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WalkError {
+pub(super) enum WalkError {
     #[error("{}", .0.desc())]
     Errno(Errno),
     #[error(
@@ -53,16 +53,16 @@ impl From<Errno> for WalkError {
 
 /// A directory, wherever it is mounted: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DirId(u64, u64);
+pub(super) struct DirId(u64, u64);
 
 impl DirId {
-    pub fn of(stat: &FileStat) -> Self {
+    pub(super) fn of(stat: &FileStat) -> Self {
         Self(stat.st_dev, stat.st_ino)
     }
 }
 
 /// Opens `path`, which is absolute, `O_PATH`. No link at or below the directories `writable` is followed.
-pub fn open_path(path: &Path, writable: &[DirId]) -> Result<OwnedFd, WalkError> {
+pub(super) fn open_path(path: &Path, writable: &[DirId]) -> Result<OwnedFd, WalkError> {
     // Most paths have no link, and then there is nothing to be led by.
     let plain = ResolveFlag::RESOLVE_NO_SYMLINKS;
     match retry(|| openat2(nix::fcntl::AT_FDCWD, path, path_only(plain))) {
@@ -72,7 +72,7 @@ pub fn open_path(path: &Path, writable: &[DirId]) -> Result<OwnedFd, WalkError> 
 }
 
 /// openat2(2), repeated while a concurrent rename or a signal is in its way.
-pub fn retry(call: impl Fn() -> nix::Result<OwnedFd>) -> nix::Result<OwnedFd> {
+pub(super) fn retry(call: impl Fn() -> nix::Result<OwnedFd>) -> nix::Result<OwnedFd> {
     for _ in 1..OPEN_TRIES {
         match call() {
             Err(Errno::EAGAIN | Errno::EINTR) => {}

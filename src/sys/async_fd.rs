@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 /// The kernel's, with the descriptor given back.
-pub fn register(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
+pub(crate) fn register(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
     // SAFETY: the AsyncFd owns the OwnedFd, which is open for as long as it lives and always names the same descriptor.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(|error| error.into_parts())
 }

@@ -17,20 +17,20 @@ const PER_LINUX: libc::c_ulong = 0;
 const MPOL_DEFAULT: libc::c_int = 0;
 
 /// Nice value 0, getpriority(2). EACCES: it is above 0, and CAP_SYS_NICE is missing.
-pub fn reset_nice() -> Result<()> {
+pub(crate) fn reset_nice() -> Result<()> {
     // SAFETY: setpriority takes integers only.
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS as _, 0, 0) }).map(drop)
 }
 
 /// No I/O class of its own. A kernel without block devices has no such call.
-pub fn reset_io_priority() -> Result<()> {
+pub(crate) fn reset_io_priority() -> Result<()> {
     // SAFETY: ioprio_set takes integers only.
     let done = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_NONE) };
     or_absent(Errno::result(done))
 }
 
 /// The scheduling policy SCHED_OTHER, sched_setscheduler(2).
-pub fn reset_scheduler() -> Result<()> {
+pub(crate) fn reset_scheduler() -> Result<()> {
     let priority: libc::c_int = 0;
     // SAFETY: the kernel reads one struct sched_param, which is one int.
     let done =
@@ -39,7 +39,7 @@ pub fn reset_scheduler() -> Result<()> {
 }
 
 /// Every CPU that the cgroup allows, sched_setaffinity(2).
-pub fn reset_affinity() -> Result<()> {
+pub(crate) fn reset_affinity() -> Result<()> {
     let all = [u8::MAX; CPUS / u8::BITS as usize];
     // SAFETY: the kernel reads no more than the length given, which is that of the array.
     let done = unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, all.len(), all.as_ptr()) };
@@ -47,13 +47,13 @@ pub fn reset_affinity() -> Result<()> {
 }
 
 /// The execution domain of Linux without flags, such as a fixed address space layout: personality(2).
-pub fn reset_personality() -> Result<()> {
+pub(crate) fn reset_personality() -> Result<()> {
     // SAFETY: personality takes an integer only.
     Errno::result(unsafe { libc::personality(PER_LINUX) }).map(drop)
 }
 
 /// Timer slack, and transparent huge pages as the host has them: prctl(2).
-pub fn reset_timers_and_pages() -> Result<()> {
+pub(crate) fn reset_timers_and_pages() -> Result<()> {
     // SAFETY: these prctls take integers only.
     Errno::result(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, TIMER_SLACK, 0, 0, 0) })?;
     // SAFETY: as above.
@@ -61,14 +61,14 @@ pub fn reset_timers_and_pages() -> Result<()> {
 }
 
 /// Memory from any node, set_mempolicy(2). A kernel without NUMA has no such call.
-pub fn reset_memory_policy() -> Result<()> {
+pub(crate) fn reset_memory_policy() -> Result<()> {
     let no_nodes: *const libc::c_ulong = std::ptr::null();
     // SAFETY: with a null mask the kernel reads nothing.
     or_absent(Errno::result(unsafe { libc::syscall(libc::SYS_set_mempolicy, MPOL_DEFAULT, no_nodes, 0) }))
 }
 
 /// The securebits of capabilities(7), all off. EPERM: one is locked, or CAP_SETPCAP is missing.
-pub fn reset_securebits() -> Result<()> {
+pub(crate) fn reset_securebits() -> Result<()> {
     // SAFETY: this prctl takes nothing.
     if Errno::result(unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) })? == 0 {
         return Ok(());

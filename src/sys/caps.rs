@@ -22,14 +22,15 @@ struct Word {
 
 /// The three sets that capset(2) takes, bit N = capability number N.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sets {
+pub(crate) struct Sets {
     pub effective: u64,
     pub permitted: u64,
     pub inheritable: u64,
 }
 
 /// Replaces the calling thread's effective, permitted and inheritable sets.
-pub fn set(sets: Sets) -> Result<()> {
+pub(crate) fn set(sets: Sets) -> Result<()> {
+    #[expect(clippy::cast_possible_truncation, reason = "the other half has a word of its own")]
     let half = |set: u64, shift: u32| (set >> shift) as u32;
     let header = Header { version: VERSION_3, pid: 0 };
     let words = [0, 32].map(|shift| Word {
@@ -42,7 +43,7 @@ pub fn set(sets: Sets) -> Result<()> {
 }
 
 /// The calling thread's effective, permitted and inheritable sets.
-pub fn get() -> Result<Sets> {
+pub(crate) fn get() -> Result<Sets> {
     let header = Header { version: VERSION_3, pid: 0 };
     let mut words = [Word::default(); 2];
     // SAFETY: header and words have the layout of version 3 and live over the call.
@@ -56,21 +57,21 @@ pub fn get() -> Result<Sets> {
 }
 
 /// Drops capability `number` from the bounding set (`PR_CAPBSET_DROP`). EINVAL: the kernel has no such capability.
-pub fn drop_from_bounding(number: u8) -> Result<()> {
+pub(crate) fn drop_from_bounding(number: u8) -> Result<()> {
     // SAFETY: this prctl takes integers only.
     Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) })
         .map(drop)
 }
 
 /// Empties the ambient set (`PR_CAP_AMBIENT_CLEAR_ALL`).
-pub fn clear_ambient() -> Result<()> {
+pub(crate) fn clear_ambient() -> Result<()> {
     // SAFETY: this prctl takes integers only.
     Errno::result(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) })
         .map(drop)
 }
 
 /// Raises capability `number` in the ambient set; it must be permitted and inheritable (`PR_CAP_AMBIENT_RAISE`).
-pub fn raise_ambient(number: u8) -> Result<()> {
+pub(crate) fn raise_ambient(number: u8) -> Result<()> {
     // SAFETY: this prctl takes integers only.
     Errno::result(unsafe {
         libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, libc::c_ulong::from(number), 0, 0)

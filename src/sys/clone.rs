@@ -53,7 +53,8 @@ pub fn spawn(spawn: &Spawn<'_>) -> Result<Child> {
         .chain(spawn.stdio.into_iter().flatten())
         .chain(spawn.fds.iter().copied());
     let mut low = used.filter(|fd| fd.as_raw_fd() < FIRST_FREE_FD);
-    let last = spawn.first_fd + spawn.fds.len() as RawFd;
+    let count = RawFd::try_from(spawn.fds.len()).unwrap_or(RawFd::MAX);
+    let last = spawn.first_fd.saturating_add(count);
     if spawn.argv.len() >= argv.len() || low.next().is_some() || last > FIRST_FREE_FD {
         return Err(Errno::EINVAL);
     }
@@ -86,10 +87,11 @@ fn in_child(spawn: &Spawn<'_>, argv: &[*const c_char; 4]) -> ! {
                 ok &= libc::dup2(fd.as_raw_fd(), number) >= 0;
             }
         }
-        for (i, fd) in spawn.fds.iter().enumerate() {
-            ok &= libc::dup2(fd.as_raw_fd(), spawn.first_fd + i as RawFd) >= 0;
+        let mut first_other = spawn.first_fd;
+        for fd in spawn.fds {
+            ok &= libc::dup2(fd.as_raw_fd(), first_other) >= 0;
+            first_other += 1;
         }
-        let first_other = spawn.first_fd + spawn.fds.len() as RawFd;
         ok &= libc::syscall(libc::SYS_close_range, first_other, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) >= 0;
         if ok {
             libc::syscall(
@@ -153,7 +155,7 @@ unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Ch
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd() as u64;
+        args.cgroup = cgroup.as_raw_fd().cast_unsigned().into();
     }
     // SAFETY: args has the size given and lives over the call; without CLONE_VM the child has its own copy of the stack.
     let pid = Errno::result(unsafe {
@@ -164,7 +166,12 @@ unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Ch
     }
     // SAFETY: the kernel has just made this descriptor for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Some(Child { pid: Pid::from_raw(pid as i32), pidfd }))
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a PID is below 2^22 (PID_MAX_LIMIT of linux/threads.h)"
+    )]
+    let pid = Pid::from_raw(pid as i32);
+    Ok(Some(Child { pid, pidfd }))
 }
 
 #[cfg(test)]

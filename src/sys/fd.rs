@@ -22,14 +22,17 @@ static CLAIMED: AtomicBool = AtomicBool::new(false);
 /// EBUSY: it was called before in this process, so the numbers have an owner. EINVAL: the numbers are not among those that
 /// `spawn` places, between standard error and [`FIRST_FREE_FD`].
 pub fn inherited<const N: usize>(first: RawFd) -> Result<[Option<OwnedFd>; N]> {
-    if first <= libc::STDERR_FILENO || first + N as RawFd > FIRST_FREE_FD {
+    let count = RawFd::try_from(N).unwrap_or(RawFd::MAX);
+    if first <= libc::STDERR_FILENO || first.saturating_add(count) > FIRST_FREE_FD {
         return Err(Errno::EINVAL);
     }
     if CLAIMED.swap(true, Ordering::AcqRel) {
         return Err(Errno::EBUSY);
     }
-    Ok(std::array::from_fn(|index| {
-        let number = first + index as RawFd;
+    let mut next = first;
+    Ok(std::array::from_fn(|_| {
+        let number = next;
+        next += 1;
         // SAFETY: F_SETFD takes integers only; it fails with EBADF if the number is not open.
         let marked = Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) });
         // SAFETY: the number is open (checked above) and in the range that only `spawn` fills, which closes all others in the

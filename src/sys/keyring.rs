@@ -8,7 +8,7 @@ const JOIN_SESSION_KEYRING: libc::c_ulong = 1;
 
 /// Gives the calling process a new, empty session keyring, so that it possesses no key of whoever started the agent.
 /// A kernel without keyrings has nothing to leave behind.
-pub fn join_new_session() -> Result<()> {
+pub(crate) fn join_new_session() -> Result<()> {
     let anonymous: *const libc::c_char = std::ptr::null();
     // SAFETY: a null name asks for an anonymous keyring; nothing else is passed.
     match Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, anonymous) }) {

@@ -9,7 +9,7 @@ const CREATE_RULESET_VERSION: libc::c_uint = 1 << 0;
 ///
 /// `ENOSYS`: the kernel is older than 5.13 or was built without Landlock. `EOPNOTSUPP`: built in, but not in the list of
 /// active security modules (`lsm=`).
-pub fn abi() -> Result<u32, Errno> {
+pub(crate) fn abi() -> Result<u32, Errno> {
     // SAFETY: with the version flag, a null attribute and size 0 the kernel reads no memory of ours.
     let version = unsafe {
         libc::syscall(

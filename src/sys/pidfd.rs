@@ -9,11 +9,13 @@ use nix::errno::Errno;
 const SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
 
 /// Opens the process `pid`. The descriptor is close-on-exec. ESRCH: there is no such process.
-pub fn open(pid: i32) -> Result<OwnedFd> {
+pub(crate) fn open(pid: i32) -> Result<OwnedFd> {
     // SAFETY: pidfd_open takes integers only.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    #[expect(clippy::cast_possible_truncation, reason = "a descriptor is an int")]
+    let fd = fd as RawFd;
     // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Sends `signal` (0 only asks) to the process. ESRCH: it is gone.
@@ -22,13 +24,13 @@ pub fn signal(process: BorrowedFd<'_>, signal: i32) -> Result<()> {
 }
 
 /// Sends `signal` to the process group that the process leads. EINVAL: the kernel is older than 6.9.
-pub fn signal_group(leader: BorrowedFd<'_>, signal: i32) -> Result<()> {
+pub(crate) fn signal_group(leader: BorrowedFd<'_>, signal: i32) -> Result<()> {
     send(leader, signal, SIGNAL_PROCESS_GROUP)
 }
 
 /// Sends `signal` to the process group with this number, kill(2). For kernels before 6.9 only: make sure that the leader
 /// is still there, so that the number means what it meant.
-pub fn signal_group_by_number(leader: i32, signal: i32) -> Result<()> {
+pub(crate) fn signal_group_by_number(leader: i32, signal: i32) -> Result<()> {
     // kill(2) takes -1 for everybody; 0 and less would mean other things yet.
     if leader <= 1 {
         return Err(Errno::EINVAL);
@@ -54,7 +56,7 @@ const GET_INFO: u64 = 3 << 30 | (size_of::<PidfdInfo>() as u64) << 16 | 0xff << 
 
 /// The wait(2) status of a process that has ended and been reaped, also by somebody else; none while it has not.
 /// ENOTTY, EINVAL: the kernel is older than 6.15 and does not remember.
-pub fn exit_status(process: BorrowedFd<'_>) -> Result<Option<i32>> {
+pub(crate) fn exit_status(process: BorrowedFd<'_>) -> Result<Option<i32>> {
     let mut info = PidfdInfo { mask: INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the kernel writes no more than the size that is part of the request, into a struct of that size.
     Errno::result(unsafe { libc::ioctl(process.as_raw_fd(), GET_INFO as _, &raw mut info) })?;

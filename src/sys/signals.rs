@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 
 /// The highest signal number of Linux (`_NSIG` of `asm/signal.h` is 64 on x86-64 and aarch64).
-pub const LAST_SIGNAL: i32 = 64;
+pub(crate) const LAST_SIGNAL: i32 = 64;
 
 /// The kernel's `struct sigaction` as rt_sigaction(2) takes it on x86-64 and aarch64; the libc's own differs.
 #[repr(C)]
@@ -19,10 +19,10 @@ struct KernelSigaction {
 }
 
 /// A set of signals: bit N - 1 is signal N, as in the kernel's own sets.
-pub type Bits = u64;
+pub(crate) type Bits = u64;
 
 /// The bit of `signal`, which must be one of 1 to [`LAST_SIGNAL`].
-pub const fn bit(signal: i32) -> Bits {
+pub(crate) const fn bit(signal: i32) -> Bits {
     1 << (signal - 1)
 }
 
@@ -30,7 +30,7 @@ pub const fn bit(signal: i32) -> Bits {
 const INTERNAL: RangeInclusive<i32> = 32..=33;
 
 /// Signals that this process was started with as ignored. Ask before a handler is installed.
-pub fn ignored() -> Bits {
+pub(crate) fn ignored() -> Bits {
     let ignored = (1..=LAST_SIGNAL)
         .filter(|signal| !INTERNAL.contains(signal) && disposition(*signal) == Ok(libc::SIG_IGN));
     let now = ignored.map(bit).fold(0, |set, bit| set | bit);
@@ -72,7 +72,7 @@ fn disposition(signal: i32) -> Result<usize> {
 }
 
 /// Ignores each signal of the set. SIGKILL and SIGSTOP, which cannot be, are passed over. Async-signal-safe.
-pub fn ignore(set: Bits) {
+pub(crate) fn ignore(set: Bits) {
     let action = KernelSigaction { handler: libc::SIG_IGN, flags: 0, restorer: 0, mask: 0 };
     let none: *mut KernelSigaction = std::ptr::null_mut();
     for signal in (1..=LAST_SIGNAL).filter(|signal| set & bit(*signal) != 0) {
@@ -84,7 +84,7 @@ pub fn ignore(set: Bits) {
 }
 
 /// Gives one signal its default disposition. Async-signal-safe.
-pub fn reset(signal: i32) {
+pub(crate) fn reset(signal: i32) {
     let default = KernelSigaction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
     let none: *mut KernelSigaction = std::ptr::null_mut();
     // SAFETY: the action has the kernel's layout and lives over the call; the default disposition runs no code of ours.
@@ -96,7 +96,7 @@ pub fn reset(signal: i32) {
 /// Sends `signal` to every other process of this one's process group, then lets it act on this process as if it had no
 /// handler for it. Returns once this process is continued, or at once where the kernel does not stop it (an orphaned
 /// process group); never if the signal ends it.
-pub fn act_by_default(signal: Signal, whole_group: bool) -> Result<()> {
+pub(crate) fn act_by_default(signal: Signal, whole_group: bool) -> Result<()> {
     let mut before = KernelSigaction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
     let action = |handler| KernelSigaction { handler, flags: 0, restorer: 0, mask: 0 };
     let set = |new: &KernelSigaction, old: *mut KernelSigaction| {
@@ -127,25 +127,25 @@ pub fn act_by_default(signal: Signal, whole_group: bool) -> Result<()> {
 ///
 /// The plugin ignores SIGINT and Rust's runtime SIGPIPE, and exec keeps what is ignored: a task must not inherit that.
 /// It asks the kernel directly, since the libc refuses the two or three real-time signals that it uses itself.
-pub fn reset_dispositions() {
+pub(crate) fn reset_dispositions() {
     // SIGKILL and SIGSTOP fail with EINVAL, as they should.
     (1..=LAST_SIGNAL).for_each(reset);
 }
 
 /// Blocks every signal for the calling thread and returns the mask as it was.
-pub fn block_all() -> Result<SigSet> {
+pub(crate) fn block_all() -> Result<SigSet> {
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     Ok(before)
 }
 
 /// Sets the calling thread's mask.
-pub fn restore(mask: &SigSet) -> Result<()> {
+pub(crate) fn restore(mask: &SigSet) -> Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)
 }
 
 /// Unblocks every signal, also those that the libc reserves for itself. Async-signal-safe.
-pub fn unblock_all() -> Result<()> {
+pub(crate) fn unblock_all() -> Result<()> {
     let empty = 0u64;
     let none: *mut u64 = std::ptr::null_mut();
     // SAFETY: the set has the kernel's 8 bytes and lives over the call; a null old set is allowed.

@@ -10,7 +10,7 @@ use nix::pty::{posix_openpt, unlockpt};
 
 /// Makes a pseudo-terminal: its master, non-blocking, and its slave. Neither becomes the controlling terminal. The slave is
 /// opened through the master (`TIOCGPTPEER`, Linux 4.13), so that it does not matter what is mounted at /dev/pts.
-pub fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let master = posix_openpt(flags | OFlag::O_NONBLOCK)?;
     unlockpt(&master)?;
@@ -23,7 +23,7 @@ pub fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// The size of the window.
-pub fn size(terminal: impl AsFd) -> Result<winsize> {
+pub(crate) fn size(terminal: impl AsFd) -> Result<winsize> {
     let mut size = winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     let terminal = terminal.as_fd().as_raw_fd();
     // SAFETY: TIOCGWINSZ writes one winsize, which lives over the call.
@@ -32,33 +32,33 @@ pub fn size(terminal: impl AsFd) -> Result<winsize> {
 }
 
 /// Sets the size of the window; if it differs, the foreground process group gets SIGWINCH.
-pub fn set_size(terminal: impl AsFd, size: &winsize) -> Result<()> {
+pub(crate) fn set_size(terminal: impl AsFd, size: &winsize) -> Result<()> {
     let terminal = terminal.as_fd().as_raw_fd();
     // SAFETY: TIOCSWINSZ reads one winsize, which lives over the call.
     Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCSWINSZ as _, std::ptr::from_ref(size)) }).map(drop)
 }
 
 /// Makes the terminal open at `number` the controlling terminal of this process, which leads a session without one.
-pub fn take_control(number: RawFd) -> Result<()> {
+pub(crate) fn take_control(number: RawFd) -> Result<()> {
     // SAFETY: TIOCSCTTY takes an integer; a number that is not open is EBADF.
     Errno::result(unsafe { libc::ioctl(number, libc::TIOCSCTTY as _, 0) }).map(drop)
 }
 
 /// Gives the controlling terminal up again, without the hang-up that the end of a session's leader means: that would throw
 /// away what has not been read from the master yet.
-pub fn give_up_control(number: RawFd) -> Result<()> {
+pub(crate) fn give_up_control(number: RawFd) -> Result<()> {
     // SAFETY: TIOCNOTTY takes no argument; a number that is not open is EBADF.
     Errno::result(unsafe { libc::ioctl(number, libc::TIOCNOTTY as _, 0) }).map(drop)
 }
 
 /// Makes this process' group the foreground one of its controlling terminal, open at `number`. SIGTTOU must be blocked.
-pub fn come_to_foreground(number: RawFd) -> Result<()> {
+pub(crate) fn come_to_foreground(number: RawFd) -> Result<()> {
     // SAFETY: tcsetpgrp takes integers only; a number that is not open is EBADF.
     Errno::result(unsafe { libc::tcsetpgrp(number, libc::getpgrp()) }).map(drop)
 }
 
 /// A descriptor that is inherited and stays open as long as the process: 0, 1 or 2.
-pub fn standard(number: RawFd) -> Result<BorrowedFd<'static>> {
+pub(crate) fn standard(number: RawFd) -> Result<BorrowedFd<'static>> {
     if !(0..=2).contains(&number) {
         return Err(Errno::EBADF);
     }
@@ -69,7 +69,7 @@ pub fn standard(number: RawFd) -> Result<BorrowedFd<'static>> {
 }
 
 /// Sends SIGINT, SIGQUIT or SIGTSTP to the foreground process group of the slave (`TIOCSIG` on the master).
-pub fn signal_foreground(master: impl AsFd, signal: i32) -> Result<()> {
+pub(crate) fn signal_foreground(master: impl AsFd, signal: i32) -> Result<()> {
     // SAFETY: TIOCSIG takes the signal's number as an integer.
     Errno::result(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), TIOCSIG as _, signal) }).map(drop)
 }

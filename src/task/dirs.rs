@@ -51,7 +51,7 @@ const SECRETS_DIR: &str = "NOMAD_SECRETS_DIR";
 
 /// The directory that holds the task's `alloc`, `local`, `secrets` and `tmp`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Root {
+pub(crate) struct Root {
     pub path: PathBuf,
     /// Its owner: Nomad gives it to the task's user when it makes it, and none but root can give it away.
     pub uid: u32,
@@ -64,7 +64,7 @@ impl Root {
     ///
     /// Nomad 2.0 forgets a task's dynamic user when the agent is restarted, and then asks for a start of the task with an
     /// empty user.
-    pub fn dynamic_user(&self) -> Option<String> {
+    pub(crate) fn dynamic_user(&self) -> Option<String> {
         (self.uid != 0 && self.uid == self.gid).then(|| format!("nomad-{}", self.uid))
     }
 }
@@ -72,7 +72,7 @@ impl Root {
 /// Finds the root directory in the environment, and proves that it is the task's.
 ///
 /// `alloc_dir` is Nomad's `TaskConfig.alloc_dir` (`<data_dir>/alloc/<alloc>`), which no job can set; `task` the task's name.
-pub fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) -> Result<Root, DirsError> {
+pub(crate) fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) -> Result<Root, DirsError> {
     let value = |name: &'static str| env.get(name).map(Path::new).ok_or(DirsError::Unset(name));
     let (local, alloc, secrets) = (value(TASK_DIR)?, value(ALLOC_DIR)?, value(SECRETS_DIR)?);
     let foreign = |name, value: &Path, what| DirsError::Foreign { name, value: value.into(), what };

@@ -79,21 +79,21 @@ pub(super) struct End(watch::Receiver<Option<Ended>>);
 pub(super) struct EndSender(watch::Sender<Option<Ended>>);
 
 impl End {
-    pub fn unknown() -> (EndSender, Self) {
+    pub(super) fn unknown() -> (EndSender, Self) {
         let (sender, receiver) = watch::channel(None);
         (EndSender(sender), Self(receiver))
     }
 
-    pub fn known(ended: Ended) -> Self {
+    pub(super) fn known(ended: Ended) -> Self {
         Self(watch::channel(Some(ended)).1)
     }
 
-    pub fn get(&self) -> Option<Ended> {
+    pub(super) fn get(&self) -> Option<Ended> {
         *self.0.borrow()
     }
 
     /// At once if the task has ended.
-    pub async fn wait(&self) -> Ended {
+    pub(super) async fn wait(&self) -> Ended {
         let mut end = self.0.clone();
         loop {
             if let Some(ended) = *end.borrow_and_update() {
@@ -108,7 +108,7 @@ impl End {
 }
 
 impl EndSender {
-    pub fn publish(&self, ended: Ended) {
+    pub(super) fn publish(&self, ended: Ended) {
         self.0.send_replace(Some(ended));
     }
 }

@@ -76,7 +76,7 @@ const AGENTS_PREFIXES: [&str; 2] = ["SYSTEMD_", "SUDO_"];
 
 /// Who and where the task is.
 #[derive(Debug, Clone, Copy)]
-pub struct Whereabouts<'a> {
+pub(crate) struct Whereabouts<'a> {
     pub user: &'a User,
     /// The task's own directory, with `local` and `tmp` in it.
     pub root: &'a Path,
@@ -84,7 +84,7 @@ pub struct Whereabouts<'a> {
 }
 
 /// `KEY=value` in the order of the keys. `plugins` looks a variable up in the plugin's own environment.
-pub fn environment(
+pub(crate) fn environment(
     env: &HashMap<String, String>,
     plugins: impl Fn(&str) -> Option<String>,
     task: Whereabouts<'_>,

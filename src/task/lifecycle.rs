@@ -81,14 +81,14 @@ impl LifecycleError {
 
 /// The job of a task: its starts are limited together.
 #[derive(Debug, Clone, Default)]
-pub struct Job {
+pub(crate) struct Job {
     pub namespace: String,
     pub id: String,
 }
 
 /// All tasks of a plugin; clones share them.
 #[derive(Debug, Clone)]
-pub struct Lifecycle(Arc<Inner>);
+pub(crate) struct Lifecycle(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -101,7 +101,7 @@ struct Inner {
 
 impl Lifecycle {
     /// Touches nothing on disk: Nomad starts the plugin twice just to ask what it is.
-    pub fn new(run_dir: &Path) -> Result<Self, LaunchError> {
+    pub(crate) fn new(run_dir: &Path) -> Result<Self, LaunchError> {
         Ok(Self(Arc::new(Inner {
             launcher: Launcher::new(run_dir)?,
             starts: Starts::default(),
@@ -111,17 +111,17 @@ impl Lifecycle {
         })))
     }
 
-    pub fn bus(&self) -> &EventBus {
+    pub(crate) fn bus(&self) -> &EventBus {
         &self.0.bus
     }
 
-    pub fn task(&self, id: Key<'_>) -> Result<Arc<Task>, LifecycleError> {
+    pub(crate) fn task(&self, id: Key<'_>) -> Result<Arc<Task>, LifecycleError> {
         self.0.store.get(id.as_str()).ok_or(LifecycleError::Unknown)
     }
 
     /// Starts a task and returns its state for Nomad's handle once the command runs. `spec` is called on a thread for blocking
     /// work. If the caller goes away, a start that has not begun is given up, and the task of one that has is ended.
-    pub async fn start<E>(
+    pub(crate) async fn start<E>(
         &self,
         id: TaskId,
         job: Job,
@@ -134,7 +134,7 @@ impl Lifecycle {
     }
 
     /// Takes over the task of a handle, running or ended.
-    pub async fn recover(&self, id: TaskId, version: i32, state: &[u8]) -> Result<(), LifecycleError> {
+    pub(crate) async fn recover(&self, id: TaskId, version: i32, state: &[u8]) -> Result<(), LifecycleError> {
         let reservation = loop {
             match self.0.store.reserve(id.key()) {
                 Ok(reservation) => break reservation,
@@ -168,7 +168,12 @@ impl Lifecycle {
     }
 
     /// Signals a task, gives it `grace` to end, then kills it. A task that is not there is stopped. Without a signal: SIGINT.
-    pub async fn stop(&self, id: Key<'_>, signal: &str, grace: Duration) -> Result<(), LifecycleError> {
+    pub(crate) async fn stop(
+        &self,
+        id: Key<'_>,
+        signal: &str,
+        grace: Duration,
+    ) -> Result<(), LifecycleError> {
         let Ok(task) = self.task(id) else { return Ok(()) };
         let signal = match signal {
             "" => SignalNumber::SIGINT,
@@ -183,14 +188,14 @@ impl Lifecycle {
         Ok(())
     }
 
-    pub fn signal(&self, id: Key<'_>, signal: &str) -> Result<(), LifecycleError> {
+    pub(crate) fn signal(&self, id: Key<'_>, signal: &str) -> Result<(), LifecycleError> {
         let signal = signal::parse(signal)?;
         Ok(self.task(id)?.signal(signal)?)
     }
 
     /// Forgets a task; with `force` it is killed first if it runs. Also one that this plugin does not know: Nomad asks for it
     /// after RecoverTask has failed, and it may well run.
-    pub async fn destroy(&self, id: String, force: bool) -> Result<(), LifecycleError> {
+    pub(crate) async fn destroy(&self, id: String, force: bool) -> Result<(), LifecycleError> {
         let key = Key::new(&id)?;
         if let Ok(task) = self.task(key) {
             if task.ended().is_none() {
@@ -211,7 +216,7 @@ impl Lifecycle {
 
     /// Deals with what earlier plugins left: ends tasks that Nomad never learned of, notes whose uids are in use, and later ends
     /// those for which Nomad has not asked.
-    pub async fn reconcile(&self) -> Result<(), LifecycleError> {
+    pub(crate) async fn reconcile(&self) -> Result<(), LifecycleError> {
         let this = self.clone();
         let look = move || {
             let doubtful = this.0.launcher.sweep();
@@ -224,7 +229,7 @@ impl Lifecycle {
 
     /// The agent that was told of tasks may have died. The next one has until `limit` to ask for those that it knows, which it
     /// does when it has restored their allocations.
-    pub fn expect_acknowledgements(&self, limit: Duration) {
+    pub(crate) fn expect_acknowledgements(&self, limit: Duration) {
         let tasks = self.0.store.tasks().into_iter().filter(|task| task.is_unacknowledged()).collect();
         self.acknowledge_within(limit, Doubtful::Tasks(tasks));
     }

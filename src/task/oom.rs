@@ -44,7 +44,7 @@ pub(super) struct OomLedger {
 }
 
 impl OomLedger {
-    pub fn new(
+    pub(super) fn new(
         task: TaskId,
         cgroup: Option<Arc<Cgroup>>,
         run_dir: RunDir,
@@ -64,17 +64,17 @@ impl OomLedger {
         }
     }
 
-    pub fn kills_before(&self) -> u64 {
+    pub(super) fn kills_before(&self) -> u64 {
         self.before.oom_kill
     }
 
     /// From now on a SIGKILL is this plugin's.
-    pub fn plugin_kills(&self) {
+    pub(super) fn plugin_kills(&self) {
         self.killed_by_plugin.store(true, Ordering::Relaxed);
     }
 
     /// The verdict on an exit. The cgroup counts too: the shim may have been killed together with the task.
-    pub fn judge(&self, mut ended: Ended) -> Ended {
+    pub(super) fn judge(&self, mut ended: Ended) -> Ended {
         let counted = self.cgroup.as_ref().and_then(|cgroup| cgroup.oom().ok().flatten());
         let kills = self.see(counted.unwrap_or(self.before)).max(ended.exit.oom_kills);
         ended.exit.oom_kills = self.kills.fetch_max(kills, Ordering::Relaxed).max(kills);
@@ -108,7 +108,7 @@ impl OomLedger {
     }
 
     /// Reports the OOM kills of a task that ended before this plugin looked.
-    pub fn report_late(&self, bus: &EventBus) {
+    pub(super) fn report_late(&self, bus: &EventBus) {
         self.report(&mut self.survived.load(Ordering::Relaxed), bus);
     }
 
@@ -124,7 +124,7 @@ impl OomLedger {
     }
 
     /// The counters of the cgroup, where it has them. A task is not given up without them: its end is still judged rightly.
-    pub fn events(&self) -> Option<OomWatch> {
+    pub(super) fn events(&self) -> Option<OomWatch> {
         self.cgroup.as_ref()?.watch_oom().unwrap_or_else(|error| {
             // A cgroup that is gone kills nothing any more.
             if !error.is_gone() {
@@ -135,7 +135,7 @@ impl OomLedger {
     }
 
     /// Reports every OOM kill, also of a child whose parent keeps running, until the task ends.
-    pub async fn watch(&self, mut events: OomWatch, end: End, bus: EventBus) {
+    pub(super) async fn watch(&self, mut events: OomWatch, end: End, bus: EventBus) {
         let mut reported = self.survived.load(Ordering::Relaxed);
         let mut seen = reported;
         let mut pause = Instant::now();

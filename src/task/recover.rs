@@ -8,7 +8,7 @@ use crate::record::run_dir::RunDir;
 
 /// What became of the task meanwhile.
 #[derive(Debug)]
-pub enum Recovered {
+pub(crate) enum Recovered {
     /// It runs.
     Running(Box<Launched>),
     /// It ended, and its exit record is there.
@@ -29,7 +29,7 @@ pub enum RecoverError {
 }
 
 /// Finds the task of a handle. `run_dir` is where its shim writes its end.
-pub fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Recovered, RecoverError> {
+pub(crate) fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Recovered, RecoverError> {
     let state = DriverState::decode(version, state)?;
     if state.boot_id != boot_id()? {
         return Err(RecoverError::Rebooted);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup::Limits;
-use crate::config::{PluginConfig, TaskConfig};
+use crate::config::{DriverConfig, PluginConfig};
 use crate::sandbox::capabilities::{CapSet, CapabilityError, available, own, wanted};
 use crate::sandbox::place::Place;
 use crate::sandbox::plan::{PlanError, Sources, WorkDirError, rules, work_dir};
@@ -27,7 +27,7 @@ pub struct Request<'a> {
     pub netns: Option<&'a Path>,
     pub cgroup: Option<&'a Path>,
     pub limits: Limits,
-    pub config: &'a TaskConfig,
+    pub config: &'a DriverConfig,
 }
 
 /// Where the output goes.
@@ -145,7 +145,7 @@ fn stdio(request: &Request<'_>) -> Result<Stdio, SpecError> {
 
 /// The capabilities that a task holds: what it asks for, whoever its user is. Root gets no other, so that a job shows what
 /// its task can do.
-fn granted(config: &TaskConfig, plugin: &PluginConfig) -> Result<CapSet, CapabilityError> {
+fn granted(config: &DriverConfig, plugin: &PluginConfig) -> Result<CapSet, CapabilityError> {
     let wanted = wanted(config.cap_add, config.cap_drop, plugin.allow_caps)?;
     if wanted.is_empty() {
         return Ok(wanted);
@@ -156,14 +156,18 @@ fn granted(config: &TaskConfig, plugin: &PluginConfig) -> Result<CapSet, Capabil
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::sandbox::capabilities::{CapList, Capability};
+    use serde_json::{Value, json};
 
-    fn config() -> TaskConfig {
-        TaskConfig::decode_json(r#"{"command": "env"}"#).unwrap()
+    use super::*;
+    use crate::sandbox::capabilities::Capability;
+
+    fn config(options: &Value) -> DriverConfig {
+        let mut all = json!({"command": "env"});
+        all.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        DriverConfig::decode_json(&all.to_string()).unwrap()
     }
 
-    fn spec(uid: u32, config: &TaskConfig, plugin: &PluginConfig) -> Result<TaskSpec, SpecError> {
+    fn spec(uid: u32, config: &DriverConfig, plugin: &PluginConfig) -> Result<TaskSpec, SpecError> {
         TaskSpec::new(
             &Request {
                 id: TaskId::new("1/web/2", "1", "web").unwrap(),
@@ -185,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_jobs_unveil_needs_the_operators_leave() {
-        let config = TaskConfig { unveil: vec!["r:/srv".parse().unwrap()], ..config() };
+        let config = config(&json!({"unveil": ["r:/srv"]}));
         let error = spec(80_000, &config, &PluginConfig::default()).unwrap_err();
         assert!(error.to_string().contains("unveil_by_task = true"), "{error}");
         let plugin = PluginConfig { unveil_by_task: true, ..PluginConfig::default() };
@@ -195,7 +199,7 @@ mod tests {
 
     #[test]
     fn logs_are_opened_from_the_tasks_root() {
-        let spec = spec(80_000, &config(), &PluginConfig::default()).unwrap();
+        let spec = spec(80_000, &config(&json!({})), &PluginConfig::default()).unwrap();
         assert_eq!(
             spec.shim.stdio,
             Stdio::Fifos {
@@ -207,7 +211,6 @@ mod tests {
 
     #[test]
     fn a_task_holds_what_it_asks_for_and_no_more() {
-        let list = |names: &[&str]| CapList::from_names(names).unwrap();
         let (bind, chown) = (Capability::NET_BIND_SERVICE, Capability::CHOWN);
         let plugin = PluginConfig {
             unveil_by_task: true,
@@ -216,7 +219,7 @@ mod tests {
         };
         for uid in [0, 80_000] {
             let of = |add: &[&str], drop: &[&str]| {
-                let config = TaskConfig { cap_add: list(add), cap_drop: list(drop), ..config() };
+                let config = config(&json!({"cap_add": add, "cap_drop": drop}));
                 spec(uid, &config, &plugin).map(|spec| spec.shim.granted)
             };
             assert_eq!(of(&[], &[]).unwrap(), CapSet::EMPTY, "uid {uid}: root has none by itself");
@@ -228,8 +231,8 @@ mod tests {
 
     #[test]
     fn the_environment_names_the_working_directory() {
-        let work_dir = Some("local/app".into());
-        let spec = spec(80_000, &TaskConfig { work_dir, ..config() }, &PluginConfig::default()).unwrap();
+        let config = config(&json!({"work_dir": "local/app"}));
+        let spec = spec(80_000, &config, &PluginConfig::default()).unwrap();
         assert_eq!(spec.shim.env("NOMAD_WORK_DIR"), Some("/m/1-web/local/app"));
         assert_eq!(spec.shim.env("LOGNAME"), Some("u"));
     }

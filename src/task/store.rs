@@ -10,7 +10,7 @@ use crate::record::key::Key;
 
 /// Shared by all RPCs. No lock is held over an await or a system call.
 #[derive(Debug, Default)]
-pub struct Store {
+pub(crate) struct Store {
     entries: RwLock<HashMap<String, Entry>>,
     /// Wakes who waits for an id that is being started.
     decided: Notify,
@@ -29,7 +29,7 @@ enum Entry {
 pub struct Taken;
 
 impl Store {
-    pub fn get(&self, id: &str) -> Option<Arc<Task>> {
+    pub(crate) fn get(&self, id: &str) -> Option<Arc<Task>> {
         match self.read().get(id)? {
             Entry::Known(task) => Some(Arc::clone(task)),
             Entry::Starting => None,
@@ -37,7 +37,7 @@ impl Store {
     }
 
     /// Takes the id, so that no second start of it can begin. Give it a task, or drop it to free the id again.
-    pub fn reserve(self: &Arc<Self>, id: Key<'_>) -> Result<Reservation, Taken> {
+    pub(crate) fn reserve(self: &Arc<Self>, id: Key<'_>) -> Result<Reservation, Taken> {
         let id = id.as_str();
         let mut map = self.write();
         if map.contains_key(id) {
@@ -48,7 +48,7 @@ impl Store {
     }
 
     /// The task; waits while it is being started. None: there is none.
-    pub async fn get_started(&self, id: &str) -> Option<Arc<Task>> {
+    pub(crate) async fn get_started(&self, id: &str) -> Option<Arc<Task>> {
         loop {
             let mut decided = std::pin::pin!(self.decided.notified());
             // From here on, not from its first poll: nothing decided after the look below is missed.
@@ -62,17 +62,17 @@ impl Store {
         }
     }
 
-    pub fn remove(&self, id: &str) {
+    pub(crate) fn remove(&self, id: &str) {
         self.write().remove(id);
         self.decided.notify_waiters();
     }
 
     /// The tasks whose id begins like this.
-    pub fn with_prefix(&self, prefix: &str) -> Vec<Arc<Task>> {
+    pub(crate) fn with_prefix(&self, prefix: &str) -> Vec<Arc<Task>> {
         self.tasks().into_iter().filter(|task| task.id.as_str().starts_with(prefix)).collect()
     }
 
-    pub fn tasks(&self) -> Vec<Arc<Task>> {
+    pub(crate) fn tasks(&self) -> Vec<Arc<Task>> {
         let known = |entry: &Entry| match entry {
             Entry::Known(task) => Some(Arc::clone(task)),
             Entry::Starting => None,
@@ -91,14 +91,14 @@ impl Store {
 
 /// An id that is being started.
 #[derive(Debug)]
-pub struct Reservation {
+pub(crate) struct Reservation {
     store: Arc<Store>,
     id: String,
     kept: bool,
 }
 
 impl Reservation {
-    pub fn keep(mut self, task: Arc<Task>) {
+    pub(crate) fn keep(mut self, task: Arc<Task>) {
         self.kept = true;
         self.store.write().insert(std::mem::take(&mut self.id), Entry::Known(task));
         self.store.decided.notify_waiters();

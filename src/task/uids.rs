@@ -16,7 +16,7 @@ type Holders = HashMap<u32, HashMap<String, usize>>;
 
 /// The uids of all tasks that are being started or run.
 #[derive(Debug, Default)]
-pub struct Uids(Mutex<State>);
+pub(crate) struct Uids(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -35,7 +35,7 @@ struct Found {
 
 /// A task's hold on its uid, until it is dropped.
 #[derive(Debug)]
-pub struct Claim {
+pub(crate) struct Claim {
     uids: Arc<Uids>,
     uid: u32,
     alloc: String,
@@ -44,7 +44,7 @@ pub struct Claim {
 impl Uids {
     /// Takes a uid that no other allocation has; none if one has it. Looking and taking are one step, so of two starts at
     /// once only one gets it.
-    pub fn claim_alone(self: &Arc<Self>, uid: u32, alloc: &str) -> Option<Claim> {
+    pub(crate) fn claim_alone(self: &Arc<Self>, uid: u32, alloc: &str) -> Option<Claim> {
         let mut state = self.state();
         let others =
             state.holders.get(&uid).is_some_and(|allocs| allocs.keys().any(|holder| holder != alloc));
@@ -59,12 +59,12 @@ impl Uids {
 
     /// Takes a uid, whoever else has it: a user of the host's database may have many tasks, and a task that runs already
     /// has its uid.
-    pub fn claim(self: &Arc<Self>, uid: u32, alloc: &str) -> Claim {
+    pub(crate) fn claim(self: &Arc<Self>, uid: u32, alloc: &str) -> Claim {
         self.enter(&mut self.state(), uid, alloc)
     }
 
     /// Notes what runs of the tasks in these run directories, before Nomad recovers them.
-    pub fn note_running(&self, run_dirs: impl IntoIterator<Item = RunDir>) {
+    pub(crate) fn note_running(&self, run_dirs: impl IntoIterator<Item = RunDir>) {
         let found = run_dirs.into_iter().filter_map(|run_dir| {
             let process = run_dir.shim().and_then(child)?;
             Some(Found { run_dir, process, uid: of_process(process)? })
@@ -84,7 +84,7 @@ impl Uids {
 }
 
 impl Claim {
-    pub fn uid(&self) -> u32 {
+    pub(crate) fn uid(&self) -> u32 {
         self.uid
     }
 }
@@ -115,7 +115,7 @@ fn child(shim: Identity) -> Option<Identity> {
 }
 
 /// The real uid of a process; none if it is gone. For a task whose handle is of a driver that did not note it.
-pub fn of_process(process: Identity) -> Option<u32> {
+pub(crate) fn of_process(process: Identity) -> Option<u32> {
     let status = std::fs::read(format!("/proc/{}/status", process.pid)).ok()?;
     // Asked after the file was read: a reused PID is another process.
     let same = Identity::of(process.pid).ok()? == process;

@@ -11,10 +11,10 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 /// Longer than anything here takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Connects as go-plugin's client does: plaintext HTTP/2, authority "unused".
-pub async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> {
+pub(crate) async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> {
     let socket = socket.to_path_buf();
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
@@ -24,13 +24,13 @@ pub async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> 
 }
 
 /// What the host's ping sees: the number of the serving status.
-pub async fn health(channel: &Channel, service: &str) -> Result<i32, tonic::Status> {
+pub(crate) async fn health(channel: &Channel, service: &str) -> Result<i32, tonic::Status> {
     let request = HealthCheckRequest { service: service.into() };
     Ok(HealthClient::new(channel.clone()).check(request).await?.into_inner().status)
 }
 
 /// The socket's path out of a handshake line, which is checked as the host checks it.
-pub fn socket_in(line: &str) -> PathBuf {
+pub(crate) fn socket_in(line: &str) -> PathBuf {
     let fields: Vec<&str> = line.strip_suffix('\n').expect("a whole line").split('|').collect();
     assert_eq!(fields.len(), 6, "{line:?}");
     assert_eq!((fields[0], fields[1], fields[2]), ("1", "2", "unix"), "{line:?}");

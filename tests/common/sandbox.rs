@@ -1,7 +1,7 @@
 //! Whether the tests of `run` are applicable here.
 
 /// Why `run` cannot make a sandbox here, so that a test of it is not applicable; none if it must work.
-pub fn unavailable(plugin: &str) -> Option<String> {
+pub(crate) fn unavailable(plugin: &str) -> Option<String> {
     /// CAP_SYS_ADMIN of capabilities(7), which namespaces take.
     const SYS_ADMIN: u64 = 1 << 21;
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

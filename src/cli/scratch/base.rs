@@ -18,7 +18,7 @@ const ROOT: u32 = 0;
 /// A directory in which nobody but root can exchange what root made, and through which every user can pass: that holds
 /// for it and for each of its parents.
 #[derive(Debug)]
-pub struct Base {
+pub(crate) struct Base {
     path: PathBuf,
     dir: OwnedFd,
 }
@@ -26,7 +26,7 @@ pub struct Base {
 impl Base {
     /// `tmpdir`, the caller's TMPDIR, or [`DEFAULT`] if tasks could not pass through it (pam_mktemp and libpam-tmpdir give
     /// root a private one) or another user controls it. One that cannot be opened is an error.
-    pub fn find(tmpdir: Option<OsString>) -> Result<Self, ScratchError> {
+    pub(crate) fn find(tmpdir: Option<OsString>) -> Result<Self, ScratchError> {
         if let Some(tmpdir) = tmpdir.filter(|path| !path.is_empty()) {
             match Self::open(Path::new(&tmpdir)) {
                 Err(ScratchError::Unsuitable { .. }) => {}
@@ -63,17 +63,17 @@ impl Base {
         Ok(Self { path: resolved, dir })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn dir(&self) -> BorrowedFd<'_> {
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
     /// For tests, which run in a directory of their own user.
     #[cfg(test)]
-    pub fn unchecked(path: &Path) -> Self {
+    pub(crate) fn unchecked(path: &Path) -> Self {
         let dir = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
         Self { path: path.to_owned(), dir }
     }

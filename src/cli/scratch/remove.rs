@@ -19,7 +19,7 @@ const PASSES_MAX: usize = 16;
 
 /// Removes the directory `name` in `parent` with all that is in it. Nobody else may be able to write to the directory itself,
 /// which is used for moving.
-pub fn tree(parent: BorrowedFd<'_>, name: &OsStr) -> nix::Result<()> {
+pub(super) fn tree(parent: BorrowedFd<'_>, name: &OsStr) -> nix::Result<()> {
     let top = open_directory(parent, name)?;
     let mut moves = 0;
     loop {

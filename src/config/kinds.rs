@@ -1,0 +1,125 @@
+//! The types of options that more than one option can have.
+
+use std::ops::RangeInclusive;
+
+use super::cty::Value;
+use super::table::{Form, Kind};
+use super::{At, ConfigError, hclspec};
+use crate::quote::quote;
+use crate::sandbox::capabilities::{CapList, hcl};
+use crate::sandbox::unveil::Unveil;
+
+/// Most rules of one list. Each costs an open and a Landlock rule at every start, and the list is repeated in events that
+/// Nomad's servers keep.
+const UNVEILS_MAX: usize = 1024;
+
+/// Most names in a list of capabilities: there are 41, each with a few spellings.
+const CAPABILITIES_MAX: usize = 256;
+
+/// True or false.
+pub(super) struct Flag {
+    pub(super) default: bool,
+}
+
+impl Kind for Flag {
+    type Value = bool;
+    const FORM: Form = Form::Attribute(hclspec::BOOL);
+    const TAKES: &str = "bool";
+
+    fn unset(&self) -> Result<bool, &'static str> {
+        Ok(self.default)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<bool, ConfigError> {
+        value.flag(at)
+    }
+
+    fn show(&self, value: &bool) -> String {
+        value.to_string()
+    }
+}
+
+/// A whole number.
+pub(super) struct Number {
+    pub(super) range: RangeInclusive<i32>,
+    pub(super) default: i32,
+    /// The range in words.
+    pub(super) write: &'static str,
+}
+
+impl Kind for Number {
+    type Value = i32;
+    const FORM: Form = Form::Attribute(hclspec::NUMBER);
+    const TAKES: &str = "number";
+
+    fn unset(&self) -> Result<i32, &'static str> {
+        Ok(self.default)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<i32, ConfigError> {
+        value.whole_number(at, &self.range, self.write)
+    }
+
+    fn show(&self, value: &i32) -> String {
+        value.to_string()
+    }
+}
+
+/// A list of unveil rules, empty unless set.
+pub(super) struct UnveilRules;
+
+impl Kind for UnveilRules {
+    type Value = Vec<Unveil>;
+    const FORM: Form = Form::Attribute(hclspec::STRINGS);
+    const TAKES: &str = r#"list of `"MODES:PATH"`"#;
+
+    fn unset(&self) -> Result<Vec<Unveil>, &'static str> {
+        Ok(Vec::new())
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Vec<Unveil>, ConfigError> {
+        let rules = value.texts(at)?;
+        at.at_most(rules.len(), UNVEILS_MAX)?;
+        let parse = |(i, rule): (usize, &String)| {
+            let At { scope, option } = at.element(i);
+            rule.parse().map_err(|error| ConfigError::Unveil { scope, option, error })
+        };
+        rules.iter().enumerate().map(parse).collect()
+    }
+
+    fn show(&self, value: &Vec<Unveil>) -> String {
+        let rules: Vec<_> = value.iter().map(|rule| quote(&rule.to_string())).collect();
+        format!("[{}]", rules.join(", "))
+    }
+}
+
+/// A list of capabilities, empty unless set.
+pub(super) struct Capabilities;
+
+impl Kind for Capabilities {
+    type Value = CapList;
+    const FORM: Form = Form::Attribute(hclspec::STRINGS);
+    const TAKES: &str = "list of capabilities";
+
+    fn unset(&self) -> Result<CapList, &'static str> {
+        Ok(CapList::default())
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<CapList, ConfigError> {
+        let names = value.texts(at)?;
+        at.at_most(names.len(), CAPABILITIES_MAX)?;
+        names.iter().enumerate().try_fold(CapList::default(), |list, (i, name)| {
+            let At { scope, option } = at.element(i);
+            let one = CapList::from_names([name]).map_err(|error| ConfigError::Capability {
+                scope,
+                option,
+                error,
+            })?;
+            Ok(CapList { named: list.named.union(one.named), all: list.all || one.all })
+        })
+    }
+
+    fn show(&self, value: &CapList) -> String {
+        hcl(value.set())
+    }
+}
