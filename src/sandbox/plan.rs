@@ -43,10 +43,17 @@ pub enum PlanError {
         access = .0.access
     )]
     ProcSelf(Unveil),
+    #[error(
+        "unveil \"{0}\" leads through a link of proc(5) to whatever a process has open; unveil the place itself"
+    )]
+    Magic(Unveil),
 }
 
 /// Links to the directory of whichever process looks, proc(5).
 const PROC_SELF: [&str; 2] = ["/proc/self", "/proc/thread-self"];
+
+/// Names below such a directory that are links, or directories of links, to what the process has open.
+const MAGIC: [&str; 6] = ["root", "cwd", "exe", "fd", "map_files", "ns"];
 
 /// Links into /proc/self/fd, each to a descriptor of whichever process looks. A task may use its own in any case: standard
 /// input is /dev/null, and the pipes of output and error are granted for writing.
@@ -62,7 +69,10 @@ pub(crate) fn rules(sources: &Sources<'_>) -> Result<Vec<Rule>, PlanError> {
         if OWN_STREAMS.iter().any(|stream| unveil.path.starts_with(stream)) {
             continue;
         }
-        if PROC_SELF.iter().any(|link| unveil.path.starts_with(link)) {
+        if let Some(below) = PROC_SELF.iter().find_map(|link| unveil.path.strip_prefix(link).ok()) {
+            if MAGIC.iter().any(|name| below.starts_with(name)) {
+                return Err(PlanError::Magic(unveil.clone()));
+            }
             if !has_proc(sources, unveil.access) {
                 return Err(PlanError::ProcSelf(unveil.clone()));
             }
@@ -268,6 +278,10 @@ mod tests {
             }
         }
         assert!(plan(true, &[], &["rw:/proc/self/comm"]).is_err(), "the default is for reading only");
+        for path in ["root/etc/passwd", "cwd", "exe", "fd/3", "ns/net"] {
+            let error = plan(true, &[], &[&format!("r:/proc/self/{path}")]).unwrap_err();
+            assert!(matches!(error, PlanError::Magic(_)), "{path}: {error}");
+        }
         find(&planned(false, &[], &["r:/proc/selfish"]), "r:/proc/selfish");
     }
 
