@@ -12,8 +12,9 @@ import re
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, List, NamedTuple
+from typing import NamedTuple
 
 from . import kernel_image
 from .console import progress
@@ -36,7 +37,7 @@ ROOT_EXCLUDE = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "
                 "/usr/lib/jvm/*/lib/src.zip")  # fmt: skip
 # update-alternatives of the JDK links manual pages into a folder that is left out with them.
 ROOT_ESSENTIAL_HOOK = 'mkdir -p "$1/usr/share/man/man1"'
-# Users for scenarios with a named user. uid 1000 is left to whoever adds one by hand.
+# Users for scenarios with a named user. uid 1000 stays free for one that is added manually.
 ROOT_HOOKS = (
     'chroot "$1" useradd --create-home --uid 1001 --shell /bin/bash alice',
     'chroot "$1" useradd --create-home --uid 1002 --shell /bin/bash bob',
@@ -84,7 +85,7 @@ class Assets:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
 
-    def _mmdebstrap(self, suite: str, target: Path, variant: str, packages: List[str], *options: str) -> None:
+    def _mmdebstrap(self, suite: str, target: Path, variant: str, packages: list[str], *options: str) -> None:
         source = f"deb [signed-by={KEYRING}] {self.mirror} {suite} main"
         command = ["mmdebstrap", f"--variant={variant}", "--format=tar", f"--include={','.join(packages)}",
                    '--aptopt=APT::Sandbox::User "root"', *options, suite, str(target), source]  # fmt: skip

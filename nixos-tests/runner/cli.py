@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 from . import kernels, payload, qemu, scenario
 from .assets import HERE, Assets, KernelImage
@@ -47,9 +47,11 @@ class Run(NamedTuple):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nixos-tests/run", description="Runs scenarios in virtual machines with chosen kernels.",
-                                     epilog="Variables: NOMAD_BIN, EXEC2_VM_ACCEL=kvm|tcg, EXEC2_DEBIAN_MIRROR, XDG_CACHE_HOME. See nixos-tests/README.md.")  # fmt: skip
+                                     epilog="Variables: NOMAD_BIN, EXEC2_VM_ACCEL=kvm|tcg, EXEC2_DEBIAN_MIRROR, XDG_CACHE_HOME. "
+                                            "See nixos-tests/README.md.")  # fmt: skip
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names or files; all if none is given")
-    parser.add_argument("--kernel", default=kernels.DEFAULT_LABEL, metavar="LIST", help="5.10,6.1,6.12,sid, the version that sid has, or all (default %(default)s)")
+    parser.add_argument("--kernel", default=kernels.DEFAULT_LABEL, metavar="LIST",
+                        help="5.10,6.1,6.12,sid, the version that sid has, or all (default %(default)s)")  # fmt: skip
     parser.add_argument("--lsm-off", action="store_true", help="boot with Landlock left out of lsm=; runs what is marked lsm: off or any")
     parser.add_argument("--nomad", choices=("auto", "pluginhost", "real", "both"), default="auto",
                         help="who loads the plugin; auto: the pluginhost, and real Nomad as well if NOMAD_BIN or PATH has one")  # fmt: skip
@@ -63,13 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shell", action="store_true", help="boot one machine and open a root shell in it")
     parser.add_argument("--keep", action="store_true", help="keep the disks of each guest in the log folder")
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help="for each scenario, boot included (default %(default)s)")
-    parser.add_argument("--jobs", type=int, metavar="N", help=f"guests at the same time, each with {qemu.CPUS} CPUs (default: as many as the host has CPUs for)")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help=f"guests at the same time, each with {qemu.CPUS} CPUs (default: as many as the host has CPUs for)")  # fmt: skip
     parser.add_argument("--logs", metavar="DIR", help="default target/vm-logs/TIME")
     parser.add_argument("--mirror", metavar="URL", help="the Debian mirror")
     return parser
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: Optional[list[str]] = None) -> int:
     options = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -87,10 +90,10 @@ class Session:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self._live: Dict[int, Machine] = {}
+        self._live: dict[int, Machine] = {}
         self._lock = threading.Lock()
         self._stopping = False
-        self.payloads: Dict[str, Path] = {}
+        self.payloads: dict[str, Path] = {}
 
     def main(self) -> int:
         options = self.options
@@ -131,7 +134,7 @@ class Session:
 
     # -- what to run --------------------------------------------------------------------------------------------------
 
-    def _kernels(self, assets: Assets) -> Tuple[List[KernelImage], Dict[str, str]]:
+    def _kernels(self, assets: Assets) -> tuple[list[KernelImage], dict[str, str]]:
         """Those that could be built, and why the others could not."""
         images, broken = [], {}
         for kernel, wanted in kernels.choose(self.options.kernel):
@@ -141,7 +144,7 @@ class Session:
                 broken[wanted or kernel.label] = str(error)
         return images, broken
 
-    def _agents(self, needs: str) -> List[str]:
+    def _agents(self, needs: str) -> list[str]:
         """Who loads the plugin for a scenario with this marker; nothing if it cannot be run here."""
         if needs in ("no-agent", "unit-tests"):
             return ["none"]
@@ -152,7 +155,7 @@ class Session:
         only = {"nomad-real": "nomad", "pluginhost": "pluginhost"}.get(needs)
         return [agent for agent in agents if only in (None, agent)]
 
-    def _plan(self, chosen: List[Scenario], images: List[KernelImage], broken: Dict[str, str], report: Report) -> List[Run]:
+    def _plan(self, chosen: list[Scenario], images: list[KernelImage], broken: dict[str, str], report: Report) -> list[Run]:
         plan = []
         for label, reason in broken.items():
             for item in chosen:
@@ -225,7 +228,7 @@ class Session:
             self._live[id(machine)] = machine
         return machine
 
-    def _one(self, run: Run) -> Tuple[Outcome, str]:
+    def _one(self, run: Run) -> tuple[Outcome, str]:
         name = f"{run.label}-{run.scenario.name}-{run.agent}".replace(" ", "-").replace("=", "-")
         folder = self.logs / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -243,7 +246,7 @@ class Session:
         detail = "" if outcome.passed else f"\nconsole, last lines:\n{machine.console_tail()}\nlogs: {folder}"
         return outcome, detail
 
-    def _run_all(self, plan: List[Run], report: Report) -> None:
+    def _run_all(self, plan: list[Run], report: Report) -> None:
         jobs = self.options.jobs or max(1, (os.cpu_count() or 1) // qemu.CPUS)
         progress(f"{len(plan)} to run, {jobs} at a time, {'KVM' if self.accel == 'kvm' else 'emulated (TCG)'}")
 
@@ -286,7 +289,7 @@ class Session:
             else:
                 names = driver.script_globals()
                 machine.connect()
-                names["test_script"] = lambda: exec(compile(chosen.path.read_text(), str(chosen.path), "exec"), names)  # pylint: disable=exec-used
+                names["test_script"] = lambda: exec(compile(chosen.path.read_text(), str(chosen.path), "exec"), names)
                 code.interact(f"`machine` is up; test_script() runs {chosen.name}; Ctrl-D ends it.", local=names, exitmsg="")
         finally:
             driver.stop()

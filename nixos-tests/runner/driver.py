@@ -7,7 +7,7 @@ import time
 import traceback
 import unittest
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from .errors import CommandError, MachineError
 from .machine import Machine, retry
@@ -23,23 +23,23 @@ class Outcome(NamedTuple):
     seconds: float
     boot_seconds: Optional[float]
     emulator_errors: int
-    subtests: List[Any]
+    subtests: list[Any]
     reason: str  # empty if passed
 
 
 class Driver:
     """The machines and the globals of one scenario. One machine today; a second is one more in `machines`."""
 
-    def __init__(self, machines: List[Machine], transcript: Transcript, folder: Path, scenarios: Path) -> None:
+    def __init__(self, machines: list[Machine], transcript: Transcript, folder: Path, scenarios: Path) -> None:
         self.machines = machines
         self._log = transcript
         self._folder = folder
         self._prelude = scenarios / PRELUDE
 
-    def script_globals(self) -> Dict[str, Any]:
+    def script_globals(self) -> dict[str, Any]:
         case = unittest.TestCase()
         case.maxDiff = None
-        names: Dict[str, Any] = {
+        names: dict[str, Any] = {
             "__name__": "scenario",
             "start_all": self.start_all,
             "join_all": self.join_all,
@@ -98,9 +98,9 @@ class Driver:
             machine.kill()
 
 
-def _execute(path: Path, names: Dict[str, Any]) -> None:
+def _execute(path: Path, names: dict[str, Any]) -> None:
     # compiled apart from the prelude, so that a traceback has the file's own line numbers
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)  # pylint: disable=exec-used
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
 
 
 def _traceback(path: Path) -> str:

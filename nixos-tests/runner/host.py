@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Optional
 
 from .console import progress
 from .errors import RunnerError
@@ -24,7 +24,7 @@ def cache_dir() -> Path:
     return Path(base) / "nomad-driver-exec2" / "vm"
 
 
-def _missing() -> Dict[str, str]:
+def _missing() -> dict[str, str]:
     """What is not there: what it is -> the Debian package that has it."""
     wanted = {"mmdebstrap": "mmdebstrap", "apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg"}
     if os.geteuid() != 0:
@@ -57,7 +57,7 @@ def require_build_tools() -> None:
             + f"; on Debian or Ubuntu: sudo apt-get install --no-install-recommends {' '.join(packages)}"
         )
     progress(f"apt-get install {' '.join(packages)}")
-    install = ["apt-get", "install", "-qq", "-y", "--no-install-recommends"] + packages
+    install = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *packages]
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
     done = _run(install, env)
     if done.returncode != 0:  # no package lists yet, or stale ones
@@ -68,7 +68,7 @@ def require_build_tools() -> None:
         raise RunnerError(f"apt-get install {' '.join(packages)} did not bring {', '.join(still)}:\n{done.stdout.strip()}")
 
 
-def _run(command: List[str], env: Dict[str, str]) -> "subprocess.CompletedProcess[str]":
+def _run(command: list[str], env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, timeout=APT_INSTALL_TIMEOUT_S, check=False)
 

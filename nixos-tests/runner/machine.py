@@ -19,8 +19,9 @@ import termios
 import threading
 import time
 import tty
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Callable, Optional
 
 from .errors import CommandError, EmulatorError, MachineError
 from .transcript import Transcript
@@ -56,7 +57,7 @@ def retry(fn: Callable[[bool], bool], timeout: float = COMMAND_TIMEOUT_S) -> Non
 class Machine:
     """Started by the first call that needs it. `command` is QEMU's without the sockets."""
 
-    def __init__(self, name: str, command: List[str], folder: Path, transcript: Transcript, deadline: float,
+    def __init__(self, name: str, command: list[str], folder: Path, transcript: Transcript, deadline: float,
                  release: Optional[str] = None) -> None:  # fmt: skip
         self.name = name
         self.folder = folder
@@ -64,7 +65,7 @@ class Machine:
         self._log = transcript
         self._deadline = deadline
         self._release = release  # what `uname -r` has to print
-        self._process: Optional["subprocess.Popen[bytes]"] = None
+        self._process: Optional[subprocess.Popen[bytes]] = None
         self._shell: Optional[socket.socket] = None
         self._monitor: Optional[socket.socket] = None
         self._connected = False
@@ -91,8 +92,8 @@ class Machine:
             listener.listen(1)
             listener.settimeout(POLL_S)
             listeners.append(listener)
-        arguments = self._command + [
-            "-monitor", "chardev:monitor", "-chardev", "socket,id=monitor,path=monitor",
+        arguments = [
+            *self._command, "-monitor", "chardev:monitor", "-chardev", "socket,id=monitor,path=monitor",
             "-chardev", "socket,id=shell,path=shell", "-device", "virtio-serial-pci", "-device", "virtconsole,chardev=shell",
             "-device", "virtio-rng-pci", "-serial", "stdio",
         ]  # fmt: skip
@@ -320,7 +321,7 @@ class Machine:
             raise MachineError(f"the guest's shell is gone: {error.strerror}; {self._qemu_errors()}") from error
 
     def execute(self, command: str, check_return: bool = True, check_output: bool = True,
-                timeout: Optional[float] = COMMAND_TIMEOUT_S) -> Tuple[int, str]:  # fmt: skip
+                timeout: Optional[float] = COMMAND_TIMEOUT_S) -> tuple[int, str]:  # fmt: skip
         """(status, output) of a bash command in the guest, with `set -euo pipefail`."""
         self.connect()
         quoted = shlex.quote("set -euo pipefail; " + command)
@@ -389,7 +390,7 @@ class Machine:
                 raise CommandError(f"command `{command}` did not {verb} within {timeout:.0f} s; its last output: {output.rstrip()}") from error
         return output
 
-    def systemctl(self, arguments: str) -> Tuple[int, str]:
+    def systemctl(self, arguments: str) -> tuple[int, str]:
         return self.execute(f"systemctl {arguments}")
 
     def wait_for_unit(self, unit: str, timeout: float = COMMAND_TIMEOUT_S) -> None:
@@ -412,10 +413,10 @@ class Machine:
         line = self.succeed(f"systemctl --no-pager show {shlex.quote(unit)} --property={name}").strip()
         return line.partition("=")[2]
 
-    def start_job(self, unit: str) -> Tuple[int, str]:
+    def start_job(self, unit: str) -> tuple[int, str]:
         return self.systemctl(f"start {unit}")
 
-    def stop_job(self, unit: str) -> Tuple[int, str]:
+    def stop_job(self, unit: str) -> tuple[int, str]:
         return self.systemctl(f"stop {unit}")
 
     def wait_for_file(self, path: str, timeout: float = COMMAND_TIMEOUT_S) -> None:
@@ -437,7 +438,7 @@ class Machine:
         quoted = shlex.quote(target)
         self.succeed(f"mkdir -p $(dirname {quoted})", f"echo -n {text} | base64 -d > {quoted}")
 
-    # -- by hand ------------------------------------------------------------------------------------------------------
+    # -- interactive ------------------------------------------------------------------------------------------------------
 
     def shell_interact(self) -> None:
         """The user's terminal becomes one of the guest. Its shell ends the guest; Ctrl-] leaves it at once."""
@@ -459,7 +460,7 @@ class Machine:
                     sys.stdout.buffer.write(data)
                     sys.stdout.buffer.flush()
                 if terminal in ready:
-                    keys = sys.stdin.buffer.raw.read(4096)  # type: ignore[attr-defined]
+                    keys = os.read(terminal, 4096)
                     if not keys or b"\x1d" in keys:
                         return
                     self._shell.sendall(keys)
@@ -470,7 +471,7 @@ class Machine:
             print()
 
 
-def _tied_to_us() -> List[str]:
+def _tied_to_us() -> list[str]:
     """In front of a command: it is killed when the runner is, however that happens."""
     return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 

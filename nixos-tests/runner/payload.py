@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Optional
 
 from .assets import HERE
 from .console import progress
@@ -91,7 +91,7 @@ def _existing(path: Path, source: str) -> Path:
     return path.resolve()
 
 
-def _build(what: str, command: list, folder: Path, extra: Dict[str, str], timeout: float, instead: str) -> str:
+def _build(what: str, command: list[str], folder: Path, extra: dict[str, str], timeout: float, instead: str) -> str:
     if not shutil.which(command[0]):
         raise RunnerError(f"{command[0]} is not on PATH, and {what} has to be built; install it, or use {instead}")
     progress(f"building {what}: {' '.join(command[:2])}")

@@ -4,12 +4,12 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 from .assets import KernelImage
-from .tools import Tools
 from .console import progress
 from .errors import RunnerError
+from .tools import Tools
 
 CPUS = 2
 MEMORY_MIB = 2048
@@ -32,7 +32,7 @@ class Disks(NamedTuple):
     state: Path
 
 
-def machine_arguments(tools: Tools, accel: str) -> List[str]:
+def machine_arguments(tools: Tools, accel: str) -> list[str]:
     """What a probe and a guest have in common. q35 because microvm dies in one boot of four."""
     share = tools.tree / "usr/share"
     command = tools.command("qemu-system-x86_64")
@@ -46,7 +46,7 @@ def machine_arguments(tools: Tools, accel: str) -> List[str]:
     return command
 
 
-def guest_arguments(tools: Tools, accel: str, kernel: KernelImage, disks: Disks, lsm_off: bool, extra: str) -> List[str]:
+def guest_arguments(tools: Tools, accel: str, kernel: KernelImage, disks: Disks, lsm_off: bool, extra: str) -> list[str]:
     command = machine_arguments(tools, accel)
     command += ["-kernel", str(kernel.vmlinux), "-initrd", str(kernel.initrd)]
     command += ["-append", " ".join(filter(None, (COMMAND_LINE, LSM_OFF if lsm_off else "", extra)))]

@@ -1,7 +1,6 @@
 """The lines that a run prints, and its exit status."""
 
 import threading
-from typing import List
 
 from .console import result
 from .driver import Outcome
@@ -13,7 +12,7 @@ class Report:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._passed = 0
-        self._failed: List[str] = []
+        self._failed: list[str] = []
         self._skipped = 0
         self._not_applicable = 0
 
