@@ -22,6 +22,7 @@ class Outcome(NamedTuple):
     passed: bool
     seconds: float
     boot_seconds: Optional[float]
+    resumed: bool
     emulator_errors: int
     subtests: list[Any]
     reason: str  # empty if passed
@@ -80,7 +81,7 @@ class Driver:
             self._log.event("FAIL: " + reason)
             self.collect()
         self.stop()
-        return Outcome(not reason, seconds, self.machines[0].boot_seconds, sum(machine.emulator_errors for machine in self.machines),
+        return Outcome(not reason, seconds, self.machines[0].boot_seconds, self.machines[0].resumed, sum(machine.emulator_errors for machine in self.machines),
                        self._log.subtests, reason)
 
     def collect(self) -> None:

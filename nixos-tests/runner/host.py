@@ -10,8 +10,6 @@ from typing import Optional
 from .console import progress
 from .errors import RunnerError
 
-# Used when the host has no Debian mirror in its own apt sources (Ubuntu, Fedora, ...).
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 # A cold apt-get on a slow mirror takes minutes; past this it hangs.
@@ -73,8 +71,9 @@ def _run(command: list[str], env: dict[str, str]) -> "subprocess.CompletedProces
                           stderr=subprocess.STDOUT, text=True, timeout=APT_INSTALL_TIMEOUT_S, check=False)
 
 
-def debian_mirror(option: Optional[str]) -> str:
-    """--mirror, EXEC2_DEBIAN_MIRROR, the Debian mirror in the host's apt sources, or the default; in this order."""
+def debian_mirror(option: Optional[str]) -> Optional[str]:
+    """--mirror, EXEC2_DEBIAN_MIRROR, or the Debian mirror in the host's apt sources, in this order; without one (Ubuntu, Fedora, ...)
+    mmdebstrap has a default of its own."""
     chosen = option or os.environ.get("EXEC2_DEBIAN_MIRROR")
     if chosen:
         return chosen.rstrip("/")
@@ -86,4 +85,4 @@ def debian_mirror(option: Optional[str]) -> str:
             # Debian's own archive, not the security archive and no third party's repository for Debian
             if origin == "Debian" and uri.rstrip("/").endswith("/debian"):
                 return uri.rstrip("/")
-    return DEFAULT_MIRROR
+    return None

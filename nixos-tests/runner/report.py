@@ -20,7 +20,7 @@ class Report:
         return f"{word:4}  {kernel:15}  {name:28}  {agent:10}  {rest}".rstrip()
 
     def finished(self, kernel: str, name: str, agent: str, outcome: Outcome, detail: str) -> None:
-        boot = f" (boot {outcome.boot_seconds:.1f} s)" if outcome.boot_seconds is not None else ""
+        boot = f" ({'resumed' if outcome.resumed else 'boot'} {outcome.boot_seconds:.1f} s)" if outcome.boot_seconds is not None else ""
         if outcome.emulator_errors:
             boot += f" (QEMU broke down {outcome.emulator_errors} times while booting and was started again)"
         lines = [self._line("ok" if outcome.passed else "FAIL", kernel, name, agent, f"{outcome.seconds:6.1f} s{boot}")]
