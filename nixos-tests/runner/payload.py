@@ -24,6 +24,7 @@ CARGO_BUILD_TIMEOUT_S = 2400
 UNIT_TESTS = "usr/local/libexec/exec2-unit-tests"
 
 MACHINE_ID = "0123456789abcdef0123456789abcdef"  # fixed, so that systemd takes no boot for the first one
+IMAGE_UUID = "00000000-0000-4000-8000-000000000001"  # any: nothing looks for the image by it
 UNIT_FOLDER = "etc/systemd/system"
 WANTS = {
     "multi-user.target.wants/backdoor.service": "../backdoor.service",
@@ -140,8 +141,8 @@ def _place(source: Path, target: Path) -> None:
 
 
 def make_image(tools: Tools, folder: Path, image: Path) -> None:
-    """Uncompressed: it is read once, and an emulated CPU decompresses slowly."""
-    tools.erofs(image, folder, "--all-root")
+    """Uncompressed: it is read once, and an emulated CPU decompresses slowly. The same files give the same bytes."""
+    tools.erofs(image, folder, "--all-root", f"-U{IMAGE_UUID}")
 
 
 def make_state_disk(tools: Tools, image: Path, size_gib: int) -> None:

@@ -24,8 +24,8 @@ COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable mitigations=off init_on_alloc=0 audit=0 nowatchdog net.ifnames=0 TERM=dumb "
     "systemd.show_status=0"
 )
-# What the distributions ask for at most (x86-64-v2). More costs time under emulation: a start of a process takes 1.4 times as long
-# with `max`, which has page tables of five levels and vector registers to save.
+# What a distribution asks for at most (x86-64-v2). With `max`, which has page tables of five levels and wide vector registers, a
+# process takes a quarter to a half longer to start.
 EMULATED_CPU = "Nehalem"
 
 # A guest under working KVM passes the probe within 2 s; on nested machines it dies or hangs.

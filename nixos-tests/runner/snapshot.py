@@ -87,12 +87,11 @@ class Snapshots:
             started = time.monotonic()
             try:
                 self._boot(machine_in, scratch)
+                scratch.rename(self._assets.cache / wanted)
             except (MachineError, CommandError, RunnerError, OSError) as error:
                 progress(f"snapshot {wanted}: {error}; each guest is booted instead")
                 self._failed.add(wanted)
                 return None
-            scratch.rename(self._assets.cache / wanted)
-            scratch.mkdir()  # deleted by building()
             progress(f"snapshot {wanted}: {time.monotonic() - started:.1f} s")
         self._prune(wanted)
         return self.find(wanted)
@@ -117,3 +116,4 @@ class Snapshots:
             kept += sum(path.stat().st_blocks * 512 for path in folder.iterdir())
             if kept > KEPT_BYTES and folder.name != newest:
                 shutil.rmtree(folder, ignore_errors=True)
+                (self._assets.cache / f".lock-{folder.name}").unlink(missing_ok=True)
