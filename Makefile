@@ -103,7 +103,7 @@ pluginhost: setup-go
 NOT_CHECKED := $(OUT)/not-checked
 
 .PHONY: test
-test: setup-all begin lint test-unit test-scenarios test-go fuzz test-packages test-nix-here test-vm ## What CI runs: all of the following
+test: setup-all begin lint-code test-unit test-scenarios test-go fuzz test-packages test-nix-here test-vm lint-nix ## What CI runs: all of the following
 	@if [ -s $(NOT_CHECKED) ]; then printf '\nPassed, but NOT CHECKED: %s\n' "$$(paste -sd, $(NOT_CHECKED))"; \
 	else printf '\nEverything passed.\n'; fi
 
@@ -111,23 +111,42 @@ test: setup-all begin lint test-unit test-scenarios test-go fuzz test-packages t
 begin:
 	@mkdir -p $(OUT); rm -f $(NOT_CHECKED)
 
+# Linters that come ready-made, at their pinned versions.
+linter = PATH="$$(scripts/setup --lint-dir):$$PATH"
+
 .PHONY: lint
-lint: setup-lint ## rustfmt, clippy, cargo-deny; nixfmt, deadnix; shellcheck
+lint: lint-code lint-nix ## All linters: Rust, crates, Python, shell, spelling, Nix
+
+.PHONY: lint-code
+lint-code: setup-lint ## rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck; typos
 	$(call say,rustfmt)
 	cargo fmt --check
+	$(call say,ruff and mypy)
+	$(linter) ruff check --quiet
+	$(linter) mypy
+	$(call say,shellcheck and typos)
+	git grep -lzE '^#!.*\b(ba)?sh$$' -- .ci fuzz scripts | xargs -0 shellcheck
+	$(linter) typos
+	$(call say,cargo-deny)
+	$(linter) cargo-deny --locked check bans licenses sources
 	$(call say,clippy)
 	cargo clippy --locked --all-targets -- -D warnings
-	$(call say,cargo-deny)
-	$$(scripts/setup --deny-bin) --locked check bans licenses sources
+
+# Apart from the others and at the end of `make test`: its tools have to be compiled first.
+.PHONY: lint-nix
+lint-nix: setup-lint-nix ## nixfmt and deadnix
 	$(call say,nixfmt and deadnix)
 	git ls-files -z '*.nix' | xargs -0 $$(scripts/setup --nixfmt-bin) --check
 	git ls-files -z '*.nix' | xargs -0 $$(scripts/setup --deadnix-bin) --fail
-	$(call say,shellcheck)
-	git grep -lzE '^#!.*\b(ba)?sh$$' -- .ci fuzz scripts | xargs -0 shellcheck
+
+.PHONY: lint-prose
+lint-prose: ## Words that the documentation and the comments avoid
+	$(call say,prose)
+	scripts/check_prose.py
 
 .PHONY: advisories
 advisories: setup-lint ## Known vulnerabilities of the crates (needs GitHub)
-	$$(scripts/setup --deny-bin) --locked check advisories
+	$(linter) cargo-deny --locked check advisories
 
 .PHONY: test-unit
 test-unit: setup-build ## Rust tests; they need neither root nor a VM
@@ -156,13 +175,13 @@ test-packages: setup-pack setup-payload ## Payload of the packages, and the same
 	@scripts/check-packages
 
 .PHONY: test-nix
-test-nix: setup-lint setup-nix ## The flake, as far as this machine can
+test-nix: setup-nix ## The flake, as far as this machine can
 	$(call say,the flake)
 	@scripts/check-nix
 
 # For `make test`, which also has to do on a machine without any Nix.
 .PHONY: test-nix-here
-test-nix-here: setup-lint setup-nix
+test-nix-here: setup-nix
 	$(call say,the flake)
 	@status=0; scripts/check-nix || status=$$?; \
 	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'the flake (no nix here)' >> $(NOT_CHECKED); else exit $$status; fi
@@ -214,13 +233,15 @@ hack: build ## A Nomad dev agent with the plugin, here or in a VM
 
 ## The rest
 
-# One call, so that everything missing is named before anything starts.
-.PHONY: setup-all setup-demo setup-build setup-lint setup-go setup-vm
+# One call, so that everything missing is named before anything starts. Without lint-nix, which takes long and is needed last.
+.PHONY: setup-all setup-demo
 setup-all:
 	@scripts/setup build lint go vm pack payload nix fuzz
 setup-demo:
 	@scripts/setup build go vm
-setup-build setup-lint setup-go setup-vm setup-pack setup-payload setup-nix setup-fuzz: setup-%:
+SETUPS := $(addprefix setup-,build lint lint-nix go vm pack payload nix fuzz)
+.PHONY: $(SETUPS)
+$(SETUPS): setup-%:
 	@scripts/setup $*
 
 .PHONY: clean

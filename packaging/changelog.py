@@ -19,10 +19,12 @@ CHANGELOG = Path(__file__).resolve().parent.parent / "CHANGELOG.md"
 EPOCH_UNRELEASED = 1767225600
 # Of the packages' versions, as in nfpm.yaml; not an epoch of time.
 PACKAGE_EPOCH = 1
+# Version, seconds since 1970, texts of the list items.
+Version = tuple[str, int, list[str]]
 
 
-def versions():
-    """(version, seconds, texts of the list items), newest first."""
+def versions() -> list[Version]:
+    """Newest first."""
     found = []
     for section in re.split(r"^## ", CHANGELOG.read_text(encoding="utf-8"), flags=re.M)[1:]:
         head, _, body = section.partition("\n")
@@ -37,14 +39,14 @@ def versions():
     if not found:
         sys.exit(f"{CHANGELOG}: it has no version; write `## [1.2.3] - 2026-01-31`")
     known = EPOCH_UNRELEASED
-    dated = []
+    dated: list[Version] = []
     for version, seconds, items in reversed(found):
         known = seconds or known
         dated.append((version, known, items))
     return dated[::-1]
 
 
-def nfpm(packager):
+def nfpm(packager: str) -> str:
     """YAML is a superset of JSON, and JSON needs no library."""
     return json.dumps([
         {

@@ -43,11 +43,11 @@ THEIRS = "0.1.2-1"
 NOWHERE = ("/etc/", "/usr/lib/systemd/", "/lib/systemd/", "/usr/lib/tmpfiles.d/", "/usr/lib/sysusers.d/", "/run/", "/var/")
 
 
-def run(*command):
+def run(*command: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def files(listing, column):
+def files(listing: str, column: int) -> dict[str, str]:
     """{path: mode} of everything but folders, and the lines."""
     found = {}
     for line in listing.splitlines():
@@ -59,7 +59,7 @@ def files(listing, column):
     return found
 
 
-def check(what, found, wanted, listing):
+def check(what: str, found: dict[str, str], wanted: dict[str, str], listing: str) -> None:
     for path, mode in wanted.items():
         assert path in found, f"{what} lacks {path}"
         assert found[path].startswith(mode), f"{what}: {path} is {found[path]}, not {mode}"
@@ -69,12 +69,13 @@ def check(what, found, wanted, listing):
     print(f"{what}: {len(found)} files as they should be")
 
 
-def main():
+def main() -> None:
     deb, rpm = sys.argv[1:]
     listing = run("dpkg-deb", "-c", deb)
     check("the deb", files(listing, 5), {**BOTH, **DEB}, listing)
     archive = subprocess.run(["dpkg-deb", "--ctrl-tarfile", deb], check=True, stdout=subprocess.PIPE).stdout
-    control = sorted(name.lstrip("./") for name in tarfile.open(fileobj=io.BytesIO(archive)).getnames())
+    with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+        control = sorted(name.lstrip("./") for name in members.getnames())
     assert [name for name in control if name] == ["control", "md5sums"], f"the deb has more than a description: {control}"
     assert not run("dpkg-deb", "-f", deb, "Depends", "Pre-Depends", "Conflicts").strip(), "the deb depends on something"
 

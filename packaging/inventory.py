@@ -16,12 +16,17 @@ import sys
 import uuid
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any, Optional
 
 sys.dont_write_bytecode = True
 
-import changelog  # noqa: E402  (beside this file; it should leave no cache there)
+import changelog  # noqa: E402  (writes no cache folder into the sources)
 
 PROJECT = Path(__file__).resolve().parent.parent
+# Name and version.
+Crate = tuple[str, str]
+# What `cargo metadata` says of a crate, and a component of the bill of materials.
+Json = dict[str, Any]
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "nomad-driver-exec2")
 # Part of the Rust toolchain's static target, and so of no crate.
 TOOLCHAIN = [
@@ -49,15 +54,16 @@ SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE."""
 NOTICE_FILES = re.compile(r"(licen[cs]e|copying|copyright|notice|unlicense)([-_.].*)?", re.IGNORECASE)
 
 
-def cargo(*arguments):
+def cargo(*arguments: str) -> str:
     offline = ["--offline"] if os.environ.get("CARGO_NET_OFFLINE") == "true" else []
     return subprocess.run(["cargo", *arguments, "--locked", *offline], cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def linked(target):
+def linked(target: str) -> dict[Crate, list[Crate]]:
     """{(name, version): [the same of each dependency]}; the plugin itself comes first."""
     tree = cargo("tree", "--target", target, "-e", "normal,no-proc-macro", "--prefix", "depth", "--no-dedupe", "--format", "|{p}")
-    graph, path = {}, []
+    graph: dict[Crate, set[Crate]] = {}
+    path: list[Crate] = []
     for line in tree.splitlines():
         match = re.match(r"(\d+)\|(\S+) v(\S+)", line)
         if not match:
@@ -70,24 +76,24 @@ def linked(target):
     return {crate: sorted(needs) for crate, needs in graph.items()}
 
 
-def checksums():
+def checksums() -> dict[Crate, str]:
     """{(name, version): SHA-256 of the crate's archive}."""
     lock = (PROJECT / "Cargo.lock").read_text(encoding="utf-8")
     pattern = r'name = "([^"]+)"\nversion = "([^"]+)"\nsource = "registry[^"]*"\nchecksum = "([0-9a-f]{64})"'
     return {(name, version): checksum for name, version, checksum in re.findall(pattern, lock)}
 
 
-def packages():
+def packages() -> dict[Crate, Json]:
     """{(name, version): cargo's metadata}."""
     return {(package["name"], package["version"]): package for package in json.loads(cargo("metadata", "--format-version", "1"))["packages"]}
 
 
-def purl(crate):
+def purl(crate: Crate) -> str:
     return f"pkg:cargo/{crate[0]}@{crate[1]}"
 
 
-def component(crate, package, checksum):
-    made = {"type": "library", "bom-ref": purl(crate), "name": crate[0], "version": crate[1], "purl": purl(crate)}
+def component(crate: Crate, package: Json, checksum: Optional[str]) -> Json:
+    made: Json = {"type": "library", "bom-ref": purl(crate), "name": crate[0], "version": crate[1], "purl": purl(crate)}
     if package["description"]:
         made["description"] = " ".join(package["description"].split())
     # The old way to write a choice.
@@ -99,7 +105,7 @@ def component(crate, package, checksum):
     return made
 
 
-def sbom(graph, known, sums):
+def sbom(graph: dict[Crate, list[Crate]], known: dict[Crate, Json], sums: dict[Crate, str]) -> Json:
     root, *crates = graph
     main = {**component(root, known[root], None), "type": "application"}
     components = [component(crate, known[crate], sums[crate]) for crate in sorted(crates)]
@@ -117,7 +123,7 @@ def sbom(graph, known, sums):
     }
 
 
-def notices(graph, known):
+def notices(graph: dict[Crate, list[Crate]], known: dict[Crate, Json]) -> str:
     """A text that several crates share is given once, after the names of them all."""
     texts = {f"{copyright_line}\n\n{MIT}": [name] for name, copyright_line in TOOLCHAIN}
     for crate in sorted(list(graph)[1:]):
@@ -135,7 +141,7 @@ def notices(graph, known):
     return "\n\n".join(parts) + "\n"
 
 
-def main():
+def main() -> None:
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     target, out = sys.argv[1], Path(sys.argv[2])

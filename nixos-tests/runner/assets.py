@@ -12,8 +12,9 @@ import re
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, List, NamedTuple
+from typing import NamedTuple, Optional
 
 from . import kernel_image
 from .console import progress
@@ -39,7 +40,7 @@ ROOT_EXCLUDE = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "
                 "/usr/lib/jvm/*/lib/src.zip")  # fmt: skip
 # update-alternatives of the JDK links manual pages into a folder that is left out with them.
 ROOT_ESSENTIAL_HOOK = 'mkdir -p "$1/usr/share/man/man1"'
-# Users for scenarios with a named user. uid 1000 is left to whoever adds one by hand.
+# Users for scenarios with a named user. uid 1000 stays free for one that is added manually.
 ROOT_HOOKS = (
     'chroot "$1" useradd --create-home --uid 1001 --shell /bin/bash alice',
     'chroot "$1" useradd --create-home --uid 1002 --shell /bin/bash bob',
@@ -67,16 +68,25 @@ def _source(*names: str) -> str:
     return "\0".join((HERE / name).read_text(encoding="utf-8") for name in names)
 
 
+def _mirror_of(tools: Tools) -> str:
+    """The one that mmdebstrap took the tools from."""
+    sources = tools.tree / "etc/apt/sources.list"
+    found = re.search(r"^deb (?:\[[^]]*\] )?(\S+)", sources.read_text(encoding="utf-8"), re.M) if sources.exists() else None
+    if not found:
+        raise RunnerError(f"{sources} names no Debian mirror; set EXEC2_DEBIAN_MIRROR or --mirror")
+    return found[1].rstrip("/")
+
+
 class Assets:
     """The cache. Each method returns a finished part, and builds it first if it is not there."""
 
-    def __init__(self, cache: Path, mirror: str) -> None:
+    def __init__(self, cache: Path, mirror: Optional[str]) -> None:
         self.cache = cache
         self.mirror = mirror
         cache.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
-    def _building(self, name: str) -> Iterator[Path]:
+    def building(self, name: str) -> Iterator[Path]:
         """A scratch folder in the cache, under a lock: another runner waits and then finds the part built."""
         with open(self.cache / f".lock-{name}", "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -87,10 +97,10 @@ class Assets:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
 
-    def _mmdebstrap(self, suite: str, target: Path, variant: str, packages: List[str], *options: str) -> None:
-        source = f"deb [signed-by={KEYRING}] {self.mirror} {suite} main"
+    def _mmdebstrap(self, suite: str, target: Path, variant: str, packages: list[str], *options: str) -> None:
+        source = [f"deb [signed-by={KEYRING}] {self.mirror} {suite} main"] if self.mirror else []
         command = ["mmdebstrap", f"--variant={variant}", "--format=tar", f"--include={','.join(packages)}",
-                   '--aptopt=APT::Sandbox::User "root"', *options, suite, str(target), source]  # fmt: skip
+                   '--aptopt=APT::Sandbox::User "root"', *options, suite, str(target), *source]  # fmt: skip
         # the caller's temporary folder may be closed to the user namespace that mmdebstrap works in
         run(command, env={**os.environ, "TMPDIR": "/tmp"})
 
@@ -99,9 +109,9 @@ class Assets:
         final = self.cache / name
         if not final.exists():
             require_build_tools()
-            with self._building(name) as scratch:
+            with self.building(name) as scratch:
                 if not final.exists():
-                    progress(f"tools: QEMU and {len(TOOLS_PACKAGES) - 1} other packages of Debian {TOOLS_SUITE} from {self.mirror}")
+                    progress(f"tools: QEMU and {len(TOOLS_PACKAGES) - 1} other packages of Debian {TOOLS_SUITE}")
                     archive = scratch / "tools.tar"
                     self._mmdebstrap(TOOLS_SUITE, archive, "extract", list(TOOLS_PACKAGES))
                     tree = scratch / "tree"
@@ -122,7 +132,7 @@ class Assets:
         final = self.cache / f"{name}.erofs"
         if not final.exists():
             require_build_tools()
-            with self._building(name) as scratch:
+            with self.building(name) as scratch:
                 if not final.exists():
                     progress(f"root: Debian {ROOT_SUITE} with systemd, a JDK and {len(ROOT_PACKAGES) - 3} other packages")
                     archive = scratch / "root.tar"
@@ -141,10 +151,10 @@ class Assets:
         final = self.cache / name
         if update or not (final / "version").exists():
             require_build_tools()
-            with self._building(name) as scratch:
+            with self.building(name) as scratch:
                 if update or not (final / "version").exists():
-                    progress(f"kernel {kernel.label}: {kernel_image.PACKAGE} of Debian {kernel.suite} from {self.mirror}")
-                    apt = kernel_image.Apt(scratch / "apt", self.mirror, kernel.suite)
+                    progress(f"kernel {kernel.label}: {kernel_image.PACKAGE} of Debian {kernel.suite}")
+                    apt = kernel_image.Apt(scratch / "apt", self.mirror or _mirror_of(tools), kernel.suite)
                     part = kernel_image.build(apt, tools, scratch)
                     if final.exists():
                         final.rename(scratch / "old")

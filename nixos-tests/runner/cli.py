@@ -2,6 +2,7 @@
 
 import argparse
 import code
+import functools
 import os
 import shutil
 import signal
@@ -9,19 +10,21 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
-from . import kernels, payload, qemu, scenario
+from . import kernels, payload, qemu, scenario, snapshot
 from .assets import HERE, Assets, KernelImage
 from .console import progress, result
 from .driver import Driver, Outcome
-from .errors import RunnerError
+from .errors import MachineError, RunnerError
 from .host import cache_dir, debian_mirror
 from .machine import Machine
 from .report import Report
 from .scenario import Scenario
+from .snapshot import Snapshots
 from .transcript import Transcript
 
 SCENARIOS = HERE.parent
@@ -47,9 +50,11 @@ class Run(NamedTuple):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nixos-tests/run", description="Runs scenarios in virtual machines with chosen kernels.",
-                                     epilog="Variables: NOMAD_BIN, EXEC2_VM_ACCEL=kvm|tcg, EXEC2_DEBIAN_MIRROR, XDG_CACHE_HOME. See nixos-tests/README.md.")  # fmt: skip
+                                     epilog="Variables: NOMAD_BIN, EXEC2_VM_ACCEL=kvm|tcg, EXEC2_DEBIAN_MIRROR, XDG_CACHE_HOME. "
+                                            "See nixos-tests/README.md.")  # fmt: skip
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names or files; all if none is given")
-    parser.add_argument("--kernel", default=kernels.DEFAULT_LABEL, metavar="LIST", help="5.10,6.1,6.12,sid, the version that sid has, or all (default %(default)s)")
+    parser.add_argument("--kernel", default=kernels.DEFAULT_LABEL, metavar="LIST",
+                        help="5.10,6.1,6.12,sid, the version that sid has, or all (default %(default)s)")  # fmt: skip
     parser.add_argument("--lsm-off", action="store_true", help="boot with Landlock left out of lsm=; runs what is marked lsm: off or any")
     parser.add_argument("--nomad", choices=("auto", "pluginhost", "real", "both"), default="auto",
                         help="who loads the plugin; auto: the pluginhost, and real Nomad as well if NOMAD_BIN or PATH has one")  # fmt: skip
@@ -61,15 +66,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--update", action="store_true", help="look for newer kernel packages")
     parser.add_argument("--interactive", action="store_true", help="boot one machine and open a Python prompt with the scenario's globals")
     parser.add_argument("--shell", action="store_true", help="boot one machine and open a root shell in it")
+    parser.add_argument("--no-snapshots", action="store_true", help="boot every guest, where one that has booted before could be resumed")
     parser.add_argument("--keep", action="store_true", help="keep the disks of each guest in the log folder")
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help="for each scenario, boot included (default %(default)s)")
-    parser.add_argument("--jobs", type=int, metavar="N", help=f"guests at the same time, each with {qemu.CPUS} CPUs (default: as many as the host has CPUs for)")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help=f"guests at the same time, each with {qemu.CPUS} CPUs (default: as many as the host has CPUs for)")  # fmt: skip
     parser.add_argument("--logs", metavar="DIR", help="default target/vm-logs/TIME")
     parser.add_argument("--mirror", metavar="URL", help="the Debian mirror")
     return parser
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: Optional[list[str]] = None) -> int:
     options = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -87,10 +94,12 @@ class Session:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self._live: Dict[int, Machine] = {}
+        self._live: set[Machine] = set()
         self._lock = threading.Lock()
         self._stopping = False
-        self.payloads: Dict[str, Path] = {}
+        self.payloads: dict[str, Path] = {}
+        self.snapshots: Optional[Snapshots] = None
+        self._sharing: Counter[str] = Counter()  # how many scenarios start from a snapshot
 
     def main(self) -> int:
         options = self.options
@@ -109,20 +118,23 @@ class Session:
             for label, reason in broken.items():
                 print(f"nixos-tests/run: kernel {label}: {reason}", file=sys.stderr)
             return 1 if broken else 0
-        by_hand = options.shell or options.interactive
-        if by_hand and not images:
+        interactive = options.shell or options.interactive
+        if interactive and not images:
             raise RunnerError(next(iter(broken.values())))
         report = Report()
-        plan = [] if by_hand else self._plan(chosen, images, broken, report)
-        if by_hand or plan:
+        plan = [] if interactive else self._plan(chosen, images, broken, report)
+        if interactive or plan:
             self.logs = self._log_folder()
             scratch = Path(tempfile.mkdtemp(prefix="payload-", dir=self.logs))
             try:
                 unit_tests = any(run.scenario.needs == "unit-tests" for run in plan)
                 self._payloads(scratch, {run.agent for run in plan} or set(self._agents(chosen[0].needs)[:1] or ["none"]), unit_tests)
                 self.accel = qemu.accelerator(self.tools, images[0], self.cache)
-                if by_hand:
-                    return self._by_hand(images[0], chosen[0])
+                if self.accel == "tcg" and not options.no_snapshots:  # under KVM a boot takes no longer
+                    self.snapshots = Snapshots(assets)
+                    self._sharing.update(self._snapshot_name(run.kernel, run.lsm_off, run.agent) for run in plan)
+                if interactive:
+                    return self._interactive(images[0], chosen[0])
                 self._run_all(plan, report)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -131,7 +143,7 @@ class Session:
 
     # -- what to run --------------------------------------------------------------------------------------------------
 
-    def _kernels(self, assets: Assets) -> Tuple[List[KernelImage], Dict[str, str]]:
+    def _kernels(self, assets: Assets) -> tuple[list[KernelImage], dict[str, str]]:
         """Those that could be built, and why the others could not."""
         images, broken = [], {}
         for kernel, wanted in kernels.choose(self.options.kernel):
@@ -141,7 +153,7 @@ class Session:
                 broken[wanted or kernel.label] = str(error)
         return images, broken
 
-    def _agents(self, needs: str) -> List[str]:
+    def _agents(self, needs: str) -> list[str]:
         """Who loads the plugin for a scenario with this marker; nothing if it cannot be run here."""
         if needs in ("no-agent", "unit-tests"):
             return ["none"]
@@ -152,7 +164,7 @@ class Session:
         only = {"nomad-real": "nomad", "pluginhost": "pluginhost"}.get(needs)
         return [agent for agent in agents if only in (None, agent)]
 
-    def _plan(self, chosen: List[Scenario], images: List[KernelImage], broken: Dict[str, str], report: Report) -> List[Run]:
+    def _plan(self, chosen: list[Scenario], images: list[KernelImage], broken: dict[str, str], report: Report) -> list[Run]:
         plan = []
         for label, reason in broken.items():
             for item in chosen:
@@ -211,39 +223,68 @@ class Session:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
+    def _command(self, kernel: KernelImage, lsm_off: bool, agent: str, disks: qemu.Disks) -> list[str]:
+        extra = "systemd.mask=nomad.service" if agent == "none" else ""
+        return qemu.guest_arguments(self.tools, self.accel, kernel, disks, lsm_off, extra)
+
     def _machine(self, run: Run, folder: Path, transcript: Transcript, timeout: float) -> Machine:
+        """With an empty disk; whatever else is in the folder under its names is replaced."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = folder / "state.img"
+        state = folder / snapshot.DISK
+        for old in (state, folder / snapshot.CONSOLE):
+            old.unlink(missing_ok=True)
         payload.make_state_disk(self.tools, state, qemu.STATE_DISK_GIB)
-        disks = qemu.Disks(self.root, self.payloads[run.agent], state)
-        extra = "systemd.mask=nomad.service" if run.agent == "none" else ""
-        command = qemu.guest_arguments(self.tools, self.accel, run.kernel, disks, run.lsm_off, extra)
+        command = self._command(run.kernel, run.lsm_off, run.agent, qemu.Disks(self.root, self.payloads[run.agent], state))
         machine = Machine("machine", command, folder, transcript, time.monotonic() + timeout, run.kernel.version)
         with self._lock:
             if self._stopping:
                 raise KeyboardInterrupt
-            self._live[id(machine)] = machine
+            self._live.add(machine)
         return machine
 
-    def _one(self, run: Run) -> Tuple[Outcome, str]:
+    @functools.cache  # noqa: B019  (there is one session)
+    def _snapshot_name(self, kernel: KernelImage, lsm_off: bool, agent: str) -> str:
+        placeholders = qemu.Disks(Path("root"), Path("payload"), Path("state"))
+        return snapshot.name(kernel, [self.root, self.tools.tree], self.payloads[agent], self._command(kernel, lsm_off, agent, placeholders))
+
+    def _resumed(self, run: Run, folder: Path, transcript: Transcript) -> Optional[Machine]:
+        """A machine that has booted already; None if this one has to boot."""
+        if self.snapshots is None:
+            return None
+        name = self._snapshot_name(run.kernel, run.lsm_off, run.agent)
+        found = self.snapshots.find(name)
+        if found is None and self._sharing[name] > 1:
+            found = self.snapshots.take(name, functools.partial(self._machine, run))
+        if found is None:
+            return None
+        machine = self._machine(run, folder, transcript, self.options.timeout)
+        try:
+            found.resume(machine)
+        except (MachineError, RunnerError, OSError) as error:
+            machine.kill()
+            transcript.event(f"not resumed, and booted instead: {error}")
+            return None
+        return machine
+
+    def _one(self, run: Run) -> tuple[Outcome, str]:
         name = f"{run.label}-{run.scenario.name}-{run.agent}".replace(" ", "-").replace("=", "-")
         folder = self.logs / name
         folder.mkdir(parents=True, exist_ok=True)
         transcript = Transcript(folder / "driver.log")
-        machine = self._machine(run, folder, transcript, self.options.timeout)
+        machine = self._resumed(run, folder, transcript) or self._machine(run, folder, transcript, self.options.timeout)
         try:
             outcome = Driver([machine], transcript, folder, SCENARIOS).run(run.scenario)
         finally:
             machine.kill()
             transcript.close()
             with self._lock:
-                self._live.pop(id(machine), None)
+                self._live.discard(machine)
             if not self.options.keep:
-                (folder / "state.img").unlink(missing_ok=True)
+                (folder / snapshot.DISK).unlink(missing_ok=True)
         detail = "" if outcome.passed else f"\nconsole, last lines:\n{machine.console_tail()}\nlogs: {folder}"
         return outcome, detail
 
-    def _run_all(self, plan: List[Run], report: Report) -> None:
+    def _run_all(self, plan: list[Run], report: Report) -> None:
         jobs = self.options.jobs or max(1, (os.cpu_count() or 1) // qemu.CPUS)
         progress(f"{len(plan)} to run, {jobs} at a time, {'KVM' if self.accel == 'kvm' else 'emulated (TCG)'}")
 
@@ -264,17 +305,17 @@ class Session:
             for future in futures:
                 future.cancel()
             with self._lock:
-                live = list(self._live.values())
+                live = list(self._live)
             for machine in live:
                 machine.terminate()
             raise
         finally:
             pool.shutdown(wait=True)
 
-    def _by_hand(self, kernel: KernelImage, chosen: Scenario) -> int:
+    def _interactive(self, kernel: KernelImage, chosen: Scenario) -> int:
         agent = sorted(self.payloads)[0]
         run = Run(chosen, kernel, self.options.lsm_off or chosen.lsm == "off", agent)
-        folder = self.logs / "by-hand"
+        folder = self.logs / "interactive"
         folder.mkdir(parents=True, exist_ok=True)
         transcript = Transcript(folder / "driver.log", echo=None if self.options.shell else progress)
         machine = self._machine(run, folder, transcript, float("inf"))
@@ -286,7 +327,7 @@ class Session:
             else:
                 names = driver.script_globals()
                 machine.connect()
-                names["test_script"] = lambda: exec(compile(chosen.path.read_text(), str(chosen.path), "exec"), names)  # pylint: disable=exec-used
+                names["test_script"] = lambda: exec(compile(chosen.path.read_text(), str(chosen.path), "exec"), names)
                 code.interact(f"`machine` is up; test_script() runs {chosen.name}; Ctrl-D ends it.", local=names, exitmsg="")
         finally:
             driver.stop()

@@ -7,7 +7,7 @@ import time
 import traceback
 import unittest
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from .errors import CommandError, MachineError
 from .machine import Machine, retry
@@ -22,24 +22,25 @@ class Outcome(NamedTuple):
     passed: bool
     seconds: float
     boot_seconds: Optional[float]
+    resumed: bool
     emulator_errors: int
-    subtests: List[Any]
+    subtests: list[Any]
     reason: str  # empty if passed
 
 
 class Driver:
     """The machines and the globals of one scenario. One machine today; a second is one more in `machines`."""
 
-    def __init__(self, machines: List[Machine], transcript: Transcript, folder: Path, scenarios: Path) -> None:
+    def __init__(self, machines: list[Machine], transcript: Transcript, folder: Path, scenarios: Path) -> None:
         self.machines = machines
         self._log = transcript
         self._folder = folder
         self._prelude = scenarios / PRELUDE
 
-    def script_globals(self) -> Dict[str, Any]:
+    def script_globals(self) -> dict[str, Any]:
         case = unittest.TestCase()
         case.maxDiff = None
-        names: Dict[str, Any] = {
+        names: dict[str, Any] = {
             "__name__": "scenario",
             "start_all": self.start_all,
             "join_all": self.join_all,
@@ -80,7 +81,7 @@ class Driver:
             self._log.event("FAIL: " + reason)
             self.collect()
         self.stop()
-        return Outcome(not reason, seconds, self.machines[0].boot_seconds, sum(machine.emulator_errors for machine in self.machines),
+        return Outcome(not reason, seconds, self.machines[0].boot_seconds, self.machines[0].resumed, sum(machine.emulator_errors for machine in self.machines),
                        self._log.subtests, reason)
 
     def collect(self) -> None:
@@ -98,9 +99,9 @@ class Driver:
             machine.kill()
 
 
-def _execute(path: Path, names: Dict[str, Any]) -> None:
+def _execute(path: Path, names: dict[str, Any]) -> None:
     # compiled apart from the prelude, so that a traceback has the file's own line numbers
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)  # pylint: disable=exec-used
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
 
 
 def _traceback(path: Path) -> str:

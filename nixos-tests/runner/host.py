@@ -5,13 +5,11 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Optional
 
 from .console import progress
 from .errors import RunnerError
 
-# Used when the host has no Debian mirror in its own apt sources (Ubuntu, Fedora, ...).
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 # A cold apt-get on a slow mirror takes minutes; past this it hangs.
@@ -24,7 +22,7 @@ def cache_dir() -> Path:
     return Path(base) / "nomad-driver-exec2" / "vm"
 
 
-def _missing() -> Dict[str, str]:
+def _missing() -> dict[str, str]:
     """What is not there: what it is -> the Debian package that has it."""
     wanted = {"mmdebstrap": "mmdebstrap", "apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg"}
     if os.geteuid() != 0:
@@ -57,7 +55,7 @@ def require_build_tools() -> None:
             + f"; on Debian or Ubuntu: sudo apt-get install --no-install-recommends {' '.join(packages)}"
         )
     progress(f"apt-get install {' '.join(packages)}")
-    install = ["apt-get", "install", "-qq", "-y", "--no-install-recommends"] + packages
+    install = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *packages]
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
     done = _run(install, env)
     if done.returncode != 0:  # no package lists yet, or stale ones
@@ -68,13 +66,14 @@ def require_build_tools() -> None:
         raise RunnerError(f"apt-get install {' '.join(packages)} did not bring {', '.join(still)}:\n{done.stdout.strip()}")
 
 
-def _run(command: List[str], env: Dict[str, str]) -> "subprocess.CompletedProcess[str]":
+def _run(command: list[str], env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, timeout=APT_INSTALL_TIMEOUT_S, check=False)
 
 
-def debian_mirror(option: Optional[str]) -> str:
-    """--mirror, EXEC2_DEBIAN_MIRROR, the Debian mirror in the host's apt sources, or the default; in this order."""
+def debian_mirror(option: Optional[str]) -> Optional[str]:
+    """--mirror, EXEC2_DEBIAN_MIRROR, or the Debian mirror in the host's apt sources, in this order; without one (Ubuntu, Fedora, ...)
+    mmdebstrap has a default of its own."""
     chosen = option or os.environ.get("EXEC2_DEBIAN_MIRROR")
     if chosen:
         return chosen.rstrip("/")
@@ -86,4 +85,4 @@ def debian_mirror(option: Optional[str]) -> str:
             # Debian's own archive, not the security archive and no third party's repository for Debian
             if origin == "Debian" and uri.rstrip("/").endswith("/debian"):
                 return uri.rstrip("/")
-    return DEFAULT_MIRROR
+    return None

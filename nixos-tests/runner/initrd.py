@@ -2,8 +2,8 @@
 
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Dict, Iterable, List
 
 # Disks, the console of the test shell, the file systems of the root. What a kernel has built in is left out.
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "overlay", "ext4")
@@ -14,20 +14,20 @@ def _module_name(path: str) -> str:
     return re.sub(r"\.ko(\.\w+)?$", "", path.rsplit("/", 1)[-1]).replace("-", "_")
 
 
-def load_order(module_dir: Path, wanted: Iterable[str] = MODULES) -> List[str]:
+def load_order(module_dir: Path, wanted: Iterable[str] = MODULES) -> list[str]:
     """Paths below `module_dir`, each after everything that it needs (modules.dep, modules.softdep)."""
-    needs: Dict[str, List[str]] = {}
+    needs: dict[str, list[str]] = {}
     for line in (module_dir / "modules.dep").read_text(encoding="utf-8").splitlines():
         path, _, rest = line.partition(":")
         needs[path] = rest.split()
     by_name = {_module_name(path): path for path in needs}
-    before: Dict[str, List[str]] = {}
+    before: dict[str, list[str]] = {}
     for line in (module_dir / "modules.softdep").read_text(encoding="utf-8").splitlines():
         words = line.split()
         if words[:1] == ["softdep"] and "pre:" in words:
             soft = words[words.index("pre:") + 1 :]
             before[words[1].replace("-", "_")] = [word.replace("-", "_") for word in soft if not word.endswith(":")]
-    order: List[str] = []
+    order: list[str] = []
 
     def add(path: str) -> None:
         for soft in before.get(_module_name(path), []):
@@ -49,7 +49,7 @@ class Cpio:
     """A cpio archive in the "newc" format, as the kernel reads it (Documentation/driver-api/early-userspace/buffer-format.rst)."""
 
     def __init__(self) -> None:
-        self._parts: List[bytes] = []
+        self._parts: list[bytes] = []
         self._inode = 0
 
     def _entry(self, name: str, mode: int, data: bytes = b"") -> None:
@@ -78,7 +78,7 @@ def _pad4(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % 4)
 
 
-def build(busybox: bytes, init: bytes, modules: Dict[str, bytes]) -> bytes:
+def build(busybox: bytes, init: bytes, modules: dict[str, bytes]) -> bytes:
     """The archive; `modules` are uncompressed, in load order."""
     cpio = Cpio()
     for name in ("bin", "dev", "proc", "sys", "modules", "root", "layer", "disk"):

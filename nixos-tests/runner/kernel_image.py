@@ -4,7 +4,6 @@ import contextlib
 import re
 import subprocess
 from pathlib import Path
-from typing import List
 
 from . import bzimage, initrd
 from .errors import RunnerError
@@ -71,13 +70,13 @@ class Apt:
     def _apt(self, program: str, *arguments: str) -> str:
         return run([program, "-qq", *self._options, *arguments], timeout=DOWNLOAD_TIMEOUT_S).decode()
 
-    def download_kernel(self, folder: Path) -> List[Path]:
+    def download_kernel(self, folder: Path) -> list[Path]:
         """The package that carries the kernel, and those that newer suites split off from it."""
         try:
             self._apt("apt-get", "update", "-oAPT::Update::Error-Mode=any")
         except RunnerError as error:
             raise RunnerError(f"{self.mirror} does not serve Debian {self.suite} (any more?); set EXEC2_DEBIAN_MIRROR or --mirror: {error}") from error
-        packages: List[str] = []
+        packages: list[str] = []
         queue = [PACKAGE]
         while queue:
             name = queue.pop(0)

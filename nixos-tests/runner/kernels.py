@@ -1,7 +1,7 @@
 """The kernels that can be booted, and version comparison."""
 
 import re
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple
 
 from .errors import RunnerError
 
@@ -23,7 +23,7 @@ KERNELS = (
 DEFAULT_LABEL = "6.12"
 
 
-def version_tuple(version: str) -> Tuple[int, int]:
+def version_tuple(version: str) -> tuple[int, int]:
     """(6, 12) of "6.12.117+deb13-cloud-amd64"."""
     match = re.match(r"(\d+)\.(\d+)", version)
     if not match:
@@ -31,7 +31,7 @@ def version_tuple(version: str) -> Tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def choose(option: str) -> List[Tuple[Kernel, str]]:
+def choose(option: str) -> list[tuple[Kernel, str]]:
     """The kernels of `--kernel`, each with the X.Y that was asked for, or "" if any will do.
 
     A version that no fixed suite has is looked for in sid: `--kernel 7.2` works as long as sid has a 7.2.

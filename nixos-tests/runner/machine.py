@@ -6,6 +6,7 @@ console with a root shell at its other end), and writes the serial console to it
 
 import base64
 import contextlib
+import math
 import os
 import re
 import select
@@ -19,8 +20,9 @@ import termios
 import threading
 import time
 import tty
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Callable, Optional
 
 from .errors import CommandError, EmulatorError, MachineError
 from .transcript import Transcript
@@ -35,6 +37,9 @@ RETRY_INTERVAL_S = 1.0
 QEMU_START_TIMEOUT_S = 30
 SHUTDOWN_TIMEOUT_S = 180
 CONSOLE_TAIL_LINES = 40
+# A second on an idle machine, for some hundred megabytes from or to a file.
+MIGRATE_TIMEOUT_S = 120
+RESUMED = "resumed"
 # QEMU 10 under TCG aborts in about one boot of a hundred, before the kernel prints its first line
 # ("msix_table_mmio_write: Assertion"). That is no result; a guest that was up once is never started again.
 BOOT_ATTEMPTS = 3
@@ -56,7 +61,7 @@ def retry(fn: Callable[[bool], bool], timeout: float = COMMAND_TIMEOUT_S) -> Non
 class Machine:
     """Started by the first call that needs it. `command` is QEMU's without the sockets."""
 
-    def __init__(self, name: str, command: List[str], folder: Path, transcript: Transcript, deadline: float,
+    def __init__(self, name: str, command: list[str], folder: Path, transcript: Transcript, deadline: float,
                  release: Optional[str] = None) -> None:  # fmt: skip
         self.name = name
         self.folder = folder
@@ -64,7 +69,7 @@ class Machine:
         self._log = transcript
         self._deadline = deadline
         self._release = release  # what `uname -r` has to print
-        self._process: Optional["subprocess.Popen[bytes]"] = None
+        self._process: Optional[subprocess.Popen[bytes]] = None
         self._shell: Optional[socket.socket] = None
         self._monitor: Optional[socket.socket] = None
         self._connected = False
@@ -73,13 +78,16 @@ class Machine:
         self._panic = False
         self.emulator_errors = 0  # how often QEMU broke down while booting
         self.boot_seconds: Optional[float] = None  # from start to a usable shell
+        self.resumed = False  # not booted, but resumed from a snapshot
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def start(self, allow_reboot: bool = False) -> None:
         """Starts QEMU unless it runs. A reboot always ends QEMU here; reboot() starts it again with the same disks."""
-        if self._process is not None:
-            return
+        if self._process is None:
+            self._launch()
+
+    def _launch(self, *more: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         listeners = []
         for name in ("monitor", "shell"):
@@ -91,10 +99,10 @@ class Machine:
             listener.listen(1)
             listener.settimeout(POLL_S)
             listeners.append(listener)
-        arguments = self._command + [
-            "-monitor", "chardev:monitor", "-chardev", "socket,id=monitor,path=monitor",
+        arguments = [
+            *self._command, "-monitor", "chardev:monitor", "-chardev", "socket,id=monitor,path=monitor",
             "-chardev", "socket,id=shell,path=shell", "-device", "virtio-serial-pci", "-device", "virtconsole,chardev=shell",
-            "-device", "virtio-rng-pci", "-serial", "stdio",
+            "-device", "virtio-rng-pci", "-serial", "stdio", *more,
         ]  # fmt: skip
         self._log.event(f"{self.name}: starting")
         self._panic = False
@@ -112,6 +120,34 @@ class Machine:
         self._connected = False
         self._buffer = b""
         self._read_until_prompt()
+
+    def suspend(self, memory: Path) -> None:
+        """Writes the guest's memory to a file and ends QEMU: with its disk, that is all that resume() needs."""
+        self._log.event(f"{self.name}: suspend")
+        # not stopped before: whoever resumes it would find it stopped
+        self.send_monitor_command("migrate_set_parameter max-bandwidth 100G")
+        with _link(self.folder / "to", memory.parent):
+            answer = self.send_monitor_command(f"migrate file:to/{memory.name}", timeout=MIGRATE_TIMEOUT_S)
+        state = self.send_monitor_command("info migrate")
+        if not re.search(r"status:\s*completed", state, re.I):
+            raise MachineError(f"QEMU did not write the guest's memory: {answer} {state}")
+        self.send_monitor_command("quit", answered=False)
+        self._wait_for_end()
+
+    def resume(self, memory: Path, console: bytes) -> None:
+        """Starts QEMU with the memory of a guest whose root shell has been there before; `console` is what that has printed."""
+        self._console += console
+        (self.folder / "console.log").write_bytes(console)
+        with _link(self.folder / "from", memory.parent):
+            self._launch("-incoming", f"file:from/{memory.name}")
+            # the guest's clock has stood still since
+            self._send(f"date --utc --set=@{time.time():.3f} >/dev/null; echo {RESUMED}")
+            while RESUMED.encode() not in self._buffer:
+                self._receive(self._started + MIGRATE_TIMEOUT_S)
+        self._buffer = self._buffer.partition(RESUMED.encode())[2].lstrip(b"\r\n")
+        self._connected = self.resumed = True
+        self.boot_seconds = time.monotonic() - self._started
+        self._log.event(f"{self.name}: resumed after {self.boot_seconds:.1f} s")
 
     def _accept(self, listener: socket.socket) -> socket.socket:
         end = time.monotonic() + QEMU_START_TIMEOUT_S
@@ -162,6 +198,7 @@ class Machine:
                     raise
         self._buffer = self._buffer.partition(SHELL_LINE)[2].lstrip(b"\r\n")
         self._connected = True
+        self.resumed = False
         self.boot_seconds = time.monotonic() - self._started
         self._log.event(f"{self.name}: root shell after {self.boot_seconds:.1f} s")
         if self._release:
@@ -169,8 +206,8 @@ class Machine:
             if release != self._release:
                 raise MachineError(f"the guest runs Linux {release}, not {self._release}")
 
-    def _receive(self) -> None:
-        """Adds what the shell wrote to the buffer; raises if the guest is gone or the scenario's time is up."""
+    def _receive(self, deadline: float = math.inf) -> None:
+        """Adds what the shell wrote to the buffer; raises if the guest is gone or the time is up, the scenario's or this one."""
         assert self._shell is not None and self._process is not None
         while True:
             if select.select([self._shell], [], [], POLL_S)[0]:
@@ -185,8 +222,8 @@ class Machine:
             if status is not None:
                 broken = EmulatorError if status in EMULATOR_SIGNALS else MachineError
                 raise broken(f"the guest is gone (QEMU ended with {status}) {self._qemu_errors()}".rstrip())
-            if time.monotonic() > self._deadline:
-                raise MachineError("the scenario ran out of time")
+            if time.monotonic() > min(self._deadline, deadline):
+                raise MachineError("the scenario ran out of time" if deadline > self._deadline else "the guest does not answer")
 
     def _read_line(self) -> bytes:
         while b"\n" not in self._buffer:
@@ -269,9 +306,9 @@ class Machine:
 
     # -- monitor and console ------------------------------------------------------------------------------------------
 
-    def _read_until_prompt(self) -> str:
+    def _read_until_prompt(self, timeout: float = QEMU_START_TIMEOUT_S) -> str:
         assert self._monitor is not None
-        self._monitor.settimeout(QEMU_START_TIMEOUT_S)
+        self._monitor.settimeout(timeout)
         text = b""
         while not text.endswith(PROMPT):
             try:
@@ -283,12 +320,12 @@ class Machine:
             text += data
         return text[: -len(PROMPT)].decode(errors="replace")
 
-    def send_monitor_command(self, command: str, answered: bool = True) -> str:
+    def send_monitor_command(self, command: str, answered: bool = True, timeout: float = QEMU_START_TIMEOUT_S) -> str:
         """A line for QEMU's monitor."""
         self.start()
         assert self._monitor is not None
         self._monitor.sendall(command.encode() + b"\n")
-        return self._read_until_prompt() if answered else ""
+        return self._read_until_prompt(timeout) if answered else ""
 
     def block(self) -> None:
         """Unplugs the network cable."""
@@ -320,7 +357,7 @@ class Machine:
             raise MachineError(f"the guest's shell is gone: {error.strerror}; {self._qemu_errors()}") from error
 
     def execute(self, command: str, check_return: bool = True, check_output: bool = True,
-                timeout: Optional[float] = COMMAND_TIMEOUT_S) -> Tuple[int, str]:  # fmt: skip
+                timeout: Optional[float] = COMMAND_TIMEOUT_S) -> tuple[int, str]:  # fmt: skip
         """(status, output) of a bash command in the guest, with `set -euo pipefail`."""
         self.connect()
         quoted = shlex.quote("set -euo pipefail; " + command)
@@ -329,12 +366,13 @@ class Machine:
             self._send(f"{limit}bash -c {quoted} >/dev/null 2>&1 &")
             return -2, ""
         started = time.monotonic()
-        self._send(f"{limit}bash -c {quoted} | (base64 -w 0; echo)")
-        output = base64.b64decode(self._read_line()).decode(errors="replace")
+        # output and status in one line: a second exchange, and a shell in between, cost an emulated CPU some 10 ms
+        self._send(f'{limit}bash -c {quoted} | base64 -w 0; echo " ${{PIPESTATUS[0]}}"')
+        encoded, _, status_text = self._read_line().rpartition(b" ")
+        output = base64.b64decode(encoded).decode(errors="replace")
         if not check_return:
             return -1, output
-        self._send("echo ${PIPESTATUS[0]}")
-        status = int(self._read_line())
+        status = int(status_text)
         self._log.command(self.name, command, status, output, time.monotonic() - started)
         return status, output
 
@@ -389,7 +427,7 @@ class Machine:
                 raise CommandError(f"command `{command}` did not {verb} within {timeout:.0f} s; its last output: {output.rstrip()}") from error
         return output
 
-    def systemctl(self, arguments: str) -> Tuple[int, str]:
+    def systemctl(self, arguments: str) -> tuple[int, str]:
         return self.execute(f"systemctl {arguments}")
 
     def wait_for_unit(self, unit: str, timeout: float = COMMAND_TIMEOUT_S) -> None:
@@ -412,10 +450,10 @@ class Machine:
         line = self.succeed(f"systemctl --no-pager show {shlex.quote(unit)} --property={name}").strip()
         return line.partition("=")[2]
 
-    def start_job(self, unit: str) -> Tuple[int, str]:
+    def start_job(self, unit: str) -> tuple[int, str]:
         return self.systemctl(f"start {unit}")
 
-    def stop_job(self, unit: str) -> Tuple[int, str]:
+    def stop_job(self, unit: str) -> tuple[int, str]:
         return self.systemctl(f"stop {unit}")
 
     def wait_for_file(self, path: str, timeout: float = COMMAND_TIMEOUT_S) -> None:
@@ -437,7 +475,7 @@ class Machine:
         quoted = shlex.quote(target)
         self.succeed(f"mkdir -p $(dirname {quoted})", f"echo -n {text} | base64 -d > {quoted}")
 
-    # -- by hand ------------------------------------------------------------------------------------------------------
+    # -- interactive ------------------------------------------------------------------------------------------------------
 
     def shell_interact(self) -> None:
         """The user's terminal becomes one of the guest. Its shell ends the guest; Ctrl-] leaves it at once."""
@@ -459,7 +497,7 @@ class Machine:
                     sys.stdout.buffer.write(data)
                     sys.stdout.buffer.flush()
                 if terminal in ready:
-                    keys = sys.stdin.buffer.raw.read(4096)  # type: ignore[attr-defined]
+                    keys = os.read(terminal, 4096)
                     if not keys or b"\x1d" in keys:
                         return
                     self._shell.sendall(keys)
@@ -470,9 +508,19 @@ class Machine:
             print()
 
 
-def _tied_to_us() -> List[str]:
+def _tied_to_us() -> list[str]:
     """In front of a command: it is killed when the runner is, however that happens."""
     return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+
+
+@contextlib.contextmanager
+def _link(path: Path, target: Path) -> Iterator[None]:
+    """A name without special characters for a folder that QEMU's `file:` is to find."""
+    path.symlink_to(target.resolve())
+    try:
+        yield
+    finally:
+        path.unlink()
 
 
 @contextlib.contextmanager

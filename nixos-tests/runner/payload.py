@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Optional
 
 from .assets import HERE
 from .console import progress
@@ -24,6 +24,7 @@ CARGO_BUILD_TIMEOUT_S = 2400
 UNIT_TESTS = "usr/local/libexec/exec2-unit-tests"
 
 MACHINE_ID = "0123456789abcdef0123456789abcdef"  # fixed, so that systemd takes no boot for the first one
+IMAGE_UUID = "00000000-0000-4000-8000-000000000001"  # any: nothing looks for the image by it
 UNIT_FOLDER = "etc/systemd/system"
 WANTS = {
     "multi-user.target.wants/backdoor.service": "../backdoor.service",
@@ -91,7 +92,7 @@ def _existing(path: Path, source: str) -> Path:
     return path.resolve()
 
 
-def _build(what: str, command: list, folder: Path, extra: Dict[str, str], timeout: float, instead: str) -> str:
+def _build(what: str, command: list[str], folder: Path, extra: dict[str, str], timeout: float, instead: str) -> str:
     if not shutil.which(command[0]):
         raise RunnerError(f"{command[0]} is not on PATH, and {what} has to be built; install it, or use {instead}")
     progress(f"building {what}: {' '.join(command[:2])}")
@@ -140,8 +141,8 @@ def _place(source: Path, target: Path) -> None:
 
 
 def make_image(tools: Tools, folder: Path, image: Path) -> None:
-    """Uncompressed: it is read once, and an emulated CPU decompresses slowly."""
-    tools.erofs(image, folder, "--all-root")
+    """Uncompressed: it is read once, and an emulated CPU decompresses slowly. The same files give the same bytes."""
+    tools.erofs(image, folder, "--all-root", f"-U{IMAGE_UUID}")
 
 
 def make_state_disk(tools: Tools, image: Path, size_gib: int) -> None:

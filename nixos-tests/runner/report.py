@@ -1,7 +1,6 @@
 """The lines that a run prints, and its exit status."""
 
 import threading
-from typing import List
 
 from .console import result
 from .driver import Outcome
@@ -13,7 +12,7 @@ class Report:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._passed = 0
-        self._failed: List[str] = []
+        self._failed: list[str] = []
         self._skipped = 0
         self._not_applicable = 0
 
@@ -21,7 +20,7 @@ class Report:
         return f"{word:4}  {kernel:15}  {name:28}  {agent:10}  {rest}".rstrip()
 
     def finished(self, kernel: str, name: str, agent: str, outcome: Outcome, detail: str) -> None:
-        boot = f" (boot {outcome.boot_seconds:.1f} s)" if outcome.boot_seconds is not None else ""
+        boot = f" ({'resumed' if outcome.resumed else 'boot'} {outcome.boot_seconds:.1f} s)" if outcome.boot_seconds is not None else ""
         if outcome.emulator_errors:
             boot += f" (QEMU broke down {outcome.emulator_errors} times while booting and was started again)"
         lines = [self._line("ok" if outcome.passed else "FAIL", kernel, name, agent, f"{outcome.seconds:6.1f} s{boot}")]

@@ -3,7 +3,7 @@
 import operator
 import re
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 from .errors import RunnerError
 from .kernels import version_tuple
@@ -20,7 +20,7 @@ class Scenario(NamedTuple):
     name: str
     path: Path
     about: str  # the first line of its head that is no marker
-    kernels: List[Tuple[str, Tuple[int, int]]]  # all must hold; empty: any kernel
+    kernels: list[tuple[str, tuple[int, int]]]  # all must hold; empty: any kernel
     lsm: str
     needs: str
 
@@ -33,7 +33,7 @@ class Scenario(NamedTuple):
         return None
 
 
-def _parse_kernels(text: str, path: Path) -> List[Tuple[str, Tuple[int, int]]]:
+def _parse_kernels(text: str, path: Path) -> list[tuple[str, tuple[int, int]]]:
     if text == "any":
         return []
     conditions = []
@@ -47,7 +47,7 @@ def _parse_kernels(text: str, path: Path) -> List[Tuple[str, Tuple[int, int]]]:
 
 def parse(path: Path) -> Scenario:
     """Reads the comment lines at the start of the file."""
-    markers: Dict[str, str] = dict(DEFAULTS)
+    markers: dict[str, str] = dict(DEFAULTS)
     about = ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -63,12 +63,12 @@ def parse(path: Path) -> Scenario:
     return Scenario(path.stem, path, about, _parse_kernels(markers["kernels"], path), markers["lsm"], markers["needs"])
 
 
-def find_all(folder: Path) -> List[Scenario]:
+def find_all(folder: Path) -> list[Scenario]:
     """All scenarios beside the runner, by name."""
     return [parse(path) for path in sorted(folder.glob("*.py")) if path.name != PRELUDE]
 
 
-def choose(folder: Path, names: List[str]) -> List[Scenario]:
+def choose(folder: Path, names: list[str]) -> list[Scenario]:
     """By name, with or without .py, or by path; all if none is named."""
     if not names:
         return find_all(folder)

@@ -3,7 +3,7 @@
 import re
 import subprocess
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Optional
 
 from .errors import RunnerError
 
@@ -11,11 +11,10 @@ BUILD_TIMEOUT_S = 1800  # past this a build hangs; the longest takes 2 minutes o
 ERROR_TAIL_LINES = 12
 
 
-def run(command: List[str], *, timeout: float = BUILD_TIMEOUT_S, stdin: Optional[bytes] = None, env: Optional[Dict[str, str]] = None) -> bytes:
+def run(command: list[str], *, timeout: float = BUILD_TIMEOUT_S, stdin: Optional[bytes] = None, env: Optional[dict[str, str]] = None) -> bytes:
     """Runs it; a failure is a RunnerError with what it printed."""
     try:
-        done = subprocess.run(command, input=stdin if stdin is not None else b"", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              timeout=timeout, env=env, check=False)  # fmt: skip
+        done = subprocess.run(command, input=stdin if stdin is not None else b"", capture_output=True, timeout=timeout, env=env, check=False)  # fmt: skip
     except OSError as error:
         raise RunnerError(f"{command[0]}: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
@@ -33,11 +32,11 @@ class Tools:
     def __init__(self, tree: Path) -> None:
         self.tree = tree
 
-    def command(self, program: str, *arguments: object) -> List[str]:
+    def command(self, program: str, *arguments: object) -> list[str]:
         path = next((self.tree / folder / program for folder in ("usr/bin", "usr/sbin", "usr/lib/klibc/bin")
                      if (self.tree / folder / program).exists()), None)  # fmt: skip
         if path is None:
-            raise RunnerError(f"{self.tree} has no program {program}; delete that folder to have it built anew")
+            raise RunnerError(f"{self.tree} has no program {program}; delete that folder, and it is built again")
         return [str(self.tree / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(self.tree / "usr/lib/x86_64-linux-gnu"),
                 "--argv0", program, str(path)] + [str(argument) for argument in arguments]  # fmt: skip
 
@@ -46,7 +45,7 @@ class Tools:
 
     def decompress(self, tool: str, data: bytes) -> bytes:
         """zstd, lz4 and xz report bytes after the end of the stream as an error, after writing all that came before."""
-        done = subprocess.run(self.command(tool, "-d", "-c", "-q"), input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(self.command(tool, "-d", "-c", "-q"), input=data, capture_output=True, check=False)
         if not done.stdout:
             raise RunnerError(f"{tool} -d: {done.stderr.decode(errors='replace').strip()}")
         return done.stdout

@@ -2,8 +2,9 @@
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Callable, Optional
 
 # Output beyond this says little in a transcript and fills the log folder.
 MAX_OUTPUT_BYTES = 20_000
@@ -13,11 +14,11 @@ class Transcript:
     """Writes `driver.log`, and keeps how the subtests ended."""
 
     def __init__(self, path: Path, echo: Optional[Callable[[str], None]] = None) -> None:
-        self._file = open(path, "w", encoding="utf-8")  # pylint: disable=consider-using-with
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  (open until close())
         self._start = time.monotonic()
         self._depth = 0
         self._echo = echo
-        self.subtests: List[Tuple[int, str, bool, float]] = []  # depth, name, passed, seconds
+        self.subtests: list[tuple[int, str, bool, float]] = []  # depth, name, passed, seconds
 
     def close(self) -> None:
         self._file.close()
