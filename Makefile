@@ -33,12 +33,12 @@ VM_KERNELS ?= 5.10,6.1,sid
 # difference to. Both empty: every scenario, on every kernel.
 VM_KERNEL ?= 6.12
 VM_SCENARIOS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
-	cli examples harness isolation lifecycle many packages plugin process unit_tests \
+	cli examples hardening harness isolation lifecycle many packages plugin plugin_socket process programs unit_tests \
 	$(RELIABILITY) reliability_soak
 VM_ACROSS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
-	examples isolation process unit_tests reliability_faults
+	examples hardening isolation plugin_socket process unit_tests reliability_faults
 RELIABILITY := reliability reliability_faults reliability_host reliability_kills \
-	reliability_reboot reliability_recovery reliability_user
+	reliability_reboot reliability_recovery reliability_user reliability_wakeups
 # How many VMs at once; empty: as many as there are pairs of CPUs.
 VM_JOBS ?=
 
