@@ -14,11 +14,7 @@ pub fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let master = posix_openpt(flags | OFlag::O_NONBLOCK)?;
     unlockpt(&master)?;
-    // SAFETY: TIOCGPTPEER takes the flags as an integer.
-    let slave =
-        Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags.bits()) })?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    let slave = unsafe { OwnedFd::from_raw_fd(slave) };
+    let slave = slave_of(master.as_fd())?;
     Ok((master.into(), slave))
 }
 
@@ -36,6 +32,51 @@ pub fn set_size(terminal: impl AsFd, size: &winsize) -> Result<()> {
     let terminal = terminal.as_fd().as_raw_fd();
     // SAFETY: TIOCSWINSZ reads one winsize, which lives over the call.
     Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCSWINSZ as _, std::ptr::from_ref(size)) }).map(drop)
+}
+
+/// The number of the terminal's device, makedev(3); what is open as /dev/tty has that of the terminal that this means.
+pub fn device(terminal: impl AsFd) -> Result<u32> {
+    let mut device: libc::c_uint = 0;
+    // SAFETY: TIOCGDEV writes one unsigned int, which lives over the call.
+    Errno::result(unsafe {
+        libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCGDEV as _, &raw mut device)
+    })?;
+    Ok(device)
+}
+
+/// Makes each read from the master begin with a byte that is 0, or tells a change of the slave alone (`TIOCPKT`).
+pub fn report_changes(master: impl AsFd) -> Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: TIOCPKT reads one int, which lives over the call.
+    Errno::result(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCPKT as _, &raw const on) })
+        .map(drop)
+}
+
+/// Opens the slave of a master once more.
+fn slave_of(master: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes the flags as an integer.
+    let slave =
+        Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags.bits()) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(slave) })
+}
+
+/// How much of what was written to the master has not been read from the slave.
+pub fn unread(master: impl AsFd) -> Result<i32> {
+    let slave = slave_of(master.as_fd())?;
+    let mut unread: libc::c_int = 0;
+    // SAFETY: TIOCINQ writes one int, which lives over the call.
+    Errno::result(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCINQ as _, &raw mut unread) })?;
+    Ok(unread)
+}
+
+/// Hangs the slave up, as if its line had been cut (`TIOCVHANGUP`): its foreground process group gets SIGHUP and SIGCONT, and
+/// whoever reads it gets the end of file.
+pub fn hang_up(master: impl AsFd) -> Result<()> {
+    let slave = slave_of(master.as_fd())?;
+    // SAFETY: TIOCVHANGUP takes no argument.
+    Errno::result(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCVHANGUP as _, 0) }).map(drop)
 }
 
 /// Makes the terminal open at `number` the controlling terminal of this process, which leads a session without one.
