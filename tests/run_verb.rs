@@ -1,7 +1,10 @@
 //! The `run` verb as a process: its streams, its signals, its terminal, and what it leaves behind.
+//!
+//! These tests need root and Landlock: CI runs this file as root. Elsewhere each test prints that it was not run, also when
+//! the harness captures the output of tests.
 
 // Here a step that fails is a test that fails.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/sandbox.rs"]
 mod sandbox;
@@ -17,9 +20,11 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_nomad-driver-exec2");
@@ -32,7 +37,8 @@ fn applicable() -> bool {
     let unavailable = sandbox::unavailable(PLUGIN);
     if let Some(why) = &unavailable {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
-        eprintln!("{name} is not applicable: {why}");
+        // Not by a macro, whose output the harness would drop.
+        writeln!(std::io::stderr(), "{name} was not run: {why}").unwrap();
     }
     unavailable.is_none()
 }
@@ -79,6 +85,17 @@ fn process_with(argument: &str) -> Option<i32> {
     })
 }
 
+/// A child of the process whose command line contains `word`.
+fn child_of(parent: Pid, word: &str) -> Option<Pid> {
+    fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let is = stat.rsplit_once(") ")?.1.split(' ').nth(1)? == parent.to_string();
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        (is && text(&line).contains(word)).then_some(Pid::from_raw(pid))
+    })
+}
+
 fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
@@ -113,6 +130,18 @@ impl Drop for Run {
     }
 }
 
+/// What the driver itself sets for a task of `run`.
+const DRIVER_VARIABLES: [&str; 8] = [
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "NOMAD_ALLOC_DIR",
+    "NOMAD_TASK_DIR",
+    "NOMAD_SECRETS_DIR",
+    "NOMAD_WORK_DIR",
+];
+
 #[test]
 fn the_environment_has_nothing_of_the_callers_session() {
     if !applicable() {
@@ -129,9 +158,8 @@ fn the_environment_has_nothing_of_the_callers_session() {
         assert_eq!(status(&output), Some(0), "{output:?}");
         let mut lines: Vec<String> = text(&output.stdout).lines().map(ToOwned::to_owned).collect();
         lines.retain(|line| {
-            !["HOME=", "USER=", "TMPDIR=", "NOMAD_ALLOC", "NOMAD_TASK", "NOMAD_SECRETS"]
-                .iter()
-                .any(|own| line.starts_with(own))
+            let name = line.split('=').next().unwrap();
+            !DRIVER_VARIABLES.contains(&name)
         });
         lines.sort();
         lines
@@ -345,6 +373,16 @@ fn a_stop_stops_the_command_first_and_a_continue_continues_both() {
     }
 }
 
+/// A pseudo-terminal that no child inherits, so that it hangs up when the master is closed here.
+fn open_pair() -> (File, OwnedFd) {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = posix_openpt(flags).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = open(ptsname_r(&master).unwrap().as_str(), flags, Mode::empty()).unwrap();
+    (File::from(OwnedFd::from(master)), slave)
+}
+
 /// An interactive shell at a pseudo-terminal, and what it has shown since it was last looked at.
 struct Shell {
     master: File,
@@ -355,11 +393,21 @@ struct Shell {
 
 impl Shell {
     fn new(base: &Path) -> Self {
-        let size = Winsize { ws_row: 33, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
-        let OpenptyResult { master, slave } = openpty(Some(&size), None).unwrap();
+        let mut shell = Self::at_terminal(base, &["sh", "-i"]);
+        shell.wait_for("SHELL> ");
+        shell
+    }
+
+    /// Another program than a shell, as the leader of the terminal's session.
+    fn at_terminal(base: &Path, command: &[&str]) -> Self {
+        let (master, slave) = open_pair();
+        let mut size = Command::new("stty");
+        size.args(["rows", "33", "cols", "77"]).stdin(slave.try_clone().unwrap());
+        assert!(size.status().unwrap().success());
         let stdio = || Stdio::from(slave.try_clone().unwrap());
         let child = Command::new("setsid")
-            .args(["--ctty", "sh", "-i"])
+            .arg("--ctty")
+            .args(command)
             .env_clear()
             .envs([("PATH", std::env::var_os("PATH").unwrap()), ("RUN", OsString::from(PLUGIN))])
             .envs([
@@ -372,23 +420,20 @@ impl Shell {
             .stderr(stdio())
             .spawn()
             .unwrap();
-        let mut shell = Self { master: master.into(), slave, child, shown: String::new() };
-        shell.wait_for("SHELL> ");
-        shell
+        Self { master, slave, child, shown: String::new() }
     }
 
     fn enter(&mut self, keys: &str) {
         self.master.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until `wanted` is shown, and forgets everything up to it.
-    fn wait_for(&mut self, wanted: &str) {
+    /// Waits until `wanted` is shown, and forgets everything up to it, which is the result.
+    fn wait_for(&mut self, wanted: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut buffer = [0; 4096];
         loop {
             if let Some(at) = self.shown.find(wanted) {
-                self.shown.drain(..at + wanted.len());
-                return;
+                return self.shown.drain(..at + wanted.len()).collect();
             }
             assert!(Instant::now() < deadline, "no {wanted:?} in {:?}", self.shown);
             let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
@@ -466,4 +511,229 @@ fn the_command_has_a_terminal_of_its_own() {
     shell.wait_for("HELLO\r\n");
     shell.enter("\x04");
     shell.wait_for("SHELL> ");
+}
+
+#[test]
+fn a_password_is_not_echoed_in_a_pipeline() {
+    /// What a program does that asks for a password: at the controlling terminal, whatever the standard streams are.
+    const ASK: &str = "stty -echo < /dev/tty; printf 'Password: ' > /dev/tty; read x < /dev/tty; stty echo < /dev/tty; \
+                       printf %s \"$x\" | tr a-z A-Z > /dev/tty; echo > /dev/tty";
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    let mut shell = Shell::new(base.path());
+    shell.enter(&format!("ASK={}\r", shell_quoted(ASK)));
+    shell.wait_for("SHELL> ");
+    for (before, after) in
+        [("", ""), ("", "> $TMPDIR/file"), ("", "| cat"), ("", "< /etc/hostname"), (": |", "| cat")]
+    {
+        shell.enter(&format!("{before} $RUN run -- sh -c \"$ASK\" {after}\r"));
+        shell.wait_for("Password: ");
+        shell.enter("hunter2\r");
+        let shown = shell.wait_for("HUNTER2");
+        assert!(!shown.contains("hunter"), "{before} run {after}: {shown:?}");
+        shell.wait_for("SHELL> ");
+        until("the terminal is as it was", || shell.is_cooked());
+        // The twin: what is no password is echoed, once.
+        shell.enter(&format!(
+            "{before} $RUN run -- sh -c 'echo re''ady; read x; echo $x' {after}; echo do''ne\r"
+        ));
+        if before.is_empty() && after == "| cat" {
+            shell.wait_for("ready");
+            shell.enter("word\r");
+            assert_eq!(shell.wait_for("done").matches("word").count(), 2);
+        } else if before.is_empty() && !after.starts_with('<') {
+            shell.enter("word\r");
+        }
+        shell.wait_for("SHELL> ");
+    }
+}
+
+fn shell_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+#[test]
+fn a_question_is_answered_when_standard_input_is_a_file() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    let mut shell = Shell::new(base.path());
+    shell.enter("$RUN run -- sh -c 'echo sure''ly; read x < /dev/tty; echo answer $x' < /etc/hostname\r");
+    shell.wait_for("surely");
+    shell.enter("yes\r");
+    shell.wait_for("answer yes");
+    shell.wait_for("SHELL> ");
+    // The twin: in a pipeline the keys are for whoever reads the terminal, not for the last one.
+    shell.enter("cat | $RUN run -- tr a-z A-Z\r");
+    for (line, upper) in [("one", "ONE"), ("two", "TWO"), ("three", "THREE")] {
+        shell.enter(&format!("{line}\r"));
+        shell.wait_for(upper);
+        // Longer than `run` needs to look at the terminal again.
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    shell.enter("\x04");
+    shell.wait_for("SHELL> ");
+}
+
+#[test]
+fn lines_typed_ahead_arrive_one_by_one_and_the_end_of_file_after_them() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    let mut shell = Shell::new(base.path());
+    // dd reads a line, as a read from a terminal returns it, and leaves the others.
+    shell.enter(
+        "$RUN run -- sh -c 'echo re''ady; sleep 1; dd count=1 2>/dev/null; echo first; cat' | tr a-z A-Z\r",
+    );
+    shell.wait_for("READY");
+    shell.enter("one\rtwo\rthree\r\x04");
+    shell.wait_for("ONE\r\nFIRST\r\nTWO\r\nTHREE\r\n");
+    shell.wait_for("SHELL> ");
+}
+
+#[test]
+fn lost_output_is_a_failure() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    let full = |bytes: &str| {
+        let script = "mount -t tmpfs -o size=8k tmpfs $1 && exec $2 run -- head -c $3 /dev/zero > $1/file";
+        let mut shell = Command::new("unshare");
+        shell.args(["--mount", "sh", "-c", script, "sh"]).arg(base.path()).args([PLUGIN, bytes]);
+        shell.output().unwrap()
+    };
+    let output = full("50000");
+    assert_eq!(status(&output), Some(125), "{output:?}");
+    assert!(text(&output.stderr).contains("copy the command's output: No space left"), "{output:?}");
+    assert_eq!(status(&full("100")), Some(0));
+}
+
+#[test]
+fn a_signal_ends_run_while_its_output_is_blocked() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        // More than a pipe holds, and less than two: the command ends, and the last part stays.
+        let mut command = run(base.path(), &[], &["head", "-c", "100000", "/dev/zero"]);
+        let mut child = Run(command.stdout(Stdio::piped()).spawn().unwrap());
+        let output = child.0.stdout.as_ref().unwrap().as_fd();
+        assert_eq!(poll(&mut [PollFd::new(output, PollFlags::POLLIN)], PollTimeout::NONE), Ok(1));
+        until("the command ends", || child_of(pid(&child), "shim").is_none());
+        assert_eq!(child.0.try_wait().unwrap(), None, "it waits for its reader");
+        kill(pid(&child), signal).unwrap();
+        until("run ends", || child.0.try_wait().unwrap().is_some());
+        assert_eq!(child.0.wait().unwrap().signal(), Some(signal as i32));
+        assert_eq!(base.path().read_dir().unwrap().count(), 0, "it removes its directories before");
+    }
+}
+
+#[test]
+fn a_signal_ends_run_during_a_start_that_hangs() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    // So many that there is time to stop the start.
+    let unveils = vec!["--unveil=r:/usr/share"; 20_000];
+    let mut child = Run(run(base.path(), &unveils, &["true"]).spawn().unwrap());
+    let mut shim = None;
+    until("the start begins", || {
+        shim = child_of(pid(&child), "shim");
+        shim.is_some()
+    });
+    let shim = shim.unwrap();
+    kill(shim, Signal::SIGSTOP).unwrap();
+    kill(pid(&child), Signal::SIGTERM).unwrap();
+    // Less than the limit of a start.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while child.0.try_wait().unwrap().is_none() && Instant::now() < deadline {
+        std::thread::sleep(PAUSE);
+    }
+    let ended = child.0.try_wait().unwrap();
+    // It has died with `run` if it was told to already.
+    let _ = kill(shim, Signal::SIGKILL);
+    assert_eq!(ended.and_then(|status| status.signal()), Some(libc::SIGTERM));
+}
+
+#[test]
+fn a_second_terminal_gets_its_own_output() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    let [(mut first_master, first), (mut second_master, second)] = [(); 2].map(|()| open_pair());
+    let mut command = run(base.path(), &[], &["sh", "-c", "read x; echo out $x; echo err >&2"]);
+    let stdio = |slave: &OwnedFd| Stdio::from(slave.try_clone().unwrap());
+    command.stdin(stdio(&first)).stdout(stdio(&first)).stderr(stdio(&second));
+    let mut child = Run(command.spawn().unwrap());
+    drop(command);
+    // No session has this terminal, so it is read.
+    first_master.write_all(b"typed\r").unwrap();
+    until("run ends", || child.0.try_wait().unwrap().is_some());
+    let mut shown = [0; 4096];
+    let read = first_master.read(&mut shown).unwrap();
+    let on_first = text(&shown[..read]);
+    let read = second_master.read(&mut shown).unwrap();
+    let on_second = text(&shown[..read]);
+    assert!(on_first.contains("out typed") && !on_first.contains("err\r"), "{on_first:?}");
+    assert!(on_second.ends_with("err\r\n") && !on_second.contains("typed"), "{on_second:?}");
+}
+
+#[test]
+fn the_terminal_of_another_session_is_neither_read_nor_changed() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    let mut shell = Shell::new(base.path());
+    shell.enter("setsid $RUN run -- sh -c 'echo re''ady; while read x; do echo TA''SK $x; done' &\r");
+    shell.wait_for("ready");
+    for _ in 0..3 {
+        assert!(shell.is_cooked());
+        shell.enter("echo pass''word\r");
+        let shown = shell.wait_for("password\r\n");
+        assert!(!shown.contains("TASK"), "{shown:?}");
+        // Longer than `run` needs to look at the terminal again.
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+#[test]
+fn a_terminal_that_hangs_up_ends_a_command_that_reads_it() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    for script in ["trap '' HUP; echo ready; cat", "trap 'exit' HUP; echo ready; while :; do sleep 0.1; done"]
+    {
+        let mut shell = Shell::at_terminal(base.path(), &[PLUGIN, "run", "--", "sh", "-c", script]);
+        shell.wait_for("ready");
+        (shell.master, shell.slave) = open_pair();
+        until("run ends", || shell.child.try_wait().unwrap().is_some());
+    }
+}
+
+#[test]
+fn a_signal_that_dumps_core_leaves_the_terminal_as_it_was() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    let mut shell = Shell::new(base.path());
+    for signal in ["ABRT", "SYS", "40"] {
+        shell.enter("(ulimit -c 0; exec $RUN run -- sh -c 'echo re''ady; exec sleep 1000')\r");
+        shell.wait_for("ready");
+        until("the terminal is raw", || !shell.is_cooked());
+        let run = child_of(Pid::from_raw(shell.child.id() as i32), "sleep").unwrap();
+        assert!(Command::new("kill").args(["-s", signal, &run.to_string()]).status().unwrap().success());
+        shell.wait_for("SHELL> ");
+        until("the terminal is as it was", || shell.is_cooked());
+    }
 }

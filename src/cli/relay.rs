@@ -11,6 +11,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 /// What is copied at once: the capacity of a pipe, pipe(7).
 const CHUNK: usize = 64 * 1024;
 
+/// Called with each change of a terminal that its master reports, in order with the output.
+pub(super) struct OnChange(pub Box<dyn FnMut(u8) + Send>);
+
+impl std::fmt::Debug for OnChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnChange")
+    }
+}
+
 /// What to do when the target does not take any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gone {
@@ -30,10 +39,16 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// `source` must be non-blocking.
-    pub(super) fn start(source: OwnedFd, target: OwnedFd, gone: Gone) -> io::Result<Self> {
+    /// `source` must be non-blocking. With `on_change` it is a master that reports changes.
+    pub(super) fn start(
+        source: OwnedFd,
+        target: OwnedFd,
+        gone: Gone,
+        on_change: Option<OnChange>,
+    ) -> io::Result<Self> {
         let (stop, running) = io::pipe()?;
-        let copy = Copy { source: source.into(), target: Some(target.into()), gone, stop: stop.into() };
+        let (source, target, stop) = (source.into(), Some(target.into()), stop.into());
+        let copy = Copy { source, target, gone, on_change, stop };
         let thread = std::thread::Builder::new().name("relay".into()).spawn(move || copy.run())?;
         Ok(Self { thread, running: running.into() })
     }
@@ -50,6 +65,7 @@ struct Copy {
     /// None once it is gone.
     target: Option<File>,
     gone: Gone,
+    on_change: Option<OnChange>,
     stop: OwnedFd,
 }
 
@@ -77,13 +93,28 @@ impl Copy {
             };
             match self.source.read(&mut buffer) {
                 Ok(0) => return Ok(()),
-                Ok(read) => self.write(&buffer[..read])?,
+                Ok(read) => {
+                    let output = self.output(&buffer[..read]);
+                    self.write(output)?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && stopped => return Ok(()),
                 Err(error) if is_transient(&error) => {}
                 // What a pseudo-terminal says when its slave is closed.
                 Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => return Ok(()),
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// What was written, of what was read. A master that reports changes puts 0 before it, or gives a change alone.
+    fn output<'a>(&mut self, read: &'a [u8]) -> &'a [u8] {
+        match (&mut self.on_change, read) {
+            (None, output) | (Some(_), [0, output @ ..]) => output,
+            (Some(on_change), [change, ..]) => {
+                (on_change.0)(*change);
+                &[]
+            }
+            (Some(_), []) => &[],
         }
     }
 
@@ -155,7 +186,7 @@ mod tests {
     fn all_is_copied_before_the_end() {
         let (source, mut writer) = source();
         let (mut reader, target) = pipe().unwrap();
-        let relay = Relay::start(source, target.into(), Gone::Close).unwrap();
+        let relay = Relay::start(source, target.into(), Gone::Close, None).unwrap();
         let text = vec![b'x'; 10 * CHUNK + 1];
         let copied = std::thread::spawn(move || {
             let mut copied = Vec::new();
@@ -173,7 +204,7 @@ mod tests {
     fn a_target_without_a_reader_closes_the_source() {
         let (source, mut writer) = source();
         let (reader, target) = pipe().unwrap();
-        let relay = Relay::start(source, target.into(), Gone::Close).unwrap();
+        let relay = Relay::start(source, target.into(), Gone::Close, None).unwrap();
         drop(reader);
         // Without a write: `wait` notices.
         while writer.write(b"x").is_ok() {}
@@ -185,7 +216,7 @@ mod tests {
         let (source, mut writer) = source();
         let (reader, target) = pipe().unwrap();
         drop(reader);
-        let relay = Relay::start(source, target.into(), Gone::Discard).unwrap();
+        let relay = Relay::start(source, target.into(), Gone::Discard, None).unwrap();
         writer.write_all(&vec![b'x'; 5 * CHUNK]).unwrap();
         relay.finish().unwrap();
     }
@@ -194,7 +225,7 @@ mod tests {
     fn a_target_that_is_full_is_an_error() {
         let (source, mut writer) = source();
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let relay = Relay::start(source, full.into(), Gone::Close).unwrap();
+        let relay = Relay::start(source, full.into(), Gone::Close, None).unwrap();
         writer.write_all(b"x").unwrap();
         let error = relay.finish().unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::ENOSPC as i32));
@@ -205,7 +236,7 @@ mod tests {
         let (source, mut writer) = source();
         let (mut reader, target) = pipe().unwrap();
         fcntl(&target, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        let relay = Relay::start(source, target.into(), Gone::Close).unwrap();
+        let relay = Relay::start(source, target.into(), Gone::Close, None).unwrap();
         let writing = std::thread::spawn(move || writer.write_all(&vec![b'x'; 5 * CHUNK]).unwrap());
         let mut copied = vec![0; 5 * CHUNK];
         reader.read_exact(&mut copied).unwrap();

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
+use tokio::sync::oneshot;
 
 use super::cpu::mhz_per_core;
 use super::own_cgroup::{self, OwnCgroup};
@@ -159,7 +159,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     spec.shim.ignored = ignored;
     spec.shim.terminal = stdio.terminal_number();
     spec.shim.rules.extend(spec.shim.terminal.map(|_| own_terminal()));
-    let ended = supervise(&spec, stdio)?;
+    let Finished { ended, copied } = supervise(&spec, stdio)?;
     if ended.is_oom_killed() {
         let own = args.memory.is_some() && cgroup.reached_its_limit();
         let why = if own {
@@ -169,7 +169,15 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         };
         say(&format!("nomad-driver-exec2: the command was killed because {why}\n"));
     }
-    Ok(u8::try_from(ended.exit.code).unwrap_or(FAILED))
+    match copied {
+        Copied::Interrupted(number) => {
+            drop((cgroup, scratch));
+            let _ = sys::signals::act_by_default(number, false);
+            Ok(FAILED)
+        }
+        Copied::Failed if ended.exit.code == 0 => Ok(FAILED),
+        Copied::All | Copied::Failed => Ok(u8::try_from(ended.exit.code).unwrap_or(FAILED)),
+    }
 }
 
 /// One name of a capability, looked at while the command line is read.
@@ -207,17 +215,33 @@ fn sweep(base: &Base) {
     scratch::sweep(base);
 }
 
+/// How the task ended, and what became of its output.
+struct Finished {
+    ended: Ended,
+    copied: Copied,
+}
+
+/// What became of the output that was still to be copied when the task had ended.
+enum Copied {
+    All,
+    /// Some of it is lost: the command must not look successful.
+    Failed,
+    /// This signal is to end `run` before all is copied.
+    Interrupted(i32),
+}
+
 /// From start to end of the task.
-fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Ended> {
+fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Finished> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
     runtime.block_on(async {
-        // Before the start: a Ctrl-C in between must not leave a task behind.
-        let signals = Signals::listen(spec.shim.ignored).context("failed to listen for signals")?;
         let launcher = Launcher::new(Path::new(RUN_DIR))?;
         let (launched, mut running) = stdio.during(|| launcher.launch(spec))?;
+        // Not before: a start may hang, in this thread, and until it is over a signal acts by default. If that ends this
+        // process, the kernel ends what has been started.
+        let signals = Signals::listen(spec.shim.ignored).context("failed to listen for signals")?;
         let task =
             Task::adopt(spec.id.clone(), launched?, &EventBus::default()).map_err(|(error, launched)| {
                 launched.abandon();
@@ -226,13 +250,13 @@ fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Ended> {
         let mut attendant = Attendant::new(Arc::clone(&task), signals, running.terminal.take())?;
         let ended = attendant.until_the_end().await;
         // With the terminal as the task had it, up to the last line.
-        running.finish();
+        let copied = attendant.until_copied(running.finish()?).await;
         drop(attendant);
         // What cannot be cleaned up must not hide how the command ended.
         if let Err(error) = task.forget() {
             say(&format!("nomad-driver-exec2: {error}\n"));
         }
-        Ok(ended)
+        Ok(Finished { ended, copied })
     })
 }
 
@@ -247,6 +271,10 @@ impl Attendant {
     fn new(task: Arc<Task>, signals: Signals, terminal: Option<Terminal>) -> anyhow::Result<Self> {
         let watched = |terminal: Terminal| terminal.watch().map(|watch| (terminal, watch));
         let terminal = terminal.map(watched).transpose().context("failed to watch the terminal")?;
+        if let Some((terminal, _)) = &terminal {
+            // It may have changed during the start.
+            terminal.resize();
+        }
         Ok(Self { task, signals, terminal })
     }
 
@@ -257,27 +285,53 @@ impl Attendant {
                 ended = self.task.wait() => return ended,
                 number = self.signals.next() => self.on_signal(number),
                 () = pass_on(terminal) => {
+                    if let Some((terminal, _)) = self.terminal.take_if(|(terminal, _)| terminal.is_hung_up()) {
+                        terminal.hang_up();
+                    }
                     self.adapt_terminal();
                     if self.task.process.is_some_and(|process| is_stopped(process.pid)) {
                         // By Ctrl-Z at its own terminal: the whole job of the shell is meant.
-                        self.suspend(Signal::SIGTSTP, true);
+                        self.suspend(libc::SIGTSTP, true);
                     }
                 }
             }
         }
     }
 
+    /// Waits until the last output is copied. There is no command any more that could get a signal.
+    async fn until_copied(&mut self, mut finished: oneshot::Receiver<bool>) -> Copied {
+        if let Some((terminal, _)) = &mut self.terminal {
+            terminal.let_keys_interrupt();
+        }
+        loop {
+            let number = tokio::select! {
+                copied = &mut finished => {
+                    return if copied == Ok(true) { Copied::All } else { Copied::Failed };
+                }
+                number = self.signals.next() => number,
+            };
+            match Meaning::of(number) {
+                Meaning::Stop => {
+                    self.restore_terminal();
+                    let _ = sys::signals::act_by_default(number, false);
+                }
+                Meaning::Forward if number == libc::SIGWINCH => {}
+                Meaning::Continue => {}
+                Meaning::Forward | Meaning::End => return Copied::Interrupted(number),
+            }
+        }
+    }
+
     fn on_signal(&mut self, number: i32) {
-        let signal = Signal::try_from(number);
-        match (Meaning::of(number), signal) {
-            (Meaning::Stop, Ok(signal)) => self.suspend(signal, false),
-            (Meaning::End, Ok(signal)) => {
+        match Meaning::of(number) {
+            Meaning::Stop => self.suspend(number, false),
+            Meaning::End => {
                 self.restore_terminal();
                 // The kernel ends the task with this process.
-                let _ = sys::signals::act_by_default(signal, false);
+                let _ = sys::signals::act_by_default(number, false);
             }
-            (Meaning::Continue, _) => self.resume(),
-            _ => self.forward(number),
+            Meaning::Continue => self.resume(),
+            Meaning::Forward => self.forward(number),
         }
     }
 
@@ -297,7 +351,7 @@ impl Attendant {
     }
 
     /// Stops the task and this process, so that whoever started it can go on without them; returns when it is continued.
-    fn suspend(&mut self, signal: Signal, whole_group: bool) {
+    fn suspend(&mut self, signal: i32, whole_group: bool) {
         self.signal(libc::SIGSTOP);
         self.restore_terminal();
         if let Err(errno) = sys::signals::act_by_default(signal, whole_group) {

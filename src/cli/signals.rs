@@ -1,6 +1,7 @@
 //! Signals for `run`: which it takes, as one stream.
 
 use std::io;
+use std::ops::RangeInclusive;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -12,8 +13,14 @@ const FORWARDED: [i32; 7] =
     [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
 /// Stop the task, and then this process.
 const STOPPING: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-/// End this process, which must restore the terminal first. The task ends with it.
-const ENDING: [i32; 8] = [
+/// End this process, which must restore the terminal first, as do the real-time signals. The task ends with it. SIGSEGV, SIGFPE
+/// and SIGILL are missing: the handler would return into the fault that caused them. For SIGBUS, Rust's own handler, which
+/// runs first, lets a real fault end the process.
+const ENDING: [i32; 12] = [
+    libc::SIGABRT,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGBUS,
     libc::SIGALRM,
     libc::SIGVTALRM,
     libc::SIGPROF,
@@ -38,7 +45,7 @@ impl Meaning {
         match number {
             libc::SIGCONT => Self::Continue,
             _ if STOPPING.contains(&number) => Self::Stop,
-            _ if ENDING.contains(&number) => Self::End,
+            _ if ENDING.contains(&number) || real_time().contains(&number) => Self::End,
             _ => Self::Forward,
         }
     }
@@ -74,8 +81,13 @@ impl Signals {
 }
 
 fn taken(ignored: Bits) -> impl Iterator<Item = i32> {
-    let all = FORWARDED.into_iter().chain(STOPPING).chain(ENDING).chain([libc::SIGCONT]);
+    let all = FORWARDED.into_iter().chain(STOPPING).chain(ENDING).chain(real_time()).chain([libc::SIGCONT]);
     all.filter(move |number| ignored & bit(*number) == 0)
+}
+
+/// signal(7): without those that the C library uses itself.
+fn real_time() -> RangeInclusive<i32> {
+    libc::SIGRTMIN()..=libc::SIGRTMAX()
 }
 
 #[cfg(test)]
@@ -88,13 +100,14 @@ mod tests {
         let taken: Vec<i32> = taken(ignored).collect();
         assert!(!taken.contains(&libc::SIGHUP) && !taken.contains(&libc::SIGTSTP));
         assert!(taken.contains(&libc::SIGINT) && taken.contains(&libc::SIGCONT));
+        assert!(taken.contains(&libc::SIGABRT) && taken.contains(&libc::SIGRTMAX()));
     }
 
     #[test]
     fn each_signal_has_one_meaning() {
         assert!(FORWARDED.iter().all(|number| Meaning::of(*number) == Meaning::Forward));
         assert!(STOPPING.iter().all(|number| Meaning::of(*number) == Meaning::Stop));
-        assert!(ENDING.iter().all(|number| Meaning::of(*number) == Meaning::End));
+        assert!(ENDING.into_iter().chain(real_time()).all(|number| Meaning::of(number) == Meaning::End));
         assert_eq!(Meaning::of(libc::SIGCONT), Meaning::Continue);
     }
 }

@@ -1,8 +1,9 @@
 //! What the task gets as standard input, output and error in place of the caller's.
 //!
-//! * A terminal becomes a pseudo-terminal; see [`super::terminal`].
-//! * Output into a pipe, a file or a socket goes through a pipe of the task's user. So the task can open /dev/stdout again, as
-//!   under Nomad; the caller's own pipe or file belongs to somebody else, and its owner is not changed.
+//! * A terminal becomes a pseudo-terminal; see [`super::terminal`]. There is one of them: the first stream's.
+//! * Output into a pipe, a file, a socket or a second terminal goes through a pipe of the task's user. So the task can open
+//!   /dev/stdout again, as under Nomad; the caller's own pipe or file belongs to somebody else, and its owner is not changed.
+//!   The task does not see that a disk is full, so `run` fails in its place.
 //! * Everything else, such as standard input from a pipe or a file, is the caller's own.
 
 use std::io::pipe;
@@ -12,8 +13,9 @@ use anyhow::Context;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, isatty};
+use tokio::sync::oneshot;
 
-use super::relay::{Gone, Relay};
+use super::relay::{Gone, OnChange, Relay};
 use super::say;
 use super::terminal::Terminal;
 use crate::sys;
@@ -29,7 +31,7 @@ pub(super) struct Stdio {
     own: [OwnedFd; 3],
     /// What replaces them; none = the caller's own stays.
     given: [Option<OwnedFd>; 3],
-    copies: Vec<(OwnedFd, OwnedFd, Gone)>,
+    copies: Vec<(OwnedFd, OwnedFd, Gone, Option<OnChange>)>,
     terminal: Option<Terminal>,
     terminal_number: Option<RawFd>,
 }
@@ -61,12 +63,15 @@ impl Stdio {
     }
 
     fn replace_terminals(&mut self, user: &User) -> anyhow::Result<()> {
-        let is_terminal = [0, 1, 2].map(|number| isatty(&self.own[number]).unwrap_or(false));
-        let first = (0..).zip(is_terminal).find(|(_, is_terminal)| *is_terminal);
-        let Some((number, _)) = first else { return Ok(()) };
+        let devices = [0, 1, 2].map(|number| sys::terminal::device(&self.own[number]).ok());
+        let first = (0..).zip(devices).find(|(_, device)| device.is_some());
+        let Some((number, device)) = first else { return Ok(()) };
+        // Another terminal gets its output as a file does.
+        let is_terminal = devices.map(|other| other == device);
         let (terminal, slave) = Terminal::new(number, is_terminal[0], is_terminal[1], user)?;
-        let (source, target) = terminal.ends().context("failed to duplicate the pseudo-terminal")?;
-        self.copies.push((source, target, Gone::Discard));
+        let (source, target, on_change) =
+            terminal.ends().context("failed to duplicate the pseudo-terminal")?;
+        self.copies.push((source, target, Gone::Discard, on_change));
         for (given, _) in self.given.iter_mut().zip(is_terminal).filter(|(_, is_terminal)| *is_terminal) {
             *given = Some(slave.try_clone().context("failed to duplicate the pseudo-terminal")?);
         }
@@ -80,7 +85,7 @@ impl Stdio {
         for number in [1, 2] {
             let own = &self.own[number];
             let found = fstat(own).context("failed to stat a standard stream")?;
-            if self.given[number].is_some() || !is_copied(&found) {
+            if self.given[number].is_some() || !is_copied(&found) && !isatty(own).unwrap_or(false) {
                 continue;
             }
             let shared = made.as_ref().filter(|(other, _)| is_same(other, &found));
@@ -90,7 +95,7 @@ impl Stdio {
                 None => {
                     let (source, given) = user_pipe(user).context("failed to make a pipe for the task")?;
                     let target = own.try_clone().context("failed to duplicate a standard stream")?;
-                    self.copies.push((source, target, Gone::Close));
+                    self.copies.push((source, target, Gone::Close, None));
                     made = Some((found, given.try_clone().context("failed to duplicate a pipe")?));
                     given
                 }
@@ -120,7 +125,7 @@ impl Stdio {
         }
         let relays = copies
             .into_iter()
-            .map(|(source, target, gone)| Relay::start(source, target, gone))
+            .map(|(source, target, gone, on_change)| Relay::start(source, target, gone, on_change))
             .collect::<Result<_, _>>()
             .context("failed to start a thread that copies output")?;
         Ok((started, Running { relays, terminal }))
@@ -128,13 +133,24 @@ impl Stdio {
 }
 
 impl Running {
-    /// Copies what is left, once the task has ended, and gives the terminal back.
-    pub(super) fn finish(self) {
-        for relay in self.relays {
-            if let Err(error) = relay.finish() {
-                say(&format!("nomad-driver-exec2: failed to copy the command's output: {error}\n"));
+    /// Copies what is left, once the task has ended, in a thread of its own: whoever reads the output may take for ever. The
+    /// result is whether all has arrived.
+    pub(super) fn finish(self) -> anyhow::Result<oneshot::Receiver<bool>> {
+        let (sender, receiver) = oneshot::channel();
+        let finish = move || {
+            let mut copied = true;
+            for relay in self.relays {
+                if let Err(error) = relay.finish() {
+                    say(&format!("nomad-driver-exec2: failed to copy the command's output: {error}\n"));
+                    copied = false;
+                }
             }
-        }
+            // Nobody waits for it any more if a signal came first.
+            let _ = sender.send(copied);
+        };
+        let thread = std::thread::Builder::new().name("finish".into()).spawn(finish);
+        thread.context("failed to start the thread that waits for the last output")?;
+        Ok(receiver)
     }
 }
 

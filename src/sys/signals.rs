@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use nix::Result;
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 /// The highest signal number of Linux (`_NSIG` of `asm/signal.h` is 64 on x86-64 and aarch64).
 pub(crate) const LAST_SIGNAL: i32 = 64;
@@ -96,29 +96,25 @@ pub(crate) fn reset(signal: i32) {
 /// Sends `signal` to every other process of this one's process group, then lets it act on this process as if it had no
 /// handler for it. Returns once this process is continued, or at once where the kernel does not stop it (an orphaned
 /// process group); never if the signal ends it.
-pub(crate) fn act_by_default(signal: Signal, whole_group: bool) -> Result<()> {
+pub(crate) fn act_by_default(signal: i32, whole_group: bool) -> Result<()> {
     let mut before = KernelSigaction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
     let action = |handler| KernelSigaction { handler, flags: 0, restorer: 0, mask: 0 };
     let set = |new: &KernelSigaction, old: *mut KernelSigaction| {
         // SAFETY: both actions have the kernel's layout and live over the call; the new one is the default, "ignore", or what the
         // kernel itself has just given as the one that was there.
         Errno::result(unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal as i32,
-                std::ptr::from_ref(new),
-                old,
-                size_of::<u64>(),
-            )
+            libc::syscall(libc::SYS_rt_sigaction, signal, std::ptr::from_ref(new), old, size_of::<u64>())
         })
         .map(drop)
     };
     set(&action(libc::SIG_IGN), &raw mut before)?;
     if whole_group {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(0), signal);
+        // SAFETY: kill takes integers only.
+        unsafe { libc::kill(0, signal) };
     }
     set(&action(libc::SIG_DFL), std::ptr::null_mut())?;
-    let raised = raise(signal);
+    // SAFETY: raise takes an integer; the disposition is the default, which runs no code of ours.
+    let raised = Errno::result(unsafe { libc::raise(signal) }).map(drop);
     set(&before, std::ptr::null_mut())?;
     raised
 }

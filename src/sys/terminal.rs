@@ -6,6 +6,7 @@ use nix::Result;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc::winsize;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{posix_openpt, unlockpt};
 
 /// Makes a pseudo-terminal: its master, non-blocking, and its slave. Neither becomes the controlling terminal. The slave is
@@ -14,11 +15,7 @@ pub(crate) fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let master = posix_openpt(flags | OFlag::O_NONBLOCK)?;
     unlockpt(&master)?;
-    // SAFETY: TIOCGPTPEER takes the flags as an integer.
-    let slave =
-        Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags.bits()) })?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    let slave = unsafe { OwnedFd::from_raw_fd(slave) };
+    let slave = slave_of(master.as_fd())?;
     Ok((master.into(), slave))
 }
 
@@ -36,6 +33,53 @@ pub(crate) fn set_size(terminal: impl AsFd, size: &winsize) -> Result<()> {
     let terminal = terminal.as_fd().as_raw_fd();
     // SAFETY: TIOCSWINSZ reads one winsize, which lives over the call.
     Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCSWINSZ as _, std::ptr::from_ref(size)) }).map(drop)
+}
+
+/// The number of the terminal's device, makedev(3); what is open as /dev/tty has that of the terminal that this means.
+pub(crate) fn device(terminal: impl AsFd) -> Result<u32> {
+    let mut device: libc::c_uint = 0;
+    // SAFETY: TIOCGDEV writes one unsigned int, which lives over the call.
+    Errno::result(unsafe {
+        libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCGDEV as _, &raw mut device)
+    })?;
+    Ok(device)
+}
+
+/// Makes each read from the master begin with a byte that is 0, or tells a change of the slave alone (`TIOCPKT`).
+pub(crate) fn report_changes(master: impl AsFd) -> Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: TIOCPKT reads one int, which lives over the call.
+    Errno::result(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCPKT as _, &raw const on) })
+        .map(drop)
+}
+
+/// Opens the slave of a master once more.
+fn slave_of(master: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes the flags as an integer.
+    let slave =
+        Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags.bits()) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(slave) })
+}
+
+/// How much of what was written to the master has not been read from the slave.
+pub(crate) fn unread(master: impl AsFd) -> Result<i32> {
+    let slave = slave_of(master.as_fd())?;
+    // What was written is on its way for a moment, which poll(2) of an empty terminal waits for.
+    poll(&mut [PollFd::new(slave.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)?;
+    let mut unread: libc::c_int = 0;
+    // SAFETY: TIOCINQ writes one int, which lives over the call.
+    Errno::result(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCINQ as _, &raw mut unread) })?;
+    Ok(unread)
+}
+
+/// Hangs the slave up, as if its line had been cut (`TIOCVHANGUP`): its foreground process group gets SIGHUP and SIGCONT, and
+/// whoever reads it gets the end of file.
+pub(crate) fn hang_up(master: impl AsFd) -> Result<()> {
+    let slave = slave_of(master.as_fd())?;
+    // SAFETY: TIOCVHANGUP takes no argument.
+    Errno::result(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCVHANGUP as _, 0) }).map(drop)
 }
 
 /// Makes the terminal open at `number` the controlling terminal of this process, which leads a session without one.
@@ -99,9 +143,46 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_read_yet_is_counted_and_a_hang_up_ends_the_input() {
+        let (master, slave) = open_pair().unwrap();
+        assert_eq!(unread(&master), Ok(0));
+        File::from(master.try_clone().unwrap()).write_all(b"line\n").unwrap();
+        assert_eq!(unread(&master), Ok(5));
+        let mut reader = File::from(slave.try_clone().unwrap());
+        let mut text = [0; 8];
+        assert_eq!(reader.read(&mut text).unwrap(), 5);
+        assert_eq!(unread(&master), Ok(0));
+        assert_eq!(device(&slave), device(&reader));
+        assert_ne!(device(&slave), device(&open_pair().unwrap().1));
+        if hang_up(&master) == Err(Errno::EPERM) {
+            // Not as root.
+            return;
+        }
+        assert_eq!(reader.read(&mut text).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_change_is_reported_before_what_is_written_after_it() {
+        use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+        let (master, slave) = open_pair().unwrap();
+        report_changes(&master).unwrap();
+        let mut modes = tcgetattr(&slave).unwrap();
+        modes.local_flags.insert(LocalFlags::EXTPROC);
+        tcsetattr(&slave, SetArg::TCSANOW, &modes).unwrap();
+        let (mut writer, mut reader) = (File::from(slave), File::from(master));
+        let mut text = [0; 8];
+        assert_eq!(reader.read(&mut text).unwrap(), 1);
+        assert_ne!(text[0], 0);
+        writer.write_all(b"x").unwrap();
+        assert_eq!((reader.read(&mut text).unwrap(), &text[..2]), (2, &b"\0x"[..]));
+    }
+
+    #[test]
     fn what_is_no_terminal_is_refused() {
         let null = File::open("/dev/null").unwrap();
         assert_eq!(size(&null).map(drop), Err(Errno::ENOTTY));
+        assert_eq!(device(&null), Err(Errno::ENOTTY));
+        assert!(unread(&null).is_err() && hang_up(&null).is_err() && report_changes(&null).is_err());
         assert_eq!(take_control(null.as_raw_fd()), Err(Errno::ENOTTY));
         assert_eq!(come_to_foreground(null.as_raw_fd()), Err(Errno::ENOTTY));
         assert!(signal_foreground(&null, libc::SIGINT).is_err());

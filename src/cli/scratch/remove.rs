@@ -62,11 +62,17 @@ fn child(dir: &OwnedFd, name: &OsString, top: &OwnedFd, depth: usize, moves: &mu
     Err(Errno::ENOTEMPTY)
 }
 
+/// A removal that was interrupted has left such names at the top already, and not all file systems know `RENAME_NOREPLACE`:
+/// a directory in the way is passed over, and an empty one may be replaced.
 fn move_up(dir: &OwnedFd, name: &OsString, top: &OwnedFd, moves: &mut u64) -> nix::Result<()> {
-    *moves += 1;
-    match renameat(dir, name.as_os_str(), top, format!("deeper-{moves}").as_str()) {
-        Err(Errno::ENOENT) => Ok(()),
-        moved => moved,
+    loop {
+        *moves += 1;
+        match renameat(dir, name.as_os_str(), top, format!("deeper-{moves}").as_str()) {
+            Err(Errno::ENOENT) => return Ok(()),
+            // ENOTDIR: the task has made a file of that name.
+            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) if *moves < MOVES_MAX => {}
+            moved => return moved,
+        }
     }
 }
 
@@ -96,6 +102,18 @@ mod tests {
             mkdirat(&at, "d", Mode::S_IRWXU).unwrap();
             at = open_directory(at.as_fd(), "d".as_ref()).unwrap();
         }
+        tree(parent.as_fd(), "top".as_ref()).unwrap();
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_interrupted_removal_is_finished() {
+        let (dir, parent) = parent();
+        let chain =
+            |from: &str| std::fs::create_dir_all(dir.path().join(from).join("d/".repeat(60))).unwrap();
+        (1..=7).for_each(|number| chain(&format!("top/deeper-{number}")));
+        chain("top/local");
+        std::fs::write(dir.path().join("top/deeper-8"), "x").unwrap();
         tree(parent.as_fd(), "top".as_ref()).unwrap();
         assert_eq!(dir.path().read_dir().unwrap().count(), 0);
     }

@@ -1,0 +1,201 @@
+//! How the caller's terminal works while the task runs, and how it did before.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::termios::{
+    FlushArg, InputFlags, LocalFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcflush,
+    tcgetattr, tcsetattr,
+};
+use nix::unistd::{getpgrp, tcgetpgrp};
+
+use crate::sys;
+
+/// The modes of the caller's terminal. Shared with the thread that copies the output: what the task sets before it shows a
+/// prompt is set here before the prompt is shown, so that nobody types at an echo that is about to go.
+#[derive(Debug)]
+pub(super) struct Modes {
+    user: Arc<File>,
+    master: Arc<File>,
+    /// Whether the caller's terminal is for the task alone: raw, with every key for the task's.
+    pub whole: bool,
+    /// How the task's terminal was at first; none = unknown, and nothing is changed.
+    pub first: Option<Termios>,
+    /// How the caller's terminal was before it was changed.
+    before: Option<Termios>,
+    /// The task's modes that the caller's terminal has.
+    followed: Option<Termios>,
+    access: Access,
+    closed: bool,
+}
+
+/// What this process may do with the caller's terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Reads and modes, while its process group is in the foreground.
+    Controlling,
+    /// The same at any time: no session has it, so there is no job control.
+    NoSession,
+    /// Output only: another session has it (`setsid run`).
+    Foreign,
+}
+
+impl Modes {
+    pub(super) fn new(user: Arc<File>, master: Arc<File>) -> Self {
+        let access = match tcgetpgrp(&*user) {
+            Err(Errno::ENOTTY) if has_session(&user) => Access::Foreign,
+            Err(Errno::ENOTTY) => Access::NoSession,
+            _ => Access::Controlling,
+        };
+        Self { user, master, whole: false, first: None, before: None, followed: None, access, closed: false }
+    }
+
+    pub(super) fn is_foreign(&self) -> bool {
+        self.access == Access::Foreign
+    }
+
+    pub(super) fn is_in_foreground(&self) -> bool {
+        match self.access {
+            Access::Controlling => tcgetpgrp(&*self.user) == Ok(getpgrp()),
+            Access::NoSession => true,
+            Access::Foreign => false,
+        }
+    }
+
+    /// Whether the caller's terminal works as the task wants it.
+    pub(super) fn is_changed(&self) -> bool {
+        self.before.is_some()
+    }
+
+    /// Makes the caller's terminal work as the task wants it, if this process is in the foreground of it.
+    pub(super) fn adapt(&mut self) {
+        if self.closed || !self.is_in_foreground() {
+            return;
+        }
+        if !self.whole {
+            self.follow();
+        } else if self.before.is_none()
+            && let Ok(before) = tcgetattr(&*self.user)
+        {
+            let mut raw = before.clone();
+            cfmakeraw(&mut raw);
+            raw.input_flags.insert(InputFlags::IUTF8 & before.input_flags);
+            self.set(before, &raw);
+        }
+    }
+
+    /// A change that the task's terminal has reported, as a byte of TIOCPKT(2const).
+    pub(super) fn on_change(&mut self, change: u8) {
+        /// The task has thrown away what was typed ahead, as a program that asks for a password does.
+        const FLUSHED: u8 = 1;
+        if change & FLUSHED != 0 && !self.closed && self.is_in_foreground() {
+            let _ = tcflush(&*self.user, FlushArg::TCIFLUSH);
+        }
+        self.adapt();
+    }
+
+    fn follow(&mut self) {
+        // The modes of a slave can be read and set at its master.
+        let (Some(first), Ok(mut wanted)) = (&self.first, tcgetattr(&*self.master)) else { return };
+        if !wanted.local_flags.contains(LocalFlags::EXTPROC) {
+            // It would echo a second time, and report no more changes.
+            wanted.local_flags.insert(LocalFlags::EXTPROC);
+            let _ = tcsetattr(&*self.master, SetArg::TCSANOW, &wanted);
+        }
+        if is_alike(first, &wanted) {
+            return self.restore();
+        }
+        if self.followed.as_ref().is_some_and(|followed| is_alike(followed, &wanted)) {
+            return;
+        }
+        let Some(before) = self.before.take().or_else(|| tcgetattr(&*self.user).ok()) else { return };
+        // The output flags stay: others of the pipeline write there, too.
+        let mut modes = before.clone();
+        modes.input_flags = wanted.input_flags;
+        modes.local_flags = wanted.local_flags - LocalFlags::EXTPROC;
+        modes.control_chars = wanted.control_chars;
+        // The task's own terminal knows for how many keys it waits.
+        modes.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
+        modes.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
+        self.set(before, &modes);
+        self.followed = Some(wanted);
+    }
+
+    fn set(&mut self, before: Termios, modes: &Termios) {
+        if tcsetattr(&*self.user, SetArg::TCSANOW, modes).is_ok() {
+            self.before = Some(before);
+        }
+    }
+
+    /// Gives the caller's terminal back as it was. Not from the background: the shell has set its own mode already, and the
+    /// kernel would stop this process.
+    pub(super) fn restore(&mut self) {
+        self.followed = None;
+        if let Some(before) = self.before.take()
+            && self.is_in_foreground()
+        {
+            let _ = tcsetattr(&*self.user, SetArg::TCSANOW, &before);
+        }
+    }
+
+    /// Restores for the last time.
+    pub(super) fn close(&mut self) {
+        self.restore();
+        self.closed = true;
+    }
+
+    /// Where the keys make no signals, they do from now on.
+    pub(super) fn let_keys_interrupt(&mut self) {
+        if self.before.is_some()
+            && self.is_in_foreground()
+            && let Ok(mut modes) = tcgetattr(&*self.user)
+        {
+            modes.local_flags.insert(LocalFlags::ISIG);
+            let _ = tcsetattr(&*self.user, SetArg::TCSANOW, &modes);
+        }
+    }
+}
+
+/// Whether a terminal reads and echoes in the same way.
+fn is_alike(a: &Termios, b: &Termios) -> bool {
+    let of = |modes: &Termios| (modes.input_flags, modes.local_flags, modes.control_chars);
+    of(a) == of(b)
+}
+
+pub(super) fn is_raw(terminal: BorrowedFd<'_>) -> bool {
+    tcgetattr(terminal).is_ok_and(|modes| !modes.local_flags.contains(LocalFlags::ICANON))
+}
+
+/// Whether the terminal is the controlling one of some process.
+fn has_session(terminal: &File) -> bool {
+    let Ok(device) = sys::terminal::device(terminal.as_fd()) else { return true };
+    // As proc_pid_stat(5) prints it.
+    let device = device.cast_signed().to_string();
+    any_process(|_, [_, _, _, _, tty]| tty == device)
+}
+
+/// Whether another process is in this one's group, as those of a pipeline are.
+pub(super) fn others_in_group() -> bool {
+    let (own, group) = (std::process::id().to_string(), getpgrp().to_string());
+    any_process(|pid, [_, _, of, ..]| of == group && pid != own)
+}
+
+/// Whether `is` holds for a process, from its id and its state, parent, group, session and terminal: proc_pid_stat(5).
+fn any_process(is: impl Fn(&str, [&str; 5]) -> bool) -> bool {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return false };
+    entries.flatten().any(|entry| {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().filter(|name| name.starts_with(|c: char| c.is_ascii_digit())) else {
+            return false;
+        };
+        let Ok(stat) = std::fs::read(entry.path().join("stat")) else { return false };
+        // The second field is a name in parentheses, with any bytes in it.
+        let Some(end) = stat.iter().rposition(|byte| *byte == b')') else { return false };
+        let Ok(fields) = std::str::from_utf8(&stat[end + 1..]) else { return false };
+        let mut fields = fields.split_whitespace();
+        let fields = std::array::from_fn(|_| fields.next().unwrap_or_default());
+        is(pid, fields)
+    })
+}
