@@ -235,6 +235,19 @@ with subtest("Ctrl-C at the terminal ends the command"):
     write("/tmp/wait", "echo ready; exec sleep 1000")
     typed("<SHELL> ", f">{PLUGIN} run --unveil r:/tmp/wait -- sh /tmp/wait\\r", "<ready\\r\\n", ">\\x03", "<SHELL> ", ">echo status $?\\r", "<status 130\\r\\n")
 
+with subtest("a password is not echoed in a pipeline"):
+    write("/tmp/password", "stty -echo < /dev/tty; printf 'Password: ' > /dev/tty; read x < /dev/tty; stty echo < /dev/tty; echo $x | tr a-z A-Z > /dev/tty")
+    command = f"{PLUGIN} run --unveil r:/tmp/password -- sh /tmp/password"
+    for streams in ("> /tmp/out", "| cat", "< /etc/hostname"):
+        shown = typed("<SHELL> ", f">{command} {streams}\\r", "<Password: ", ">hunter2\\r", "<HUNTER2\\r\\n", "<SHELL> ")
+        t.assertNotIn("hunter2", shown)
+
+with subtest("lost output is a failure"):
+    machine.succeed("mkdir /tmp/small; mount -t tmpfs -o size=8k tmpfs /tmp/small")
+    t.assertIn("No space left", machine.fail(f"{PLUGIN} run -- head -c 50000 /dev/zero 2>&1 > /tmp/small/file"))
+    machine.succeed(f"{PLUGIN} run -- head -c 100 /dev/zero > /tmp/small/file")
+    machine.succeed("umount /tmp/small; rmdir /tmp/small")
+
 with subtest("nothing is left"):
     machine.fail(f"pgrep -f '{PLUGIN} (run|shim)'")
     t.assertEqual(machine.succeed("ls -A /run/nomad-driver-exec2").strip(), "")

@@ -222,6 +222,22 @@ mod tests {
     }
 
     #[test]
+    fn a_change_is_handed_over_and_not_copied() {
+        let (source, mut writer) = source();
+        let (mut reader, target) = pipe().unwrap();
+        let (sender, changes) = std::sync::mpsc::channel();
+        let on_change = OnChange(Box::new(move |change| sender.send(change).unwrap()));
+        let relay = Relay::start(source, target.into(), Gone::Discard, Some(on_change)).unwrap();
+        writer.write_all(&[64]).unwrap();
+        assert_eq!(changes.recv().unwrap(), 64);
+        writer.write_all(b"\0text").unwrap();
+        relay.finish().unwrap();
+        let mut copied = String::new();
+        reader.read_to_string(&mut copied).unwrap();
+        assert_eq!(copied, "text");
+    }
+
+    #[test]
     fn a_target_that_is_full_is_an_error() {
         let (source, mut writer) = source();
         let full = File::options().write(true).open("/dev/full").unwrap();

@@ -47,7 +47,7 @@ const FAILED: u8 = 125;
         nomad-driver-exec2 run --unveil r:/etc/passwd -- cat /etc/passwd\n  \
         nomad-driver-exec2 run --user www-data --unveil r:/srv/www --memory 200 --cpu 500 -- python3 -m http.server\n  \
         nomad-driver-exec2 run --cap-add net_bind_service -- python3 -m http.server 80\n\n\
-        The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be made, \
+        The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be made or output was lost, \
         126 if the command may not be executed, 127 if it was not found.")]
 pub(super) struct Args {
     /// Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated
@@ -265,6 +265,8 @@ struct Attendant {
     task: Arc<Task>,
     signals: Signals,
     terminal: Option<(Terminal, Watch)>,
+    /// A signal that came when the command had ended, but its end was not known here yet.
+    late: Option<i32>,
 }
 
 impl Attendant {
@@ -275,7 +277,7 @@ impl Attendant {
             // It may have changed during the start.
             terminal.resize();
         }
-        Ok(Self { task, signals, terminal })
+        Ok(Self { task, signals, terminal, late: None })
     }
 
     async fn until_the_end(&mut self) -> Ended {
@@ -304,11 +306,14 @@ impl Attendant {
             terminal.let_keys_interrupt();
         }
         loop {
-            let number = tokio::select! {
-                copied = &mut finished => {
-                    return if copied == Ok(true) { Copied::All } else { Copied::Failed };
-                }
-                number = self.signals.next() => number,
+            let number = match self.late.take() {
+                Some(late) => late,
+                None => tokio::select! {
+                    copied = &mut finished => {
+                        return if copied == Ok(true) { Copied::All } else { Copied::Failed };
+                    }
+                    number = self.signals.next() => number,
+                },
             };
             match Meaning::of(number) {
                 Meaning::Stop => {
@@ -335,9 +340,10 @@ impl Attendant {
         }
     }
 
-    fn forward(&self, number: i32) {
+    fn forward(&mut self, number: i32) {
         match &self.terminal {
             Some((terminal, _)) if number == libc::SIGWINCH => terminal.resize(),
+            _ if self.task.process.is_none_or(|process| has_ended(process.pid)) => self.late = Some(number),
             Some((terminal, _)) if terminal.signal(number) => {}
             _ => self.signal(number),
         }
@@ -391,10 +397,19 @@ async fn pass_on(terminal: Option<&mut (Terminal, Watch)>) {
 
 /// Whether a signal has stopped the process: state T of proc_pid_stat(5).
 fn is_stopped(pid: i32) -> bool {
-    let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { return false };
+    state(pid) == Some(b'T')
+}
+
+fn has_ended(pid: i32) -> bool {
+    matches!(state(pid), None | Some(b'Z' | b'X'))
+}
+
+/// The state of proc_pid_stat(5); none if there is no such process.
+fn state(pid: i32) -> Option<u8> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     // The second field is a name in parentheses, with any bytes in it.
-    let name_ends = stat.iter().rposition(|byte| *byte == b')');
-    name_ends.is_some_and(|end| stat[end..].starts_with(b") T"))
+    let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
+    stat.get(name_ends + 2).copied()
 }
 
 fn limits(args: &Args) -> anyhow::Result<Limits> {
