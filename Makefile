@@ -29,14 +29,24 @@ REPRODUCIBLE := --remap-path-prefix=$(CARGO_HOME_DIR)=/cargo --remap-path-prefix
 # newest). Each scenario says which of them it is for: 5.10 has no Landlock, and
 # is there to be refused.
 VM_KERNELS ?= 5.10,6.1,sid
-# On this one VM_SCENARIOS are run; on the others those that a kernel makes a
-# difference to. Both empty: every scenario, on every kernel.
+# On this one VM_SCENARIOS are run, which is all of them; on the others VM_ACROSS.
+# Both empty: every scenario, on every kernel.
 VM_KERNEL ?= 6.12
-VM_SCENARIOS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
-	cli examples hardening harness isolation lifecycle many packages plugin plugin_socket process programs unit_tests \
-	$(RELIABILITY) reliability_soak
-VM_ACROSS ?= boot fingerprint fingerprint_refused_kernel fingerprint_refused_lsm \
-	examples hardening isolation plugin_socket process unit_tests reliability_faults
+# The longest first: the last ones to run together are then short.
+VM_SCENARIOS ?= programs examples $(RELIABILITY) reliability_soak many lifecycle process \
+	isolation plugin packages cli hardening harness plugin_socket fingerprint_refused_lsm \
+	fingerprint_refused_kernel fingerprint boot unit_tests
+# What a kernel makes a difference to:
+#   examples            whole jobs: bridge networks, a JDK, limits
+#   reliability_faults  cgroup.kill and the counters of memory.events
+#   process, isolation  Landlock's ABI, the mount API, what a denied access returns
+#   hardening           how paths are opened, what a task inherits
+#   plugin_socket       the two ways to identify a peer
+#   unit_tests          the wrappers of system calls
+#   fingerprint*, boot  what the kernel has, and what the driver says of it
+# The others are about Nomad's side of the plugin, packages, or the command line.
+VM_ACROSS ?= examples reliability_faults process isolation hardening plugin_socket \
+	fingerprint_refused_lsm fingerprint_refused_kernel fingerprint boot unit_tests
 RELIABILITY := reliability reliability_faults reliability_host reliability_kills \
 	reliability_reboot reliability_recovery reliability_user reliability_wakeups
 # How many VMs at once; empty: as many as there are pairs of CPUs.

@@ -68,7 +68,7 @@ class Driver:
             machine.wait_for_shutdown()
 
     def run(self, scenario: Scenario) -> Outcome:
-        started = time.monotonic()
+        started = time.monotonic() - sum(machine.boot_seconds or 0 for machine in self.machines if machine.resumed)
         reason = ""
         try:
             _execute(scenario.path, self.script_globals())
