@@ -1,6 +1,7 @@
 //! What is packaged beside the binary says what the binary does: the shell completions are those of its command line, the man
 //! page has every verb, and every place that documents the options has each of them with its type and its default.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap_complete::{Shell, generate};
@@ -19,6 +20,34 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// clap_complete 4.6 writes the dashes of a program's name in two ways, so no verb of one with dashes is ever completed.
+fn with_one_name_for_each_state(script: &[u8]) -> Vec<u8> {
+    let states = NAME.replace('-', "__subcmd__");
+    String::from_utf8(script.to_vec()).unwrap().replace(&states, &NAME.replace('-', "__")).into_bytes()
+}
+
+/// What Bash offers for a line that ends with an unfinished word.
+#[test]
+fn bash_completes_the_options_of_a_verb() {
+    let function = format!("_{}", NAME.replace('-', "__"));
+    let script = packaging("completions").join(format!("{NAME}.bash"));
+    let complete = format!(
+        "type -t compgen >/dev/null || exit 77; source '{}'; COMP_WORDS=({NAME} run --un); COMP_CWORD=2; \
+         {function} {NAME} --un run; echo \"${{COMPREPLY[@]}}\"",
+        script.display()
+    );
+    let bash = std::process::Command::new("bash").args(["--norc", "-c", &complete]).output();
+    let bash = match bash {
+        Ok(bash) if bash.status.code() != Some(77) => bash,
+        _ => {
+            let why = "bash_completes_the_options_of_a_verb was not run: no bash with completion is here\n";
+            std::io::stderr().write_all(why.as_bytes()).unwrap();
+            return;
+        }
+    };
+    assert_eq!(String::from_utf8_lossy(&bash.stdout).trim(), "--unveil", "{bash:?}");
+}
+
 #[test]
 fn the_completions_are_those_of_the_command_line() {
     let files = [
@@ -30,6 +59,9 @@ fn the_completions_are_those_of_the_command_line() {
         let path = packaging("completions").join(file);
         let mut made = Vec::new();
         generate(shell, &mut cli::command(), NAME, &mut made);
+        if matches!(shell, Shell::Bash) {
+            made = with_one_name_for_each_state(&made);
+        }
         if std::env::var_os(UPDATE).is_some() {
             std::fs::write(&path, &made).unwrap();
         }

@@ -3,10 +3,10 @@
 # Copy to Nomad's configuration directory (often /etc/nomad.d), change what you
 # need, and restart the agent. Running tasks of this driver survive that.
 #
-# Nomad starts every executable in plugin_dir as a plugin, so keep nothing but
-# plugins there. Without plugin_dir Nomad looks in <data_dir>/plugins.
+# Keep nothing but plugins in plugin_dir: Nomad before 1.10 starts every
+# executable there. Without plugin_dir Nomad looks in <data_dir>/plugins.
 #
-# plugin_dir = "/opt/nomad/plugins"
+# plugin_dir = "/opt/nomad/data/plugins"
 
 # The label is the file name of the plugin's binary, not the driver's name.
 # Nomad 1.10 and later do not start a plugin that has no block.

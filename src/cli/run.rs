@@ -45,9 +45,9 @@ const FAILED: u8 = 125;
 #[command(after_help = "Examples:\n  \
         nomad-driver-exec2 run -- env\n  \
         nomad-driver-exec2 run --unveil r:/etc/passwd -- cat /etc/passwd\n  \
-        nomad-driver-exec2 run --user www-data --unveil r:/srv/www --memory 200 --cpu 500 -- python3 -m http.server\n  \
+        nomad-driver-exec2 run --user www-data --unveil r:/srv/www --work-dir /srv/www --memory 200 -- python3 -m http.server\n  \
         nomad-driver-exec2 run --cap-add net_bind_service -- python3 -m http.server 80\n\n\
-        The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be made or output was lost, \
+        The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be made or the output of a successful command was lost, \
         126 if the command may not be executed, 127 if it was not found.")]
 pub(super) struct Args {
     /// Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated
