@@ -23,7 +23,7 @@ fn read(path: &Path) -> String {
 /// clap_complete 4.6 writes the dashes of a program's name in two ways, so no verb of one with dashes is ever completed.
 fn with_one_name_for_each_state(script: &[u8]) -> Vec<u8> {
     let states = NAME.replace('-', "__subcmd__");
-    String::from_utf8(script.to_vec()).unwrap().replace(&states, &NAME.replace('-', "__")).into_bytes()
+    String::from_utf8_lossy(script).replace(&states, &NAME.replace('-', "__")).into_bytes()
 }
 
 /// What Bash offers for a line that ends with an unfinished word.
