@@ -51,12 +51,14 @@ RELIABILITY := reliability reliability_faults reliability_host reliability_kills
 	reliability_reboot reliability_recovery reliability_user reliability_wakeups
 # How many VMs at once; empty: as many as there are pairs of CPUs.
 VM_JOBS ?=
+# Further options of nixos-tests/run, such as --no-snapshots.
+VM_OPTIONS ?=
 
 # An older Go fetches the toolchain that go.mod names, by the module proxy.
 export GOTOOLCHAIN ?= auto
 export TARGET
 
-run_in_vm = $(addprefix --jobs ,$(VM_JOBS)) --payload $(VM_PAYLOAD) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST)
+run_in_vm = $(VM_OPTIONS) $(addprefix --jobs ,$(VM_JOBS)) --payload $(VM_PAYLOAD) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST)
 
 T0 := $(shell date +%s)
 say = @printf '\n==> [%d s] %s\n' $$(($$(date +%s) - $(T0))) "$(1)"
