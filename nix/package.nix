@@ -31,7 +31,11 @@ rustPlatform.buildRustPackage (
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../bench)
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../tests)
         ../fuzz/seeds/shim_spec
+        # What tests compare with the table of options.
+        ../README.md
+        ../docs/nixos.md
         ../docs/security.md
+        ./module.nix
         (lib.fileset.fileFilter (file: file.hasExt "hcl") ../examples)
         ../packaging/completions
         ../packaging/examples
