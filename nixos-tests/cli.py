@@ -105,7 +105,7 @@ with subtest("controllers that the host does not give: said, and an error for a 
     t.assertNotIn("controller cpu", output)
     t.assertIn("done\n", output)
     t.assertRegex(contained("empty", f"--cpu 100 -- sh -c 'cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cpu.max'"), r"\n\d+ 100000\n")
-    t.assertIn("the memory limit cannot be set: cannot write", contained("empty", "--memory 100 -- true", 125))
+    t.assertIn("the memory limit cannot be set: failed to write", contained("empty", "--memory 100 -- true", 125))
     output = contained("inhabited", "-- echo done")
     for controller in ("memory", "cpu", "pids"):
         t.assertIn(f"running without the controller {controller}, so without its limits: there are processes in", output)
@@ -119,7 +119,7 @@ with subtest("a cgroup that cannot be removed does not hide the exit status"):
     intrude = f"sleep 1000 & echo $! > /tmp/intruder; until grep -q . {procs}; do sleep 0.1; done; for f in {procs}; do echo $! > $f; done"
     machine.succeed(f"sh -c {shlex.quote(intrude)} < /dev/null > /dev/null 2>&1 &")
     output = run("-- sh -c 'until grep -qx 0 /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cgroup.procs; do sleep 0.2; done; exit 7'", 7)
-    t.assertRegex(output, r"cannot remove .*/run-\d+-\d+\.scope\": EBUSY")
+    t.assertRegex(output, r"failed to remove .*/run-\d+-\d+\.scope\": EBUSY")
     machine.succeed(f"kill $(cat /tmp/intruder); rmdir {SLICE}/run-*.scope {SLICE}")
 
 with subtest("the environment: nothing of the caller's session, and what is asked for"):

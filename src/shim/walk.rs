@@ -66,7 +66,8 @@ pub(super) fn open_path(path: &Path, writable: &[DirId]) -> Result<OwnedFd, Walk
     // Most paths have no link, and then there is nothing to be led by.
     let plain = ResolveFlag::RESOLVE_NO_SYMLINKS;
     match retry(|| openat2(nix::fcntl::AT_FDCWD, path, path_only(plain))) {
-        Err(Errno::ELOOP) => Walk::new(writable)?.to(path),
+        // EACCES is `fs.protected_symlinks`, which judges a last link before the flag does; the walk says which link it is.
+        Err(Errno::ELOOP | Errno::EACCES) => Walk::new(writable)?.to(path),
         opened => Ok(opened?),
     }
 }
