@@ -177,7 +177,7 @@ test-scenarios: ## The scenarios themselves, on a machine laid out like NixOS; n
 .PHONY: test-go
 test-go: setup-go ## gofmt, vet and tests of the test host; pb/ against proto/
 	$(call say,go vet and go test)
-	cd tests/pluginhost && test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./... && go test ./...
+	cd tests/pluginhost && test -z "$$(gofmt -l . | tee -a /dev/stderr)" && go vet ./... && go test ./...
 	$(call say,pb/ is what gen makes of proto/)
 	cd tests/pluginhost/gen && go vet ./... && go test ./... && go run . -check
 
