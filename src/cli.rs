@@ -41,7 +41,7 @@ struct Cli {
 enum Command {
     /// Run a program in the driver's sandbox, without Nomad
     Run(run::Args),
-    /// Show whether this host can run the driver's tasks, and what to mend
+    /// Show whether this host can run the driver's tasks, and what to fix
     Check {
         /// Print a JSON object instead of a table
         #[arg(long)]

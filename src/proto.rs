@@ -2,8 +2,12 @@
 //!
 //! Nothing outside `driver` and `goplugin` should need these; the other modules take values of their own.
 
-// Generated code: a Debug, a variant's size or a visibility is not ours to change there.
-#[allow(clippy::all, missing_debug_implementations, unreachable_pub)]
+#[allow(
+    clippy::all,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "generated code: a Debug, a variant's size or a visibility is not ours to change there"
+)]
 mod wire {
     include!(concat!(env!("OUT_DIR"), "/wire.rs"));
 }

@@ -2,8 +2,7 @@
 //!
 //! Everything here is a thin, total wrapper: it takes plain values, returns `nix::Result`, and keeps no state. [`is_passing`] judges
 //! errors of such calls.
-// Denied everywhere else, by Cargo.toml.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "denied everywhere else, by Cargo.toml")]
 
 pub(crate) mod async_fd;
 pub(crate) mod attributes;

@@ -27,7 +27,7 @@ end
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -s V -l version -d 'Print version'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "run" -d 'Run a program in the driver\'s sandbox, without Nomad'
-complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "check" -d 'Show whether this host can run the driver\'s tasks, and what to mend'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "check" -d 'Show whether this host can run the driver\'s tasks, and what to fix'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "validate-config" -d 'Check a configuration of the plugin before an agent gets it'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l unveil -d 'Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated' -r
@@ -43,6 +43,6 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand ch
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -s h -l help -d 'Print help'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand validate-config" -s h -l help -d 'Print help'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "run" -d 'Run a program in the driver\'s sandbox, without Nomad'
-complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "check" -d 'Show whether this host can run the driver\'s tasks, and what to mend'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "check" -d 'Show whether this host can run the driver\'s tasks, and what to fix'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "validate-config" -d 'Check a configuration of the plugin before an agent gets it'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
