@@ -23,7 +23,6 @@ mod quote;
 )]
 pub mod record;
 pub mod sandbox;
-#[allow(clippy::cast_possible_truncation, reason = "its four casts have not been reviewed yet")]
 pub mod shim;
 pub mod sys;
 #[allow(

@@ -73,7 +73,9 @@ impl Exit {
 
 /// The present, cut to the µs that the line holds.
 fn now() -> SystemTime {
-    let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_micros() as u64);
+    let micros = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |age| u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
     UNIX_EPOCH + Duration::from_micros(micros)
 }
 
@@ -113,7 +115,8 @@ impl std::str::FromStr for Exit {
             return Err(Malformed);
         }
         let at = UNIX_EPOCH.checked_add(Duration::from_micros(micros)).ok_or(Malformed)?;
-        let exit = Self { code: code as i32, signal: signal as i32, oom_kills, at };
+        let small = |number: u64| i32::try_from(number).map_err(|_| Malformed);
+        let exit = Self { code: small(code)?, signal: small(signal)?, oom_kills, at };
         // A shim writes a number in one way only.
         if exit.to_string() == line { Ok(exit) } else { Err(Malformed) }
     }

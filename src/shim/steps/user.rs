@@ -62,7 +62,8 @@ pub(crate) fn groups(spec: &ShimSpec) -> Vec<Gid> {
 }
 
 fn limit_bounding(allowed: CapSet) -> Result<()> {
-    for number in (0..u64::BITS as u8).filter(|number| allowed.bits() >> number & 1 == 0) {
+    // Every bit of a CapSet.
+    for number in (0..64_u8).filter(|number| allowed.bits() >> number & 1 == 0) {
         match sys::caps::drop_from_bounding(number) {
             Ok(()) => {}
             // The first number that the kernel does not know; there is none above it.
