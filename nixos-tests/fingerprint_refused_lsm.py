@@ -1,4 +1,4 @@
-# Landlock is in the kernel but left out of lsm=: the driver says so and how to mend it, and takes no job.
+# Landlock is in the kernel but left out of lsm=: the driver says so and how to fix it, and takes no job.
 # lsm: off
 
 info = wait_for_driver(healthy=False)

@@ -2,7 +2,7 @@
 //!
 //! [`probe`] reads some twenty small files and makes a few system calls: cheap enough for every fingerprint. The verdict
 //! of [`Host::health`] follows Nomad's two kinds of "no": *undetected* is what only another boot or another way to start
-//! the agent could change, *unhealthy* is what an operator can mend while the agent runs.
+//! the agent could change, *unhealthy* is what an operator can fix while the agent runs.
 
 mod observe;
 
@@ -39,7 +39,7 @@ const CAPABILITIES: [(&str, u32); 7] = [
 pub(crate) enum Severity {
     /// This boot, or this way to start the agent, cannot have it.
     Undetected,
-    /// It can be mended at run time.
+    /// It can be fixed at run time.
     Unhealthy,
 }
 
@@ -47,9 +47,9 @@ pub(crate) enum Severity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
     Ok,
-    /// `mend`: what to do about it, an imperative sentence.
+    /// `fix`: what to do about it, an imperative sentence.
     Missing {
-        mend: String,
+        fix: String,
         severity: Severity,
     },
     /// It could not be seen from here; it does not count against the host.
@@ -66,7 +66,7 @@ pub(crate) struct Requirement {
     pub state: State,
 }
 
-/// The verdict. The text is for `nomad node status`: what is wrong and how to mend it.
+/// The verdict. The text is for `nomad node status`: what is wrong and how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Health {
     Healthy,
@@ -117,9 +117,7 @@ impl Host {
     /// Whether tasks can run here. When several things are missing, all are named, and one that is beyond repair decides.
     pub(crate) fn health(&self) -> Health {
         let missing = self.requirements.iter().filter_map(|r| match &r.state {
-            State::Missing { mend, severity } => {
-                Some((format!("{}: {}; {mend}", r.name, r.found), *severity))
-            }
+            State::Missing { fix, severity } => Some((format!("{}: {}; {fix}", r.name, r.found), *severity)),
             State::Ok | State::Unknown => None,
         });
         let (reasons, severities): (Vec<String>, Vec<Severity>) = missing.unzip();
@@ -142,9 +140,9 @@ fn missing(
     name: &'static str,
     found: impl Into<String>,
     severity: Severity,
-    mend: impl Into<String>,
+    fix: impl Into<String>,
 ) -> Requirement {
-    Requirement { name, found: found.into(), state: State::Missing { mend: mend.into(), severity } }
+    Requirement { name, found: found.into(), state: State::Missing { fix: fix.into(), severity } }
 }
 
 fn unknown(name: &'static str, found: impl Into<String>) -> Requirement {
@@ -154,8 +152,8 @@ fn unknown(name: &'static str, found: impl Into<String>) -> Requirement {
 fn root(seen: &Observations) -> Requirement {
     const NAME: &str = "root";
     if seen.euid != 0 {
-        let mend = "run the Nomad agent (or this command) as root";
-        return missing(NAME, format!("uid {}", seen.euid), Severity::Undetected, mend);
+        let fix = "run the Nomad agent (or this command) as root";
+        return missing(NAME, format!("uid {}", seen.euid), Severity::Undetected, fix);
     }
     let Some(effective) = seen.capabilities else {
         return unknown(NAME, "uid 0, capabilities not visible in /proc/self/status");
@@ -165,9 +163,9 @@ fn root(seen: &Observations) -> Requirement {
     if lacking.is_empty() {
         return ok(NAME, "uid 0 with the capabilities that a start takes");
     }
-    let mend =
+    let fix =
         "give the agent's service its full capabilities (CapabilityBoundingSet=, or a privileged container)";
-    missing(NAME, format!("uid 0 without {}", lacking.join(" ")), Severity::Undetected, mend)
+    missing(NAME, format!("uid 0 without {}", lacking.join(" ")), Severity::Undetected, fix)
 }
 
 fn kernel(seen: &Observations) -> Requirement {
@@ -176,16 +174,15 @@ fn kernel(seen: &Observations) -> Requirement {
     match version(&seen.kernel) {
         None => unknown(NAME, format!("release {:?}", seen.kernel)),
         Some(have) if have >= KERNEL_MIN => ok(NAME, seen.kernel.clone()),
-        // With Landlock there but off, that is the one thing to mend.
+        // With Landlock there but off, that is the one thing to fix.
         Some(_)
             if matches!(seen.landlock, Ok(_) | Err(Errno::EOPNOTSUPP)) && seen.cgroup_kill == Some(true) =>
         {
             ok(NAME, seen.kernel.clone())
         }
         Some(_) => {
-            let mend =
-                format!("boot Linux {major}.{minor} or later: older ones lack Landlock or cgroup.kill");
-            missing(NAME, seen.kernel.clone(), Severity::Undetected, mend)
+            let fix = format!("boot Linux {major}.{minor} or later: older ones lack Landlock or cgroup.kill");
+            missing(NAME, seen.kernel.clone(), Severity::Undetected, fix)
         }
     }
 }
@@ -232,11 +229,11 @@ fn controllers(seen: &Observations) -> Requirement {
         return ok(NAME, found);
     }
     let whose = if ours.is_empty() { " (without it Nomad makes no cgroups for tasks)" } else { "" };
-    let mend = format!(
+    let fix = format!(
         "enable {}{whose}: unmount cgroup v1 controllers, remove cgroup_disable= from the kernel's parameters (on some boards add cgroup_enable=memory)",
         lacking.join(", ")
     );
-    missing(NAME, format!("{found}; lacks {}", lacking.join(" ")), Severity::Unhealthy, mend)
+    missing(NAME, format!("{found}; lacks {}", lacking.join(" ")), Severity::Unhealthy, fix)
 }
 
 fn cgroup_kill(seen: &Observations) -> Requirement {

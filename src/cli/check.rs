@@ -1,4 +1,4 @@
-//! `check`: what this host has, what is missing, how to mend it.
+//! `check`: what this host has, what is missing, how to fix it.
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -34,8 +34,8 @@ fn write_table(out: &mut impl Write, host: &Host) -> io::Result<()> {
     let width = host.requirements.iter().map(|r| r.name.len()).max().unwrap_or(0);
     for r in &host.requirements {
         writeln!(out, "{:<7}  {:<width$}  {}", word(&r.state), r.name, r.found)?;
-        if let Some(mend) = mend(&r.state) {
-            writeln!(out, "{:<7}  {:<width$}  to mend: {mend}", "", "")?;
+        if let Some(fix) = fix(&r.state) {
+            writeln!(out, "{:<7}  {:<width$}  fix: {fix}", "", "")?;
         }
     }
     writeln!(out)?;
@@ -54,9 +54,9 @@ fn word(state: &State) -> &'static str {
     }
 }
 
-fn mend(state: &State) -> Option<&str> {
+fn fix(state: &State) -> Option<&str> {
     match state {
-        State::Missing { mend, .. } => Some(mend),
+        State::Missing { fix, .. } => Some(fix),
         State::Ok | State::Unknown => None,
     }
 }
@@ -82,7 +82,7 @@ struct Line<'a> {
     /// `ok`, `missing` or `unknown`.
     state: &'static str,
     found: &'a str,
-    mend: Option<&'a str>,
+    fix: Option<&'a str>,
 }
 
 fn write_json(out: &mut impl Write, host: &Host) -> io::Result<()> {
@@ -102,7 +102,7 @@ fn write_json(out: &mut impl Write, host: &Host) -> io::Result<()> {
         requirements: host
             .requirements
             .iter()
-            .map(|r| Line { name: r.name, state: word(&r.state), found: &r.found, mend: mend(&r.state) })
+            .map(|r| Line { name: r.name, state: word(&r.state), found: &r.found, fix: fix(&r.state) })
             .collect(),
     };
     serde_json::to_writer_pretty(&mut *out, &report)?;
@@ -115,7 +115,7 @@ mod tests {
     use crate::host::{Requirement, Severity};
 
     fn sample() -> Host {
-        let missing = State::Missing { mend: "run as root".to_owned(), severity: Severity::Undetected };
+        let missing = State::Missing { fix: "run as root".to_owned(), severity: Severity::Undetected };
         Host {
             requirements: vec![
                 Requirement { name: "root", found: "uid 1000".to_owned(), state: missing },
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(
             table(&sample()),
             "missing  root         uid 1000\n\
-             \u{20}                     to mend: run as root\n\
+             \u{20}                     fix: run as root\n\
              ok       controllers  cpu\n\
              unknown  kill         not visible\n\
              \n\
@@ -166,9 +166,9 @@ mod tests {
                 "landlock_abi": 6,
                 "cgroup_controllers": ["cpu"],
                 "requirements": [
-                    {"name": "root", "state": "missing", "found": "uid 1000", "mend": "run as root"},
-                    {"name": "controllers", "state": "ok", "found": "cpu", "mend": null},
-                    {"name": "kill", "state": "unknown", "found": "not visible", "mend": null},
+                    {"name": "root", "state": "missing", "found": "uid 1000", "fix": "run as root"},
+                    {"name": "controllers", "state": "ok", "found": "cpu", "fix": null},
+                    {"name": "kill", "state": "unknown", "found": "not visible", "fix": null},
                 ],
             })
         );
