@@ -22,7 +22,7 @@
       module = self.nixosModules.default;
       vmTests =
         system:
-        import ./nixos-tests {
+        import ./nixos-tests/nixos {
           inherit lib module;
           pkgs = withNomad system;
         };

@@ -9,7 +9,7 @@ let
     lib.nixosSystem {
       modules = [
         module
-        ../nixos-tests/machine.nix
+        ../nixos-tests/nixos/machine.nix
         {
           nixpkgs.hostPlatform = system;
           nixpkgs.config.allowUnfreePredicate = package: lib.getName package == "nomad";

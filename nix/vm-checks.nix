@@ -12,7 +12,7 @@ let
   namesWith =
     changed:
     lib.attrNames (
-      import ../nixos-tests {
+      import ../nixos-tests/nixos {
         inherit lib module;
         pkgs = changed;
         warn = _: value: value;

@@ -27,7 +27,7 @@ from .scenario import Scenario
 from .snapshot import Snapshots
 from .transcript import Transcript
 
-SCENARIOS = HERE.parent
+SCENARIOS = HERE.parent / "scenarios"
 # A scenario's own waits add up to less; this is for what hangs.
 DEFAULT_TIMEOUT_S = 1200
 KEPT_LOG_FOLDERS = 10

@@ -35,7 +35,7 @@ class Driver:
         self.machines = machines
         self._log = transcript
         self._folder = folder
-        self._prelude = scenarios / PRELUDE
+        self._prelude = scenarios.parent / PRELUDE
 
     def script_globals(self) -> dict[str, Any]:
         case = unittest.TestCase()

@@ -65,7 +65,7 @@ def parse(path: Path) -> Scenario:
 
 def find_all(folder: Path) -> list[Scenario]:
     """All scenarios beside the runner, by name."""
-    return [parse(path) for path in sorted(folder.glob("*.py")) if path.name != PRELUDE]
+    return [parse(path) for path in sorted(folder.glob("*.py"))]
 
 
 def choose(folder: Path, names: list[str]) -> list[Scenario]:

@@ -16,7 +16,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-SCENARIOS = Path(__file__).resolve().parent.parent
+SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
 STORE = "/nix/store"
 INSIDE = "EXEC2_SELFTEST_INSIDE"
 NOT_CHECKED = 77
@@ -115,7 +115,7 @@ class Guest(unittest.TestCase):
         """Runs the scenario without a driver; returns its globals, and what it expected: [(task, expectations)]."""
         expected = []
         space = {"machine": Machine(root), "t": self, "subtest": lambda name: contextlib.nullcontext()}
-        exec(compile((SCENARIOS / "lib.py").read_text(), "lib.py", "exec"), space)
+        exec(compile((SCENARIOS.parent / "lib.py").read_text(), "lib.py", "exec"), space)
         nothing = lambda *args, **options: None
         anything = type("Anything", (dict,), {"__missing__": lambda self, key: type(self)()})
         space.update(

@@ -108,8 +108,8 @@ in
     "mime.types".text = "text/html html htm\n";
   }
   // lib.mapAttrs' (
-    name: _: lib.nameValuePair "exec2-examples/${name}" { source = ../examples + "/${name}"; }
-  ) (lib.filterAttrs (name: _: lib.hasSuffix ".nomad.hcl" name) (builtins.readDir ../examples));
+    name: _: lib.nameValuePair "exec2-examples/${name}" { source = ../../examples + "/${name}"; }
+  ) (lib.filterAttrs (name: _: lib.hasSuffix ".nomad.hcl" name) (builtins.readDir ../../examples));
 
   # Scenarios connect from the machine itself to tasks on the host's network.
   networking.firewall.enable = false;

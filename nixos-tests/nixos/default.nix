@@ -21,7 +21,7 @@ let
     in
     found
     || warn "nixos-tests: nixpkgs has no linuxPackages_${name}, so no test runs on that kernel" false;
-  prelude = builtins.readFile ./lib.py;
+  prelude = builtins.readFile ../lib.py;
 
   # The value of `# NAME: VALUE` in the comment lines at the start of a scenario.
   marker =
@@ -66,7 +66,7 @@ let
       (
         file: _:
         let
-          text = builtins.readFile (./. + "/${file}");
+          text = builtins.readFile (../scenarios + "/${file}");
         in
         lib.nameValuePair (lib.removeSuffix ".py" file) {
           script = prelude + text;
@@ -84,27 +84,27 @@ let
         }
       )
       (
-        lib.filterAttrs (file: type: type == "regular" && lib.hasSuffix ".py" file && file != "lib.py") (
-          builtins.readDir ./.
+        lib.filterAttrs (file: type: type == "regular" && lib.hasSuffix ".py" file) (
+          builtins.readDir ../scenarios
         )
       );
 
   # What only a NixOS machine, or more than one machine, can show.
   own = {
     nixos-module = {
-      script = prelude + builtins.readFile ./nixos/module.py;
+      script = prelude + builtins.readFile ./module.py;
       nodes.machine = { lib, ... }: {
         # The module's defaults.
         services.nomad-driver-exec2.settings = lib.mkForce { };
       };
     };
     nixos-reboot = {
-      script = prelude + builtins.readFile ./nixos/reboot.py;
+      script = prelude + builtins.readFile ./reboot.py;
       nodes.machine = { };
     };
     nixos-cluster = {
-      script = builtins.readFile ./nixos/cluster.py;
-      nodes = import ./nixos/cluster.nix;
+      script = builtins.readFile ./cluster.py;
+      nodes = import ./cluster.nix;
     };
   };
 
