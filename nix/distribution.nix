@@ -47,7 +47,7 @@ let
       ../Cargo.toml
       ../LICENSE
       ../README.md
-      (lib.fileset.fileFilter (file: file.hasExt "md") ../docs)
+      (lib.fileset.fileFilter (file: file.hasExt "md" || file.hasExt "svg") ../docs)
       (lib.fileset.fileFilter (file: file.hasExt "hcl") ../examples)
       ../packaging
       ../scripts/package
