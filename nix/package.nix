@@ -31,6 +31,7 @@ rustPlatform.buildRustPackage (
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../bench)
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../tests)
         ../fuzz/seeds/shim_spec
+        ../tests/messages.txt
         # What tests compare with the table of options.
         ../README.md
         ../docs/nixos.md
