@@ -130,15 +130,16 @@ linter = PATH="$$(scripts/setup --lint-dir):$$PATH"
 lint: lint-code lint-nix ## All linters: Rust, crates, Python, shell, spelling, Nix
 
 .PHONY: lint-code
-lint-code: setup-lint ## rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck; typos
+lint-code: setup-lint ## rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck; typos; links of the docs
 	$(call say,rustfmt)
 	cargo fmt --check
 	$(call say,ruff and mypy)
 	$(linter) ruff check --quiet
 	$(linter) mypy
-	$(call say,shellcheck and typos)
+	$(call say,shellcheck and typos; links of the docs)
 	git grep -lzE '^#!.*\b(ba)?sh$$' -- .ci fuzz scripts | xargs -0 shellcheck
 	$(linter) typos
+	scripts/check_docs.py
 	$(call say,cargo-deny)
 	$(linter) cargo-deny --locked check bans licenses sources
 	$(call say,clippy)
