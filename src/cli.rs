@@ -1,4 +1,4 @@
-//! What people type: `run`, `check`, `validate-config`, `--help`, `--version`.
+//! The command line: `run`, `check`, `validate-config`, `--help`, `--version`.
 
 mod check;
 mod cpu;
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-/// Exit status of a program that was called wrongly, as clap and most shells' builtins use it.
+/// Exit status for wrong usage, as in clap and most shell builtins.
 const USAGE: u8 = 2;
 
 #[derive(Debug, Parser)]
@@ -51,12 +51,12 @@ enum Command {
     ValidateConfig(validate::Args),
 }
 
-/// The whole command line, for what is made from it: shell completions.
+/// The whole command line, for the generated shell completions.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Runs what the command line says.
+/// Runs the command that the arguments select.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = args.into_iter().enumerate().map(|(place, arg)| if place == 1 { long(arg) } else { arg });
     match Cli::try_parse_from(args) {
@@ -64,14 +64,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli { command: Command::Check { json } }) => check::check(json),
         Ok(Cli { command: Command::ValidateConfig(args) }) => validate::main(&args),
         Err(error) => {
-            // A closed stdout or stderr has nobody to tell.
+            // If stdout or stderr is closed, the message cannot be shown.
             let _ = error.print();
             ExitCode::from(if error.use_stderr() { USAGE } else { 0 })
         }
     }
 }
 
-/// Go's way to write a flag, which the Go driver takes: `-version`.
+/// The Go driver accepts flags in Go's form: `-version`.
 fn long(arg: OsString) -> OsString {
     match arg.to_str() {
         Some(flag @ ("-version" | "-help")) => format!("-{flag}").into(),
@@ -79,8 +79,8 @@ fn long(arg: OsString) -> OsString {
     }
 }
 
-/// For somebody who started the plugin by hand: what it is, and what to type. Exit status 1, as the host expects of a
-/// plugin that it did not start.
+/// Printed if a user starts the plugin manually: what it is and what to type. The exit status is 1, as for every go-plugin
+/// plugin that was not started by a host.
 pub fn explain() -> ExitCode {
     let text = "This is the exec2 task driver plugin for Nomad. The Nomad agent starts it; put it into the agent's \
                 plugin_dir.\n\nTo try it without Nomad:\n  nomad-driver-exec2 check    what this host has and lacks\n  \
@@ -89,7 +89,7 @@ pub fn explain() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// An error with its causes, each of them once: those of other crates are often part of the text already.
+/// An error with its causes, each once: the messages of some crates already include their cause.
 pub fn causes(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -102,7 +102,7 @@ pub fn causes(error: &anyhow::Error) -> String {
     text
 }
 
-/// A message to standard error; if that is closed there is nobody to tell.
+/// Writes a message to standard error. If that is closed, the message cannot be shown.
 fn say(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }

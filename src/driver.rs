@@ -1,4 +1,4 @@
-//! The RPC surface: proto in, proto out, nothing decided here that a room below could decide.
+//! The RPC surface: decodes requests, calls the modules below, and encodes responses.
 
 mod base;
 mod events;
@@ -24,18 +24,18 @@ use crate::record::run_dir::RUN_DIR;
 use crate::task::launch::LaunchError;
 use crate::task::lifecycle::Lifecycle;
 
-/// The name that jobs write: `driver = "exec2"`.
+/// The name in jobs: `driver = "exec2"`.
 pub const NAME: &str = "exec2";
 
-/// Largest message that is decoded, bytes. A task's templates and secrets travel in its environment; tonic's default of
-/// 4 MiB is less than what Nomad can send.
+/// Largest message that is decoded, in bytes. A task's templates and secrets are part of its environment; tonic's default of 4
+/// MiB is less than what Nomad can send.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
-/// Event SetConfig brings.
+/// Set by SetConfig.
 #[derive(Debug, Clone, Default)]
 struct Settings {
     plugin: PluginConfig,
-    /// Speed of a core as Nomad counts it; none until Nomad has sent its topology.
+    /// Speed of a core as Nomad counts it; none before Nomad has sent its topology.
     mhz_per_core: Option<NonZeroU64>,
 }
 
@@ -47,17 +47,17 @@ struct Inner {
     tasks: Lifecycle,
 }
 
-/// The driver; clones share everything.
+/// The driver; clones share their state.
 #[derive(Debug, Clone)]
 pub struct Driver(Arc<Inner>);
 
 impl Driver {
-    /// Touches nothing on disk: Nomad starts the plugin twice just to ask what it is.
+    /// Does not touch the disk: Nomad starts the plugin twice only to ask for its name and schema.
     pub fn new() -> Result<Self, LaunchError> {
         Self::with_run_dir(Path::new(RUN_DIR))
     }
 
-    /// As [`Driver::new`], keeping state elsewhere.
+    /// Like [`Driver::new`], with state in another directory.
     pub fn with_run_dir(run_dir: &Path) -> Result<Self, LaunchError> {
         Ok(Self(Arc::new(Inner {
             settings: RwLock::default(),

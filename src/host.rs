@@ -1,8 +1,8 @@
-//! What this host has of what the driver needs: read once, judged purely, told in words.
+//! What this host provides of what the driver needs: read once, then judged without further access to the host.
 //!
-//! [`probe`] reads some twenty small files and makes a few system calls: cheap enough for every fingerprint. The verdict
-//! of [`Host::health`] follows Nomad's two kinds of "no": *undetected* is what only another boot or another way to start
-//! the agent could change, *unhealthy* is what an operator can fix while the agent runs.
+//! [`probe`] reads about twenty small files and makes a few system calls: cheap enough for every fingerprint. [`Host::health`]
+//! follows Nomad's two kinds of failure: *undetected* needs another boot or another way to start the agent, *unhealthy* can be
+//! fixed while the agent runs.
 
 mod observe;
 
@@ -12,18 +12,17 @@ use nix::errno::Errno;
 
 pub(crate) use observe::{CgroupMount, Namespace, Observations};
 
-/// Oldest kernel (major, minor) that is taken by its number: the first long-term one with both Landlock (5.13) and
-/// `cgroup.kill` (5.14). An older one that shows both is taken as well: enterprise distributions bring
-/// features to older numbers.
+/// Oldest kernel (major, minor) that is accepted by its number: the first long-term one with both Landlock (5.13) and
+/// `cgroup.kill` (5.14). An older one that shows both is accepted as well: enterprise distributions backport features.
 pub(crate) const KERNEL_MIN: (u32, u32) = (5, 15);
 
 /// Controllers that the driver itself uses.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// Controllers without which the Nomad client makes no cgroups for tasks at all.
+/// Controllers that the Nomad client needs to create cgroups for tasks.
 const CONTROLLERS_OF_NOMAD: [&str; 2] = ["cpuset", "io"];
 
-/// Capabilities that starting a task takes, with their numbers (<linux/capability.h>).
+/// Capabilities needed to start a task, with their numbers (<linux/capability.h>).
 const CAPABILITIES: [(&str, u32); 7] = [
     ("CAP_CHOWN", 0),
     ("CAP_DAC_OVERRIDE", 1),
@@ -34,12 +33,12 @@ const CAPABILITIES: [(&str, u32); 7] = [
     ("CAP_SYS_ADMIN", 21),
 ];
 
-/// How bad it is when a requirement is not met.
+/// The consequence of an unmet requirement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Severity {
-    /// This boot, or this way to start the agent, cannot have it.
+    /// Cannot be fixed without another boot or another way to start the agent.
     Undetected,
-    /// It can be fixed at run time.
+    /// Can be fixed while the agent runs.
     Unhealthy,
 }
 
@@ -47,21 +46,21 @@ pub(crate) enum Severity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
     Ok,
-    /// `fix`: what to do about it, an imperative sentence.
+    /// `fix`: what to do about it, in the imperative.
     Missing {
         fix: String,
         severity: Severity,
     },
-    /// It could not be seen from here; it does not count against the host.
+    /// Not visible from here; it does not count against the host.
     Unknown,
 }
 
-/// One thing that the driver needs.
+/// One requirement of the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Requirement {
-    /// Short and stable: scripts may look for it.
+    /// Short and stable: scripts may search for it.
     pub name: &'static str,
-    /// What there is, in words.
+    /// What was found, in words.
     pub found: String,
     pub state: State,
 }
@@ -74,7 +73,7 @@ pub(crate) enum Health {
     Unhealthy(String),
 }
 
-/// A judged host.
+/// The result for a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Host {
     pub requirements: Vec<Requirement>,
@@ -82,20 +81,20 @@ pub(crate) struct Host {
     pub landlock_abi: Option<u32>,
     /// Controllers of the root cgroup (v2), for the attribute `driver.exec2.cgroup.controllers`.
     pub controllers: Vec<String>,
-    /// Kernel release, as `uname -r` says it.
+    /// Kernel release, as in `uname -r`.
     pub kernel: String,
 }
 
-/// Looks at this host.
+/// Probes this host.
 ///
 /// # Errors
-/// This process has no descriptor or no memory left to look with, which says nothing about the host.
+/// This process is out of descriptors or memory, which says nothing about the host.
 pub(crate) fn probe() -> io::Result<Host> {
     Ok(Host::judge(&Observations::read()?))
 }
 
 impl Host {
-    /// The decisions, without a look at the machine.
+    /// Judges the observations, without further access to the host.
     pub(crate) fn judge(seen: &Observations) -> Host {
         let mut requirements = vec![
             root(seen),
@@ -114,7 +113,7 @@ impl Host {
         }
     }
 
-    /// Whether tasks can run here. When several things are missing, all are named, and one that is beyond repair decides.
+    /// Whether tasks can run here. If several requirements are unmet, all are named, and the most severe one decides.
     pub(crate) fn health(&self) -> Health {
         let missing = self.requirements.iter().filter_map(|r| match &r.state {
             State::Missing { fix, severity } => Some((format!("{}: {}; {fix}", r.name, r.found), *severity)),
@@ -174,7 +173,7 @@ fn kernel(seen: &Observations) -> Requirement {
     match version(&seen.kernel) {
         None => unknown(NAME, format!("release {:?}", seen.kernel)),
         Some(have) if have >= KERNEL_MIN => ok(NAME, seen.kernel.clone()),
-        // With Landlock there but off, that is the one thing to fix.
+        // If Landlock is available but not active, only that has to be fixed.
         Some(_)
             if matches!(seen.landlock, Ok(_) | Err(Errno::EOPNOTSUPP)) && seen.cgroup_kill == Some(true) =>
         {
@@ -241,7 +240,7 @@ fn cgroup_kill(seen: &Observations) -> Requirement {
     match (seen.cgroup_kill, version(&seen.kernel)) {
         (Some(true), _) => ok(NAME, "present"),
         (Some(false), _) => missing(NAME, "absent", Severity::Undetected, "boot Linux 5.14 or later"),
-        // The root cgroup has no such file; a host with no other cgroup to look into is judged by its kernel.
+        // The root cgroup has no such file; without another cgroup to check, the kernel version decides.
         (None, Some(have)) if have >= KERNEL_MIN => ok(NAME, "expected of this kernel"),
         (None, _) => unknown(NAME, "not visible without cgroup v2"),
     }
@@ -249,7 +248,7 @@ fn cgroup_kill(seen: &Observations) -> Requirement {
 
 fn landlock(seen: &Observations) -> Requirement {
     const NAME: &str = "Landlock";
-    // The kernel lists "capability" too, but always has it and does not take it in lsm=.
+    // The kernel lists "capability" too, but it is always active and not accepted in lsm=.
     let active = seen.lsm.as_deref().unwrap_or("").split(',').filter(|m| !matches!(*m, "" | "capability"));
     let lsm = active.fold(String::new(), |list, module| format!("{list},{module}"));
     match seen.landlock {

@@ -2,7 +2,7 @@
 //!
 //! `docs/architecture.md` shows how the modules fit together.
 
-// A number that does not fit is an error or a stated bound, never another number. Tests know their numbers.
+// A number that does not fit is an error or is limited explicitly; it never becomes another number. Tests may cast.
 #![cfg_attr(
     not(test),
     warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)

@@ -1,4 +1,4 @@
-//! What this process is to be, decided before any thread exists: the plugin, `shim`, or a verb for people.
+//! Decides what this process runs, before any thread exists: the plugin, the shim, or a command of the command line.
 
 use std::process::ExitCode;
 
@@ -6,17 +6,16 @@ use nomad_driver_exec2::task::blocking::MAX_BLOCKING;
 use nomad_driver_exec2::task::open_files;
 use nomad_driver_exec2::{cli, driver, goplugin, shim};
 
-/// Threads that serve RPCs; what blocks (starts, lookups) runs on others, made when needed.
+/// Threads that serve RPCs. Blocking work (task starts, user lookups) runs on other threads, which are created when needed.
 const WORKERS: usize = 2;
 
-/// Stack of each thread, bytes; 24 KiB is what they have been seen to use, and what they decode has bounded depth. Below the
-/// size of a huge page: Linux puts one behind Rust's default of 2 MiB where it happens to lie right, and the plugin then has
-/// three times the memory.
+/// Stack size of each thread in bytes. Measured use is 24 KiB, and decoding has a bounded depth. The size is below that of a
+/// huge page: Linux may back Rust's default of 2 MiB with huge pages, which triples the plugin's memory.
 const THREAD_STACK: usize = 512 * 1024;
 
 fn main() -> ExitCode {
-    // The agent's cookie first: a plugin block may have `args`, which mean nothing to this driver, but must not turn the
-    // plugin into something else. The shim has no environment at all.
+    // Check the agent's cookie first: a plugin block may have `args`, which this driver does not use and which must not select
+    // another mode. The shim's environment is empty.
     if goplugin::launched_by() == goplugin::Launch::Host {
         return plugin();
     }
@@ -54,7 +53,7 @@ fn serve() -> anyhow::Result<()> {
         .build()?;
     let shutdown = goplugin::Shutdown::new();
     let served = runtime.block_on(goplugin::serve(request, driver.routes(), shutdown));
-    // Open streams and waiting RPCs must not hold the exit up.
+    // Open streams and waiting RPCs must not delay the exit.
     runtime.shutdown_background();
     Ok(served?)
 }

@@ -1,6 +1,6 @@
 //! The wire contracts of `proto/` as Rust types: prost messages, tonic servers, and clients for the tests.
 //!
-//! Nothing outside `driver` and `goplugin` should need these; the other modules take values of their own.
+//! Only `driver` and `goplugin` should need them; the other modules have types of their own.
 
 #[allow(
     clippy::all,
@@ -18,12 +18,12 @@ pub use wire::hashicorp::nomad::plugins::shared::hclspec;
 pub use wire::hashicorp::nomad::plugins::shared::structs;
 pub use wire::plugin as goplugin;
 
-/// Type URL of [`structs::RecoverableError`] inside a gRPC status detail. Nomad's client looks for exactly this.
+/// Type URL of [`structs::RecoverableError`] in the details of a gRPC status. Nomad's client compares it literally.
 pub const RECOVERABLE_ERROR_TYPE_URL: &str =
     "type.googleapis.com/hashicorp.nomad.plugins.shared.structs.RecoverableError";
 
-/// Says which task it is and nothing else: the environment and the config carry the task's secrets, and a `{:?}` in a
-/// log line must not show them.
+/// Shows the task's id only: the environment and the config hold the task's secrets, which a `{:?}` in a log line must not
+/// show.
 impl std::fmt::Debug for driver::TaskConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TaskConfig")
@@ -67,7 +67,7 @@ mod tests {
         };
         let text = format!("{:?}", driver::StartTaskRequest { task: Some(task) });
         assert!(text.contains("a1/web/0"), "{text}");
-        // A byte string would be printed as a list of numbers.
+        // Otherwise a byte string is printed as a list of numbers.
         assert!(!text.contains("hunter2") && !text.contains("104, 117"), "{text}");
     }
 
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn fields_out_of_order_keep_their_numbers() {
-        // The ones that a tidy mind would renumber.
+        // Numbers that are out of order on the wire and must stay so.
         let memory = driver::MemoryUsage {
             rss: 1,
             cache: 1,

@@ -1,11 +1,11 @@
-//! Values in error messages.
+//! Quoting of values in error messages.
 
-/// The most characters of a foreign value that an error message repeats. Messages travel in gRPC trailers
-/// and end in task events and logs; 200 characters show any sane path or name and keep a message readable.
+/// The most characters of a foreign value that an error message repeats. Messages travel in gRPC trailers and end in task
+/// events and logs; 200 characters show any reasonable path or name.
 pub(crate) const QUOTED_CHARS_MAX: usize = 200;
 
-/// The value in double quotes, control characters escaped and shortened to [`QUOTED_CHARS_MAX`] characters,
-/// so that a job cannot forge or flood a log line.
+/// The value in double quotes, with control characters escaped, shortened to [`QUOTED_CHARS_MAX`] characters: a job cannot
+/// forge or flood log lines.
 pub(crate) fn quote(value: &str) -> String {
     match value.char_indices().nth(QUOTED_CHARS_MAX) {
         None => format!("{value:?}"),
@@ -13,8 +13,7 @@ pub(crate) fn quote(value: &str) -> String {
     }
 }
 
-/// The text in at most about `max` bytes: what is too much is left out of the middle, because a message begins with what failed
-/// and ends with why.
+/// Shortens the text to about `max` bytes by cutting out its middle: a message begins with what failed and ends with the cause.
 pub(crate) fn shorten(text: &str, max: usize) -> String {
     if text.len() <= max {
         return text.to_owned();

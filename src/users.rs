@@ -1,7 +1,7 @@
-//! From the `user` of a job to uid, gid, groups and home.
+//! Resolves a job's `user` to uid, gid, groups and home.
 //!
-//! Four forms: a name, a uid that the host's user database knows, `uid:gid`, and Nomad's dynamic `nomad-N`. uid 0 has
-//! one spelling, `root`, so that whoever reviews a job sees it; everything else that would end there is refused.
+//! There are four forms: a name, a uid that the host's user database has, `uid:gid`, and Nomad's dynamic `nomad-N`. uid 0 has
+//! one spelling, `root`, so that a reviewer of a job notices it; every other spelling of it is refused.
 
 mod files;
 mod getent;
@@ -19,48 +19,48 @@ use crate::shim::SHIM_ID;
 pub use range::{DynamicRange, RangeError};
 pub use system::{System, group_id};
 
-/// The one name that may have uid 0.
+/// The only name that may have uid 0.
 const ROOT: &str = "root";
 
 /// Prefix of Nomad's dynamic workload users.
 const DYNAMIC_PREFIX: &str = "nomad-";
 
-/// Highest dynamic id that Nomad can hand out: it keeps them in 31 bits.
+/// Highest dynamic id that Nomad can assign: it keeps them in 31 bits.
 const DYNAMIC_MAX: u32 = i32::MAX as u32;
 
-/// Highest uid or gid of a task. 4294967295 means "leave as it is" to setresuid(2), and 4294967294 is the id that a shim
-/// takes once its task runs: no task may have it, or it could signal, trace and limit the shims.
+/// Highest uid or gid of a task. 4294967295 means "unchanged" to setresuid(2), and 4294967294 is the id that a shim takes once
+/// its task runs: a task with that id could signal, trace and limit the shims.
 const ID_MAX: u32 = SHIM_ID - 1;
 
-/// Longest name that is looked up, bytes. useradd(8) stops at 256.
+/// Longest name that is looked up, in bytes. useradd(8) allows at most 256.
 const NAME_MAX: usize = 256;
 
-/// Most groups that a process can have (NGROUPS_MAX of limits.h; setgroups(2)).
+/// Highest number of groups of a process (NGROUPS_MAX of limits.h; setgroups(2)).
 const GROUPS_MAX: usize = 65_536;
 
 /// A user that a task can run as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// For the USER variable: the name in the database, or what the job wrote where there is none.
+    /// For the USER variable: the name in the database, or what the job wrote if there is none.
     pub name: String,
     pub uid: u32,
     pub gid: u32,
-    /// All groups that the database gives the user, as initgroups(3) sets them; none for dynamic users and `uid:gid`.
+    /// All groups that the database gives the user, as set by initgroups(3); none for dynamic users and `uid:gid`.
     pub groups: Vec<u32>,
-    /// The home in the database, always absolute; it need not exist. None: the user has no home.
+    /// The home in the database, always absolute; it may not exist. None: the user has no home.
     pub home: Option<PathBuf>,
-    /// Whether the database knows the user. Nothing keeps two jobs from naming the same uid otherwise.
+    /// Whether the user is in the database. Two jobs may name the same uid otherwise.
     pub known: bool,
 }
 
 impl User {
-    /// A user that is in no database: it has no home and no groups.
+    /// A user that is not in the database: it has no home and no groups.
     pub fn unknown(name: impl Into<String>, uid: u32, gid: u32) -> Self {
         Self { name: name.into(), uid, gid, groups: Vec::new(), home: None, known: false }
     }
 }
 
-/// A line of the host's user database (passwd(5)), as far as it matters here.
+/// The relevant fields of a line of the host's user database (passwd(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub name: String,
@@ -77,7 +77,7 @@ pub trait Database {
     fn memberships(&self, user: &str) -> Result<Vec<u32>, LookupError>;
 }
 
-/// The user database could not be asked.
+/// Failed to query the user database.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
     #[error("failed to read {path}: {error}")]
@@ -133,8 +133,8 @@ pub enum UserError {
 }
 
 impl UserError {
-    /// Whether only another job could fix it. The others may vanish without a change to the job (a user is created, a
-    /// directory service comes back, another task ends), so the start is worth another try.
+    /// Whether only a change to the job can fix it. Other errors may disappear without one (a user is created, a directory
+    /// service comes back, another task ends), so the start may be retried.
     pub fn is_job_fault(&self) -> bool {
         matches!(
             self,
@@ -147,12 +147,12 @@ impl UserError {
     }
 }
 
-/// Looks `user` up on this host. May run `getent` and wait for it some seconds: not for a thread of the async runtime.
+/// Looks `user` up on this host. May run `getent` and wait for some seconds: do not call it on a thread of the async runtime.
 pub fn lookup(user: &str) -> Result<User, UserError> {
     lookup_in(&System, user)
 }
 
-/// As [`lookup`], for a job: its dynamic user must be one that Nomad can have assigned.
+/// Like [`lookup`], for a job: its dynamic user must be one that Nomad can have assigned.
 pub fn lookup_for_job(user: &str, range: DynamicRange) -> Result<User, UserError> {
     match parse(user)? {
         Spec::Dynamic(id) if !range.contains(id) => {
@@ -162,7 +162,7 @@ pub fn lookup_for_job(user: &str, range: DynamicRange) -> Result<User, UserError
     }
 }
 
-/// As [`lookup`], in the given database.
+/// Like [`lookup`], in the given database.
 pub fn lookup_in(database: &impl Database, user: &str) -> Result<User, UserError> {
     let failed = |source| UserError::Lookup { user: user.to_owned(), source };
     let by_uid = |uid| database.by_uid(uid).map_err(failed);
@@ -173,7 +173,7 @@ pub fn lookup_in(database: &impl Database, user: &str) -> Result<User, UserError
             named(entry.ok_or_else(|| UserError::NotFound { user: user.to_owned() })?)
         }
         Spec::Uid(uid) => named(by_uid(uid)?.ok_or(UserError::UidNotFound { uid })?),
-        // The job says which group it is, so the database's are not added.
+        // The job names the group, so those of the database are not added.
         Spec::UidGid(uid, gid) => match by_uid(uid)? {
             Some(entry) => accept(user, Entry { gid, ..entry }),
             None => Ok(User::unknown(uid.to_string(), uid, gid)),
@@ -185,7 +185,7 @@ pub fn lookup_in(database: &impl Database, user: &str) -> Result<User, UserError
     }
 }
 
-/// What the job wrote, before the host is asked.
+/// The `user` of the job, before the host is queried.
 #[derive(Debug, PartialEq, Eq)]
 enum Spec<'a> {
     Name(&'a str),
@@ -211,7 +211,7 @@ fn parse(user: &str) -> Result<Spec<'_>, UserError> {
     let root_alias = || UserError::RootAlias { user: user.to_owned() };
     if let Some((uid, gid)) = user.split_once(':') {
         let not_numbers = "has a colon, but is not uid:gid in plain decimal numbers up to 4294967293";
-        // "0" before its spelling: "00:0" is the alias that it looks like.
+        // Checks the number before its spelling: "00:0" is another spelling of uid 0.
         if is_zero(uid) {
             return Err(root_alias());
         }
@@ -248,14 +248,14 @@ fn is_zero(s: &str) -> bool {
     !s.is_empty() && s.bytes().all(|b| b == b'0')
 }
 
-/// A number in the one spelling that decimal has for it.
+/// A number in its only canonical decimal spelling.
 fn number(s: &str, max: u32) -> Option<u32> {
     let plain = s.bytes().all(|b| b.is_ascii_digit()) && (s == "0" || !s.starts_with('0'));
     plain.then(|| s.parse().ok()).flatten().filter(|n| *n <= max)
 }
 
-/// The checks on what the database answered. `user` is what the job wrote, which decides about uid 0: a directory service
-/// may match names without regard to case. A gid 0 that the database gives stands: the operator wrote it.
+/// Checks the response of the database. `user` is what the job wrote, which decides about uid 0: a directory service may match
+/// names case-insensitively. A gid 0 from the database is accepted: the operator wrote it.
 fn accept(user: &str, entry: Entry) -> Result<User, UserError> {
     if entry.uid == 0 && user != ROOT {
         return Err(UserError::RootAlias { user: user.to_owned() });
@@ -276,7 +276,7 @@ fn accept(user: &str, entry: Entry) -> Result<User, UserError> {
     })
 }
 
-/// Adds the groups as initgroups(3) does: the primary one, then those that list the user, each once.
+/// Adds the groups like initgroups(3): the primary one, then those that list the user, each once.
 fn with_groups(database: &impl Database, mut user: User) -> Result<User, UserError> {
     let failed = |source| UserError::Lookup { user: user.name.clone(), source };
     let others: BTreeSet<u32> = database.memberships(&user.name).map_err(failed)?.into_iter().collect();

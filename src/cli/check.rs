@@ -1,4 +1,4 @@
-//! `check`: what this host has, what is missing, how to fix it.
+//! `check`: what this host provides, what is missing and how to fix it.
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::host::{self, Health, Host, State};
 
-/// Looks at this host and prints what it finds, as a table or as JSON. The exit code is 0 when the driver would be healthy,
-/// else 1; a reader that went away (`check | head -1`) changes nothing about it.
+/// Probes this host and prints the result as a table or as JSON. The exit status is 0 if the driver would be healthy, else 1;
+/// it does not change if the reader closes the pipe (`check | head -1`).
 pub(super) fn check(json: bool) -> ExitCode {
     let host = match host::probe() {
         Ok(host) => host,
@@ -21,7 +21,7 @@ pub(super) fn check(json: bool) -> ExitCode {
     let written = if json { write_json(&mut stdout, &host) } else { write_table(&mut stdout, &host) };
     match written.and_then(|()| stdout.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-            // Somebody waits for this output and will not get it: a full disk, a closed descriptor.
+            // The output is lost, for example on a full disk or a closed descriptor.
             let _ = writeln!(io::stderr(), "cannot write to standard output: {e}");
             ExitCode::FAILURE
         }
@@ -61,7 +61,7 @@ fn fix(state: &State) -> Option<&str> {
     }
 }
 
-/// The object of `check --json`. Fields are only ever added.
+/// The object of `check --json`. Compatible changes only add fields.
 #[derive(Serialize)]
 struct Report<'a> {
     version: &'static str,
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_went_away_is_an_error_not_a_panic() {
+    fn a_closed_pipe_is_an_error_not_a_panic() {
         struct Closed;
         impl Write for Closed {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {

@@ -1,10 +1,10 @@
-//! How fast a core of this host is, for limits in MHz without Nomad's topology.
+//! The speed of a CPU core, for limits in MHz without Nomad's topology.
 
 use std::num::NonZeroU64;
 use std::path::Path;
 
-/// MHz of the first core: its base frequency, else its highest, else what /proc/cpuinfo shows now. In that order Nomad
-/// looks, too. None: the kernel does not tell (virtual machines of some kinds).
+/// MHz of the first core: its base frequency, else its maximum, else the current one in /proc/cpuinfo. Nomad uses the same
+/// order. None if the kernel does not report it, as in some virtual machines.
 pub(super) fn mhz_per_core() -> Option<NonZeroU64> {
     let cpufreq = Path::new("/sys/devices/system/cpu/cpu0/cpufreq");
     let khz = |file: &str| std::fs::read_to_string(cpufreq.join(file)).ok()?.trim().parse::<u64>().ok();

@@ -1,6 +1,6 @@
 //! The environment that `run` gives to its command.
 //!
-//! As under Nomad, nothing of the caller's session: root's shell has tokens and keys that a sandboxed program must not get.
+//! As under Nomad, the command inherits nothing of the caller's session: root's shell may hold tokens and keys.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -11,15 +11,15 @@ use anyhow::{Context, bail};
 use super::say;
 use crate::task::spec::TaskSpec;
 
-/// What a program needs to find others, and to speak to the terminal and to the user.
+/// Variables that a program needs to find other programs and to use the terminal and the user's language.
 const INHERITED: [&str; 4] = ["PATH", "TERM", "LANG", "TZ"];
 /// The variables of locale(7) beside LANG.
 const INHERITED_PREFIX: &[u8] = b"LC_";
 
-/// A variable asked for with `--env`, and its value.
+/// A variable that `--env` asks for, and its value.
 type Asked = (String, String);
 
-/// The inherited variables. Everything on the way to a task is text, so a variable that is none is left out, and named.
+/// The inherited variables. Tasks only take text, so a variable that is not UTF-8 is left out and reported.
 pub(super) fn inherited(
     caller: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> impl Iterator<Item = (String, String)> {
@@ -38,7 +38,7 @@ pub(super) fn inherited(
     })
 }
 
-/// The variables of `--env NAME=VALUE`, and of `--env NAME` those that the caller has.
+/// The variables of `--env NAME=VALUE`, and those of `--env NAME` that the caller has set.
 pub(super) fn asked(
     options: &[OsString],
     caller: impl Fn(&str) -> Option<OsString>,
@@ -70,7 +70,7 @@ pub(super) fn asked(
     Ok(found)
 }
 
-/// Both together; what was asked for wins.
+/// Both together; `--env` has priority.
 pub(super) fn of_command(
     asked: &[Asked],
     caller: impl IntoIterator<Item = (OsString, OsString)>,
@@ -78,9 +78,9 @@ pub(super) fn of_command(
     inherited(caller).chain(asked.iter().cloned()).collect()
 }
 
-/// Makes sure that what was asked for is what the command gets: the driver sets some variables itself, and withholds others.
+/// Checks that the command gets the variables of `--env` unchanged: the driver sets some variables itself and withholds others.
 pub(super) fn check(asked: &[Asked], spec: &TaskSpec) -> anyhow::Result<()> {
-    // The last one of a name counts.
+    // The last value of a name counts.
     let last: HashMap<&str, &str> =
         asked.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     for (name, value) in last {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_passed_is_refused() {
+    fn unusable_variables_are_refused() {
         let none = |_: &str| None;
         for option in ["=x", ""] {
             let error = asked(&[option.into()], none).unwrap_err().to_string();

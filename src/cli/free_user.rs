@@ -1,4 +1,4 @@
-//! A user for a `run` that names none.
+//! Chooses a user for `run` without `--user`.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -7,12 +7,12 @@ use anyhow::bail;
 
 use crate::users::{self, User, UserError};
 
-/// The uids of such users: above those that Nomad hands out to tasks (80000 to 89999, unless the client's `users` block
-/// says otherwise), so that none is a task's, and below those that useradd(8) sets aside for containers (100000 and up).
+/// The uids of such users: above those that Nomad assigns to tasks (80000 to 89999 unless the client's `users` block says
+/// otherwise), and below those that useradd(8) reserves for containers (100000 and up).
 const RANGE: Range<u32> = 90_000..100_000;
 
-/// A user `nomad-N` that neither the host's user database nor a process has. `seed` says where to begin, so that several
-/// `run`s that start at once find different ones.
+/// Returns a user `nomad-N` whose uid neither the host's user database nor a process has. `seed` selects the first candidate,
+/// so that several concurrent `run`s choose different ones.
 pub(super) fn find(seed: u32) -> anyhow::Result<User> {
     search(seed, &running(), users::lookup)
 }
@@ -33,7 +33,7 @@ fn search(
     bail!("every user from nomad-{} to nomad-{} is in use; name one with --user", RANGE.start, RANGE.end - 1)
 }
 
-/// The uids of all processes, by /proc. One that ends meanwhile is passed over.
+/// The uids of all processes in /proc. Processes that end meanwhile are skipped.
 fn running() -> HashSet<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return HashSet::new() };
     let statuses =
@@ -41,7 +41,7 @@ fn running() -> HashSet<u32> {
     statuses.flat_map(|status| uids(&status)).collect()
 }
 
-/// Real, effective, saved and file system uid of /proc/PID/status.
+/// Real, effective, saved and file system uid in /proc/PID/status.
 fn uids(status: &str) -> Vec<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     line.map(|line| line.split_whitespace().filter_map(|uid| uid.parse().ok()).collect()).unwrap_or_default()
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_uid_that_nobody_has() {
+    fn the_next_unused_uid_is_chosen() {
         let running = HashSet::from([90_011, 90_000]);
         let of = |seed| search(seed, &running, free).unwrap().uid;
         assert_eq!(of(7), 90_007);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_without_a_free_one_is_an_error() {
+    fn a_range_without_an_unused_uid_is_an_error() {
         let error = search(0, &RANGE.collect(), free).unwrap_err();
         assert!(error.to_string().contains("--user"), "{error}");
     }

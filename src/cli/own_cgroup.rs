@@ -1,4 +1,4 @@
-//! The cgroup of one `run`: made for it, removed after it, whatever happens in between.
+//! The cgroup of one `run`: created for it and always removed after it.
 
 use std::path::Path;
 
@@ -8,19 +8,19 @@ use super::run_id::RunId;
 use super::say;
 use crate::cgroup::{Cgroup, MOUNT_POINT, MissingController};
 
-/// Where `run` makes its cgroups: not below Nomad's, which the agent looks after.
+/// The parent of the cgroups of `run`. They are not in Nomad's slice, which the agent manages.
 const SLICE: &str = "nomad-driver-exec2.slice";
 
-/// How the name of a `run`'s cgroup ends.
+/// Suffix of the cgroup's name.
 const SUFFIX: &str = ".scope";
 
-/// The cgroup, or none where it is not available.
+/// The cgroup; none if cgroup v2 is not available.
 #[derive(Debug)]
 pub(super) struct OwnCgroup(Option<Cgroup>);
 
 impl OwnCgroup {
-    /// Makes it. `asked` are the controllers that a limit needs; without them it is an error. What else the host does not
-    /// give is said, and the task runs without.
+    /// Creates the cgroup. The controllers in `asked` are needed for a limit, so a missing one is an error. Other missing
+    /// controllers are reported, and the task runs without them.
     pub(super) fn new(id: RunId, asked: &[&str]) -> anyhow::Result<Self> {
         let path = Path::new(MOUNT_POINT).join(SLICE).join(format!("{id}{SUFFIX}"));
         let created = match Cgroup::create(&path) {
@@ -52,7 +52,7 @@ impl OwnCgroup {
         self.0.as_ref()
     }
 
-    /// Whether it was for want of what its own limit allows that the kernel killed in it.
+    /// Whether the OOM killer acted because the cgroup reached its own limit.
     pub(super) fn reached_its_limit(&self) -> bool {
         self.get().and_then(|cgroup| cgroup.oom().ok().flatten()).is_some_and(|counts| counts.oom > 0)
     }
@@ -68,7 +68,7 @@ impl Drop for OwnCgroup {
     }
 }
 
-/// Removes the empty cgroups of killed `run`s. One with processes is left for the next sweep.
+/// Removes the empty cgroups of killed `run`s. A cgroup that still has processes is left for the next sweep.
 pub(super) fn sweep() {
     let slice = Path::new(MOUNT_POINT).join(SLICE);
     let Ok(entries) = std::fs::read_dir(&slice) else { return };
@@ -87,7 +87,7 @@ pub(super) fn sweep() {
     }
 }
 
-/// The slice goes with its last cgroup; another `run` may be in it.
+/// Removes the slice with its last cgroup. This fails if another `run` uses it.
 fn remove_slice() {
     let _ = std::fs::remove_dir(Path::new(MOUNT_POINT).join(SLICE));
 }

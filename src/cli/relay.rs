@@ -1,4 +1,4 @@
-//! Copies what the task writes to where the caller's own output goes.
+//! Copies the task's output to the caller's output.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -8,10 +8,10 @@ use std::thread::JoinHandle;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// What is copied at once: the capacity of a pipe, pipe(7).
+/// Bytes copied at once: the capacity of a pipe, pipe(7).
 const CHUNK: usize = 64 * 1024;
 
-/// Called with each change of a terminal that its master reports, in order with the output.
+/// Called for each change of the terminal that its master reports, in order with the output.
 pub(super) struct OnChange(pub Box<dyn FnMut(u8) + Send>);
 
 impl std::fmt::Debug for OnChange {
@@ -20,26 +20,26 @@ impl std::fmt::Debug for OnChange {
     }
 }
 
-/// What to do when the target does not take any more.
+/// What to do when the target accepts no more output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gone {
-    /// Close the source: whoever writes to it gets SIGPIPE, as from the target itself.
+    /// Close the source: the writer gets SIGPIPE, as if it wrote to the target itself.
     Close,
-    /// Read on and drop it: a pseudo-terminal that is not read would block whoever writes to it.
+    /// Keep reading and discard the data: a pseudo-terminal that is not read blocks its writers.
     Discard,
 }
 
-/// A thread that copies until the source ends, the target does not take any more, or [`Relay::finish`] is called and the
-/// source is empty.
+/// A thread that copies until the source ends, the target accepts no more, or [`Relay::finish`] is called and the source is
+/// empty.
 #[derive(Debug)]
 pub(super) struct Relay {
     thread: JoinHandle<io::Result<()>>,
-    /// Closed to say that nobody writes to the source any more.
+    /// Closed when the source has no writers any more.
     running: OwnedFd,
 }
 
 impl Relay {
-    /// `source` must be non-blocking. With `on_change` it is a master that reports changes.
+    /// `source` must be non-blocking. With `on_change` it is the master of a pseudo-terminal that reports changes.
     pub(super) fn start(
         source: OwnedFd,
         target: OwnedFd,
@@ -53,7 +53,7 @@ impl Relay {
         Ok(Self { thread, running: running.into() })
     }
 
-    /// Copies what is left, and returns what went wrong with the target.
+    /// Copies the remaining data and returns the error of the target, if any.
     pub(super) fn finish(self) -> io::Result<()> {
         drop(self.running);
         self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the copying thread panicked")))
@@ -62,19 +62,19 @@ impl Relay {
 
 struct Copy {
     source: File,
-    /// None once it is gone.
+    /// None once it is closed.
     target: Option<File>,
     gone: Gone,
     on_change: Option<OnChange>,
     stop: OwnedFd,
 }
 
-/// Why to look at the source.
+/// Why the source has to be read.
 enum Wake {
     Readable,
-    /// Nobody writes any more.
+    /// The source has no writers any more.
     Stopped,
-    /// Nobody reads the target any more.
+    /// The target has no readers any more.
     TargetGone,
 }
 
@@ -99,14 +99,14 @@ impl Copy {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && stopped => return Ok(()),
                 Err(error) if is_transient(&error) => {}
-                // What a pseudo-terminal says when its slave is closed.
+                // Reading the master fails with EIO when the slave is closed.
                 Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// What was written, of what was read. A master that reports changes puts 0 before it, or gives a change alone.
+    /// The output among the bytes read. A master that reports changes puts a 0 before output, or sends only the change.
     fn output<'a>(&mut self, read: &'a [u8]) -> &'a [u8] {
         match (&mut self.on_change, read) {
             (None, output) | (Some(_), [0, output @ ..]) => output,
@@ -137,7 +137,7 @@ impl Copy {
         })
     }
 
-    /// Writes all of it, also to a target that somebody else made non-blocking.
+    /// Writes all of the data, even if another process has made the target non-blocking.
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while let Some(target) = &mut self.target
             && !bytes.is_empty()
@@ -147,7 +147,7 @@ impl Copy {
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(target)?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // `wait` sees that, too.
+                // `wait` detects this as well.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
                 Err(_) if self.gone == Gone::Discard => self.target = None,
                 Err(error) => return Err(error),
@@ -194,7 +194,7 @@ mod tests {
             copied
         });
         writer.write_all(&text).unwrap();
-        // The writer stays open, as in a process that a file descriptor was sent to.
+        // The writer stays open, as in a process that received the descriptor over a socket.
         relay.finish().unwrap();
         assert_eq!(copied.join().unwrap().len(), text.len());
         assert_eq!(writer.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
@@ -206,13 +206,13 @@ mod tests {
         let (reader, target) = pipe().unwrap();
         let relay = Relay::start(source, target.into(), Gone::Close, None).unwrap();
         drop(reader);
-        // Without a write: `wait` notices.
+        // `wait` notices it without a write.
         while writer.write(b"x").is_ok() {}
         relay.finish().unwrap();
     }
 
     #[test]
-    fn a_pseudo_terminal_is_read_on_without_a_target() {
+    fn a_pseudo_terminal_is_read_without_a_target() {
         let (source, mut writer) = source();
         let (reader, target) = pipe().unwrap();
         drop(reader);

@@ -1,4 +1,4 @@
-//! `run`: the same sandbox without Nomad, through the same code.
+//! `run`: the driver's sandbox without Nomad, by the same code.
 
 use std::ffi::OsString;
 use std::num::NonZeroU64;
@@ -35,8 +35,8 @@ use crate::task::signal::SignalNumber;
 use crate::task::spec::{Logs, Request, TaskSpec};
 use crate::users;
 
-/// Exit statuses of a command that could not be run, as shells have them: not found, not executable; and 125, as env(1),
-/// for a failure of this program itself.
+/// Exit statuses for a command that could not be run, as in shells: not found, not executable; and 125, as in env(1), for a
+/// failure of this program.
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 const FAILED: u8 = 125;
@@ -108,7 +108,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         );
     }
     let ignored = sys::signals::ignored();
-    // Ignored, it would hide the ends of children.
+    // If SIGCHLD is ignored, the exit statuses of children are lost.
     sys::signals::reset(libc::SIGCHLD);
     let id = RunId::own().context("failed to identify this process")?;
     let (command, rest) = command(args)?;
@@ -122,7 +122,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     let base = Base::find(std::env::var_os("TMPDIR"))?;
     sweep(&base);
     let scratch = Scratch::new(&base, &user)?;
-    // Dropped before the directories, on every way out.
+    // Dropped before the directories on every return path.
     let cgroup = OwnCgroup::new(id, &asked(args))?;
     let plugin = PluginConfig {
         unveil_defaults: !args.no_defaults,
@@ -180,12 +180,12 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     }
 }
 
-/// One name of a capability, looked at while the command line is read.
+/// Checks the name of one capability while the command line is parsed.
 fn capability(name: &str) -> Result<String, CapabilityError> {
     CapList::from_names([name]).map(|_| name.to_owned())
 }
 
-/// The command and its arguments. Everything on the way to a task is text.
+/// The command and its arguments, which must be text: a task's spec holds only text.
 fn command(args: &Args) -> anyhow::Result<(String, Vec<String>)> {
     let text = |(place, arg): (usize, &OsString)| {
         arg.clone().into_string().map_err(|arg| {
@@ -198,7 +198,7 @@ fn command(args: &Args) -> anyhow::Result<(String, Vec<String>)> {
     Ok((command, all.collect::<Result<_, _>>()?))
 }
 
-/// /dev/tty, which means the terminal that the task has been given.
+/// Grants /dev/tty, which is the terminal that the task gets.
 fn own_terminal() -> Rule {
     Rule {
         access: Access::READ | Access::WRITE,
@@ -208,29 +208,29 @@ fn own_terminal() -> Rule {
     }
 }
 
-/// Removes what killed `run`s left behind. Their tasks have ended with them.
+/// Removes what killed `run`s left behind. Their tasks have already ended.
 fn sweep(base: &Base) {
     run_id::sweep(Path::new(RUN_DIR));
     own_cgroup::sweep();
     scratch::sweep(base);
 }
 
-/// How the task ended, and what became of its output.
+/// How the task ended, and whether its output is complete.
 struct Finished {
     ended: Ended,
     copied: Copied,
 }
 
-/// What became of the output that was still to be copied when the task had ended.
+/// What happened to the output that was still to be copied when the task had ended.
 enum Copied {
     All,
-    /// Some of it is lost: the command must not look successful.
+    /// Some output is lost: the command must not look successful.
     Failed,
-    /// This signal is to end `run` before all is copied.
+    /// This signal ends `run` before all output is copied.
     Interrupted(i32),
 }
 
-/// From start to end of the task.
+/// Supervises the task from start to end.
 fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Finished> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -249,10 +249,10 @@ fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Finished> {
             })?;
         let mut attendant = Attendant::new(Arc::clone(&task), signals, running.terminal.take())?;
         let ended = attendant.until_the_end().await;
-        // With the terminal as the task had it, up to the last line.
+        // The terminal keeps the task's mode until the last line is copied.
         let copied = attendant.until_copied(running.finish()?).await;
         drop(attendant);
-        // What cannot be cleaned up must not hide how the command ended.
+        // A failed cleanup must not hide how the command ended.
         if let Err(error) = task.forget() {
             say(&format!("nomad-driver-exec2: {error}\n"));
         }
@@ -260,12 +260,12 @@ fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Finished> {
     })
 }
 
-/// Stands between a running task and whoever started `run`.
+/// Connects a running task with the caller of `run`.
 struct Attendant {
     task: Arc<Task>,
     signals: Signals,
     terminal: Option<(Terminal, Watch)>,
-    /// A signal that came when the command had ended, but its end was not known here yet.
+    /// A signal that arrived after the command had ended, but before its end was reported here.
     late: Option<i32>,
 }
 
@@ -274,7 +274,7 @@ impl Attendant {
         let watched = |terminal: Terminal| terminal.watch().map(|watch| (terminal, watch));
         let terminal = terminal.map(watched).transpose().context("failed to watch the terminal")?;
         if let Some((terminal, _)) = &terminal {
-            // It may have changed during the start.
+            // The caller's terminal may have been resized during the start.
             terminal.resize();
         }
         Ok(Self { task, signals, terminal, late: None })
@@ -292,7 +292,7 @@ impl Attendant {
                     }
                     self.adapt_terminal();
                     if self.task.process.is_some_and(|process| is_stopped(process.pid)) {
-                        // By Ctrl-Z at its own terminal: the whole job of the shell is meant.
+                        // Ctrl-Z at the task's own terminal: stop the whole job of the caller's shell.
                         self.suspend(libc::SIGTSTP, true);
                     }
                 }
@@ -300,7 +300,7 @@ impl Attendant {
         }
     }
 
-    /// Waits until the last output is copied. There is no command any more that could get a signal.
+    /// Waits until the remaining output is copied. The command has ended, so signals are for `run` itself.
     async fn until_copied(&mut self, mut finished: oneshot::Receiver<bool>) -> Copied {
         if let Some((terminal, _)) = &mut self.terminal {
             terminal.let_keys_interrupt();
@@ -332,7 +332,7 @@ impl Attendant {
             Meaning::Stop => self.suspend(number, false),
             Meaning::End => {
                 self.restore_terminal();
-                // The kernel ends the task with this process.
+                // The kernel kills the task when this process ends.
                 let _ = sys::signals::act_by_default(number, false);
             }
             Meaning::Continue => self.resume(),
@@ -356,7 +356,7 @@ impl Attendant {
         }
     }
 
-    /// Stops the task and this process, so that whoever started it can go on without them; returns when it is continued.
+    /// Stops the task and then this process, so that the caller's shell gets control; returns when it is continued.
     fn suspend(&mut self, signal: i32, whole_group: bool) {
         self.signal(libc::SIGSTOP);
         self.restore_terminal();
@@ -387,7 +387,7 @@ impl Attendant {
     }
 }
 
-/// Passes on what is typed until it is time to look after the task; for ever without a terminal.
+/// Forwards typed input until the task has to be checked; never returns without a terminal.
 async fn pass_on(terminal: Option<&mut (Terminal, Watch)>) {
     match terminal {
         Some((terminal, watch)) => terminal.pass_on(watch).await,
@@ -395,7 +395,7 @@ async fn pass_on(terminal: Option<&mut (Terminal, Watch)>) {
     }
 }
 
-/// Whether a signal has stopped the process: state T of proc_pid_stat(5).
+/// Whether the process was stopped by a signal: state T in proc_pid_stat(5).
 fn is_stopped(pid: i32) -> bool {
     state(pid) == Some(b'T')
 }
@@ -404,10 +404,10 @@ fn has_ended(pid: i32) -> bool {
     matches!(state(pid), None | Some(b'Z' | b'X'))
 }
 
-/// The state of proc_pid_stat(5); none if there is no such process.
+/// The state in proc_pid_stat(5); none if there is no such process.
 fn state(pid: i32) -> Option<u8> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is a name in parentheses, with any bytes in it.
+    // The second field is the command name in parentheses, which may hold any bytes.
     let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
     stat.get(name_ends + 2).copied()
 }
@@ -437,7 +437,7 @@ fn limits(args: &Args) -> anyhow::Result<Limits> {
     })
 }
 
-/// The controllers whose limits were asked for.
+/// The controllers that the requested limits need.
 fn asked(args: &Args) -> Vec<&'static str> {
     let all = [("memory", args.memory.is_some()), ("cpu", args.cpu.is_some())];
     all.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name).collect()

@@ -1,5 +1,5 @@
-//! Which `run` made a run directory or a cgroup: its name has the process' pid and start time, so that what a killed
-//! `run` left behind can be told from what belongs to a living one.
+//! Identifies the `run` that created a run directory or a cgroup: the name holds the pid and start time of the process, so that
+//! leftovers of a killed `run` can be told from what a live one uses.
 
 use std::path::Path;
 
@@ -18,19 +18,19 @@ impl RunId {
         Identity::of(std::process::id().cast_signed()).map(Self)
     }
 
-    /// From its name; none for any other name.
+    /// Parses a name; none for any other name.
     pub(super) fn parse(name: &str) -> Option<Self> {
         let (pid, start_time) = name.strip_prefix("run-")?.split_once('-')?;
         let id = Self(Identity { pid: pid.parse().ok()?, start_time: start_time.parse().ok()? });
         (id.to_string() == name).then_some(id)
     }
 
-    /// A number that differs between `run`s of the same moment.
+    /// A number that differs between concurrent `run`s.
     pub(super) fn seed(self) -> u32 {
         self.0.pid.unsigned_abs()
     }
 
-    /// Whether the process has ended. False if that cannot be found out.
+    /// Whether the process has ended. False if that is unknown.
     pub(super) fn has_ended(self) -> bool {
         matches!(self.0.open(), Ok(None))
     }
@@ -42,9 +42,9 @@ impl std::fmt::Display for RunId {
     }
 }
 
-/// Ends the tasks of killed `run`s, which normally end with them, and removes their run directories.
+/// Ends the tasks of killed `run`s, which normally end with their `run`, and removes their run directories.
 pub(super) fn sweep(base: &Path) {
-    // If the directory cannot be listed, the start of the task fails with a better message.
+    // If the directory cannot be listed, the task start fails with a better message.
     for entry in run_dir::entries(base).unwrap_or_default() {
         let path = entry.path();
         let name = path.file_name().and_then(|name| name.to_str());
@@ -89,7 +89,7 @@ mod tests {
         let dead = RunId(identity(&dead_run));
         dead_run.kill().unwrap();
         dead_run.wait().unwrap();
-        // The same pid with another start time: a number that is in use again.
+        // The same pid with another start time: a reused PID.
         let own = RunId::own().unwrap();
         let reused = RunId(Identity { start_time: own.0.start_time + 1, ..own.0 });
         let mut shims = [sleep(), sleep(), sleep(), sleep()];

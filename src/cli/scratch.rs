@@ -1,8 +1,8 @@
-//! The directories of a task that Nomad does not know: made for one `run`, removed after it.
+//! The directories of a task outside Nomad: created for one `run` and removed after it.
 //!
-//! `run` is root, and the task's user may have other processes that wait for a chance. So the directories are made and
-//! given away by descriptor only, below a base in which nobody but root can exchange what root made, and nothing is
-//! done any more below a directory that belongs to the user.
+//! `run` is root, and other processes of the task's user may try to exploit that. So the directories are created and given away
+//! by descriptor only, below a base in which only root can replace what root created, and nothing is done below a directory
+//! once it belongs to the user.
 
 mod base;
 mod remove;
@@ -21,21 +21,21 @@ use super::say;
 use crate::users::User;
 pub(super) use base::Base;
 
-/// The names of the directories: this and [`NAME_DIGITS`] hexadecimal digits.
+/// Prefix of the directories' names; [`NAME_DIGITS`] hexadecimal digits follow.
 const PREFIX: &str = "exec2-run-";
-/// 64 random bits, so that no other user can guess and occupy the name. Names of another length, which earlier versions
-/// used, have no lock and are left alone.
+/// 64 random bits, so that other users cannot guess and occupy the name. Names of another length were used by earlier versions,
+/// which held no lock; they are left alone.
 const NAME_DIGITS: usize = 16;
-/// Tries to find a name that is free, and that no sweep takes away before it is locked.
+/// Attempts to create a directory with an unused name and to lock it before a sweep removes it.
 const TRIES: u32 = 16;
 
-/// Only its owner can enter: for directories that are not ready yet.
+/// Only the owner can enter: for directories that are not ready yet.
 const PRIVATE: Mode = Mode::S_IRWXU;
-/// Others may pass through to what is theirs, as in Nomad's alloc_mounts.
+/// Others may traverse it to reach their own directories, as in Nomad's alloc_mounts.
 const PASSABLE: Mode = Mode::from_bits_truncate(0o711);
 const SHARED: Mode = Mode::from_bits_truncate(0o755);
 
-/// A directory could not be made ready.
+/// Failed to prepare a directory.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ScratchError {
     #[error("failed to {action} {path:?}: {}", .errno.desc())]
@@ -49,25 +49,25 @@ pub(super) enum ScratchError {
     NoName(PathBuf),
 }
 
-/// `alloc`, `local`, `secrets` and `tmp` below a new directory, as Nomad lays them out.
+/// `alloc`, `local`, `secrets` and `tmp` below a new directory, in Nomad's layout.
 #[derive(Debug)]
 pub(super) struct Scratch {
     path: PathBuf,
     /// The [`Base`] that it is in.
     parent: OwnedFd,
-    /// The directory, locked as long as this process lives: [`sweep`] takes only what nobody has locked.
+    /// The directory, locked while this process lives: [`sweep`] removes only unlocked ones.
     dir: Flock<OwnedFd>,
 }
 
 impl Scratch {
-    /// Makes the directories in `base` and gives them to `user`.
+    /// Creates the directories in `base` and gives them to `user`.
     pub(super) fn new(base: &Base, user: &User) -> Result<Self, ScratchError> {
         let scratch = Self::locked(base)?;
         scratch.fill(user)?;
         Ok(scratch)
     }
 
-    /// A new directory that only its owner can enter, with the lock on it.
+    /// Creates a directory that only its owner can enter, and locks it.
     fn locked(base: &Base) -> Result<Self, ScratchError> {
         for _ in 0..TRIES {
             let name = format!("{PREFIX}{:0NAME_DIGITS$x}", RandomState::new().build_hasher().finish());
@@ -81,7 +81,7 @@ impl Scratch {
                 made => made.map_err(failed("create"))?,
             }
             let dir = match open_directory(base.dir(), name.as_ref()) {
-                // A sweep of another `run` was faster than the lock.
+                // The sweep of another `run` removed it before it was locked.
                 Err(Errno::ENOENT) => continue,
                 opened => opened.map_err(failed("open"))?,
             };
@@ -98,8 +98,8 @@ impl Scratch {
         Err(ScratchError::NoName(base.path().to_owned()))
     }
 
-    /// Makes everything first, while it is root's, and then gives it away, inner directories before outer ones: no call
-    /// goes by a path of which another user could have replaced a part.
+    /// Creates everything as root and then changes the owners, inner directories first: no call uses a path of which another
+    /// user could have replaced a part.
     fn fill(&self, user: &User) -> Result<(), ScratchError> {
         let root = &*self.dir;
         let alloc = self.directory(root, "alloc", "alloc", SHARED)?;
@@ -117,11 +117,11 @@ impl Scratch {
         ] {
             fchown(dir, Some(uid), Some(gid)).map_err(self.failed("change the owner of", name))?;
         }
-        // Last, so that until here nobody else could even enter.
+        // Last, so that no other user can enter earlier.
         fchmod(root, PASSABLE).map_err(self.failed("change the mode of", ""))
     }
 
-    /// Makes a directory with exactly this mode, whatever the umask.
+    /// Creates a directory with exactly this mode, independent of the umask.
     fn directory(
         &self,
         parent: &OwnedFd,
@@ -144,7 +144,7 @@ impl Scratch {
         &self.path
     }
 
-    /// Nomad's variables for them.
+    /// Nomad's environment variables for the directories.
     pub(super) fn variables(&self) -> [(String, String); 3] {
         [("NOMAD_ALLOC_DIR", "alloc"), ("NOMAD_TASK_DIR", "local"), ("NOMAD_SECRETS_DIR", "secrets")]
             .map(|(name, dir)| (name.to_owned(), self.path.join(dir).display().to_string()))
@@ -157,7 +157,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Removes the directories that a killed `run` left in `base`. Whatever a living one has is locked.
+/// Removes the directories that killed `run`s left in `base`. A live `run` holds a lock on its directory.
 pub(super) fn sweep(base: &Base) {
     let Ok(entries) = std::fs::read_dir(base.path()) else { return };
     for name in entries.flatten().map(|entry| entry.file_name()).filter(|name| is_ours(name)) {
@@ -165,14 +165,14 @@ pub(super) fn sweep(base: &Base) {
         if !fstat(&dir).is_ok_and(|found| found.st_uid == Uid::effective().as_raw()) {
             continue;
         }
-        // Held until the directory is gone.
+        // Held until the directory is removed.
         if let Ok(_lock) = Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
             remove(base.dir(), &base.path().join(&name));
         }
     }
 }
 
-/// Removes the directory of this path in `parent`.
+/// Removes the directory with this path in `parent`.
 fn remove(parent: BorrowedFd<'_>, path: &Path) {
     let removed = path.file_name().map_or(Err(Errno::EINVAL), |name| remove::tree(parent, name));
     if let Err(errno) = removed {
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_takes_what_is_unlocked_and_nothing_else() {
+    fn a_sweep_removes_only_unlocked_directories() {
         let (dir, base) = base();
         let living = Scratch::new(&base, &own_user()).unwrap();
         let dead = dir.path().join(format!("{PREFIX}0123456789abcdef"));

@@ -1,4 +1,4 @@
-//! Signals for `run`: which it takes, as one stream.
+//! The signals that `run` handles, as one stream.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -8,14 +8,14 @@ use tokio::sync::mpsc;
 
 use crate::sys::signals::{Bits, bit};
 
-/// Passed on to the task.
+/// Forwarded to the task.
 const FORWARDED: [i32; 7] =
     [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
-/// Stop the task, and then this process.
+/// Stop the task and then this process.
 const STOPPING: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-/// End this process, which must restore the terminal first, as do the real-time signals. The task ends with it. SIGSEGV, SIGFPE
-/// and SIGILL are missing: the handler would return into the fault that caused them. For SIGBUS, Rust's own handler, which
-/// runs first, lets a real fault end the process.
+/// End this process, which first restores the terminal, like the real-time signals; the task ends with it. SIGSEGV, SIGFPE and
+/// SIGILL are missing: their handler would return to the faulting instruction. For SIGBUS, Rust's own handler runs first and
+/// lets a real fault end the process.
 const ENDING: [i32; 12] = [
     libc::SIGABRT,
     libc::SIGTRAP,
@@ -51,13 +51,13 @@ impl Meaning {
     }
 }
 
-/// The signals that arrive from now on.
+/// The signals that arrive after [`Signals::listen`].
 #[derive(Debug)]
 pub(super) struct Signals(mpsc::UnboundedReceiver<i32>);
 
 impl Signals {
-    /// Takes every signal of the lists but those of `ignored`: whoever started this process (nohup, a shell that runs it in
-    /// the background) wants them to have no effect. Needs a runtime.
+    /// Handles every signal of the lists except those in `ignored`, which the caller (nohup, a shell that runs this in the
+    /// background) has disabled on purpose. Needs a runtime.
     pub(super) fn listen(ignored: Bits) -> io::Result<Self> {
         let (sender, receiver) = mpsc::unbounded_channel();
         for number in taken(ignored) {
@@ -74,7 +74,7 @@ impl Signals {
     pub(super) async fn next(&mut self) -> i32 {
         match self.0.recv().await {
             Some(number) => number,
-            // All of them are ignored.
+            // All signals are ignored.
             None => std::future::pending().await,
         }
     }
@@ -85,7 +85,7 @@ fn taken(ignored: Bits) -> impl Iterator<Item = i32> {
     all.filter(move |number| ignored & bit(*number) == 0)
 }
 
-/// signal(7): without those that the C library uses itself.
+/// signal(7), without those that the C library uses itself.
 fn real_time() -> RangeInclusive<i32> {
     libc::SIGRTMIN()..=libc::SIGRTMAX()
 }

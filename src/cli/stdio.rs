@@ -1,9 +1,9 @@
-//! What the task gets as standard input, output and error in place of the caller's.
+//! The task's standard input, output and error, in place of the caller's.
 //!
-//! * A terminal becomes a pseudo-terminal; see [`super::terminal`]. There is one of them: the first stream's.
-//! * Output into a pipe, a file, a socket or a second terminal goes through a pipe of the task's user. So the task can open
-//!   /dev/stdout again, as under Nomad; the caller's own pipe or file belongs to somebody else, and its owner is not changed.
-//!   The task does not see that a disk is full, so `run` fails in its place.
+//! * A terminal becomes a pseudo-terminal; see [`super::terminal`]. There is only one, for the first stream that is a terminal.
+//! * Output to a pipe, a file, a socket or a second terminal goes through a pipe that belongs to the task's user. So the task
+//!   can open /dev/stdout again, as under Nomad, without a change to the owner of the caller's pipe or file. The task does not
+//!   notice a full disk, so `run` fails instead.
 //! * Everything else, such as standard input from a pipe or a file, is the caller's own.
 
 use std::io::pipe;
@@ -21,22 +21,22 @@ use super::terminal::Terminal;
 use crate::sys;
 use crate::users::User;
 
-/// Above the numbers that a start gives to descriptors of the shim.
+/// Above the descriptor numbers that the launch assigns in the shim.
 const FIRST_SAVED: RawFd = sys::clone::FIRST_FREE_FD;
 
-/// The task's standard streams, ready to be put in place.
+/// The task's standard streams, ready to be installed.
 #[derive(Debug)]
 pub(super) struct Stdio {
-    /// The caller's own.
+    /// The caller's own streams.
     own: [OwnedFd; 3],
-    /// What replaces them; none = the caller's own stays.
+    /// The replacements; none keeps the caller's own.
     given: [Option<OwnedFd>; 3],
     copies: Vec<(OwnedFd, OwnedFd, Gone, Option<OnChange>)>,
     terminal: Option<Terminal>,
     terminal_number: Option<RawFd>,
 }
 
-/// The copying of output that goes on while the task runs.
+/// The copying of output while the task runs.
 #[derive(Debug)]
 pub(super) struct Running {
     relays: Vec<Relay>,
@@ -66,7 +66,7 @@ impl Stdio {
         let devices = [0, 1, 2].map(|number| sys::terminal::device(&self.own[number]).ok());
         let first = (0..).zip(devices).find(|(_, device)| device.is_some());
         let Some((number, device)) = first else { return Ok(()) };
-        // Another terminal gets its output as a file does.
+        // Output to a second terminal is handled like output to a file.
         let is_terminal = devices.map(|other| other == device);
         let (terminal, slave) = Terminal::new(number, is_terminal[0], is_terminal[1], user)?;
         let (source, target, on_change) =
@@ -90,7 +90,7 @@ impl Stdio {
             }
             let shared = made.as_ref().filter(|(other, _)| is_same(other, &found));
             let given = match shared {
-                // `2>&1`: one pipe, so that the order stays.
+                // `2>&1`: one pipe, which keeps the order.
                 Some((_, given)) => given.try_clone().context("failed to duplicate a pipe")?,
                 None => {
                     let (source, given) = user_pipe(user).context("failed to make a pipe for the task")?;
@@ -105,12 +105,12 @@ impl Stdio {
         Ok(())
     }
 
-    /// Which standard stream is to be the task's controlling terminal.
+    /// The standard stream that becomes the task's controlling terminal.
     pub(super) fn terminal_number(&self) -> Option<RawFd> {
         self.terminal_number
     }
 
-    /// Starts the task by `start`, with the streams in place meanwhile, and then starts to copy.
+    /// Calls `start` with the task's streams installed, and then starts to copy.
     pub(super) fn during<T>(self, start: impl FnOnce() -> T) -> anyhow::Result<(T, Running)> {
         let Self { own, given, copies, mut terminal, .. } = self;
         let context = "failed to replace a standard stream";
@@ -118,7 +118,7 @@ impl Stdio {
         put_in_place([streams(0), streams(1), streams(2)]).context(context)?;
         let started = start();
         put_in_place([own[0].as_fd(), own[1].as_fd(), own[2].as_fd()]).context(context)?;
-        // Else the end of the task's streams would never come.
+        // Otherwise the task's streams would never reach their end.
         drop(given);
         if let Some(terminal) = &mut terminal {
             terminal.adapt();
@@ -133,8 +133,8 @@ impl Stdio {
 }
 
 impl Running {
-    /// Copies what is left, once the task has ended, in a thread of its own: whoever reads the output may take for ever. The
-    /// result is whether all has arrived.
+    /// Copies the remaining output after the task has ended. It runs in its own thread because the reader of the output may
+    /// block for any time. The result is whether all output was written.
     pub(super) fn finish(self) -> anyhow::Result<oneshot::Receiver<bool>> {
         let (sender, receiver) = oneshot::channel();
         let finish = move || {
@@ -145,7 +145,7 @@ impl Running {
                     copied = false;
                 }
             }
-            // Nobody waits for it any more if a signal came first.
+            // After a signal the receiver is already closed.
             let _ = sender.send(copied);
         };
         let thread = std::thread::Builder::new().name("finish".into()).spawn(finish);
@@ -160,16 +160,16 @@ fn put_in_place([stdin, stdout, stderr]: [BorrowedFd<'_>; 3]) -> nix::Result<()>
     dup2_stderr(stderr)
 }
 
-/// A pipe that belongs to the task's user; its end for reading is non-blocking.
+/// A pipe that belongs to the task's user; its read end is non-blocking.
 fn user_pipe(user: &User) -> std::io::Result<(OwnedFd, OwnedFd)> {
     let (source, given) = pipe()?;
     fcntl(&source, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     fchown(&given, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
-    // Not to overlap with the numbers of the streams themselves.
+    // Must not overlap with the numbers of the streams themselves.
     Ok((source.into(), sys::fd::duplicate_from(given.as_fd(), FIRST_SAVED)?))
 }
 
-/// A character device that is no terminal is /dev/null or the like: everybody may open it again.
+/// A character device that is not a terminal is /dev/null or similar: every user may open it again.
 fn is_copied(found: &FileStat) -> bool {
     let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
     matches!(kind, SFlag::S_IFIFO | SFlag::S_IFREG | SFlag::S_IFSOCK)

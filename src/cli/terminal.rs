@@ -1,14 +1,14 @@
-//! A pseudo-terminal for the task, when `run` is typed at a terminal.
+//! A pseudo-terminal for the task, when `run` is started at a terminal.
 //!
-//! The task never gets the caller's own terminal: it would be in another session, for which the kernel has no job control
-//! there, and could go on reading what is typed at the shell after Ctrl-Z. It gets one of its own, whose master is here:
-//! * If standard input and output are terminals, the caller's is put into raw mode, and every key goes to the task's. That one
-//!   makes Ctrl-C, Ctrl-Z and Ctrl-D of it, for the foreground job of the task's own session.
-//! * In a pipeline (`run … | less`) the caller's terminal belongs to others as well: it makes the lines and the echo, and its
-//!   signals are passed on. The task's terminal does nothing of that (`EXTPROC`), but what the task sets there, such as no
-//!   echo for a password, is set at the caller's; see [`Modes`].
+//! The task never gets the caller's own terminal: it would be in another session, where the kernel provides no job control for
+//! it, and it could keep reading the shell's input after Ctrl-Z. It gets a pseudo-terminal, whose master is held here:
+//! * If standard input and output are terminals, the caller's terminal is put into raw mode, and every key is forwarded to the
+//!   task's. There, Ctrl-C, Ctrl-Z and Ctrl-D act on the foreground job of the task's own session.
+//! * In a pipeline (`run … | less`) other programs use the caller's terminal as well: it keeps line editing and echo, and its
+//!   signals are forwarded. The task's terminal does neither (`EXTPROC`), but modes that the task sets there, such as no echo
+//!   for a password, are set on the caller's terminal; see [`Modes`].
 //!
-//! When the task is stopped, the caller's terminal is restored and this process stops, too, so that the shell takes over.
+//! When the task is stopped, the caller's terminal is restored and this process stops as well, so that the shell takes over.
 
 mod modes;
 
@@ -34,26 +34,27 @@ use crate::sys;
 use crate::users::User;
 use modes::{Modes, is_raw, others_in_group};
 
-/// How often to look whether the task has been stopped, and whether `run` has come to the foreground: the kernel tells
-/// neither to a process that is not the parent. A person does not notice a fifth of a second.
+/// Interval for checking whether the task was stopped and whether `run` is in the foreground: the kernel reports neither to a
+/// process that is not the parent. A fifth of a second is not noticeable.
 const LOOK: Duration = Duration::from_millis(200);
-/// How often to look whether the task has read its last line, while the next one waits: nothing tells that either.
+/// Interval for checking whether the task has read its last line while the next one waits; the kernel does not report that
+/// either.
 const LINE_LOOK: Duration = Duration::from_millis(10);
-/// What is read at once: the most that a terminal keeps of a line (N_TTY_BUF_SIZE of the kernel).
+/// Bytes read at once: the longest line that a terminal keeps (N_TTY_BUF_SIZE of the kernel).
 const CHUNK: usize = 4096;
-/// Mode of the slave: its owner is the task's user, and nobody else can open it.
+/// Mode of the slave: only its owner, the task's user, can open it.
 const SLAVE_MODE: Mode = Mode::from_bits_truncate(0o600);
 
 /// The caller's terminal and the task's.
 #[derive(Debug)]
 pub(super) struct Terminal {
-    /// The caller's, opened again: non-blocking for us alone, and independent of the shell's own descriptor.
+    /// The caller's terminal, opened again: non-blocking for this process only, and independent of the shell's descriptor.
     user: Arc<File>,
     master: Arc<File>,
     /// Whether standard input is the caller's terminal.
     input: bool,
     modes: Arc<Mutex<Modes>>,
-    /// Typed, but not taken by the task's terminal yet.
+    /// Typed input that the task's terminal has not accepted yet.
     pending: Vec<u8>,
     hung_up: bool,
 }
@@ -66,16 +67,16 @@ pub(super) struct Watch {
     looks: Interval,
 }
 
-/// Whether to read what is typed.
+/// Whether to read typed input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reads {
     Now,
-    /// When the task has read what it has.
+    /// Once the task has read what it was given.
     Later,
     No,
 }
 
-/// A step of the pseudo-terminal could not be made.
+/// Failed to set up the pseudo-terminal.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {action}: {}", .errno.desc())]
 pub(super) struct TerminalError {
@@ -88,7 +89,8 @@ fn failed(action: &'static str) -> impl FnOnce(Errno) -> TerminalError {
 }
 
 impl Terminal {
-    /// A terminal for the task, and its slave end. `number` is the standard stream that is the caller's terminal.
+    /// Creates a terminal for the task and returns its slave end. `number` is the standard stream that is the caller's
+    /// terminal.
     pub(super) fn new(
         number: RawFd,
         input: bool,
@@ -104,13 +106,13 @@ impl Terminal {
         modes.whole = input && output && !modes.is_foreign();
         let mut first = tcgetattr(&*theirs).map_err(failed("read the terminal's mode"))?;
         if !modes.whole {
-            // The caller's terminal makes CR LF of LF already.
+            // The caller's terminal already translates LF to CR LF.
             first.local_flags.insert(LocalFlags::EXTPROC);
             first.output_flags.remove(OutputFlags::OPOST);
             sys::terminal::report_changes(&*master).map_err(failed("set up the pseudo-terminal"))?;
         }
         tcsetattr(&slave, SetArg::TCSANOW, &first).map_err(failed("set up the pseudo-terminal"))?;
-        // As the kernel has taken it.
+        // Read back, because the kernel may have changed it.
         modes.first = tcgetattr(&slave).ok();
         fchown(&slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))
             .and_then(|()| fchmod(&slave, SLAVE_MODE))
@@ -127,8 +129,8 @@ impl Terminal {
         Ok((terminal, slave))
     }
 
-    /// Copies of the master, to read the task's output from, and of the caller's terminal, to write it to; and what to call
-    /// with each change that the master reports.
+    /// Duplicates of the master, to read the task's output, and of the caller's terminal, to write it; and the callback for
+    /// each change that the master reports.
     pub(super) fn ends(&self) -> io::Result<(OwnedFd, OwnedFd, Option<OnChange>)> {
         let modes = Arc::clone(&self.modes);
         let on_change = OnChange(Box::new(move |change| lock(&modes).on_change(change)));
@@ -146,39 +148,39 @@ impl Terminal {
     /// Gives the task's terminal the size of the caller's.
     pub(super) fn resize(&self) {
         if let Ok(size) = sys::terminal::size(&*self.user) {
-            // Without it the task has the size that it had.
+            // On failure the task keeps its previous size.
             let _ = sys::terminal::set_size(&*self.master, &size);
         }
     }
 
-    /// Passes a signal of the caller's terminal on to the foreground job of the task's, where the kernel can.
+    /// Forwards a signal of the caller's terminal to the foreground job of the task's terminal, if the kernel can do that.
     pub(super) fn signal(&self, number: i32) -> bool {
         matches!(number, libc::SIGINT | libc::SIGQUIT)
             && sys::terminal::signal_foreground(&*self.master, number).is_ok()
     }
 
-    /// To be called at the start, when this process was continued, and from time to time: adapts the mode of the caller's
-    /// terminal, if this process is in the foreground of it.
+    /// Adapts the mode of the caller's terminal if this process is in the foreground. Call it at the start, when this process
+    /// was continued, and periodically.
     pub(super) fn adapt(&mut self) {
         self.modes().adapt();
     }
 
-    /// Gives the caller's terminal back as it was.
+    /// Restores the caller's terminal.
     pub(super) fn restore(&mut self) {
         self.modes().restore();
     }
 
-    /// Once the task has ended, keys such as Ctrl-C are for this process, so that a slow end can be cut short.
+    /// After the task has ended, keys such as Ctrl-C act on this process again, so that the user can interrupt a slow end.
     pub(super) fn let_keys_interrupt(&mut self) {
         self.modes().let_keys_interrupt();
     }
 
-    /// Whether the caller's terminal has hung up, so that there is nothing more to read or to show.
+    /// Whether the caller's terminal has hung up, so that nothing more can be read or shown.
     pub(super) fn is_hung_up(&self) -> bool {
         self.hung_up
     }
 
-    /// Hangs up the task's terminal as well, and tells its foreground job, as the kernel does at the end of a session.
+    /// Hangs up the task's terminal as well and signals its foreground job, as the kernel does at the end of a session.
     pub(super) fn hang_up(&self) {
         if !self.modes().is_foreign()
             && let Ok(group) = tcgetpgrp(&*self.master)
@@ -187,14 +189,15 @@ impl Terminal {
             // A job that has ended needs neither.
             let _ = killpg(group, Signal::SIGHUP).and_then(|()| killpg(group, Signal::SIGCONT));
         }
-        // Where it fails, the slave has been closed.
+        // A failure means that the slave is closed.
         let _ = sys::terminal::hang_up(&*self.master);
     }
 
-    /// Whether what is typed is for the task. In a pipeline another program may have made the terminal raw for itself, and one
-    /// that is no reader of the terminal leaves the keys to the others, unless it has changed how the terminal works.
+    /// Whether typed input is for the task. In a pipeline another program may have put the terminal into raw mode for itself;
+    /// and a task that does not read the terminal leaves the keys to other programs, unless it has changed the terminal's mode.
     ///
-    /// A line is passed on when the task has read the one before, so that each of its reads gets one, as from any terminal.
+    /// A line is forwarded when the task has read the previous one, so that each of its reads returns one line, as on any
+    /// terminal.
     fn reads(&self) -> Reads {
         let modes = self.modes();
         if self.hung_up || !self.pending.is_empty() || !modes.is_in_foreground() {
@@ -214,7 +217,7 @@ impl Terminal {
         if self.is_typed() { Reads::Later } else { Reads::Now }
     }
 
-    /// Whether something was typed that has not been read.
+    /// Whether typed input is waiting to be read.
     fn is_typed(&self) -> bool {
         is_ready(&self.user, PollFlags::POLLIN)
     }
@@ -232,7 +235,7 @@ impl Terminal {
         })
     }
 
-    /// Passes on what is typed. Returns when it is time to look after the task. Nothing is lost if it is dropped meanwhile.
+    /// Forwards typed input and returns when the task has to be checked. Dropping the future loses nothing.
     pub(super) async fn pass_on(&mut self, watch: &mut Watch) {
         while !self.hung_up {
             let reads = self.reads();
@@ -254,14 +257,14 @@ impl Terminal {
         }
     }
 
-    /// Takes what was typed; true if there was nothing.
+    /// Reads typed input; true if there was none.
     fn read(&mut self) -> bool {
-        // It may have been typed after a change that is not set at the caller's terminal yet.
+        // The input may follow a change of mode that is not set on the caller's terminal yet.
         self.adapt();
         let mut buffer = [0; CHUNK];
         match (&*self.user).read(&mut buffer) {
             Ok(0) if is_ready(&self.user, PollFlags::POLLHUP) => self.hung_up = true,
-            // Ctrl-D on an empty line, where the terminal makes lines.
+            // Ctrl-D on an empty line, if the terminal edits lines.
             Ok(0) => self.pending.push(self.end_of_file()),
             Ok(read) => self.pending.extend_from_slice(&buffer[..read]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
@@ -272,7 +275,7 @@ impl Terminal {
         false
     }
 
-    /// Gives the task's terminal what was typed; true if it takes no more at the moment.
+    /// Writes typed input to the task's terminal; true if it accepts no more at the moment.
     fn write(&mut self) -> bool {
         while !self.pending.is_empty() {
             match (&*self.master).write(&self.pending) {
@@ -285,7 +288,7 @@ impl Terminal {
         false
     }
 
-    /// The key that ends the input, of the task's terminal.
+    /// The end-of-file character of the task's terminal.
     fn end_of_file(&self) -> u8 {
         /// Ctrl-D.
         const DEFAULT: u8 = 4;

@@ -1,8 +1,7 @@
-//! `validate-config`: whether the plugin would accept a configuration, before an agent is restarted with it.
+//! `validate-config`: checks whether the agent and the plugin would accept a configuration.
 //!
-//! The options are read by the code that reads them from Nomad. What Nomad itself would refuse before it asks the
-//! plugin (an unknown option, a second block) is refused as well. The host is not looked at: the file may be for
-//! another one.
+//! The options are decoded by the same code as those from Nomad. What Nomad itself refuses before it calls the plugin (an
+//! unknown option, a second block) is refused as well. The host is not checked: the file may be for another one.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -16,16 +15,16 @@ use super::say;
 use crate::config::{ConfigError, PluginConfig};
 use crate::quote::quote;
 
-/// The file is read, and the plugin or Nomad would refuse what it says.
+/// The file was read, and the plugin or Nomad would refuse its contents.
 const REFUSED: u8 = 1;
-/// The file cannot be read, or is no JSON: nothing is known of the configuration. As for a wrong call.
+/// The file cannot be read or is not JSON, so nothing is known about the configuration. The same status as for wrong usage.
 const UNREADABLE: u8 = 2;
 
 /// The label of the plugin's block: the file name of its binary.
 const PLUGIN: &str = env!("CARGO_PKG_NAME");
 /// An agent's whole configuration is a few KiB.
 const FILE_BYTES_MAX: u64 = 16 << 20;
-/// What an agent's configuration has at its top beside `plugin`; none of it is an option of the plugin.
+/// Top-level keys of an agent's configuration beside `plugin`. None of them is an option of the plugin.
 const AGENT_KEYS: [&str; 40] = [
     "acl",
     "addresses",
@@ -68,7 +67,7 @@ const AGENT_KEYS: [&str; 40] = [
     "ui",
     "vault",
 ];
-/// How similar a known option must be to be proposed instead of an unknown one (Jaro-Winkler, 0 to 1).
+/// How similar a known option must be to be suggested instead of an unknown one (Jaro-Winkler, 0 to 1).
 const SIMILAR: f64 = 0.8;
 
 #[derive(Debug, clap::Args)]
@@ -85,7 +84,7 @@ pub(super) struct Args {
     file: PathBuf,
 }
 
-/// Why a configuration is not accepted.
+/// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("read: {0}")]
@@ -129,7 +128,7 @@ impl Refusal {
     }
 }
 
-/// Reads the file and says what is wrong with it.
+/// Reads the file and reports what is wrong with it.
 pub(super) fn main(args: &Args) -> ExitCode {
     let shown = args.file.display();
     match read(&args.file).and_then(|text| validate(&text)) {
@@ -158,7 +157,7 @@ fn read(file: &Path) -> Result<String, Refusal> {
     Ok(text)
 }
 
-/// The configuration that the plugin would get, whichever of the two forms the text has.
+/// The configuration that the plugin would get, from either form of the text.
 fn validate(text: &str) -> Result<PluginConfig, Refusal> {
     let Json { value: top, repeated } = serde_json::from_str(text)?;
     if let Some(key) = repeated {
@@ -177,7 +176,7 @@ fn validate(text: &str) -> Result<PluginConfig, Refusal> {
     Ok(PluginConfig::decode_json(&Value::from(options.clone()).to_string())?)
 }
 
-/// JSON, and the first key that an object in it has twice; a `Value` alone would keep the last one without a word.
+/// A JSON value, and the first key that occurs twice in one of its objects; a plain `Value` would silently keep the last one.
 struct Json {
     value: Value,
     repeated: Option<String>,
@@ -249,8 +248,8 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
-/// The plugin's `config` in an agent's configuration. In HCL's JSON form a block is an object or a list of objects, on
-/// each level. None means a block without `config`.
+/// The plugin's `config` in an agent's configuration. In HCL's JSON form a block is an object or a list of objects, at each
+/// level. None if the block has no `config`.
 fn options_of_agent(agent: &Map<String, Value>) -> Result<Option<&Map<String, Value>>, Refusal> {
     let plugins = objects("plugin", agent.get("plugin"))?;
     let place = format!("plugin {PLUGIN:?}");
@@ -321,7 +320,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// What the plugin would work with, defaults filled in, so that an option in the wrong place is noticed.
+/// The effective configuration with defaults filled in, so that an option in the wrong place is noticed.
 fn summary(config: &PluginConfig) -> String {
     format!("valid\n{}", config.to_hcl())
 }
@@ -421,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_twice_is_refused_in_both_forms() {
+    fn duplicates_are_refused_in_both_forms() {
         let options = r#"{"unveil_by_task": true, "unveil_by_task": false}"#;
         for (text, key) in [
             (options.to_owned(), "unveil_by_task"),
@@ -437,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_json_is_read_as_it_is() {
+    fn every_json_type_is_decoded_unchanged() {
         let text = r#"{"a": [null, true, -1, 18446744073709551615, 1.5, "x", {"b": {}}]}"#;
         let Json { value, repeated } = serde_json::from_str(text).unwrap();
         assert_eq!(value, serde_json::from_str::<Value>(text).unwrap());
@@ -445,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_another_status() {
+    fn unreadable_input_has_its_own_status() {
         let hcl = validate("plugin \"nomad-driver-exec2\" {}").unwrap_err();
         assert_eq!(hcl.status(), UNREADABLE);
         assert!(hcl.to_string().contains("HCL"), "{hcl}");
@@ -456,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_shows_what_holds() {
+    fn the_summary_shows_the_effective_options() {
         let config = ok(json!({"unveil_paths": ["rx:/opt/bin"], "allow_caps": ["CAP_NET_RAW"]}));
         assert_eq!(
             summary(&config),

@@ -8,7 +8,7 @@ use super::table::{Form, Kind, Table};
 use super::{At, ConfigError};
 use crate::quote::quote;
 
-/// Texts by their keys, `name = { key = "text" }`; none unless set.
+/// Strings by key, `name = { key = "text" }`; empty unless set.
 pub(super) struct Map;
 
 impl Kind for Map {

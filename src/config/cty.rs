@@ -1,10 +1,9 @@
-//! Reads the outcome of an HCL evaluation: a map in go-cty's MessagePack form.
+//! Decodes the result of an HCL evaluation: a map in go-cty's MessagePack form.
 //!
-//! Every attribute of the schema is present, and one that was not set is nil. A number is an integer, a float, or its
-//! decimal text when neither holds it exactly. Reading is lenient where the sender's library may vary (`bin` for
-//! `str`, missing keys, unknown keys) and strict where a value would be lost: duplicate keys, trailing bytes and nil
-//! elements are errors. A job author can choose the bytes to some degree, so depth and length have limits, and
-//! nothing is allocated on the word of a length prefix.
+//! Every attribute of the schema is present; an unset one is nil. A number is an integer, a float, or its decimal text if
+//! neither holds it exactly. Decoding is lenient where the sender's library may vary (`bin` for `str`, missing keys, unknown
+//! keys) and strict where a value would be lost: duplicate keys, trailing bytes and nil elements are errors. Job authors
+//! influence the bytes, so depth and length have limits, and no allocation trusts a length prefix.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,19 +30,19 @@ const MAP_ENTRIES_MAX: usize = 1 << 10;
 /// How deep unknown options may nest. Known ones are three levels deep: a list in a block.
 const DEPTH_MAX: usize = 16;
 
-/// The values that a config or a block sets, by the names of its options.
+/// The values that a config or a block sets, by option name.
 type Values = BTreeMap<&'static str, Value>;
 
 /// The options of a config or of a block, before they are checked.
 #[derive(Debug)]
 pub(super) struct Options {
     scope: Scope,
-    /// What messages put before the name of an option: nothing, or the block and a dot.
+    /// Prefix of option names in messages: empty, or the block and a dot.
     prefix: String,
     values: Values,
 }
 
-/// As much of a value as any option can use.
+/// A decoded value, as far as any option can use it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Nil,
@@ -58,12 +57,12 @@ pub(super) enum Value {
     Map(BTreeMap<String, Value>),
     /// Of an option that is a block.
     Block(Values),
-    /// Something that no option takes, as messages call it.
+    /// Something that no option accepts, as messages call it.
     Other(&'static str),
 }
 
 impl Value {
-    /// What messages call it.
+    /// The type as messages call it.
     fn kind(&self) -> &'static str {
         match self {
             Self::Nil => "null",
@@ -89,7 +88,7 @@ impl Value {
         }
     }
 
-    /// A list of texts.
+    /// A list of strings.
     pub(super) fn texts(self, at: &At) -> Result<Vec<String>, ConfigError> {
         match self {
             Self::List(items) => {
@@ -99,14 +98,14 @@ impl Value {
         }
     }
 
-    /// A whole number within `range`. `write` says the range in words.
+    /// A whole number within `range`. `write` describes the range in words.
     pub(super) fn whole_number(
         self,
         at: &At,
         range: &RangeInclusive<i32>,
         write: &'static str,
     ) -> Result<i32, ConfigError> {
-        // A float holds every i32; what it cannot hold exactly is out of any range.
+        // A float holds every i32 exactly; a number that it does not hold exactly is out of range.
         let (number, shown) = match &self {
             Self::Int(n) => (*n as f64, n.to_string()),
             Self::Uint(n) => (*n as f64, n.to_string()),
@@ -135,8 +134,8 @@ impl Value {
 }
 
 impl Options {
-    /// Reads MessagePack. No bytes at all are a config without options: Nomad sends them when the agent has no
-    /// `config` block for the plugin.
+    /// Decodes MessagePack. Empty input is a config without options: Nomad sends it when the agent has no `config` block for
+    /// the plugin.
     pub(super) fn from_msgpack(scope: Scope, rows: &[Row], bytes: &[u8]) -> Result<Self, ConfigError> {
         let unreadable = |reason: String| ConfigError::Unreadable { scope, reason };
         if bytes.len() > CONFIG_BYTES_MAX {
@@ -155,7 +154,7 @@ impl Options {
         }
     }
 
-    /// Reads the same options from a JSON object.
+    /// Decodes the same options from a JSON object.
     pub(super) fn from_json(scope: Scope, rows: &[Row], json: &str) -> Result<Self, ConfigError> {
         let mut reader = serde_json::Deserializer::from_str(json);
         reader
@@ -168,7 +167,7 @@ impl Options {
         Self { scope, prefix, values }
     }
 
-    /// The value of an option, or what it is when it is not set.
+    /// The value of an option, or its default if it is not set.
     pub(super) fn read<K: Kind>(&mut self, option: &'static str, kind: &K) -> Result<K::Value, ConfigError> {
         let at = At { scope: self.scope, option: format!("{}{option}", self.prefix) };
         match self.values.remove(option) {
@@ -178,10 +177,10 @@ impl Options {
     }
 }
 
-/// Reads the map of a config or of a block. Knows the options, so that nothing else is kept.
+/// Decodes the map of a config or of a block. It knows the options, so that nothing else is kept.
 struct OptionsVisitor<'a> {
     rows: &'a [Row],
-    /// What messages put before the name of an option.
+    /// Prefix of option names in messages.
     prefix: &'a str,
 }
 
@@ -217,7 +216,7 @@ impl<'de> Visitor<'de> for OptionsVisitor<'_> {
                     map.next_value_seed(ValueSeed(Shape::Block { rows: &rows(), prefix }))
                 }
             }?;
-            // Which of two the operator meant, nobody can know.
+            // There is no way to know which of the two was meant.
             if values.insert(row.name, value).is_some() {
                 return Err(de::Error::custom(format!("option {}{key} occurs twice", self.prefix)));
             }
@@ -238,7 +237,7 @@ fn name<'de, A: MapAccess<'de>>(map: &mut A, what: &str) -> Result<Option<String
     }
 }
 
-/// As much of a value as its place can use; what is more is read past and not kept.
+/// As much of a value as its position allows; the rest is skipped.
 #[derive(Clone, Copy)]
 enum Shape<'a> {
     Scalar,
@@ -253,7 +252,7 @@ enum Shape<'a> {
     },
 }
 
-/// Reads one value.
+/// Decodes one value.
 #[derive(Clone, Copy)]
 struct ValueSeed<'a>(Shape<'a>);
 
@@ -329,14 +328,14 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
         }
     }
 
-    /// MessagePack's extension types; go-cty writes one for a value that is not known yet.
+    /// MessagePack's extension types; go-cty writes one for an unknown value.
     fn visit_newtype_struct<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
         reader.deserialize_any(IgnoredAny)?;
         Ok(Value::Other("not known yet"))
     }
 }
 
-/// Reads a map whose keys the author of the config chooses.
+/// Decodes a map whose keys the author of the config chooses.
 fn entries<'de, A: MapAccess<'de>>(mut map: A) -> Result<BTreeMap<String, Value>, A::Error> {
     let mut entries = BTreeMap::new();
     while let Some(key) = name(&mut map, "an entry")? {

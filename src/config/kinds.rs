@@ -1,4 +1,4 @@
-//! The types of options that more than one option can have.
+//! Types that several options share.
 
 use std::ops::RangeInclusive;
 
@@ -9,11 +9,11 @@ use crate::quote::quote;
 use crate::sandbox::capabilities::{CapList, hcl};
 use crate::sandbox::unveil::Unveil;
 
-/// Most rules of one list. Each costs an open and a Landlock rule at every start, and the list is repeated in events that
+/// Longest list of rules. Each rule costs an open and a Landlock rule at every start, and the list appears in events that
 /// Nomad's servers keep.
 const UNVEILS_MAX: usize = 1024;
 
-/// Most names in a list of capabilities: there are 41, each with a few spellings.
+/// Longest list of capabilities: there are 41, each with a few spellings.
 const CAPABILITIES_MAX: usize = 256;
 
 /// True or false.

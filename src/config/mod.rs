@@ -1,11 +1,10 @@
-//! What an operator and a job may set: the schemas that Nomad gets, and the configs that it sends back.
+//! The options of operators and jobs: the schemas for Nomad, and the configs that it sends back.
 //!
-//! Nomad evaluates the HCL of a `config` block against the schema and sends the outcome as MessagePack. A decoded
-//! config is complete and valid in itself: defaults are filled in, rules are parsed. Whether the host can do it is
-//! decided later.
+//! Nomad evaluates the HCL of a `config` block against the schema and sends the result as MessagePack. A decoded config is
+//! complete and valid in itself: defaults are filled in, rules are parsed. Whether the host supports it is decided later.
 //!
-//! [`plugin`] and [`task`] declare the options, [`kinds`] what the types of options have in common, [`table`] what follows from a
-//! declaration. A new option is one declaration, and rows of the documentation that `tests/packaging.rs` asks for.
+//! [`plugin`] and [`task`] declare the options, [`kinds`] has the types that options share, [`table`] derives everything else
+//! from a declaration. A new option is one declaration, and rows of the documentation that `tests/packaging.rs` asks for.
 
 #[cfg_attr(not(test), allow(dead_code, reason = "no option is a map or a block yet; the tests have some"))]
 mod blocks;
@@ -46,16 +45,16 @@ impl fmt::Display for Scope {
     }
 }
 
-/// Why a config is refused. Every message names the option, repeats the value (but for `args`, which may hold a
-/// secret) and says what to write.
+/// Why a config is refused. Every message names the option, repeats the value (except for `args`, which may hold a secret) and
+/// says what to write.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The bytes are no map of options.
+    /// The bytes are not a map of options.
     #[error("{scope} config: cannot read it as a map of options: {reason}")]
     Unreadable {
         /// The config.
         scope: Scope,
-        /// What is wrong, and where the reader knows it.
+        /// What is wrong, and where if the decoder knows it.
         reason: String,
     },
     /// A required option is absent.
@@ -75,12 +74,12 @@ pub enum ConfigError {
         scope: Scope,
         /// The option, with the index in a list.
         option: String,
-        /// What it is.
+        /// The type that was found.
         found: &'static str,
-        /// What it has to be.
+        /// What to write.
         write: &'static str,
     },
-    /// A value of the right type that cannot be used.
+    /// A value of the right type that is not allowed.
     #[error("{scope} option {option} {value}: {problem}; write {write}")]
     Value {
         /// The config.
@@ -91,7 +90,7 @@ pub enum ConfigError {
         value: String,
         /// What is wrong with it.
         problem: &'static str,
-        /// What it has to be.
+        /// What to write.
         write: &'static str,
     },
     /// A list with too many elements.
@@ -101,12 +100,12 @@ pub enum ConfigError {
         scope: Scope,
         /// The option.
         option: String,
-        /// How many it has.
+        /// Its number of elements.
         length: usize,
-        /// How many it may have.
+        /// The highest allowed number.
         most: usize,
     },
-    /// A text that is no unveil rule.
+    /// A string that is not an unveil rule.
     #[error("{scope} option {option} {error}")]
     Unveil {
         /// The config.
@@ -116,7 +115,7 @@ pub enum ConfigError {
         /// Repeats the rule.
         error: UnveilError,
     },
-    /// A text that is no capability.
+    /// A string that is not a capability.
     #[error("{scope} option {option} {error}")]
     Capability {
         /// The config.
@@ -147,12 +146,12 @@ impl At {
         ConfigError::Missing { scope: self.scope, option: self.option.clone(), write }
     }
 
-    /// The option has the right type and an unusable value.
+    /// The option has the right type and an invalid value.
     fn bad_value(&self, value: String, problem: &'static str, write: &'static str) -> ConfigError {
         ConfigError::Value { scope: self.scope, option: self.option.clone(), value, problem, write }
     }
 
-    /// Refuses a list that is longer than any use of it.
+    /// Refuses a list that is longer than any reasonable use of it.
     fn at_most(&self, length: usize, most: usize) -> Result<(), ConfigError> {
         if length <= most {
             return Ok(());
@@ -160,7 +159,7 @@ impl At {
         Err(ConfigError::Length { scope: self.scope, option: self.option.clone(), length, most })
     }
 
-    /// Refuses a NUL byte, which ends a C string early and which no path or argument can carry.
+    /// Refuses a NUL byte, which ends a C string early; paths and arguments cannot contain it.
     fn without_nul(&self, text: &str, show: bool) -> Result<(), ConfigError> {
         if !text.contains('\0') {
             return Ok(());

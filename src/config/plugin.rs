@@ -11,7 +11,7 @@ use crate::sandbox::unveil::Unveil;
 use crate::users::DynamicRange;
 
 options! {
-    /// What the operator decides for all tasks of a client.
+    /// The options that an operator sets for all tasks of a client.
     #[derive(Clone, PartialEq, Eq)]
     pub struct PluginConfig {
         /// give every task the default paths and its own directories
@@ -44,24 +44,24 @@ impl PluginConfig {
         table::schema(Scope::Plugin, Self::rows())
     }
 
-    /// Reads `msgpack_config` of BasePlugin.SetConfig. No bytes mean that nothing is set.
+    /// Decodes `msgpack_config` of BasePlugin.SetConfig. Empty input means that nothing is set.
     pub fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         table::decode(Scope::Plugin, msgpack)
     }
 
-    /// Reads the same options from a JSON object.
+    /// Decodes the same options from a JSON object.
     pub fn decode_json(json: &str) -> Result<Self, ConfigError> {
         table::decode_json(Scope::Plugin, json)
     }
 
-    /// The whole config as HCL, an option a line.
+    /// The whole config as HCL, one option a line.
     pub fn to_hcl(&self) -> String {
         self.shown().into_iter().map(|(option, value)| format!("{option} = {value}\n")).collect()
     }
 }
 
-/// `allow_caps`. Its default are those of the Go driver's 13 that leave nothing on the host and reach nothing of it: a port
-/// below 1024, and signals to the task's own processes of another user (its PID namespace has no others).
+/// `allow_caps`. The default has those of the Go driver's 13 capabilities that neither change nor reach anything of the host:
+/// binding ports below 1024, and signals to the task's own processes of another user (its PID namespace has no others).
 struct AllowedCapabilities;
 
 impl Kind for AllowedCapabilities {

@@ -1,4 +1,4 @@
-//! What follows from the declaration of an option.
+//! Derives everything else from the declaration of an option.
 //!
 //! [`options!`] takes the fields of a config, each with its documentation and its [`Kind`]:
 //!
@@ -6,32 +6,32 @@
 //! options! {
 //!     /// What the operator decides.
 //!     pub struct PluginConfig {
-//!         /// One line, which documentation is proposed from.
+//!         /// One line, from which documentation is proposed.
 //!         ///
-//!         /// What a reader of the code needs besides.
+//!         /// Further details for readers of the code.
 //!         pub unveil_by_task: bool = Flag { default: false },
 //!     }
 //! }
 //! ```
 //!
-//! It makes the plain struct, and the [`Table`] that the schema, the reader, the summary of `validate-config` and the tests of
-//! the documentation are made from. `.. NAME` after the last field adds a private one, so that only the module of the
-//! declaration can make a value. The config's `Debug` shows each value as HCL, as far as it is no secret.
+//! It generates the plain struct and the [`Table`], from which the schema, the decoder, the summary of `validate-config` and
+//! the tests of the documentation are made. `.. NAME` after the last field adds a private one, so that only the declaring
+//! module can create a value. The config's `Debug` shows each value as HCL, except secrets.
 
 use super::cty::{Options, Value};
 use super::{At, ConfigError, Scope, hclspec};
 use crate::proto::hclspec::Spec;
 
-/// One option, as documentation lists it.
+/// One option, as the documentation lists it.
 #[derive(Debug, Clone)]
 pub struct Row {
     pub name: &'static str,
-    /// What it is for, in one line.
+    /// Its purpose in one line.
     pub summary: &'static str,
     pub form: Form,
-    /// Its type as people read it, in Markdown.
+    /// Its type for readers, in Markdown.
     pub takes: &'static str,
-    /// Its value when it is not set, as HCL; none if it is required.
+    /// Its default as HCL; none if it is required.
     pub default: Option<String>,
 }
 
@@ -48,20 +48,20 @@ pub enum Form {
     Block(fn() -> Vec<Row>),
 }
 
-/// What a type of options has in common: how the value is written, read and shown.
+/// What options of one type have in common: how the value is written, decoded and shown.
 pub(super) trait Kind {
     type Value;
     const FORM: Form;
     /// [`Row::takes`].
     const TAKES: &'static str;
 
-    /// The value when the option is not set. An error if it has to be: what to write.
+    /// The value if the option is not set, or an error with what to write if it is required.
     fn unset(&self) -> Result<Self::Value, &'static str>;
 
-    /// The value that is set, which is never nil.
+    /// Decodes a value, which is never nil.
     fn read(&self, at: &At, value: Value) -> Result<Self::Value, ConfigError>;
 
-    /// The value as HCL, without what may be a secret.
+    /// The value as HCL, without secrets.
     fn show(&self, value: &Self::Value) -> String;
 }
 
@@ -75,27 +75,27 @@ pub(super) trait Table: Sized {
     fn shown(&self) -> Vec<(&'static str, String)>;
 }
 
-/// Reads a config from Nomad's MessagePack.
+/// Decodes a config from Nomad's MessagePack.
 pub(super) fn decode<T: Table>(scope: Scope, msgpack: &[u8]) -> Result<T, ConfigError> {
     T::read(&mut Options::from_msgpack(scope, &T::rows(), msgpack)?)
 }
 
-/// Reads a config from a JSON object.
+/// Decodes a config from a JSON object.
 pub(super) fn decode_json<T: Table>(scope: Scope, json: &str) -> Result<T, ConfigError> {
     T::read(&mut Options::from_json(scope, &T::rows(), json)?)
 }
 
-/// The schema that Nomad evaluates the HCL of a config with.
+/// The schema against which Nomad evaluates the HCL of a config.
 pub(super) fn schema(scope: Scope, rows: Vec<Row>) -> Spec {
     hclspec::object(rows.into_iter().map(|row| (row.name.to_owned(), spec(scope, row))))
 }
 
-/// As in the Go driver, the schema of the plugin's options has their defaults; a job's option that is not set is null.
+/// As in the Go driver, the schema of the plugin's options has their defaults, and a job's option that is not set is null.
 fn spec(scope: Scope, Row { name, form, default, .. }: Row) -> Spec {
     let required = default.is_none();
     match form {
         Form::Attribute(type_) => match default.filter(|_| scope == Scope::Plugin) {
-            // Null and the empty list are the same to the reader.
+            // To the decoder, null and the empty list are the same.
             Some(value) if value != EMPTY => hclspec::default(name, type_, value),
             _ => hclspec::attribute(name, type_, required),
         },
@@ -105,7 +105,7 @@ fn spec(scope: Scope, Row { name, form, default, .. }: Row) -> Spec {
     }
 }
 
-/// A field that only the module of a config can fill in.
+/// A private field, so that only the declaring module can create the config.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sealed;
 

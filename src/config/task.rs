@@ -12,29 +12,30 @@ use crate::quote::quote;
 use crate::sandbox::capabilities::CapList;
 use crate::sandbox::unveil::Unveil;
 
-/// What a job may set as `oom_score_adj`. The kernel's range is -1000 to 1000 (proc_pid_oom_score_adj(5)), but below
-/// 0 a task would be spared at the cost of the host and of its neighbours, and -1000 would exempt it for good.
+/// The values that a job may set as `oom_score_adj`. The kernel's range is -1000 to 1000 (proc_pid_oom_score_adj(5)), but a
+/// value below 0 would spare the task at the cost of the host and of its neighbours, and -1000 would exempt it completely.
 pub const OOM_SCORE_ADJ_RANGE: RangeInclusive<i32> = 0..=1000;
 
 options! {
-    /// What a job asks for. Nomad has already replaced `${…}`.
+    /// The options that a job sets. Nomad has already replaced `${…}`.
     ///
-    /// Not to be confused with `TaskConfig`, Nomad's message about a task, which has this as its `msgpack_driver_config`.
+    /// Not to be confused with `TaskConfig`, Nomad's message about a task, whose field `msgpack_driver_config` holds these
+    /// options.
     #[derive(Clone, PartialEq, Eq)]
     pub struct DriverConfig {
         /// a path, or a name that is looked up in the task's `PATH`
         ///
-        /// Not empty in a job, without NUL.
+        /// In a job it is not empty. It contains no NUL byte.
         pub command: String = Command,
         /// the arguments of the command
         ///
-        /// Without NUL. They may hold secrets.
+        /// They contain no NUL byte. They may hold secrets.
         pub args: Vec<String> = Args,
         /// more paths; needs `unveil_by_task`
         pub unveil: Vec<Unveil> = UnveilRules,
         /// which task the kernel kills first when memory runs out; 0 to 1000
         ///
-        /// It has to be written also when it is 0, since the agent's own value, often -1000, would be inherited.
+        /// It is written even if it is 0: otherwise the task inherits the agent's value, often -1000.
         pub oom_score_adj: i32 =
             Number { range: OOM_SCORE_ADJ_RANGE, default: 0, write: "a whole number from 0 to 1000" },
         /// start with these capabilities; each must be in `allow_caps`
@@ -43,13 +44,13 @@ options! {
         pub cap_drop: CapList = Capabilities,
         /// an absolute path, or one relative to the directory that holds `local/`, `secrets/` and `tmp/`
         ///
-        /// In a job it has no `..`: a relative one is folded, and `.` is the parent of the task directory. None means the task
-        /// directory.
+        /// In a job it has no `..`: a relative path is normalized, and `.` is the parent of the task directory. None means the
+        /// task directory.
         pub work_dir: Option<PathBuf> = WorkDir,
         /// when memory runs out, kill all processes of the task, not one
         ///
-        /// This is `memory.oom.group`, for a task whose processes are of no use without each other: it ends, and Nomad
-        /// restarts it whole.
+        /// This is `memory.oom.group`, for a task whose processes are useless without each other: the whole task ends, and
+        /// Nomad restarts it.
         pub oom_group: bool = Flag { default: false },
         .. sealed
     }
@@ -66,18 +67,18 @@ impl DriverConfig {
         table::schema(Scope::Task, Self::rows())
     }
 
-    /// Reads `msgpack_driver_config` of Driver.StartTask.
+    /// Decodes `msgpack_driver_config` of Driver.StartTask.
     pub fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         table::decode(Scope::Task, msgpack)
     }
 
-    /// Reads the same options from a JSON object.
+    /// Decodes the same options from a JSON object.
     pub fn decode_json(json: &str) -> Result<Self, ConfigError> {
         table::decode_json(Scope::Task, json)
     }
 
-    /// What the command line of `run` asks for. Its arguments come from execve(2), so they have no NUL. An empty command and a
-    /// directory with `..` are left to the start, whose errors `run` reports with an exit status of their own.
+    /// The options from the command line of `run`. Its arguments come from execve(2), so they contain no NUL byte. An empty
+    /// command and a directory with `..` are refused by the start, whose errors `run` reports with separate exit statuses.
     pub(crate) fn of_command_line(
         command: String,
         args: Vec<String>,
@@ -144,7 +145,7 @@ impl Kind for Args {
     fn read(&self, at: &At, value: Value) -> Result<Vec<String>, ConfigError> {
         let args = value.texts(at)?;
         for (i, arg) in args.iter().enumerate() {
-            // An index as text costs more than the check, and there may be thousands.
+            // Formatting the index costs more than the check, and there may be thousands of arguments.
             if arg.contains('\0') {
                 at.element(i).without_nul(arg, false)?;
             }
@@ -182,8 +183,8 @@ impl Kind for WorkDir {
     }
 }
 
-/// Checks the text of `work_dir`. A relative path is folded as the original driver folds it, so `local/../tmp`
-/// is `tmp`; what symlinks do to it is for the one who opens it.
+/// Checks the text of `work_dir`. A relative path is normalized as in the Go driver, so `local/../tmp` is `tmp`; symbolic links
+/// are handled when it is opened.
 fn work_dir(at: &At, text: &str) -> Result<PathBuf, ConfigError> {
     let refuse = |problem, write| at.bad_value(quote(text), problem, write);
     at.without_nul(text, true)?;

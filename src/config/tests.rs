@@ -36,8 +36,8 @@ fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }
 
-/// What go-cty 1.17 marshals for a task of our schema, with the given bytes as `oom_score_adj`: command "python3",
-/// args ["-m", "http.server"], unveil ["r:/etc/mime.types"], cap_add null, cap_drop [], work_dir null.
+/// What go-cty 1.17 marshals for a task with this schema, with the given bytes as `oom_score_adj`: command "python3", args
+/// ["-m", "http.server"], unveil ["r:/etc/mime.types"], cap_add null, cap_drop [], work_dir null.
 fn go_task(oom_score_adj: &str) -> Result<DriverConfig, ConfigError> {
     DriverConfig::decode(&hex(&format!(
         "87a46172677392a22d6dab687474702e736572766572a76361705f616464c0a86361705f64726f7090a7636f6d6d616e64a7707974686f\
@@ -138,7 +138,7 @@ fn plugin_options() {
     assert_eq!(config.unveil_paths, ["r:/etc/ssl".parse().unwrap(), "rx:/opt/a:b".parse().unwrap()]);
     assert_eq!(config.allow_caps.names(), ["chown", "net_raw"]);
     assert_eq!(config.dynamic_user_range, "50000-50999".parse().unwrap());
-    // Nothing is another answer than no answer.
+    // An empty list is different from an unset one.
     assert!(plugin(json!({"allow_caps": []})).unwrap().allow_caps.is_empty());
     assert_eq!(plugin(json!({"allow_caps": ["all"]})).unwrap().allow_caps, CapSet::ALL);
 }
@@ -336,7 +336,7 @@ fn bin_is_read_as_text() {
 }
 
 #[test]
-fn damaged_bytes_are_refused_in_words() {
+fn damaged_bytes_are_refused_with_a_reason() {
     let whole = msgpack(&json!({"command": "env", "args": ["a"]}));
     for end in 1..whole.len() {
         let error = DriverConfig::decode(&whole[..end]).unwrap_err();
@@ -362,7 +362,7 @@ fn damaged_bytes_are_refused_in_words() {
 
 #[test]
 fn hostile_lengths_and_depths_are_refused() {
-    // Lengths of 4 GiB that the bytes do not keep.
+    // Length prefixes of 4 GiB without the bytes.
     for body in [
         &b"\xdd\xff\xff\xff\xff"[..],
         b"\xdb\xff\xff\xff\xff",
@@ -376,12 +376,12 @@ fn hostile_lengths_and_depths_are_refused() {
         }
     }
     assert!(DriverConfig::decode(b"\xdf\xff\xff\xff\xff").is_err());
-    // Depth, in an option that is read and in one that is not.
+    // Nesting, in a known and in an unknown option.
     for key in [&b"\x81\xa4args"[..], b"\x81\xa5other"] {
         let error = DriverConfig::decode(&[key, &[0x91; 1 << 20]].concat()).unwrap_err().to_string();
         assert!(error.ends_with("depth limit exceeded"), "{error}");
     }
-    // More elements than any command takes.
+    // More elements than any command accepts.
     let mut many = b"\x81\xa4args\xdd\x00\x10\x00\x00".to_vec();
     many.resize(many.len() + (1 << 20), 0xc0);
     let error = DriverConfig::decode(&many).unwrap_err().to_string();
@@ -456,12 +456,11 @@ fn schemas_are_those_of_the_documented_options() {
     assert_eq!(attributes(&Spec::decode(&bytes[..]).unwrap()), attributes(&DriverConfig::schema()));
 }
 
-/// What the schemas and the messages were before the options became a table: `config TAB form TAB input [TAB outcome]`.
-/// Operators and jobs rely on each line of it.
+/// Schemas and messages that operators and jobs rely on: `config TAB form TAB input [TAB outcome]`.
 const GOLDEN: &str = include_str!("golden.tsv");
 
 #[test]
-fn schemas_and_messages_stay_as_they_were() {
+fn schemas_and_messages_are_stable() {
     fn check<T>(
         line: &str,
         schema: Spec,
@@ -473,7 +472,7 @@ fn schemas_and_messages_stay_as_they_were() {
             Err(error) => format!("error: {error}"),
         };
         match line.split('\t').collect::<Vec<_>>()[1..] {
-            // The order of a map's entries is open on the wire.
+            // The order of a map's entries is undefined on the wire.
             ["schema", bytes] => {
                 assert_eq!(Spec::decode(&hex(bytes)[..]).unwrap(), schema);
                 assert_eq!(bytes.len() / 2, schema.encoded_len());

@@ -1,4 +1,4 @@
-//! `BasePlugin`: who the plugin is and what an operator may set.
+//! `BasePlugin`: the plugin's name, its API version and its configuration.
 
 use tonic::{Request, Response, Status};
 
@@ -11,7 +11,7 @@ use crate::proto::base::{
     PluginType, SetConfigRequest, SetConfigResponse,
 };
 
-/// The plugin API that Nomad 0.9 to 2.0 speak.
+/// The plugin API version of Nomad 0.9 to 2.0.
 const API_VERSION: &str = "v0.1.0";
 
 #[tonic::async_trait]
@@ -41,8 +41,8 @@ impl BasePlugin for Driver {
     ) -> Result<Response<SetConfigResponse>, Status> {
         let request = request.into_inner();
         let plugin = PluginConfig::decode(&request.msgpack_config).map_err(RpcError::from)?;
-        // Without it Nomad only wants to know whether the config is right: this process will never run a task, and must
-        // leave alone what belongs to one that does.
+        // Without it Nomad only validates the configuration: this process will never run a task and must not touch the tasks of
+        // another plugin process.
         let agent = request.nomad_config.and_then(|nomad| nomad.driver);
         if agent.is_some() {
             self.0.tasks.reconcile().await.map_err(RpcError::from)?;

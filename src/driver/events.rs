@@ -10,7 +10,7 @@ use tonic::Status;
 use crate::proto::driver::DriverTaskEvent;
 use crate::task::events::{Event, EventBus, TaskEvent};
 
-/// Stays open for as long as the plugin lives: Nomad would reconnect in a busy loop.
+/// Stays open while the plugin runs: otherwise Nomad reconnects in a busy loop.
 pub(super) fn stream(bus: &EventBus) -> impl Stream<Item = Result<DriverTaskEvent, Status>> + Send + use<> {
     BroadcastStream::new(bus.subscribe()).filter_map(|received| match received {
         Ok(event) => Some(Ok(to_proto(event))),
@@ -39,7 +39,7 @@ fn annotations(event: &Event) -> HashMap<String, String> {
             ("uid", uid.to_string()),
             ("landlock_abi", landlock_abi.to_string()),
             ("unveil_defaults", unveiled.defaults.to_string()),
-            // The rules themselves are in the message; Nomad's servers keep both.
+            // The message has the rules themselves; Nomad's servers keep both.
             ("unveil_agent", unveiled.agent.to_string()),
             ("unveil_job", unveiled.of_job().to_string()),
         ],

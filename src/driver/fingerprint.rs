@@ -1,4 +1,4 @@
-//! Fingerprint: whether this host can run tasks, and what jobs can constrain on.
+//! Fingerprint: whether this host can run tasks, and the attributes for job constraints.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,14 +14,14 @@ use crate::proto::driver::FingerprintResponse;
 use crate::proto::driver::fingerprint_response::HealthState;
 use crate::proto::structs::{Attribute, attribute::Value};
 
-/// How often the host is looked at again. A probe takes well under a millisecond; what it looks at (controllers, LSMs)
-/// changes by an operator's hand, who expects to see the node follow.
+/// Interval between probes. A probe takes well under a millisecond, and its subjects (controllers, LSMs) change when an
+/// operator changes them and expects the node to follow.
 const INTERVAL: Duration = Duration::from_secs(30);
 /// What Nomad shows for a healthy driver.
 const HEALTHY: &str = "Healthy";
 
 impl Driver {
-    /// The first answer at once, then one whenever it differs from the last. Stays open for as long as the plugin lives.
+    /// Sends the first response immediately, then one whenever it differs from the last. Stays open while the plugin runs.
     pub(super) fn fingerprints(&self) -> ReceiverStream<Result<FingerprintResponse, Status>> {
         let driver = self.clone();
         let look = move || Ok(response(&host::probe()?, &driver.settings()));
@@ -29,9 +29,9 @@ impl Driver {
     }
 }
 
-/// Looks at once, then at each interval and whenever `configured` changes, and sends what differs from what was sent last. What
-/// could not be looked at, for want of a descriptor or of memory, is as it was: Nomad would place no job here, or drop the
-/// driver, for a reason that is none. A start that meets the same want says so itself.
+/// Probes the host immediately, then at each interval and whenever `configured` changes, and sends a response that differs from
+/// the previous one. If a probe fails (out of descriptors or memory), the previous response stays valid: otherwise Nomad would
+/// place no job here, or drop the driver, without a reason in the host. A task start with the same problem reports it itself.
 fn stream(
     mut configured: watch::Receiver<u64>,
     interval: Duration,
@@ -67,7 +67,7 @@ fn stream(
     ReceiverStream::new(receiver)
 }
 
-/// The first answer, when even that could not be found out.
+/// The first response if even the first probe fails.
 fn unseen(error: &io::Error) -> FingerprintResponse {
     FingerprintResponse {
         health: HealthState::Unhealthy.into(),
@@ -83,7 +83,7 @@ fn response(host: &Host, settings: &Settings) -> FingerprintResponse {
         Health::Undetected(why) => (HealthState::Undetected, why),
     };
     let attributes = match health {
-        // Nomad drops the attributes of a driver that it does not detect.
+        // Nomad drops the attributes of an undetected driver.
         HealthState::Undetected => HashMap::new(),
         _ => attributes(host, settings),
     };
@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    /// A host that shows a number, and counts how often it was looked at.
+    /// A host that reports a number, and counts its probes.
     #[derive(Default)]
     struct Fake {
         shown: AtomicI32,
@@ -122,7 +122,7 @@ mod tests {
     }
 
     impl Fake {
-        /// A negative number cannot be seen.
+        /// A negative number makes the probe fail.
         fn look(&self) -> io::Result<FingerprintResponse> {
             self.looks.fetch_add(1, Ordering::Relaxed);
             match self.shown.load(Ordering::Relaxed) {
@@ -140,9 +140,9 @@ mod tests {
         }
     }
 
-    // The clock of these tests moves when everybody sleeps.
+    // The clock of these tests advances when all tasks sleep.
     #[tokio::test(start_paused = true)]
-    async fn at_once_then_when_it_changes_and_never_ends() {
+    async fn the_first_response_is_immediate_then_one_per_change() {
         let host = Arc::new(Fake::default());
         let (configured, receiver) = watch::channel(0);
         let looked_at = Arc::clone(&host);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_looked_at_is_as_it_was() {
+    async fn a_failed_probe_keeps_the_previous_response() {
         let host = Arc::new(Fake::default());
         let (_configured, receiver) = watch::channel(0);
         let looked_at = Arc::clone(&host);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_looks_for_a_host_that_went_away() {
+    async fn probing_stops_when_the_subscriber_disconnects() {
         let host = Arc::new(Fake::default());
         let (_configured, receiver) = watch::channel(0);
         let looked_at = Arc::clone(&host);

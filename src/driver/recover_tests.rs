@@ -21,7 +21,7 @@ use crate::record::key::Key;
 use crate::record::run_dir::RunDir;
 use crate::shim::exit::Exit;
 
-/// As many as an agent of a large host brings back at once.
+/// As many as the agent of a large host recovers at once.
 const MANY: i32 = 200;
 
 struct Host {
@@ -29,7 +29,7 @@ struct Host {
     _dir: tempfile::TempDir,
 }
 
-/// A process that stands for a shim, and the file in which it would write the task's end.
+/// A process in place of a shim, and the file for the exit record of its task.
 struct Stand {
     child: Child,
     exit: std::fs::File,
@@ -96,7 +96,7 @@ impl Stand {
         &self.handle.config.as_ref().unwrap().id
     }
 
-    /// As a shim whose task has ended with `code`.
+    /// Writes the record of a shim whose task has ended with `code`.
     fn end(&mut self, code: i32) {
         Exit::exited(code).write(&self.exit).unwrap();
         self.child.kill().unwrap();
@@ -115,10 +115,10 @@ impl Drop for Stand {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_at_once_in_any_order_and_twice() {
+async fn many_tasks_are_recovered_concurrently_and_twice() {
     let host = Host::new();
     let mut stands: Vec<Stand> = (0..MANY).map(|number| host.stand(number)).collect();
-    // Some end before anybody asks.
+    // Some end before Nomad recovers them.
     for (number, stand) in stands.iter_mut().enumerate().filter(|(number, _)| number % 3 == 0) {
         stand.end(number as i32);
         stand.child.wait().unwrap();
@@ -151,7 +151,7 @@ async fn many_at_once_in_any_order_and_twice() {
 }
 
 #[tokio::test]
-async fn a_recovered_task_runs_for_nomad_too_and_keeps_its_start() {
+async fn a_recovered_task_is_running_and_keeps_its_start_time() {
     let host = Host::new();
     let stand = host.stand(1);
     host.recover(&stand.handle).await.unwrap();
@@ -159,7 +159,7 @@ async fn a_recovered_task_runs_for_nomad_too_and_keeps_its_start() {
     let task = host.driver.inspect_task(request).await.unwrap().into_inner().task.unwrap();
     assert_eq!(task.state, TaskState::Running as i32);
     assert_eq!(task.started_at.unwrap().seconds, 1_700_000_000);
-    // No cgroup, no leader: there is nobody to signal, so the grace passes and the shim is killed.
+    // Without a cgroup and a leader, no process can be signalled: the grace period passes, and the shim is killed.
     let grace = Some(prost_types::Duration { seconds: 0, nanos: 1_000_000 });
     let stop = StopTaskRequest { task_id: stand.id().into(), timeout: grace, signal: String::new() };
     host.driver.stop_task(Request::new(stop)).await.unwrap();
@@ -168,7 +168,7 @@ async fn a_recovered_task_runs_for_nomad_too_and_keeps_its_start() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_or_of_this_boot_is_refused() {
+async fn foreign_handles_and_other_boots_are_refused() {
     let host = Host::new();
     let stand = host.stand(1);
     let refused = async |change: &dyn Fn(&mut TaskHandle)| {
@@ -211,17 +211,17 @@ async fn a_task_that_was_not_recovered_is_ended_when_nomad_destroys_it() {
 }
 
 #[tokio::test]
-async fn a_task_that_the_next_agent_does_not_ask_for_is_ended() {
+async fn a_task_that_the_next_agent_does_not_recover_is_ended() {
     let host = Host::new();
     let (mut lost, mut known) = (host.stand(1), host.stand(2));
     for stand in [&lost, &known] {
         host.recover(&stand.handle).await.unwrap();
-        // As after StartTask: the answer is out, and nobody has asked yet.
+        // The state after StartTask: the response is sent, but not acknowledged.
         let dir = host.run_dir(stand.id());
         std::fs::copy(dir.path().join("shim"), dir.path().join("answered")).unwrap();
     }
     host.driver.0.tasks.expect_acknowledgements(Duration::from_millis(200));
-    // An agent that knows a task recovers it, also from the plugin that started it.
+    // An agent recovers every task that it knows, even from the plugin that started it.
     host.recover(&known.handle).await.unwrap();
     while lost.runs() {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -236,10 +236,10 @@ async fn a_task_that_the_next_agent_does_not_ask_for_is_ended() {
 }
 
 #[tokio::test]
-async fn nothing_is_swept_by_a_plugin_that_is_only_asked_what_it_is() {
+async fn an_unconfigured_plugin_sweeps_nothing() {
     let host = Host::new();
     let mut stand = host.stand(1);
-    // A start that its plugin, now gone, did not finish.
+    // A start that a previous plugin did not finish.
     let dir = host.run_dir(stand.id());
     let gone = serde_json::json!({ "boot_id": boot_id().unwrap(), "pid": stand.child.id(), "start_time": 1 });
     std::fs::write(dir.path().join("starting"), gone.to_string()).unwrap();
@@ -254,7 +254,7 @@ async fn nothing_is_swept_by_a_plugin_that_is_only_asked_what_it_is() {
 }
 
 #[tokio::test]
-async fn an_end_that_nobody_saw_is_told_as_such() {
+async fn an_unknown_exit_status_is_reported_as_unknown() {
     let host = Host::new();
     let mut stand = host.stand(1);
     host.recover(&stand.handle).await.unwrap();
@@ -292,7 +292,7 @@ async fn an_empty_id_is_refused_by_every_call_and_removes_nothing() {
         assert!(error.message().contains("the task id is empty"), "{error}");
     }
     assert!(stand.runs() && host.run_dir(stand.id()).path().join("exit").exists());
-    // Nor does an id that is a path of its own.
+    // An id that is itself a path removes nothing either.
     for id in ["/", "//", "..", "../.."] {
         host.destroy(id, true).await.unwrap();
         assert!(stand.runs() && host.run_dir(stand.id()).path().join("exit").exists(), "{id}");
@@ -302,7 +302,7 @@ async fn an_empty_id_is_refused_by_every_call_and_removes_nothing() {
 }
 
 #[tokio::test]
-async fn starts_that_hang_do_not_hold_up_an_end_and_one_that_nobody_waits_for_is_given_up() {
+async fn hanging_starts_block_no_destroy_and_an_abandoned_start_is_undone() {
     let host = Host::new();
     let mut stand = host.stand(1);
     let mut turns = Vec::new();
@@ -320,7 +320,7 @@ async fn starts_that_hang_do_not_hold_up_an_end_and_one_that_nobody_waits_for_is
         timeout(Duration::from_millis(200), host.driver.start_task(request())).await.is_err(),
         "it waits"
     );
-    // The call was dropped, as when the agent dies: its id is free again.
+    // The call was dropped, as when the agent dies: its id can be used again.
     while host.driver.0.tasks.store().reserve(Key::new(&config.id).unwrap()).is_err() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -331,9 +331,9 @@ async fn starts_that_hang_do_not_hold_up_an_end_and_one_that_nobody_waits_for_is
     assert!(error.message().contains("command"), "it is its turn, and it has no command: {error}");
 }
 
-/// A start that gets as far as the task's cgroup, which is not there: everything about the user has been decided by then.
+/// A start that fails at the task's cgroup, which does not exist; by then the user has been checked completely.
 async fn start(host: &Host, alloc: &str, user: &str) -> tonic::Status {
-    // Without root nothing can be mounted: the allocation's directory is the task's own, by the name of the task.
+    // Without root no mounts are possible: the allocation's directory is the task's own, with the task's name.
     let (root, task) = (host._dir.path().join(alloc), ".");
     for name in ["local", "secrets", "tmp", "alloc"] {
         std::fs::create_dir_all(root.join(name)).unwrap();
@@ -375,7 +375,7 @@ async fn a_dynamic_user_of_another_allocations_task_is_refused() {
     let state = DriverState::decode(HANDLE_VERSION, &stand.handle.driver_state).unwrap();
     stand.handle.driver_state = DriverState { uid: Some(80_001), ..state }.encode().unwrap();
     host.recover(&stand.handle).await.unwrap();
-    // By each of its spellings, and so that Nomad may try again: the other task may end.
+    // Each spelling is refused, and recoverably: the other task may end.
     for user in ["nomad-80001", "80001:80001", "80001:7"] {
         let error = start(&host, "b", user).await;
         assert!(
@@ -398,7 +398,7 @@ async fn a_dynamic_user_of_another_allocations_task_is_refused() {
 }
 
 #[tokio::test]
-async fn a_task_of_an_older_driver_has_its_uid_too() {
+async fn the_uid_of_an_older_drivers_task_is_known() {
     let host = Host::new();
     let mut stand = host.stand(1);
     stand.handle.config.as_mut().unwrap().alloc_id = "a".into();

@@ -1,4 +1,4 @@
-//! Nomad's `TaskConfig` as a [`TaskSpec`]: the way from proto to values of our own.
+//! Converts Nomad's `TaskConfig` to a [`TaskSpec`].
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use crate::task::lifecycle::Job;
 use crate::task::spec::{Logs, Request, TaskSpec};
 use crate::users;
 
-/// Nomad's path for logs that nobody collects.
+/// Nomad's path for logs that are not collected.
 const NO_LOG: &str = "/dev/null";
 
-/// Looks up the user and the directories. Blocking: the user may come from the host's `getent`.
+/// Looks up the user and the directories. Blocks: the user may come from the host's `getent`.
 pub(super) fn task_spec(
     id: TaskId,
     task: &proto::TaskConfig,
@@ -51,14 +51,14 @@ pub(super) fn task_spec(
     )?)
 }
 
-/// The job whose starts are limited together.
+/// The job whose task starts are limited together.
 pub(super) fn job(task: &proto::TaskConfig) -> Job {
     Job { namespace: task.namespace.clone(), id: task.job_id.clone() }
 }
 
-/// Who the task runs as. An empty name is a task whose dynamic user the agent has forgotten over its own restart: its
-/// directory still has the owner. Where jobs may have CAP_CHOWN, a task could have given the directory to another one's
-/// user, so there it is not asked.
+/// The user of the task. An empty name means a task whose dynamic user the agent forgot when it was restarted: the owner of its
+/// directory is still that user. If jobs may have CAP_CHOWN, a task could have given the directory to another task's user, so
+/// the owner is not trusted.
 fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, plugin: &PluginConfig) -> Cow<'a, str> {
     let forgotten = task.user.is_empty() && !plugin.allow_caps.contains(Capability::CHOWN);
     match root.dynamic_user().filter(|_| forgotten) {
@@ -70,7 +70,7 @@ fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, plugin: &Plugin
     }
 }
 
-/// The log FIFOs, or nothing: what Nomad sends for `logs { disabled = true }` is /dev/null.
+/// The log FIFOs, or none: for `logs { disabled = true }` Nomad sends /dev/null.
 fn logs(task: &proto::TaskConfig) -> Logs<'_> {
     match (task.stdout_path.as_str(), task.stderr_path.as_str()) {
         (NO_LOG, NO_LOG) => Logs::Null,
@@ -98,9 +98,10 @@ fn limits(
     Ok(Limits::plan(&request, settings.mhz_per_core))
 }
 
-/// The network namespace that Nomad made for the allocation (bridge, CNI and none); none means the host's.
+/// The network namespace that Nomad created for the allocation (bridge, CNI and none); none means the host's.
 ///
-/// A path is joined whatever the mode says, and only a job with the host's network may have none: what is not understood must
+/// A path is joined in every mode, and only a job with the host's network may have none: an unknown mode must not end in the
+/// host's network.
 /// not end in the host's network.
 fn netns(spec: Option<&NetworkIsolationSpec>) -> Result<Option<PathBuf>, RpcError> {
     let Some(spec) = spec else { return Ok(None) };
@@ -109,7 +110,7 @@ fn netns(spec: Option<&NetworkIsolationSpec>) -> Result<Option<PathBuf>, RpcErro
     })?;
     match (mode, Path::new(&spec.path)) {
         (NetworkIsolationMode::Host, path) if path.as_os_str().is_empty() => Ok(None),
-        // Only a driver that makes networks itself is ever asked for this.
+        // Nomad sends this mode only to drivers that create networks themselves.
         (NetworkIsolationMode::Task, path) if path.as_os_str().is_empty() => {
             Err(RpcError::Unsupported("a network of the task's own (network mode \"task\")"))
         }

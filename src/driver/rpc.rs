@@ -1,4 +1,4 @@
-//! `Driver`: what Nomad asks about tasks.
+//! The `Driver` service: Nomad's calls about tasks.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,10 +25,10 @@ use crate::task::running::Task;
 type Reply<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// What Nomad shows as the exit message of a task whose end nobody saw.
+/// The exit message in Nomad for a task whose exit status is unknown.
 const LOST: &str = "the exit status is lost: the task's shim was killed, or could not write it";
 
-/// A TaskStats stream's readings that may wait for a slow reader.
+/// How many readings of a TaskStats stream may wait for a slow reader.
 const STATS_BACKLOG: usize = 1;
 
 #[tonic::async_trait]
@@ -75,7 +75,7 @@ impl DriverRpc for Driver {
 
     async fn wait_task(&self, request: Request<WaitTaskRequest>) -> Reply<WaitTaskResponse> {
         let task = self.task(&request.into_inner().task_id)?;
-        // The first thing that Nomad does when it has the answer of StartTask.
+        // Nomad calls this first after it has the response of StartTask.
         task.acknowledge();
         let ended = task.wait().await;
         let err = if ended.is_lost() { LOST.to_owned() } else { String::new() };
@@ -131,7 +131,7 @@ impl DriverRpc for Driver {
                             stats: Some(stats::task_stats(task.id.as_str(), &stats, usage)),
                         })
                     }
-                    // The cgroup goes when the task does.
+                    // The cgroup is removed when the task ends.
                     Err(error) if error.is_gone() => return,
                     Err(error) => Err(Status::internal(error.to_string())),
                 };
@@ -144,7 +144,7 @@ impl DriverRpc for Driver {
     }
 
     async fn task_events(&self, _: Request<TaskEventsRequest>) -> Reply<Self::TaskEventsStream> {
-        // An agent opens this stream when it has found the plugin, be it a new one or its own of before a restart.
+        // An agent opens this stream when it has connected to the plugin: a new one, or its own after a restart.
         self.0.tasks.expect_acknowledgements(ACKNOWLEDGE_LIMIT);
         Ok(Response::new(Box::pin(events::stream(self.0.tasks.bus()))))
     }
@@ -175,7 +175,7 @@ impl DriverRpc for Driver {
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Reply<ShutdownResponse> {
-        // The plugin is about to be ended by GRPCController.Shutdown; tasks outlive it.
+        // GRPCController.Shutdown is about to end the plugin; tasks outlive it.
         Ok(Response::new(ShutdownResponse {}))
     }
 }
@@ -205,7 +205,7 @@ impl Driver {
     }
 }
 
-/// The id in a request.
+/// The task id in a request.
 fn key(id: &str) -> Result<Key<'_>, RpcError> {
     Ok(Key::new(id)?)
 }
@@ -228,7 +228,7 @@ fn capabilities() -> DriverCapabilities {
         .map(i32::from)
         .into(),
         must_create_network: false,
-        // A job with a volume_mount is refused by Nomad instead of starting without its volume.
+        // Nomad refuses a job with a volume_mount instead of starting it without its volume.
         mount_configs: MountConfigs::NoMounts as i32,
         disable_log_collection: false,
         dynamic_workload_users: true,

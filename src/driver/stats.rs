@@ -1,4 +1,4 @@
-//! TaskStats: one cgroup reading an interval.
+//! TaskStats: one cgroup reading per interval.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -7,12 +7,12 @@ use crate::proto::driver::{
     CpuUsage as ProtoCpu, MemoryUsage, TaskResourceUsage, TaskStats, cpu_usage, memory_usage,
 };
 
-/// What Nomad's client asks for when it names no interval.
+/// The default interval of Nomad's client.
 pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
-/// Shortest interval that is served; each reading opens five files.
+/// Shortest supported interval; each reading opens five files.
 pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A reading as Nomad takes it: each field that the kernel told is listed as measured.
+/// A reading in Nomad's form: each field that the kernel reported is listed as measured.
 pub(super) fn task_stats(id: &str, stats: &Stats, cpu: CpuUsage) -> TaskStats {
     TaskStats {
         id: id.into(),
@@ -35,7 +35,7 @@ fn cpu_usage(stats: &Stats, usage: CpuUsage) -> ProtoCpu {
         user_mode: usage.user_percent,
         total_ticks: usage.ticks,
         throttled_periods: stats.cpu.throttled_periods.unwrap_or(0),
-        // Nomad's field is in ns, cpu.stat's in µs.
+        // Nomad's field is in ns, that of cpu.stat in µs.
         throttled_time: stats.cpu.throttled_us.unwrap_or(0).saturating_mul(1000),
         percent: usage.percent,
         measured_fields: measured.into_iter().map(i32::from).collect(),
@@ -69,7 +69,7 @@ fn memory(stats: &Stats) -> MemoryUsage {
     }
 }
 
-/// The interval that is meant by what Nomad sent.
+/// The interval for what Nomad sent.
 pub(super) fn interval(asked: Option<prost_types::Duration>) -> Duration {
     match asked.map(Duration::try_from) {
         Some(Ok(asked)) if !asked.is_zero() => asked.max(MIN_INTERVAL),
@@ -77,7 +77,7 @@ pub(super) fn interval(asked: Option<prost_types::Duration>) -> Duration {
     }
 }
 
-/// The moment of a reading, taken as close to it as can be.
+/// The time of a reading, taken as close to it as possible.
 pub(super) fn read(cgroup: &crate::cgroup::Cgroup) -> Result<(Instant, Stats), crate::cgroup::CgroupError> {
     let stats = cgroup.stats()?;
     Ok((Instant::now(), stats))
@@ -89,7 +89,7 @@ mod tests {
     use crate::cgroup::{CpuStats, MemoryStats};
 
     #[test]
-    fn only_what_the_kernel_told_is_measured() {
+    fn only_reported_values_are_listed_as_measured() {
         let stats = Stats {
             memory: MemoryStats { usage: Some(5), rss: Some(3), ..Default::default() },
             cpu: CpuStats { throttled_us: Some(7), ..Default::default() },
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn no_interval_and_an_impossible_one_mean_a_second() {
+    fn a_missing_or_impossible_interval_means_one_second() {
         let of = |seconds, nanos| interval(Some(prost_types::Duration { seconds, nanos }));
         assert_eq!(interval(None), DEFAULT_INTERVAL);
         assert_eq!(of(0, 0), DEFAULT_INTERVAL);

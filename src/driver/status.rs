@@ -1,7 +1,7 @@
-//! The one place that makes a gRPC status of an error.
+//! The only place that converts an error to a gRPC status.
 //!
-//! Nomad takes UNAVAILABLE and CANCELLED for a dead plugin, FAILED_PRECONDITION with a `RecoverableError` detail for
-//! something that its restart policy may try again, and everything else for final.
+//! Nomad treats UNAVAILABLE and CANCELLED as a dead plugin, FAILED_PRECONDITION with a `RecoverableError` detail as something
+//! that its restart policy may retry, and everything else as final.
 
 use prost::Message;
 use tonic::{Code, Status};
@@ -15,11 +15,11 @@ use crate::task::lifecycle::LifecycleError;
 use crate::task::spec::SpecError;
 use crate::users::UserError;
 
-/// Longest message of a status, bytes. It travels twice, as a header and in the details, where some clients take 8 KiB of headers;
-/// Nomad shows it in an event of the allocation, which its servers keep.
+/// Longest message of a status, in bytes. It travels twice, as a header and in the details, and some clients accept 8 KiB of
+/// headers; Nomad shows it in an event of the allocation, which its servers keep.
 const MESSAGE_MAX: usize = 2048;
 
-/// Everything that an RPC can fail with.
+/// Every error of an RPC.
 #[derive(Debug, thiserror::Error)]
 pub enum RpcError {
     /// Nomad's client compares this text with its `ErrTaskNotFound`.
@@ -46,7 +46,7 @@ pub enum RpcError {
 }
 
 impl RpcError {
-    /// Whether the same job may well start on this host a moment later.
+    /// Whether the same job may start on this host a moment later.
     fn is_recoverable(&self) -> bool {
         match self {
             Self::Dirs(error) => !error.is_jobs_fault(),
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_may_be_there_next_time() {
+    fn a_missing_file_is_recoverable() {
         let status = start(Failure::new(Step::Unveil, "r:/srv/x", Errno::ENOENT));
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert_eq!(status.message(), "failed to start task: unveil \"r:/srv/x\": No such file or directory");

@@ -1,4 +1,4 @@
-//! The looks at the machine; no decisions.
+//! Reads the state of the host; decides nothing.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -10,7 +10,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, TMPFS_MAGIC, statfs};
 use crate::cgroup::MOUNT_POINT;
 use crate::sys::{self, landlock};
 
-/// Every file that is read here is a few lines long (bytes).
+/// Limit in bytes for each file, which has a few lines.
 const FILE_MAX: u64 = 64 * 1024;
 
 /// Where systemd's hybrid layout mounts cgroup v2, below [`MOUNT_POINT`].
@@ -21,7 +21,7 @@ const HYBRID: &str = "unified";
 pub(crate) enum CgroupMount {
     V2,
     V1,
-    /// v1 for the controllers, v2 beside it for systemd alone.
+    /// v1 for the controllers, and v2 beside it for systemd only.
     Hybrid,
     None,
 }
@@ -29,7 +29,7 @@ pub(crate) enum CgroupMount {
 /// One kind of namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Namespace {
-    /// For people: `pid namespaces`.
+    /// For readers: `pid namespaces`.
     pub name: &'static str,
     /// Its name in /proc/self/ns and in the sysctl.
     pub kind: &'static str,
@@ -39,13 +39,13 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    /// The limit's name for sysctl(8).
+    /// The limit's name in sysctl(8).
     pub(crate) fn sysctl(&self) -> String {
         format!("user.max_{}_namespaces", self.kind)
     }
 }
 
-/// What there is. Plain data, so that the judgement can be tested on any host.
+/// What was read. Plain data, so that the judgement can be tested on any host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Observations {
     pub euid: u32,
@@ -56,7 +56,7 @@ pub(crate) struct Observations {
     pub cgroup: CgroupMount,
     /// `cgroup.controllers` of the root cgroup; empty unless [`CgroupMount::V2`].
     pub controllers: Vec<String>,
-    /// Whether a cgroup has `cgroup.kill`; `None` when there is none to look into.
+    /// Whether a cgroup has `cgroup.kill`; `None` if there is no cgroup to check.
     pub cgroup_kill: Option<bool>,
     pub landlock: Result<u32, Errno>,
     /// Active security modules (/sys/kernel/security/lsm).
@@ -94,8 +94,8 @@ impl Observations {
     }
 }
 
-/// What cannot be seen is not there, but for want of a descriptor or of memory: that is this process's trouble, and no word
-/// about the host. The error names the path.
+/// A file that cannot be read counts as absent, unless this process is out of descriptors or memory, which says nothing about
+/// the host. The error names the path.
 fn seen<T>(path: &Path, look: io::Result<T>) -> io::Result<Option<T>> {
     match look {
         Ok(found) => Ok(Some(found)),
@@ -114,7 +114,7 @@ fn text(path: &Path) -> io::Result<Option<String>> {
     Ok(seen(path, read)?.map(|_| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// By the file system's type: /proc/self/mountinfo grows with every task of the host.
+/// Checks the type of the file system: /proc/self/mountinfo grows with every task of the host.
 fn mount(root: &Path) -> io::Result<CgroupMount> {
     let kind = |path: &Path| -> io::Result<Option<FsType>> {
         Ok(seen(path, statfs(path).map_err(io::Error::from))?.map(|found| found.filesystem_type()))
@@ -140,8 +140,8 @@ fn some_cgroup(root: &Path) -> io::Result<Option<PathBuf>> {
     Ok(entries.and_then(|entries| entries.flatten().find(is_dir)).map(|entry| entry.path()))
 }
 
-/// The path of the line `0::/PATH` of /proc/self/cgroup, below the mount. A path with `..` is that of a process outside of
-/// its cgroup namespace, and no use here.
+/// The path of the line `0::/PATH` of /proc/self/cgroup, below the mount. A path with `..` belongs to a process outside of its
+/// cgroup namespace and cannot be used.
 fn own_cgroup(text: &str) -> Option<PathBuf> {
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
     if path.is_empty() || path.split('/').any(|part| part == "..") { None } else { Some(PathBuf::from(path)) }
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_no_cgroup_mount() {
+    fn a_directory_is_not_a_cgroup_mount() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(HYBRID)).unwrap();
         assert!(matches!(mount(dir.path()).unwrap(), CgroupMount::None | CgroupMount::V1));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_want_of_descriptors_is_no_word_about_the_host() {
+    fn running_out_of_descriptors_says_nothing_about_the_host() {
         for passing in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
             let error = seen::<()>(Path::new("/x"), Err(passing.into())).unwrap_err();
             assert!(error.to_string().starts_with("\"/x\": "), "{error}");
@@ -214,7 +214,7 @@ mod tests {
         assert!(seen.namespaces.iter().all(|n| n.present));
     }
 
-    /// A fingerprint runs it every half minute for years. Generous, for emulated machines.
+    /// A fingerprint runs it every half minute. The limit is generous, for emulated machines.
     #[test]
     fn cheap() {
         let begin = Instant::now();

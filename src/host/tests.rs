@@ -1,6 +1,6 @@
 use super::*;
 
-/// A host that has everything.
+/// A host that meets all requirements.
 fn good() -> Observations {
     let namespace = |name, kind| Namespace { name, kind, present: true, max: Some(63000) };
     Observations {
@@ -83,12 +83,12 @@ fn old_kernel() {
         Health::Undetected(reason) => assert!(reason.starts_with("Landlock:"), "{reason}"),
         other => panic!("{other:?}"),
     }
-    // What the number promises may be there with a lower one.
+    // A lower version may have backported features.
     assert_eq!(health(|s| s.kernel = "5.14.0-570.el9.x86_64".to_owned()), Health::Healthy);
     for new in ["5.15.0", "5.15", "6.1.0-50-cloud-amd64", "10.0-rc1", "6.18.44-x"] {
         assert_eq!(health(|s| s.kernel = new.to_owned()), Health::Healthy, "{new}");
     }
-    // A name without a number says nothing against the host.
+    // A name without a number does not count against the host.
     assert_eq!(health(|s| s.kernel = "mainline".to_owned()), Health::Healthy);
 }
 
@@ -106,7 +106,7 @@ fn missing_controllers() {
         &["controllers: cpuset cpu io pids; lacks memory", "enable memory:", "cgroup_disable="],
     );
     unhealthy(|s| s.controllers.clear(), &["none; lacks cpu memory pids"]);
-    // The driver could do without, Nomad cannot.
+    // The driver does not need it, but Nomad does.
     unhealthy(|s| s.controllers.retain(|c| c != "io"), &["lacks io", "Nomad makes no cgroups"]);
 }
 
@@ -141,7 +141,7 @@ fn namespaces() {
 }
 
 #[test]
-fn what_cannot_be_seen_is_no_fault() {
+fn unknown_requirements_do_not_count() {
     assert_eq!(
         health(|s| {
             s.capabilities = None;
@@ -149,7 +149,7 @@ fn what_cannot_be_seen_is_no_fault() {
         }),
         Health::Healthy
     );
-    // Without cgroup v2 its files are unknown, not missing: one cause, one complaint.
+    // Without cgroup v2 its files are unknown, not missing: one cause is reported once.
     match health(|s| {
         s.cgroup = CgroupMount::V1;
         s.controllers.clear();
@@ -161,7 +161,7 @@ fn what_cannot_be_seen_is_no_fault() {
 }
 
 #[test]
-fn beyond_repair_outweighs_and_all_are_named() {
+fn undetected_outweighs_unhealthy_and_all_are_named() {
     undetected(
         |s| {
             s.euid = 7;

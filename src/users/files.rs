@@ -1,8 +1,8 @@
-//! /etc/passwd and /etc/group, read by this driver itself.
+//! Reads /etc/passwd and /etc/group directly.
 //!
-//! A C library asks more than the file: musl, which this binary is linked with, sends each name or number that the file
-//! lacks to nscd and waits for the answer without a limit. So neither getpwnam(3) nor its relatives are called anywhere
-//! (clippy.toml refuses them). The lines are read as glibc's "files" source reads them (nss_files of glibc, passwd(5)).
+//! A C library does more than read the files: musl, with which this binary is linked, sends each name or number that they lack
+//! to nscd and waits for the response without a limit. So getpwnam(3) and its relatives are not called anywhere (clippy.toml
+//! refuses them). The lines are parsed as by glibc's "files" source (nss_files of glibc, passwd(5)).
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,17 +16,17 @@ use super::{Entry, LookupError};
 pub(super) const PASSWD: &str = "/etc/passwd";
 pub(super) const GROUP: &str = "/etc/group";
 
-/// Largest file that is read, bytes: some 300 000 users. A larger one is an error, since a user after the limit would
-/// pass for an unknown one.
+/// Largest file that is read, in bytes: about 300 000 users. A larger one is an error: a user after the limit would be treated
+/// as unknown.
 const FILE_MAX: u64 = 32 << 20;
 
-/// Longest line, bytes. The line of a group holds all its members: this is room for 60 000 of them.
+/// Longest line, in bytes. The line of a group holds all its members: this is enough for 60 000.
 const LINE_MAX: usize = 1 << 20;
 
-/// The file's bytes; none where it does not exist.
+/// The file's bytes; none if it does not exist.
 pub(super) fn read(path: &'static str) -> Result<Vec<u8>, LookupError> {
     let failed = |error| LookupError::File { path, error };
-    // O_NONBLOCK: a FIFO in place of the file must not hold the start.
+    // O_NONBLOCK: a FIFO in place of the file must not block the start.
     let file = match File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         opened => opened.map_err(failed)?,
@@ -37,7 +37,7 @@ pub(super) fn read(path: &'static str) -> Result<Vec<u8>, LookupError> {
     bounded(file).map_err(failed)
 }
 
-/// Everything from `source`, unless it or one of its lines is too long.
+/// Reads all of `source`, unless it or one of its lines is too long.
 fn bounded(source: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     source.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
@@ -51,8 +51,8 @@ fn bounded(source: impl Read) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The fields of each line that describes a user or a group of its own. Comments, empty lines and NIS entries (`+`, `-`)
-/// do not; a line with a NUL byte means different things to different programs, and is ignored.
+/// The fields of each line that describes a local user or group. Comments, empty lines and NIS entries (`+`, `-`) are skipped;
+/// a line with a NUL byte means different things to different programs and is skipped, too.
 fn records(bytes: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
     bytes
         .split(|byte| *byte == b'\n')
@@ -61,13 +61,13 @@ fn records(bytes: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
         .map(|line| line.split(|byte| *byte == b':').collect())
 }
 
-/// A whole field as a number. The signs and zeros that C's strtoul(3) takes are taken too, so that no id of the file is
-/// overlooked.
+/// Parses a whole field as a number. The signs and zeros that C's strtoul(3) accepts are accepted too, so that no id of the
+/// file is overlooked.
 fn number(field: &[u8]) -> Option<u32> {
     str::from_utf8(field).ok()?.trim_start().parse().ok()
 }
 
-/// A user of passwd(5): `name:password:uid:gid:gecos:home:shell`. What follows the gid may be missing, as for glibc.
+/// A user of passwd(5): `name:password:uid:gid:gecos:home:shell`. As in glibc, the fields after the gid may be missing.
 fn entry(fields: &[&[u8]]) -> Option<Entry> {
     let [name, _, uid, gid, rest @ ..] = fields else { return None };
     if name.is_empty() {
@@ -88,7 +88,7 @@ pub(super) fn line(bytes: &[u8]) -> Option<Entry> {
 
 /// The first user of this name.
 pub(super) fn by_name(passwd: &[u8], name: &str) -> Option<Entry> {
-    // Compared as bytes: a name that is not UTF-8 must not pass for one that is.
+    // Compared as bytes: a name that is not UTF-8 must not match one that is.
     records(passwd)
         .filter(|fields| fields.first() == Some(&name.as_bytes()))
         .find_map(|fields| entry(&fields))
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn too_much_is_an_error_and_not_cut() {
+    fn an_oversized_file_is_an_error() {
         let line = vec![b'a'; LINE_MAX];
         assert_eq!(bounded(&line[..]).unwrap().len(), LINE_MAX);
         let longer = [b"x:x:1:1::/:\n", &line[..], b"b"].concat();
@@ -231,7 +231,7 @@ mod tests {
 
         #[test]
         fn a_user_is_found_among_any_lines(noise in "[a-z:0-9#+\n\0]{0,80}") {
-            // None of the noise is a user with a capital letter.
+            // No line of the noise is a user with a capital letter.
             let text = format!("{noise}\nZoe:x:4000000000:7::/home/zoe:/bin/sh\n{noise}");
             prop_assert_eq!(by_name(text.as_bytes(), "Zoe").unwrap().uid, 4_000_000_000);
             prop_assert!(by_uid(text.as_bytes(), 4_000_000_000).is_some());

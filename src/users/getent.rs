@@ -1,8 +1,8 @@
-//! `getent`: what the host's directory services know.
+//! Queries the host's directory services with `getent`.
 //!
-//! Users of LDAP or SSSD are known to the host's glibc and its NSS modules only, and `getent` is its public interface. It
-//! runs with a fixed path, an empty environment, no standard input and a time limit, and it never sees an argument that it
-//! could take for an option. A service that does not answer costs the time limit, never more.
+//! Users of LDAP or SSSD are only known to the host's glibc and its NSS modules, and `getent` is their public interface. It
+//! runs with a fixed path, an empty environment, no standard input and a time limit, and it never gets an argument that it
+//! could parse as an option. An unresponsive service costs the time limit, never more.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,23 +16,23 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Entry, LookupError, files};
 
-/// Where distributions keep it; the last one is NixOS. Never searched on PATH.
+/// Where distributions install it; the last one is NixOS. PATH is never searched.
 const PROGRAMS: [&str; 3] = ["/usr/bin/getent", "/bin/getent", "/run/current-system/sw/bin/getent"];
 
-/// A directory service that is down must not hold a start for longer.
+/// A directory service that is down must not delay a start for longer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Between looks for the end of a process that has closed its output already.
+/// Interval between checks for the end of a process that has already closed its output.
 const EXIT_PAUSE: Duration = Duration::from_millis(1);
 
-/// One line of passwd(5) is far shorter, and 65536 gids (NGROUPS_MAX) of 11 bytes fit (bytes).
+/// Limit for the output in bytes: a line of passwd(5) is far shorter, and 65536 gids (NGROUPS_MAX) of 11 bytes fit.
 const ANSWER_MAX: usize = 1 << 20;
 
 /// `getent`'s exit status for "no such key" (getent(1)).
 const NOT_FOUND: i32 = 2;
 
-/// Asks for a user. `uid`: the key is this uid, and the answer must have it. A directory service may answer a name with
-/// another spelling of it (`CORP\eve` with `eve@corp.example`), so names are not compared.
+/// Looks up a user. With `uid`, the key is this uid, and the response must have it. A directory service may return another
+/// spelling of a name (`CORP\eve` for `eve@corp.example`), so names are not compared.
 pub(super) fn user(key: &str, uid: Option<u32>) -> Result<Option<Entry>, LookupError> {
     // A host without it (Alpine) has no NSS modules either.
     let Some(program) = program() else { return Ok(None) };
@@ -40,7 +40,7 @@ pub(super) fn user(key: &str, uid: Option<u32>) -> Result<Option<Entry>, LookupE
     answer.map(|answer| entry(program, &answer, uid)).transpose()
 }
 
-/// The groups of a user, the primary one not among them; none where the host has no `getent`.
+/// The groups of a user without the primary one; none if the host has no `getent`.
 pub(super) fn groups(name: &str) -> Result<Vec<u32>, LookupError> {
     let Some(program) = program() else { return Ok(Vec::new()) };
     match ask(program, &["initgroups", "--", name], TIMEOUT)? {
@@ -60,7 +60,7 @@ fn entry(program: &'static str, answer: &[u8], uid: Option<u32>) -> Result<Entry
     }
 }
 
-/// `name  gid gid gid`, the name as it was asked for.
+/// `name  gid gid gid`, with the name from the query.
 fn gids(program: &'static str, answer: &[u8], name: &str) -> Result<Vec<u32>, LookupError> {
     let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let numbers = str::from_utf8(line).ok().and_then(|line| line.strip_prefix(name));
@@ -105,7 +105,7 @@ fn ask(program: &'static str, args: &[&str], timeout: Duration) -> Result<Option
             Ok(None) if matches!(output, Ok(Some(_))) && Instant::now() < until => {
                 std::thread::sleep(EXIT_PAUSE)
             }
-            // Out of time, or nothing to hope for: no process stays behind.
+            // After a timeout or an error no process is left behind.
             Ok(None) | Err(_) => {
                 end(child);
                 break None;
@@ -121,7 +121,7 @@ fn ask(program: &'static str, args: &[&str], timeout: Duration) -> Result<Option
     }
 }
 
-/// Kills the program. It is reaped on a thread of its own: one that hangs in the kernel (NFS) would hold the caller.
+/// Kills the program. It is reaped on a separate thread: a process that hangs in the kernel (NFS) would block the caller.
 fn end(mut child: Child) {
     let _ = child.kill();
     let reap = move || {
@@ -132,7 +132,7 @@ fn end(mut child: Child) {
     }
 }
 
-/// Everything up to the end of the pipe; `None` when the time is over or the answer too long.
+/// Reads up to the end of the pipe; `None` after a timeout, or if the output is too long.
 fn read_until(mut pipe: File, until: Instant) -> std::io::Result<Option<Vec<u8>>> {
     let mut all = Vec::new();
     let mut buffer = [0; 4096];
@@ -201,8 +201,8 @@ mod tests {
     #[test]
     fn never_longer_than_the_limit() {
         let short = Duration::from_millis(100);
-        // Silent, endless, and one that closes its output but stays. The shell's own commands: with an empty environment it
-        // finds no other program where /bin has none.
+        // Silent, endless, and one that closes its output but does not exit. These are shell builtins: with an empty
+        // environment no other program is found if /bin has none.
         let endless = "while :; do echo ann:x:1:1::/:; done";
         for script in ["while :; do :; done", endless, "exec >&-; while :; do :; done"] {
             let begin = Instant::now();

@@ -1,11 +1,11 @@
-//! nsswitch.conf(5): whether the host's C library asks more than its files.
+//! nsswitch.conf(5): whether the host's C library uses other sources than its files.
 
 use std::fs::File;
 use std::io::Read;
 
 const PATH: &str = "/etc/nsswitch.conf";
 
-/// nsswitch.conf is a few hundred bytes; no more than this is read.
+/// Limit in bytes; nsswitch.conf has a few hundred.
 const BYTES_MAX: u64 = 64 << 10;
 
 /// The host's configuration.
@@ -14,19 +14,19 @@ pub(super) struct Nsswitch(String);
 impl Nsswitch {
     pub(super) fn read() -> Self {
         let mut bytes = Vec::new();
-        // Absent or unreadable: glibc then uses the files, and other C libraries know nothing else.
+        // If it is absent or unreadable, glibc uses the files, and other C libraries have no other source.
         if let Ok(file) = File::open(PATH) {
             let _ = file.take(BYTES_MAX).read_to_end(&mut bytes);
         }
         Self(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Whether users may be known beyond /etc/passwd.
+    /// Whether there may be users that /etc/passwd does not have.
     pub(super) fn users_of_service(&self) -> bool {
         self.sources("passwd").any(|source| !is_local(source))
     }
 
-    /// Whether a user may be in groups beyond /etc/group. The line `initgroups` takes the place of `group` where it exists.
+    /// Whether a user may be in groups that /etc/group does not have. If there is a line `initgroups`, it replaces `group`.
     pub(super) fn groups_of_service(&self) -> bool {
         let own = self.lines("initgroups").next().is_some();
         self.sources(if own { "initgroups" } else { "group" }).any(|source| !is_local(source))
@@ -37,7 +37,7 @@ impl Nsswitch {
         lines.filter_map(move |line| line.strip_prefix(database)?.trim_start().strip_prefix(':'))
     }
 
-    /// The sources of a database, without actions such as `[NOTFOUND=return]`, which may have blanks inside.
+    /// The sources of a database, without actions such as `[NOTFOUND=return]`, which may contain blanks.
     fn sources<'a>(&'a self, database: &'a str) -> impl Iterator<Item = &'a str> {
         let mut in_action = false;
         self.lines(database).flat_map(str::split_whitespace).filter(move |word| {
@@ -51,8 +51,8 @@ impl Nsswitch {
     }
 }
 
-/// `systemd` counts as local: it knows the users of running units, whose ids (61184-65519) are outside of Nomad's range,
-/// and `compat` and `db` serve the files.
+/// `systemd` counts as local: it has the users of running units, whose ids (61184-65519) are outside of Nomad's range; `compat`
+/// and `db` read the files.
 fn is_local(source: &str) -> bool {
     matches!(source, "files" | "systemd" | "compat" | "db")
 }

@@ -1,18 +1,18 @@
-//! The uids that Nomad assigns to tasks without a user of their own.
+//! The uids that Nomad assigns to tasks without a user.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::{DYNAMIC_MAX, number};
 
-/// What `dynamic_user_min` and `dynamic_user_max` in the `users` block of Nomad's client configuration say, both included.
+/// The range from `dynamic_user_min` to `dynamic_user_max` in the `users` block of Nomad's client configuration, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DynamicRange {
     min: u32,
     max: u32,
 }
 
-/// A text that is no range.
+/// A string that is not a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it is not MIN-MAX in plain decimal numbers with 0 < MIN <= MAX <= {DYNAMIC_MAX}")]
 pub struct RangeError;
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ends_belong_to_it() {
+    fn both_ends_are_included() {
         let range = DynamicRange::default();
         assert_eq!(range.to_string(), "80000-89999");
         assert_eq!("80000-89999".parse(), Ok(range));

@@ -1,4 +1,4 @@
-//! The host's own user database: /etc/passwd and /etc/group, and `getent` for what these do not have.
+//! The host's own user database: /etc/passwd and /etc/group, and `getent` for other sources.
 
 use super::nsswitch::Nsswitch;
 use super::{Database, Entry, LookupError, files, getent};
@@ -15,8 +15,8 @@ impl Database for System {
         }
     }
 
-    /// Asks `getent` only where nsswitch.conf names a source that can know more than the file: every start of a dynamic
-    /// user comes here, and one more process would be felt.
+    /// Runs `getent` only if nsswitch.conf names a source other than the files: every start of a dynamic user calls this, and
+    /// one more process would be noticeable.
     fn by_uid(&self, uid: u32) -> Result<Option<Entry>, LookupError> {
         match files::by_uid(&files::read(files::PASSWD)?, uid) {
             None if Nsswitch::read().users_of_service() => getent::user(&uid.to_string(), Some(uid)),
@@ -24,7 +24,7 @@ impl Database for System {
         }
     }
 
-    /// A user who is not in the file comes from a service, which is then asked for the groups as well.
+    /// A user who is not in the file comes from a service, which is then queried for the groups as well.
     fn memberships(&self, user: &str) -> Result<Vec<u32>, LookupError> {
         let mut gids = files::memberships(&files::read(files::GROUP)?, user);
         let of_service = || Ok(files::by_name(&files::read(files::PASSWD)?, user).is_none());

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A database with the users of [`PASSWD`] and the groups of [`GROUPS`]. `broken` stands for a directory service that is down.
+/// A database with the users of [`PASSWD`] and the groups of [`GROUPS`]. `broken` simulates a directory service that is down.
 struct Text {
     entries: Vec<Entry>,
     broken: bool,
@@ -23,7 +23,7 @@ const PASSWD: [(&str, u32, u32, &str); 10] = [
     ("shim", 4_294_967_294, 1, "/"),
 ];
 
-/// Members of groups, as /etc/group and a directory service list them together.
+/// Members of groups, as listed by /etc/group and a directory service together.
 const GROUPS: [(&str, &[u32]); 4] =
     [("ann", &[44, 27, 44, 1000]), ("root", &[0, 6]), ("operator", &[5, 0]), ("evil", &[1])];
 
@@ -50,7 +50,7 @@ impl Text {
 }
 
 impl Database for Text {
-    // Like a directory service that does not care about case.
+    // Like a case-insensitive directory service.
     fn by_name(&self, name: &str) -> Result<Option<Entry>, LookupError> {
         self.find(|e| e.name.eq_ignore_ascii_case(name))
     }
@@ -73,7 +73,7 @@ fn user(s: &str) -> Result<User, UserError> {
     lookup_in(&database(), s)
 }
 
-/// `home`: a user of the database; none: one that is in no database.
+/// `home` is that of a user of the database; none is for one that is not in the database.
 fn is(s: &str, name: &str, uid: u32, gid: u32, home: Option<&str>) {
     let got = user(s).unwrap();
     assert_eq!((got.name.as_str(), got.uid, got.gid), (name, uid, gid), "{s}");
@@ -92,7 +92,7 @@ fn every_form() {
     is("4294967293:4294967293", "4294967293", ID_MAX, ID_MAX, None);
     is("nomad-80001", "nomad-80001", 80001, 80001, None);
     is("nomad-2147483647", "nomad-2147483647", 2_147_483_647, 2_147_483_647, None);
-    // A home that is not absolute would be taken below whatever directory the task is in.
+    // A relative home would depend on the task's current directory.
     is("rel", "rel", 1001, 1001, None);
 }
 
@@ -103,7 +103,7 @@ fn a_named_user_has_the_groups_of_the_database() {
     assert_eq!(groups("1000"), [1000, 27, 44]);
     assert_eq!(groups("rel"), [1001]);
     assert_eq!(groups("root"), [0, 6]);
-    // Written by the operator into the database.
+    // Written into the database by the operator.
     assert_eq!(groups("operator"), [0, 5]);
     for none in ["nomad-80001", "4242:7", "1000:7"] {
         assert!(groups(none).is_empty(), "{none}");
@@ -130,7 +130,7 @@ fn a_job_has_only_dynamic_users_of_the_range() {
         let text = error.to_string();
         assert!(text.contains("dynamic_user_range") && text.contains("dynamic_user_min"), "{text}");
     }
-    // Not by chance a user of this host.
+    // Not a user of this host by coincidence.
     let free: DynamicRange = "2147483640-2147483646".parse().unwrap();
     assert_eq!(lookup_for_job("nomad-2147483646", free).unwrap().uid, 2_147_483_646);
     assert!(lookup_for_job("nomad-2147483647", free).is_err());
@@ -221,7 +221,7 @@ fn malformed() {
 
 #[test]
 fn unknown_users() {
-    // Not of the dynamic form: names like any other.
+    // Names that only resemble the dynamic form.
     for name in ["bob", "nomad", "nomad-", "nomad-x", "nomad-1a", "xnomad-1", "0x0", "nomad-٣"] {
         let e = user(name).unwrap_err();
         assert!(matches!(e, UserError::NotFound { .. }), "{name}: {e}");
@@ -244,19 +244,19 @@ fn ids_that_are_reserved_are_refused() {
     assert!(matches!(e, UserError::Reserved { what: "uid", id: 4_294_967_294, .. }), "{e}");
     let e = user("evil").unwrap_err();
     assert!(matches!(e, UserError::Reserved { what: "gid", .. }), "{e}");
-    // With a group of its own it is an ordinary user.
+    // With a gid it is an ordinary user.
     assert_eq!(user("1002:1002").unwrap().gid, 1002);
 }
 
 #[test]
-fn a_database_that_is_down_refuses_and_is_worth_another_try() {
+fn a_database_that_is_down_is_a_recoverable_error() {
     let down = Text { broken: true, ..database() };
     for s in ["bob", "4242", "4242:1", "nomad-80001"] {
         let e = lookup_in(&down, s).unwrap_err();
         assert!(matches!(e, UserError::Lookup { .. }) && !e.is_job_fault(), "{s}: {e}");
         assert!(e.to_string().contains("within 5 s"), "{e}");
     }
-    // A start without the groups would be another task than the one that was asked for.
+    // Without its groups the task would not be the one that was requested.
     assert!(matches!(lookup_in(&down, "ann"), Err(UserError::Lookup { .. })));
     assert_eq!(lookup_in(&down, "1000:7").unwrap().uid, 1000);
 }

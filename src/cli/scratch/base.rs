@@ -1,4 +1,4 @@
-//! Where the directories of a `run` are made.
+//! Chooses the parent of the directories of a `run`.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,13 +10,13 @@ use nix::sys::stat::{FileStat, Mode, fstat};
 
 use super::ScratchError;
 
-/// Used when TMPDIR is not set or does not suit: every user can pass through it, and the sticky bit protects what root
-/// makes in it. Not /run, which is small and often mounted noexec, so that no program could be started from `local`.
+/// Used if TMPDIR is not set or not suitable: every user can traverse it, and the sticky bit protects what root creates in it.
+/// /run is not suitable: it is small and often mounted noexec, which would forbid programs in `local`.
 const DEFAULT: &str = "/tmp";
 const ROOT: u32 = 0;
 
-/// A directory in which nobody but root can exchange what root made, and through which every user can pass: that holds
-/// for it and for each of its parents.
+/// A directory that every user can traverse and in which only root can replace what root created. The same is true for each of
+/// its parents.
 #[derive(Debug)]
 pub(crate) struct Base {
     path: PathBuf,
@@ -24,8 +24,8 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// `tmpdir`, the caller's TMPDIR, or [`DEFAULT`] if tasks could not pass through it (pam_mktemp and libpam-tmpdir give
-    /// root a private one) or another user controls it. One that cannot be opened is an error.
+    /// `tmpdir` is the caller's TMPDIR. [`DEFAULT`] is used instead if tasks cannot traverse it (pam_mktemp and libpam-tmpdir
+    /// give root a private one) or another user controls it. Failing to open it is an error.
     pub(crate) fn find(tmpdir: Option<OsString>) -> Result<Self, ScratchError> {
         if let Some(tmpdir) = tmpdir.filter(|path| !path.is_empty()) {
             match Self::open(Path::new(&tmpdir)) {
@@ -79,7 +79,7 @@ impl Base {
     }
 }
 
-/// Why a directory may not be a base, or the parent of one.
+/// Why a directory is not suitable as a base or as the parent of one.
 fn fault(found: &FileStat) -> Option<&'static str> {
     let has = |bits: Mode| found.st_mode & bits.bits() != 0;
     if found.st_uid != ROOT {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_root_alone_can_change_and_everybody_can_pass_suits() {
+    fn a_base_is_writable_by_root_only_and_traversable_by_all() {
         for mode in [0o755, 0o711, 0o1777, 0o1775] {
             assert_eq!(fault(&found(0, mode)), None, "{mode:o}");
         }

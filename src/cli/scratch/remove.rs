@@ -1,5 +1,5 @@
-//! Removes a tree that a task has written: by descriptors, following no symbolic link, with a bounded number of open
-//! directories and a bounded stack however deep the task has nested its directories.
+//! Removes a tree that a task has written: by descriptors, without following symbolic links, and with a bounded number of open
+//! directories and a bounded stack for any depth of nesting.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,14 +10,14 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::open_directory;
 
-/// Directories that are open at once. What lies deeper is moved up to the top first.
+/// Directories that are open at once. Deeper ones are moved to the top first.
 const DEPTH_MAX: usize = 32;
-/// Times that something is moved up: enough for a tree that is three million directories deep.
+/// Limit for the moves: enough for a tree with three million levels.
 const MOVES_MAX: u64 = 100_000;
-/// Times that a directory is read again because something has appeared in it meanwhile.
+/// How often a directory is read again because new entries have appeared in it.
 const PASSES_MAX: usize = 16;
 
-/// Removes the directory `name` in `parent` with all that is in it. Nobody else may be able to write to the directory itself,
+/// Removes the directory `name` in `parent` and everything in it. No other user may be able to write to the directory itself,
 /// which is used for moving.
 pub(super) fn tree(parent: BorrowedFd<'_>, name: &OsStr) -> nix::Result<()> {
     let top = open_directory(parent, name)?;
@@ -49,7 +49,7 @@ fn child(dir: &OwnedFd, name: &OsString, top: &OwnedFd, depth: usize, moves: &mu
     for _ in 0..PASSES_MAX {
         match unlinkat(dir, name.as_os_str(), UnlinkatFlags::RemoveDir) {
             Err(Errno::ENOTEMPTY) => {}
-            // Another process has exchanged it; a later pass finds what is there now.
+            // Another process has replaced it; a later pass finds the new entry.
             Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
             Err(errno) => return Err(errno),
         }
@@ -62,14 +62,14 @@ fn child(dir: &OwnedFd, name: &OsString, top: &OwnedFd, depth: usize, moves: &mu
     Err(Errno::ENOTEMPTY)
 }
 
-/// A removal that was interrupted has left such names at the top already, and not all file systems know `RENAME_NOREPLACE`:
-/// a directory in the way is passed over, and an empty one may be replaced.
+/// An interrupted removal may have left such names at the top, and some file systems do not support `RENAME_NOREPLACE`: an
+/// existing directory is skipped, and an empty one may be replaced.
 fn move_up(dir: &OwnedFd, name: &OsString, top: &OwnedFd, moves: &mut u64) -> nix::Result<()> {
     loop {
         *moves += 1;
         match renameat(dir, name.as_os_str(), top, format!("deeper-{moves}").as_str()) {
             Err(Errno::ENOENT) => return Ok(()),
-            // ENOTDIR: the task has made a file of that name.
+            // ENOTDIR: the task has created a file with that name.
             Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) if *moves < MOVES_MAX => {}
             moved => return moved,
         }

@@ -1,4 +1,4 @@
-//! How the caller's terminal works while the task runs, and how it did before.
+//! The mode of the caller's terminal before and while the task runs.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,19 +13,19 @@ use nix::unistd::{getpgrp, tcgetpgrp};
 
 use crate::sys;
 
-/// The modes of the caller's terminal. Shared with the thread that copies the output: what the task sets before it shows a
-/// prompt is set here before the prompt is shown, so that nobody types at an echo that is about to go.
+/// The modes of the caller's terminal. Shared with the thread that copies the output: a mode that the task sets before it
+/// prints a prompt is set here before the prompt appears, so that a password is not echoed.
 #[derive(Debug)]
 pub(super) struct Modes {
     user: Arc<File>,
     master: Arc<File>,
-    /// Whether the caller's terminal is for the task alone: raw, with every key for the task's.
+    /// Whether only the task uses the caller's terminal: raw mode, and every key is forwarded.
     pub whole: bool,
-    /// How the task's terminal was at first; none = unknown, and nothing is changed.
+    /// The initial mode of the task's terminal; none = unknown, and nothing is changed.
     pub first: Option<Termios>,
-    /// How the caller's terminal was before it was changed.
+    /// The original mode of the caller's terminal.
     before: Option<Termios>,
-    /// The task's modes that the caller's terminal has.
+    /// The task's mode that is set on the caller's terminal.
     followed: Option<Termios>,
     access: Access,
     closed: bool,
@@ -34,11 +34,11 @@ pub(super) struct Modes {
 /// What this process may do with the caller's terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
-    /// Reads and modes, while its process group is in the foreground.
+    /// Read and set modes while its process group is in the foreground.
     Controlling,
-    /// The same at any time: no session has it, so there is no job control.
+    /// The same at any time: the terminal belongs to no session, so there is no job control.
     NoSession,
-    /// Output only: another session has it (`setsid run`).
+    /// Output only: the terminal belongs to another session (`setsid run`).
     Foreign,
 }
 
@@ -64,12 +64,12 @@ impl Modes {
         }
     }
 
-    /// Whether the caller's terminal works as the task wants it.
+    /// Whether the caller's terminal has the mode that the task wants.
     pub(super) fn is_changed(&self) -> bool {
         self.before.is_some()
     }
 
-    /// Makes the caller's terminal work as the task wants it, if this process is in the foreground of it.
+    /// Sets the task's mode on the caller's terminal if this process is in the foreground.
     pub(super) fn adapt(&mut self) {
         if self.closed || !self.is_in_foreground() {
             return;
@@ -86,9 +86,9 @@ impl Modes {
         }
     }
 
-    /// A change that the task's terminal has reported, as a byte of TIOCPKT(2const).
+    /// Handles a change that the task's terminal has reported, as a byte of TIOCPKT(2const).
     pub(super) fn on_change(&mut self, change: u8) {
-        /// The task has thrown away what was typed ahead, as a program that asks for a password does.
+        /// The task has discarded typed-ahead input, as a program that asks for a password does.
         const FLUSHED: u8 = 1;
         if change & FLUSHED != 0 && !self.closed && self.is_in_foreground() {
             let _ = tcflush(&*self.user, FlushArg::TCIFLUSH);
@@ -97,10 +97,10 @@ impl Modes {
     }
 
     fn follow(&mut self) {
-        // The modes of a slave can be read and set at its master.
+        // The modes of a slave can be read and set on its master.
         let (Some(first), Ok(mut wanted)) = (&self.first, tcgetattr(&*self.master)) else { return };
         if !wanted.local_flags.contains(LocalFlags::EXTPROC) {
-            // It would echo a second time, and report no more changes.
+            // It would echo a second time and report no more changes.
             wanted.local_flags.insert(LocalFlags::EXTPROC);
             let _ = tcsetattr(&*self.master, SetArg::TCSANOW, &wanted);
         }
@@ -111,12 +111,12 @@ impl Modes {
             return;
         }
         let Some(before) = self.before.take().or_else(|| tcgetattr(&*self.user).ok()) else { return };
-        // The output flags stay: others of the pipeline write there, too.
+        // The output flags stay: other programs of the pipeline write to the terminal, too.
         let mut modes = before.clone();
         modes.input_flags = wanted.input_flags;
         modes.local_flags = wanted.local_flags - LocalFlags::EXTPROC;
         modes.control_chars = wanted.control_chars;
-        // The task's own terminal knows for how many keys it waits.
+        // The task's own terminal applies VMIN and VTIME.
         modes.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
         modes.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
         self.set(before, &modes);
@@ -129,8 +129,8 @@ impl Modes {
         }
     }
 
-    /// Gives the caller's terminal back as it was. Not from the background: the shell has set its own mode already, and the
-    /// kernel would stop this process.
+    /// Restores the caller's terminal. Not from the background: the shell has already set its own mode, and the kernel would
+    /// stop this process.
     pub(super) fn restore(&mut self) {
         self.followed = None;
         if let Some(before) = self.before.take()
@@ -140,13 +140,13 @@ impl Modes {
         }
     }
 
-    /// Restores for the last time.
+    /// Restores the terminal for the last time.
     pub(super) fn close(&mut self) {
         self.restore();
         self.closed = true;
     }
 
-    /// Where the keys make no signals, they do from now on.
+    /// If keys generate no signals, they do from now on.
     pub(super) fn let_keys_interrupt(&mut self) {
         if self.before.is_some()
             && self.is_in_foreground()
@@ -158,7 +158,7 @@ impl Modes {
     }
 }
 
-/// Whether a terminal reads and echoes in the same way.
+/// Whether both modes read and echo in the same way.
 fn is_alike(a: &Termios, b: &Termios) -> bool {
     let of = |modes: &Termios| (modes.input_flags, modes.local_flags, modes.control_chars);
     of(a) == of(b)
@@ -168,21 +168,21 @@ pub(super) fn is_raw(terminal: BorrowedFd<'_>) -> bool {
     tcgetattr(terminal).is_ok_and(|modes| !modes.local_flags.contains(LocalFlags::ICANON))
 }
 
-/// Whether the terminal is the controlling one of some process.
+/// Whether the terminal is the controlling terminal of any process.
 fn has_session(terminal: &File) -> bool {
     let Ok(device) = sys::terminal::device(terminal.as_fd()) else { return true };
-    // As proc_pid_stat(5) prints it.
+    // In the format of proc_pid_stat(5).
     let device = device.cast_signed().to_string();
     any_process(|_, [_, _, _, _, tty]| tty == device)
 }
 
-/// Whether another process is in this one's group, as those of a pipeline are.
+/// Whether another process is in this process group, as in a pipeline.
 pub(super) fn others_in_group() -> bool {
     let (own, group) = (std::process::id().to_string(), getpgrp().to_string());
     any_process(|pid, [_, _, of, ..]| of == group && pid != own)
 }
 
-/// Whether `is` holds for a process, from its id and its state, parent, group, session and terminal: proc_pid_stat(5).
+/// Whether `is` returns true for any process, given its id, state, parent, group, session and terminal: proc_pid_stat(5).
 fn any_process(is: impl Fn(&str, [&str; 5]) -> bool) -> bool {
     let Ok(entries) = std::fs::read_dir("/proc") else { return false };
     entries.flatten().any(|entry| {
@@ -191,7 +191,7 @@ fn any_process(is: impl Fn(&str, [&str; 5]) -> bool) -> bool {
             return false;
         };
         let Ok(stat) = std::fs::read(entry.path().join("stat")) else { return false };
-        // The second field is a name in parentheses, with any bytes in it.
+        // The second field is the command name in parentheses, which may hold any bytes.
         let Some(end) = stat.iter().rposition(|byte| *byte == b')') else { return false };
         let Ok(fields) = std::str::from_utf8(&stat[end + 1..]) else { return false };
         let mut fields = fields.split_whitespace();
