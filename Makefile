@@ -132,7 +132,7 @@ lint: lint-code lint-nix ## All linters: Rust, crates, Python, shell, spelling, 
 .PHONY: lint-code
 lint-code: setup-lint ## rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck; typos; links of the docs
 	$(call say,rustfmt)
-	cargo fmt --check
+	cargo fmt --all --check
 	$(call say,ruff and mypy)
 	$(linter) ruff check --quiet
 	$(linter) mypy

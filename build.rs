@@ -2,11 +2,8 @@
 
 use std::error::Error;
 
-/// Every contract that the plugin speaks, relative to [`INCLUDE_ROOT`].
-const PROTOS: [&str; 9] = [
-    "goplugin/grpc_broker.proto",
-    "goplugin/grpc_controller.proto",
-    "goplugin/grpc_stdio.proto",
+/// The contracts between Nomad and a driver, relative to [`INCLUDE_ROOT`].
+const PROTOS: [&str; 6] = [
     "plugins/base/proto/base.proto",
     "plugins/drivers/proto/driver.proto",
     "plugins/shared/hclspec/hcl_spec.proto",

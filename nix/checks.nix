@@ -41,7 +41,7 @@ in
   clippy = cargo packages.nomad-driver-exec2-dynamic "clippy" [
     pkgs.clippy
   ] "cargo clippy --offline --locked --all-targets -- -D warnings";
-  fmt = cargo plugin "fmt" [ pkgs.rustfmt ] "cargo fmt --check";
+  fmt = cargo plugin "fmt" [ pkgs.rustfmt ] "cargo fmt --all --check";
   deny = cargo plugin "deny" [
     pkgs.cargo-deny
   ] "cargo-deny --offline --locked check bans licenses sources";

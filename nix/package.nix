@@ -27,6 +27,7 @@ rustPlatform.buildRustPackage (
         ../deny.toml
         ../rustfmt.toml
         ../proto
+        ../goplugin
         ../src
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../bench)
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../tests)

@@ -61,7 +61,7 @@ def cargo(*arguments: str) -> str:
 
 def linked(target: str) -> dict[Crate, list[Crate]]:
     """{(name, version): [the same of each dependency]}; the plugin itself comes first."""
-    tree = cargo("tree", "--target", target, "-e", "normal,no-proc-macro", "--prefix", "depth", "--no-dedupe", "--format", "|{p}")
+    tree = cargo("tree", "--package", "nomad-driver-exec2", "--target", target, "-e", "normal,no-proc-macro", "--prefix", "depth", "--no-dedupe", "--format", "|{p}")
     graph: dict[Crate, set[Crate]] = {}
     path: list[Crate] = []
     for line in tree.splitlines():
@@ -93,7 +93,10 @@ def purl(crate: Crate) -> str:
 
 
 def component(crate: Crate, package: Json, checksum: Optional[str]) -> Json:
-    made: Json = {"type": "library", "bom-ref": purl(crate), "name": crate[0], "version": crate[1], "purl": purl(crate)}
+    made: Json = {"type": "library", "bom-ref": purl(crate), "name": crate[0], "version": crate[1]}
+    # A crate of this repository has its name to itself only here.
+    if package["source"]:
+        made["purl"] = purl(crate)
     if package["description"]:
         made["description"] = " ".join(package["description"].split())
     # The old way to write a choice.
@@ -107,8 +110,8 @@ def component(crate: Crate, package: Json, checksum: Optional[str]) -> Json:
 
 def sbom(graph: dict[Crate, list[Crate]], known: dict[Crate, Json], sums: dict[Crate, str]) -> Json:
     root, *crates = graph
-    main = {**component(root, known[root], None), "type": "application"}
-    components = [component(crate, known[crate], sums[crate]) for crate in sorted(crates)]
+    main = {**component(root, known[root], None), "type": "application", "purl": purl(root)}
+    components = [component(crate, known[crate], sums.get(crate)) for crate in sorted(crates)]
     dependencies = [{"ref": purl(crate), "dependsOn": [purl(need) for need in graph[crate]]} for crate in sorted(graph)]
     serial = uuid.uuid5(NAMESPACE, json.dumps([main, components, dependencies]))
     stamp = datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH") or changelog.versions()[0][1]), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -126,7 +129,7 @@ def sbom(graph: dict[Crate, list[Crate]], known: dict[Crate, Json], sums: dict[C
 def notices(graph: dict[Crate, list[Crate]], known: dict[Crate, Json]) -> str:
     """A text that several crates share is given once, after the names of them all."""
     texts = {f"{copyright_line}\n\n{MIT}": [name] for name, copyright_line in TOOLCHAIN}
-    for crate in sorted(list(graph)[1:]):
+    for crate in sorted(crate for crate in graph if known[crate]["source"]):
         folder = Path(known[crate]["manifest_path"]).parent
         files = sorted(path for path in folder.iterdir() if path.is_file() and NOTICE_FILES.fullmatch(path.name))
         where = f"{crate[0]} {crate[1]} ({known[crate]['license']})"

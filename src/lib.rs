@@ -12,7 +12,6 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod driver;
-pub mod goplugin;
 mod host;
 pub mod proto;
 mod quote;

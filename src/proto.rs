@@ -1,6 +1,6 @@
 //! The wire contracts of `proto/` as Rust types: prost messages, tonic servers, and clients for the tests.
 //!
-//! Only `driver` and `goplugin` should need them; the other modules have types of their own.
+//! Only `driver` should need them; the other modules have types of their own.
 
 #[allow(
     clippy::all,
@@ -16,7 +16,6 @@ pub use wire::hashicorp::nomad::plugins::base::proto as base;
 pub use wire::hashicorp::nomad::plugins::drivers::proto as driver;
 pub use wire::hashicorp::nomad::plugins::shared::hclspec;
 pub use wire::hashicorp::nomad::plugins::shared::structs;
-pub use wire::plugin as goplugin;
 
 /// Type URL of [`structs::RecoverableError`] in the details of a gRPC status. Nomad's client compares it literally.
 pub const RECOVERABLE_ERROR_TYPE_URL: &str =
@@ -86,12 +85,6 @@ mod tests {
             name::<driver::driver_server::DriverServer<Nothing>>(),
             "hashicorp.nomad.plugins.drivers.proto.Driver"
         );
-        assert_eq!(
-            name::<goplugin::grpc_controller_server::GrpcControllerServer<Nothing>>(),
-            "plugin.GRPCController"
-        );
-        assert_eq!(name::<goplugin::grpc_broker_server::GrpcBrokerServer<Nothing>>(), "plugin.GRPCBroker");
-        assert_eq!(name::<goplugin::grpc_stdio_server::GrpcStdioServer<Nothing>>(), "plugin.GRPCStdio");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use crate::shim::SHIM_ID;
 
 pub use range::{DynamicRange, RangeError};
-pub use system::{System, group_id};
+pub use system::System;
 
 /// The only name that may have uid 0.
 const ROOT: &str = "root";

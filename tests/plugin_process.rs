@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use goplugin::proto::Empty;
+use goplugin::proto::grpc_controller_client::GrpcControllerClient;
+use goplugin::proto::grpc_stdio_client::GrpcStdioClient;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nomad_driver_exec2::proto::goplugin::Empty;
-use nomad_driver_exec2::proto::goplugin::grpc_controller_client::GrpcControllerClient;
-use nomad_driver_exec2::proto::goplugin::grpc_stdio_client::GrpcStdioClient;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};

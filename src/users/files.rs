@@ -112,14 +112,6 @@ pub(super) fn memberships(group: &[u8], user: &str) -> Vec<u32> {
         .collect()
 }
 
-/// The gid of the first group of this name.
-pub(super) fn gid(group: &[u8], name: &str) -> Option<u32> {
-    records(group).find_map(|fields| match fields[..] {
-        [found, _, gid, ..] if found == name.as_bytes() => number(gid),
-        _ => None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -198,11 +190,6 @@ mod tests {
         assert_eq!(memberships(group, "ann"), [44, 999, 0]);
         assert_eq!(memberships(group, "postgres"), [104]);
         assert!(memberships(group, "").is_empty() && memberships(group, "an").is_empty());
-        assert_eq!(gid(group, "ssl"), Some(104));
-        assert_eq!(gid(group, "few"), Some(5));
-        for absent in ["", "+", "#no", "bad", "nul", "SSL"] {
-            assert_eq!(gid(group, absent), None, "{absent}");
-        }
     }
 
     #[test]
@@ -226,7 +213,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>, name in "[a-c:+#]{0,3}", uid: u32) {
             let _ = (by_name(&bytes, &name), by_uid(&bytes, uid), line(&bytes));
-            let _ = (memberships(&bytes, &name), gid(&bytes, &name));
+            let _ = memberships(&bytes, &name);
         }
 
         #[test]

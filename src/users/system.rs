@@ -35,11 +35,6 @@ impl Database for System {
     }
 }
 
-/// The gid of a group in /etc/group.
-pub fn group_id(name: &str) -> Result<Option<u32>, LookupError> {
-    Ok(files::gid(&files::read(files::GROUP)?, name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +45,5 @@ mod tests {
         assert_eq!(System.by_uid(0).unwrap().unwrap().name, "root");
         assert_eq!(System.by_name("no-such-user-of-exec2").unwrap(), None);
         System.memberships("root").unwrap();
-        assert_eq!(group_id("no-such-group-of-exec2").unwrap(), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The socket file: private, short enough, gone when the plugin is.
+//! The socket file: private, with a path that fits, and removed with the plugin.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -15,13 +15,13 @@ use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstata
 use nix::unistd::{Gid, UnlinkatFlags, fchown, fchownat, geteuid, unlinkat};
 use thiserror::Error;
 
-use crate::users;
+use crate::group;
 
 /// Longest path that `sockaddr_un` holds (unix(7)): 108 bytes with the final NUL.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// mkdtemp(3) fills the X's. Short, for the sake of [`MAX_SOCKET_PATH`].
-const DIR_TEMPLATE: &str = "exec2-XXXXXX";
+/// Follows the plugin's name in the name of the directory; mkdtemp(3) fills the X's. Short, because of [`MAX_SOCKET_PATH`].
+const DIR_SUFFIX: &str = "-XXXXXX";
 const SOCKET_NAME: &str = "plugin.sock";
 
 /// With a group, its members may pass through the directory without listing it.
@@ -29,47 +29,85 @@ const DIR_MODE_WITH_GROUP: Mode = Mode::S_IRWXU.union(Mode::S_IXGRP);
 const SOCKET_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 const SOCKET_MODE_WITH_GROUP: Mode = SOCKET_MODE.union(Mode::S_IRGRP).union(Mode::S_IWGRP);
 
-/// What a plugin left behind is swept when it is that old: a younger socket may be one on which its plugin does not listen yet.
+/// Sockets of killed plugins are removed when they are that old: on a younger one its plugin may not listen yet.
 const SWEEP_AGE: Duration = Duration::from_secs(60);
-/// Entries of TMPDIR that are looked at: a huge /tmp must not keep a thread busy.
+/// Entries of the directory that are examined at most: a huge /tmp must not keep a thread busy.
 const SWEEP_ENTRIES_MAX: usize = 20_000;
 
+/// Why there is no socket. The texts name the variable of the host's environment that has to change.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum SocketError {
+    /// The path does not fit into a `sockaddr_un`.
     #[error(
-        "the socket's path {path:?} has {} bytes, and the kernel takes {MAX_SOCKET_PATH}: set TMPDIR (or \
-         PLUGIN_UNIX_SOCKET_DIR) in the agent's environment to a shorter directory", path.as_os_str().len()
+        "the socket's path {path:?} has {} bytes, and the kernel's limit is {MAX_SOCKET_PATH}: set TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) \
+         in the environment of the program that starts the plugin to a shorter directory", path.as_os_str().len()
     )]
-    PathTooLong { path: PathBuf },
+    PathTooLong {
+        /// With the X's of the directory's name.
+        path: PathBuf,
+    },
+    /// The host would read another path.
     #[error(
-        "the socket's path {path:?} cannot go into the handshake line: set TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) in the \
-         agent's environment to a directory of plain UTF-8 without `|`, line breaks and spaces at its end"
+        "the socket's path {path:?} does not fit into the handshake line: set TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) in \
+         the environment of the program that starts the plugin to a directory of plain UTF-8 without `|` and control characters"
     )]
-    PathUnprintable { path: PathBuf },
+    PathUnprintable {
+        /// With the X's of the directory's name.
+        path: PathBuf,
+    },
+    /// The directory of the socket cannot be made.
     #[error(
-        "failed to make a directory for the socket in {parent:?}: {source}; TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) in the \
-         agent's environment must name a directory that it may write to"
+        "failed to make a directory for the socket in {parent:?}: {reason}; TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) in \
+         the environment of the program that starts the plugin must name a writable directory"
     )]
-    MakeDir { parent: PathBuf, source: io::Error },
+    MakeDir {
+        /// Where.
+        parent: PathBuf,
+        /// The kernel's.
+        reason: io::Error,
+    },
+    /// `PLUGIN_UNIX_SOCKET_GROUP` names no group.
     #[error(
-        "PLUGIN_UNIX_SOCKET_GROUP: there is no group {group:?} in /etc/group; give a name from there or a number"
+        "PLUGIN_UNIX_SOCKET_GROUP: there is no group {group:?} in /etc/group; write a name from there or a number"
     )]
-    NoGroup { group: OsString },
-    #[error("failed to look up PLUGIN_UNIX_SOCKET_GROUP {group:?}: {source}")]
-    Groups { group: OsString, source: users::LookupError },
+    NoGroup {
+        /// Its value.
+        group: OsString,
+    },
+    /// The groups cannot be read.
+    #[error("failed to look up PLUGIN_UNIX_SOCKET_GROUP {group:?}: failed to read /etc/group: {reason}")]
+    Groups {
+        /// The variable's value.
+        group: OsString,
+        /// Of /etc/group.
+        reason: io::Error,
+    },
+    /// Another process exchanged the directory.
     #[error(
         "{path:?} was replaced while the plugin made it: TMPDIR must be a directory in which others cannot rename"
     )]
-    Replaced { path: PathBuf },
-    #[error("failed to {step} {path:?}: {source}")]
-    Step { step: &'static str, path: PathBuf, source: io::Error },
+    Replaced {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another step failed.
+    #[error("failed to {step} {path:?}: {reason}")]
+    Step {
+        /// A verb phrase.
+        step: &'static str,
+        /// Of the socket or its directory.
+        path: PathBuf,
+        /// The kernel's.
+        reason: io::Error,
+    },
 }
 
 /// A listening socket in a directory of its own. Dropping it removes both.
 ///
 /// The directory is held open since it was made and checked; all that is done to it, or in it, goes by that descriptor.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     parent: OwnedFd,
     /// The directory below `parent`: one component.
     name: OsString,
@@ -80,19 +118,23 @@ pub(super) struct SocketFile {
 }
 
 impl SocketFile {
-    /// Binds a socket in a fresh directory below `parent`. Only root and the plugin's own user can reach it, and the
-    /// members of `group` if there is one.
-    pub(super) fn bind(parent: &Path, group: Option<&OsStr>) -> Result<(Self, UnixListener), SocketError> {
-        let make_dir = |source: io::Error| SocketError::MakeDir { parent: parent.to_path_buf(), source };
-        // A relative TMPDIR means the agent's working directory, which is also ours, but need not stay so.
+    /// Binds a socket in a new directory below `parent`, named after the plugin. Only root and the plugin's own user can reach it, and
+    /// the members of `group` if there is one.
+    pub(crate) fn bind(
+        parent: &Path,
+        plugin: &str,
+        group: Option<&OsStr>,
+    ) -> Result<(Self, UnixListener), SocketError> {
+        let make_dir = |reason: io::Error| SocketError::MakeDir { parent: parent.to_path_buf(), reason };
+        // A relative TMPDIR means the host's working directory, which is also the plugin's, but may change.
         let absolute = std::path::absolute(parent).map_err(make_dir)?;
-        let template = absolute.join(DIR_TEMPLATE);
+        let template = absolute.join(format!("{plugin}{DIR_SUFFIX}"));
         printable(&template.join(SOCKET_NAME))?;
         let gid = group.map(find_group).transpose()?;
         let opened =
             open_dir(AT_FDCWD, absolute.as_os_str(), false).map_err(|errno| make_dir(errno.into()))?;
 
-        // 0700 by mkdtemp: whatever mode the socket is born with, nobody else can get at it.
+        // 0700 by mkdtemp: nobody else can reach the socket, whatever its mode is at first.
         let dir_path = nix::unistd::mkdtemp(&template).map_err(|errno| make_dir(errno.into()))?;
         let name = dir_path.file_name().unwrap_or_default().to_owned();
         let dir = open_own(&opened, &name, &dir_path)?;
@@ -125,37 +167,37 @@ impl SocketFile {
         Ok(())
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Whoever removed them before us did our work.
+        // They may have been removed already.
         let _ = unlinkat(&self.dir, SOCKET_NAME, UnlinkatFlags::NoRemoveDir);
         let _ = unlinkat(&self.parent, &*self.name, UnlinkatFlags::RemoveDir);
     }
 }
 
-/// Removes what plugins that were killed left in `parent`: directories of this process's user with nothing but a socket on which
+/// Removes what killed plugins of this name left in `parent`: directories of this process's user with nothing but a socket on which
 /// nobody listens. Never follows a link, and never touches a directory that another user made or can write to.
-pub(super) fn sweep_dead(parent: &Path) {
+pub(crate) fn sweep_dead(parent: &Path, plugin: &str) {
     let Ok(opened) = open_dir(AT_FDCWD, parent.as_os_str(), false) else { return };
     let Ok(entries) = std::fs::read_dir(through(&opened)) else { return };
     for entry in entries.flatten().take(SWEEP_ENTRIES_MAX) {
         let name = entry.file_name();
-        if is_ours_by_name(&name) && sweep_one(&opened, &name).is_some() {
-            tracing::info!(directory = %parent.join(&name).display(), "removed the socket of a plugin that was killed");
+        if is_socket_dir(&name, plugin) && sweep_one(&opened, &name).is_some() {
+            tracing::info!(directory = %parent.join(&name).display(), "removed the socket of a killed plugin");
         }
     }
 }
 
-/// None: it is left alone.
+/// None: it is kept.
 fn sweep_one(parent: &OwnedFd, name: &OsStr) -> Option<()> {
     let dir = open_dir(parent.as_fd(), name, true).ok()?;
     let found = fstat(&dir).ok()?;
@@ -188,12 +230,10 @@ fn nobody_listens(dir: &OwnedFd) -> bool {
     is_socket && connect(socket.as_raw_fd(), &address) == Err(Errno::ECONNREFUSED)
 }
 
-/// As mkdtemp(3) makes of [`DIR_TEMPLATE`].
-fn is_ours_by_name(name: &OsStr) -> bool {
-    let bytes = name.as_bytes();
-    let prefix = DIR_TEMPLATE.trim_end_matches('X').as_bytes();
-    bytes.len() == DIR_TEMPLATE.len()
-        && bytes.strip_prefix(prefix).is_some_and(|rest| rest.iter().all(u8::is_ascii_alphanumeric))
+/// Whether mkdtemp(3) can have made `name` of the plugin's name and [`DIR_SUFFIX`].
+fn is_socket_dir(name: &OsStr, plugin: &str) -> bool {
+    let rest = name.as_bytes().strip_prefix(plugin.as_bytes()).and_then(|rest| rest.strip_prefix(b"-"));
+    rest.is_some_and(|rest| rest.len() == DIR_SUFFIX.len() - 1 && rest.iter().all(u8::is_ascii_alphanumeric))
 }
 
 fn open_dir(at: BorrowedFd<'_>, name: &OsStr, no_follow: bool) -> nix::Result<OwnedFd> {
@@ -229,7 +269,7 @@ fn printable(path: &Path) -> Result<String, SocketError> {
     }
 }
 
-/// A number as it is, else a name in /etc/group.
+/// A number as it is, otherwise a name in /etc/group.
 fn find_group(group: &OsStr) -> Result<Gid, SocketError> {
     let unknown = || SocketError::NoGroup { group: group.to_owned() };
     let name = std::str::from_utf8(group.as_bytes()).map_err(|_| unknown())?;
@@ -239,17 +279,17 @@ fn find_group(group: &OsStr) -> Result<Gid, SocketError> {
         Ok(number) => return Ok(Gid::from_raw(number)),
         Err(_) => {}
     }
-    let found = users::group_id(name).map_err(|source| SocketError::Groups { group: name.into(), source })?;
-    found.map(Gid::from_raw).ok_or_else(unknown)
+    let found = group::by_name(name).map_err(|reason| SocketError::Groups { group: name.into(), reason })?;
+    found.ok_or_else(unknown)
 }
 
 fn errno(step: &'static str, path: &Path) -> impl FnOnce(Errno) -> SocketError {
     let path = path.to_path_buf();
-    move |errno| SocketError::Step { step, path, source: errno.into() }
+    move |errno| SocketError::Step { step, path, reason: errno.into() }
 }
 
 fn step(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
-    move |source| SocketError::Step { step, path: path.to_path_buf(), source }
+    move |reason| SocketError::Step { step, path: path.to_path_buf(), reason }
 }
 
 #[cfg(test)]
@@ -271,7 +311,7 @@ mod tests {
     #[test]
     fn private_and_gone_when_dropped() {
         let parent = tempfile::tempdir().unwrap();
-        let (socket, listener) = SocketFile::bind(parent.path(), None).unwrap();
+        let (socket, listener) = SocketFile::bind(parent.path(), "exec2", None).unwrap();
         let dir = socket.path().parent().unwrap();
         assert_eq!(dir.parent().unwrap(), parent.path());
         assert_eq!(mode(dir), 0o700);
@@ -279,7 +319,7 @@ mod tests {
         assert_eq!(socket.as_str(), socket.path().to_str().unwrap());
         UnixStream::connect(socket.path()).unwrap();
 
-        let (other, _other_listener) = SocketFile::bind(parent.path(), None).unwrap();
+        let (other, _other_listener) = SocketFile::bind(parent.path(), "exec2", None).unwrap();
         assert_ne!(other.path(), socket.path());
         drop(other);
         assert!(socket.path().exists(), "another one's socket stays");
@@ -293,7 +333,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let gid = Gid::current();
         let (socket, _listener) =
-            SocketFile::bind(parent.path(), Some(OsStr::new(&gid.to_string()))).unwrap();
+            SocketFile::bind(parent.path(), "exec2", Some(OsStr::new(&gid.to_string()))).unwrap();
         let dir = socket.path().parent().unwrap();
         assert_eq!(mode(dir), 0o710);
         assert_eq!(mode(socket.path()), 0o660);
@@ -313,7 +353,7 @@ mod tests {
     #[test]
     fn an_unknown_group_leaves_nothing_behind() {
         let parent = tempfile::tempdir().unwrap();
-        SocketFile::bind(parent.path(), Some(OsStr::new("no-such-group-here"))).unwrap_err();
+        SocketFile::bind(parent.path(), "exec2", Some(OsStr::new("no-such-group-here"))).unwrap_err();
         assert_eq!(entries(parent.path()), 0);
     }
 
@@ -323,13 +363,13 @@ mod tests {
         let fixed = parent.path().as_os_str().len() + "//exec2-XXXXXX/plugin.sock".len();
         let fits = parent.path().join("d".repeat(107 - fixed));
         fs::create_dir(&fits).unwrap();
-        let (socket, _listener) = SocketFile::bind(&fits, None).unwrap();
+        let (socket, _listener) = SocketFile::bind(&fits, "exec2", None).unwrap();
         assert_eq!(socket.path().as_os_str().len(), 107);
         UnixStream::connect(socket.path()).unwrap();
 
         let too_long = parent.path().join("d".repeat(108 - fixed));
         fs::create_dir(&too_long).unwrap();
-        let error = SocketFile::bind(&too_long, None).unwrap_err();
+        let error = SocketFile::bind(&too_long, "exec2", None).unwrap_err();
         assert!(matches!(error, SocketError::PathTooLong { .. }), "{error}");
         assert!(error.to_string().contains("has 108 bytes"), "{error}");
         assert_eq!(entries(&too_long), 0);
@@ -341,7 +381,7 @@ mod tests {
             let parent = tempfile::tempdir().unwrap();
             let dir = parent.path().join(name);
             fs::create_dir(&dir).unwrap();
-            let error = SocketFile::bind(&dir, None).unwrap_err();
+            let error = SocketFile::bind(&dir, "exec2", None).unwrap_err();
             assert!(matches!(error, SocketError::PathUnprintable { .. }), "{error}");
         }
     }
@@ -350,7 +390,7 @@ mod tests {
     fn a_missing_parent_is_named() {
         let parent = tempfile::tempdir().unwrap();
         let missing = parent.path().join("missing");
-        let error = SocketFile::bind(&missing, None).unwrap_err().to_string();
+        let error = SocketFile::bind(&missing, "exec2", None).unwrap_err().to_string();
         assert!(error.contains(missing.to_str().unwrap()) && error.contains("TMPDIR"), "{error}");
     }
 
@@ -374,22 +414,22 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_plugins_left_is_swept() {
+    fn sockets_of_killed_plugins_are_removed() {
         let parent = tempfile::tempdir().unwrap();
         let dead = left_behind(parent.path(), "exec2-aB3xyz", dead_socket);
         let empty = left_behind(parent.path(), "exec2-000000", |_| {});
         let of_group = left_behind(parent.path(), "exec2-grouped", dead_socket);
         fs::rename(&of_group, parent.path().join("exec2-grpABC")).unwrap();
         fs::set_permissions(parent.path().join("exec2-grpABC"), fs::Permissions::from_mode(0o710)).unwrap();
-        sweep_dead(parent.path());
+        sweep_dead(parent.path(), "exec2");
         assert!(!dead.exists() && !empty.exists());
         assert_eq!(entries(parent.path()), 0);
     }
 
     #[test]
-    fn what_is_in_use_or_not_a_plugins_is_left_alone() {
+    fn sockets_in_use_and_other_files_are_kept() {
         let parent = tempfile::tempdir().unwrap();
-        let (live, _listener) = SocketFile::bind(parent.path(), None).unwrap();
+        let (live, _listener) = SocketFile::bind(parent.path(), "exec2", None).unwrap();
         age(live.path().parent().unwrap());
         let new = left_behind(parent.path(), "exec2-newest", dead_socket);
         fs::File::open(&new).unwrap().set_modified(SystemTime::now()).unwrap();
@@ -411,18 +451,18 @@ mod tests {
             symlink(target.join(SOCKET_NAME), dir.join(SOCKET_NAME)).unwrap();
         });
         let before = entries(parent.path());
-        sweep_dead(parent.path());
+        sweep_dead(parent.path(), "exec2");
         assert_eq!(entries(parent.path()), before);
         assert!(target.join(SOCKET_NAME).exists());
         UnixStream::connect(live.path()).unwrap();
-        sweep_dead(&parent.path().join("missing"));
+        sweep_dead(&parent.path().join("missing"), "exec2");
     }
 
     #[test]
     fn a_directory_that_was_exchanged_is_not_given_away() {
         let parent = tempfile::tempdir().unwrap();
         let gid = Gid::current().to_string();
-        let (socket, _listener) = SocketFile::bind(parent.path(), Some(OsStr::new(&gid))).unwrap();
+        let (socket, _listener) = SocketFile::bind(parent.path(), "exec2", Some(OsStr::new(&gid))).unwrap();
         let dir = socket.path().parent().unwrap().to_owned();
         let (moved, victim) = (parent.path().join("moved"), parent.path().join("victim"));
         fs::rename(&dir, &moved).unwrap();

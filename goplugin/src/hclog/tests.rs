@@ -6,17 +6,18 @@ use serde_json::{Map, Value};
 
 use super::*;
 
-/// Runs `events` with the layer and returns the lines, each checked as the agent reads it.
+/// Runs `events` with the layer and returns the lines, each checked as a host reads it.
 fn lines(level: Level, events: impl FnOnce()) -> Vec<Map<String, Value>> {
     let written = Arc::new(Mutex::new(Vec::<Vec<u8>>::new()));
     let sink = Arc::clone(&written);
-    let layer = HclogLayer::new(level, move |line: &[u8]| sink.lock().unwrap().push(line.to_vec()));
+    let options = Options { module: "exec2", crates: &["plugin"], level, ..Options::default() };
+    let layer = HclogLayer::new(options, move |line: &[u8]| sink.lock().unwrap().push(line.to_vec()));
     tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), events);
     let written = written.lock().unwrap();
     written.iter().map(|line| parse(line)).collect()
 }
 
-/// One line as bytes → its object, if it keeps the agent's rules.
+/// One line as bytes → its object, if it keeps the host's rules.
 fn parse(line: &[u8]) -> Map<String, Value> {
     assert!(line.len() < 64 * 1024, "{} bytes", line.len());
     let text = std::str::from_utf8(line).unwrap();
@@ -24,7 +25,7 @@ fn parse(line: &[u8]) -> Map<String, Value> {
     let object: Map<String, Value> = serde_json::from_str(text).unwrap();
     for key in ["@level", "@message", "@module", "@timestamp"] {
         assert!(object[key].is_string(), "{key} in {text}");
-        // A later key of the same name would win in the agent's parser.
+        // A later key of the same name would win in the host's parser.
         assert_eq!(text.matches(&format!("\"{key}\":")).count(), 1, "{key} in {text}");
     }
     let time = object["@timestamp"].as_str().unwrap();
@@ -73,7 +74,7 @@ fn levels_and_values() {
 }
 
 #[test]
-fn nasty_fields() {
+fn fields_cannot_break_the_line() {
     let lines = lines(Level::DEBUG, || {
         tracing::info!(
             "@message" = 1,
@@ -128,11 +129,12 @@ fn filters_by_level_and_target() {
         tracing::debug!("own debug");
         tracing::info!(target: "h2::codec", "foreign info");
         tracing::warn!(target: "h2::codec", "foreign warn");
-        tracing::debug!(target: "nomad_driver_exec2", "crate root");
-        tracing::debug!(target: "nomad_driver_exec2_other", "no relation");
+        tracing::debug!(target: "plugin", "crate root");
+        tracing::debug!(target: "plugin::driver", "module");
+        tracing::debug!(target: "plugin_other", "another crate");
     });
     let messages: Vec<_> = lines.iter().map(|line| line["@message"].as_str().unwrap()).collect();
-    assert_eq!(messages, ["own debug", "foreign warn", "crate root"]);
+    assert_eq!(messages, ["own debug", "foreign warn", "crate root", "module"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! An accepted connection that is counted for as long as it is open, and that a want of memory does not end.
+//! An accepted connection that is counted for as long as it is open, and that a shortage of memory does not end.
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
@@ -6,24 +6,24 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
-/// Held by every open connection. Nothing is ever sent: the receiver sees the end when the last one is dropped.
-pub(super) type OpenToken = mpsc::Sender<Infallible>;
+use crate::errno::lacks_memory;
 
-/// How long to wait before a read or write that met a want of memory is tried again.
+/// Held by every open connection. Nothing is ever sent: the receiver sees the end when the last one is dropped.
+pub(crate) type OpenToken = mpsc::Sender<Infallible>;
+
+/// How long to wait before a read or write that met a shortage of memory is retried.
 const MEMORY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Nomad takes the end of a connection for the end of every task that it waits for by it, and destroys them. So a read or a
-/// write for which the kernel has no memory at the moment is tried again: one that had moved any byte would have returned their
-/// number, read(2), write(2).
+/// To a host, the end of the connection is the death of the plugin and of all that the plugin manages. So a read or write for which
+/// the kernel has no memory at the moment is retried: one that had moved any byte would have returned their number, read(2), write(2).
 #[derive(Debug)]
-pub(super) struct Connection<S = UnixStream> {
+pub(crate) struct Connection<S = UnixStream> {
     stream: S,
     read_pause: Pause,
     write_pause: Pause,
@@ -33,7 +33,7 @@ pub(super) struct Connection<S = UnixStream> {
 type Pause = Option<Pin<Box<Sleep>>>;
 
 impl<S> Connection<S> {
-    pub(super) fn new(stream: S, open: OpenToken) -> Self {
+    pub(crate) fn new(stream: S, open: OpenToken) -> Self {
         Self { stream, read_pause: None, write_pause: None, _open: open }
     }
 }
@@ -44,13 +44,7 @@ impl Connected for Connection {
     fn connect_info(&self) {}
 }
 
-/// EFAULT: our own memory could not be made present, which the kernel does not call ENOMEM. No pointer of ours is wrong.
-fn lacks_memory(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::EFAULT))
-}
-
-/// Does what it is given until that fails for another reason than a want of memory.
+/// Repeats `attempt` for as long as it fails because of a shortage of memory.
 fn patiently<T>(
     pause: &mut Pause,
     cx: &mut Context<'_>,
@@ -105,6 +99,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::Instant;
 
@@ -152,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_want_of_memory_is_waited_out() {
+    async fn a_shortage_of_memory_is_waited_out() {
         let script = [Errno::ENOBUFS, Errno::EFAULT, Errno::ENOMEM];
         let start = Instant::now();
         assert_eq!(connection(&script).read_u8().await.unwrap(), b'x');

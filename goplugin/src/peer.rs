@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection: only processes of the plugin's own PID namespace are served.
 //!
-//! Each task has a PID namespace of its own, so a task, root included, cannot configure the plugin or start tasks through the
-//! plugin's socket. The agent, which started the plugin, is always in the plugin's namespace.
+//! So nothing in a container with a PID namespace of its own, root included, can call the plugin. The host, which started the plugin,
+//! is always in the plugin's namespace.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -9,25 +9,24 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
-
-use crate::sys;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// What is known of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Peer {
+pub(crate) enum Peer {
     /// In the plugin's own PID namespace.
     Own,
-    /// In another PID namespace: below the plugin's (a task), or one in which it has no PID that the plugin can see.
+    /// In another PID namespace: below the plugin's (a container), or one in which it has no PID that the plugin can see.
     Foreign,
-    /// It has ended, so nobody can say where it was. An agent's probe connects and hangs up at once.
+    /// It has ended, so its namespace is unknown. A host's probe connects and hangs up at once.
     Gone,
 }
 
 /// Identifies the process that connected.
 ///
 /// # Errors
-/// The plugin has no descriptor or memory left ([`sys::is_passing`]), or the kernel refused.
-pub(super) fn identify(socket: &impl AsFd) -> io::Result<Peer> {
+/// The plugin has no descriptor or memory left ([`crate::errno::is_transient`]), or the kernel refused.
+pub(crate) fn identify(socket: &impl AsFd) -> io::Result<Peer> {
     match pidfd(socket)? {
         Found::Process(pidfd) => {
             let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
@@ -44,7 +43,7 @@ enum Found {
 }
 
 /// SO_PEERPIDFD names the process itself. Before Linux 6.5 there is only its number, which can be reused between connect(2) and
-/// here; a task that tries has to win that race against the kernel's whole range of PIDs.
+/// here; an attacker has to win that race against the kernel's whole range of PIDs.
 fn pidfd(socket: &impl AsFd) -> io::Result<Found> {
     match getsockopt(socket, PeerPidfd) {
         Ok(pidfd) => Ok(Found::Process(pidfd)),
@@ -57,12 +56,12 @@ fn pidfd(socket: &impl AsFd) -> io::Result<Found> {
 
 fn by_number(pid: i32) -> io::Result<Found> {
     // 0: it has no number in the plugin's PID namespace.
-    if pid <= 0 {
+    let Some(pid) = (pid > 0).then(|| Pid::from_raw(pid)).flatten() else {
         return Ok(Found::Nobody(Peer::Foreign));
-    }
-    match sys::pidfd::open(pid) {
+    };
+    match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => Ok(Found::Process(pidfd)),
-        Err(Errno::ESRCH | Errno::EINVAL) => Ok(Found::Nobody(Peer::Gone)),
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => Ok(Found::Nobody(Peer::Gone)),
         Err(errno) => Err(errno.into()),
     }
 }
@@ -91,7 +90,7 @@ mod tests {
     fn only_one_number_is_the_own_namespace() {
         let of = |numbers: &str| judge(&format!("pos:\t0\nflags:\t02000002\nPid:\t7\nNSpid:{numbers}\n"));
         assert_eq!(of("\t7"), Some(Peer::Own));
-        assert_eq!(of("\t7\t1"), Some(Peer::Foreign), "a task");
+        assert_eq!(of("\t7\t1"), Some(Peer::Foreign), "a container");
         assert_eq!(of("\t7\t9\t1"), Some(Peer::Foreign), "two levels below");
         assert_eq!(of("\t0"), Some(Peer::Foreign), "not visible");
         assert_eq!(of("\t-1"), Some(Peer::Gone));

@@ -3,7 +3,7 @@
 // Here a step that fails is a test that fails.
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod host;
 
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -11,14 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nomad_driver_exec2::goplugin::{HostRequest, PluginServer, ServeError, Shutdown, hclog};
-use nomad_driver_exec2::proto::base;
-use nomad_driver_exec2::proto::base::base_plugin_client::BasePluginClient;
-use nomad_driver_exec2::proto::base::base_plugin_server::{BasePlugin, BasePluginServer};
-use nomad_driver_exec2::proto::goplugin::grpc_broker_client::GrpcBrokerClient;
-use nomad_driver_exec2::proto::goplugin::grpc_controller_client::GrpcControllerClient;
-use nomad_driver_exec2::proto::goplugin::grpc_stdio_client::GrpcStdioClient;
-use nomad_driver_exec2::proto::goplugin::{ConnInfo, Empty};
+use goplugin::proto::grpc_broker_client::GrpcBrokerClient;
+use goplugin::proto::grpc_controller_client::GrpcControllerClient;
+use goplugin::proto::grpc_stdio_client::GrpcStdioClient;
+use goplugin::proto::{ConnInfo, Empty};
+use goplugin::{CancellationToken, HostRequest, Plugin, PluginServer, ServeError, hclog};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -32,50 +29,41 @@ use tonic::{Code, Request, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use common::{PATIENCE, connect, health, socket_in};
+use host::{PATIENCE, connect, health, socket_in};
 
 /// Long enough to see that something does not happen.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 const SERVING: i32 = 1;
 
-/// The plugin's own part, as small as it can be.
+const PLUGIN: Plugin =
+    Plugin { name: "greeter", cookie_key: "GREETER_PLUGIN", cookie_value: "6f0c1d", protocol_version: 2 };
+
+/// The service of the example, as the plugin's own part.
+#[allow(unreachable_pub, missing_debug_implementations, reason = "generated code")]
+mod pb {
+    include!(concat!(env!("OUT_DIR"), "/greeter.rs"));
+}
+
 struct Named;
 
 #[tonic::async_trait]
-impl BasePlugin for Named {
-    async fn plugin_info(
-        &self,
-        _: Request<base::PluginInfoRequest>,
-    ) -> Result<Response<base::PluginInfoResponse>, Status> {
-        Ok(Response::new(base::PluginInfoResponse { name: "exec2".into(), ..Default::default() }))
-    }
-
-    async fn config_schema(
-        &self,
-        _: Request<base::ConfigSchemaRequest>,
-    ) -> Result<Response<base::ConfigSchemaResponse>, Status> {
-        Err(Status::internal("not asked for here"))
-    }
-
-    async fn set_config(
-        &self,
-        _: Request<base::SetConfigRequest>,
-    ) -> Result<Response<base::SetConfigResponse>, Status> {
-        Err(Status::internal("not asked for here"))
+impl pb::greeter_server::Greeter for Named {
+    async fn greet(&self, request: Request<pb::GreetRequest>) -> Result<Response<pb::GreetResponse>, Status> {
+        Ok(Response::new(pb::GreetResponse { text: request.into_inner().name }))
     }
 }
 
 /// A running plugin and the directory of its socket.
-struct Plugin {
+struct Running {
     parent: TempDir,
     line: String,
     socket: PathBuf,
-    shutdown: Shutdown,
+    shutdown: CancellationToken,
     run: JoinHandle<Result<(), ServeError>>,
 }
 
-impl Plugin {
+impl Running {
     fn start() -> Self {
         let parent = tempfile::tempdir().unwrap();
         let request = HostRequest {
@@ -84,10 +72,10 @@ impl Plugin {
             wants_multiplex_field: false,
             unknown_versions: None,
         };
-        let server = PluginServer::bind(&request).unwrap();
-        let (line, socket) = (server.handshake_line(), server.socket_path().to_path_buf());
-        let shutdown = Shutdown::new();
-        let routes = Routes::new(BasePluginServer::new(Named));
+        let server = PluginServer::bind(&PLUGIN, &request).unwrap();
+        let (line, socket) = (server.handshake_line().to_owned(), server.socket_path().to_path_buf());
+        let shutdown = CancellationToken::new();
+        let routes = Routes::new(pb::greeter_server::GreeterServer::new(Named));
         let run = tokio::spawn(server.run(routes, shutdown.clone()));
         Self { parent, line, socket, shutdown, run }
     }
@@ -114,7 +102,7 @@ fn mode(path: &Path) -> u32 {
 
 #[tokio::test]
 async fn the_line_names_a_private_socket() {
-    let plugin = Plugin::start();
+    let plugin = Running::start();
     assert_eq!(socket_in(&plugin.line), plugin.socket);
     assert_eq!(mode(&plugin.socket), 0o600);
     assert_eq!(mode(plugin.socket.parent().unwrap()), 0o700);
@@ -123,17 +111,18 @@ async fn the_line_names_a_private_socket() {
 
 #[tokio::test]
 async fn health_and_the_routes_are_served() {
-    let plugin = Plugin::start();
+    let plugin = Running::start();
     let channel = plugin.connect().await;
     assert_eq!(health(&channel, "plugin").await.unwrap(), SERVING);
     assert_eq!(health(&channel, "no such service").await.unwrap_err().code(), Code::NotFound);
-    let info = BasePluginClient::new(channel).plugin_info(base::PluginInfoRequest {}).await.unwrap();
-    assert_eq!(info.into_inner().name, "exec2");
+    let mut client = pb::greeter_client::GreeterClient::new(channel);
+    let greeted = client.greet(pb::GreetRequest { name: "Ada".into() }).await.unwrap();
+    assert_eq!(greeted.into_inner().text, "Ada");
 }
 
 #[tokio::test]
 async fn stdio_and_broker_stay_open() {
-    let plugin = Plugin::start();
+    let plugin = Running::start();
     let channel = plugin.connect().await;
     let mut stdio = GrpcStdioClient::new(channel.clone()).stream_stdio(()).await.unwrap().into_inner();
     let (offers, offered) = mpsc::channel(1);
@@ -149,13 +138,13 @@ async fn stdio_and_broker_stay_open() {
     // The host closes its half.
     drop(offers);
     assert!(timeout(PATIENCE, broker.message()).await.unwrap().unwrap().is_none());
-    assert!(timeout(A_WHILE, stdio.message()).await.is_err(), "the other one goes on");
+    assert!(timeout(A_WHILE, stdio.message()).await.is_err(), "the other one stays open");
 }
 
 #[tokio::test]
 async fn more_streams_than_hypers_default() {
     // hyper allows 200 by itself; two a task are less than a big node needs.
-    let plugin = Plugin::start();
+    let plugin = Running::start();
     let channel = plugin.connect().await;
     let mut streams = Vec::new();
     for n in 0..500 {
@@ -168,7 +157,7 @@ async fn more_streams_than_hypers_default() {
 
 #[tokio::test]
 async fn shutdown_does_not_wait_for_open_streams() {
-    let plugin = Plugin::start();
+    let plugin = Running::start();
     let channel = plugin.connect().await;
     let mut stdio = GrpcStdioClient::new(channel.clone()).stream_stdio(()).await.unwrap().into_inner();
     let (_offers, offered) = mpsc::channel::<ConnInfo>(1);
@@ -189,7 +178,7 @@ async fn shutdown_does_not_wait_for_open_streams() {
     let shutdown = plugin.shutdown.clone();
     let start = Instant::now();
     GrpcControllerClient::new(channel.clone()).shutdown(Empty {}).await.expect("an answer");
-    assert!(shutdown.has_begun(), "the driver can see it");
+    assert!(shutdown.is_cancelled(), "the plugin can see it");
     assert!(timeout(PATIENCE, stdio.message()).await.unwrap().unwrap().is_none(), "a clean end");
     assert!(timeout(PATIENCE, broker.message()).await.unwrap().unwrap().is_none(), "a clean end");
     plugin.ended().await;
@@ -202,10 +191,10 @@ async fn shutdown_does_not_wait_for_open_streams() {
 
 #[tokio::test]
 async fn shutdown_is_quick_when_the_host_hangs_up() {
-    // An agent starts a plugin three times before it uses it: each needless wait counts three times.
+    // Nomad starts a plugin three times before it uses it, so each unnecessary wait counts three times.
     let mut fastest = PATIENCE;
     for _ in 0..5 {
-        let plugin = Plugin::start();
+        let plugin = Running::start();
         let channel = plugin.connect().await;
         let start = Instant::now();
         GrpcControllerClient::new(channel.clone()).shutdown(Empty {}).await.unwrap();
@@ -218,14 +207,14 @@ async fn shutdown_is_quick_when_the_host_hangs_up() {
 
 #[tokio::test]
 async fn shutdown_without_any_connection() {
-    let plugin = Plugin::start();
-    plugin.shutdown.begin();
+    let plugin = Running::start();
+    plugin.shutdown.cancel();
     plugin.ended().await;
 }
 
 #[tokio::test]
-async fn probes_and_garbage_do_no_harm() {
-    let plugin = Plugin::start();
+async fn probes_and_garbage_disturb_no_other_connection() {
+    let plugin = Running::start();
     let before = plugin.connect().await;
     for _ in 0..50 {
         drop(UnixStream::connect(&plugin.socket).await.unwrap());
@@ -266,7 +255,7 @@ fn served_in_child(socket: &Path, own_namespace: bool) -> bool {
     }
 }
 
-/// A task, root or not, is a process of another PID namespace.
+/// A container is another PID namespace.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_socket_answers_only_its_own_pid_namespace() {
     if let Some(socket) = std::env::var_os(SOCKET_OF_PARENT) {
@@ -277,7 +266,7 @@ async fn the_socket_answers_only_its_own_pid_namespace() {
         say(if served { "peer: served" } else { "peer: refused" });
         return;
     }
-    let plugin = Plugin::start();
+    let plugin = Running::start();
     let before = plugin.connect().await;
     assert!(served_in_child(&plugin.socket, true), "another process of the own namespace");
     if nix::unistd::geteuid().is_root() {
@@ -285,7 +274,7 @@ async fn the_socket_answers_only_its_own_pid_namespace() {
     } else {
         say("not applicable without root: a process of another PID namespace");
     }
-    assert_eq!(health(&before, "plugin").await.unwrap(), SERVING, "others notice nothing");
+    assert_eq!(health(&before, "plugin").await.unwrap(), SERVING, "other connections are unaffected");
     assert_eq!(health(&plugin.connect().await, "plugin").await.unwrap(), SERVING);
 }
 
@@ -317,7 +306,7 @@ async fn calls_given_up_at_once_do_not_end_the_connection() {
     // POST, http, / out of HPACK's static table (RFC 7541, appendix A).
     const REQUEST: [u8; 3] = [0x83, 0x86, 0x84];
 
-    let plugin = Plugin::start();
+    let plugin = Running::start();
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     bytes.extend(frame(SETTINGS, 0, 0, &[]));
     for n in 0..1000 {
@@ -345,12 +334,12 @@ async fn calls_given_up_at_once_do_not_end_the_connection() {
     drop(writer.await.unwrap());
 }
 
-/// A panic must reach the agent as a line that it can read. The test runs itself once more and looks at its stderr.
+/// A panic must reach the host as a line that it can parse. The test runs itself once more and looks at its stderr.
 #[test]
-fn a_panic_is_a_line_for_the_agent() {
+fn a_panic_is_a_line_for_the_host() {
     const IN_CHILD: &str = "GOPLUGIN_TEST_PANICS";
     if std::env::var_os(IN_CHILD).is_some() {
-        hclog::init();
+        hclog::init(hclog::Options { module: PLUGIN.name, ..Default::default() });
         let worker = std::thread::Builder::new().name("wor\"ker".into());
         let end = worker.spawn(|| panic!("first line\nsecond \"line\"")).unwrap().join();
         end.unwrap_err();
@@ -359,7 +348,7 @@ fn a_panic_is_a_line_for_the_agent() {
         return;
     }
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_panic_is_a_line_for_the_agent", "--nocapture"])
+        .args(["--exact", "a_panic_is_a_line_for_the_host", "--nocapture"])
         .env(IN_CHILD, "1")
         .env("RUST_BACKTRACE", "1")
         .output()
@@ -371,8 +360,8 @@ fn a_panic_is_a_line_for_the_agent() {
     assert_eq!(lines.len(), 2, "{stderr}");
     assert_eq!(lines[0]["@level"], "error");
     assert_eq!(lines[0]["@message"], "panic: first line\nsecond \"line\"");
-    assert_eq!(lines[0]["@module"], "exec2");
+    assert_eq!(lines[0]["@module"], "greeter");
     assert_eq!(lines[0]["thread"], "wor\"ker");
-    assert!(lines[0]["location"].as_str().unwrap().starts_with("tests/goplugin.rs:"), "{stderr}");
+    assert!(lines[0]["location"].as_str().unwrap().starts_with("goplugin/tests/server.rs:"), "{stderr}");
     assert_eq!(lines[1]["@message"], "after the panic");
 }

@@ -1,4 +1,4 @@
-//! The accept loop: no error ends it, only the shutdown does. Peers of other PID namespaces are turned away here.
+//! The accept loop: no error ends it, only the shutdown does. Peers of other PID namespaces are refused here.
 
 use std::convert::Infallible;
 use std::io;
@@ -10,19 +10,19 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 
-use super::connection::{Connection, OpenToken};
-use super::peer::{self, Peer};
-use crate::sys;
+use crate::connection::{Connection, OpenToken};
+use crate::errno;
+use crate::peer::{self, Peer};
 
-/// How long to wait after an error such as EMFILE. Long enough not to spin, short enough that an agent which re-attaches
-/// does not notice.
+/// How long to wait after an error such as EMFILE. Long enough not to spin, short enough that a host that reconnects does not
+/// notice.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// At most one warning in this time: the trouble may last, and its reason is known after the first line.
+/// At most one warning in this time: the cause may last, and is known after the first line.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the loop needs of a listener; a test has one that fails.
-pub(super) trait Accept {
+pub(crate) trait Accept {
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<UnixStream>>;
 }
 
@@ -32,12 +32,11 @@ impl Accept for UnixListener {
     }
 }
 
-/// How many connections of peers that are turned away are looked at before others have their turn: a task that connects in a
-/// loop must not keep a thread of the runtime.
+/// Connections that are refused in one poll, at most: a process that connects in a loop must not occupy a thread of the runtime.
 const REFUSALS_IN_A_ROW: usize = 32;
 
 /// The connections of a listener, until `stop` completes.
-pub(super) struct Incoming<L> {
+pub(crate) struct Incoming<L> {
     listener: L,
     identify: Identify,
     /// Accepted, but the plugin had no descriptor left to identify the peer.
@@ -50,7 +49,7 @@ pub(super) struct Incoming<L> {
     refused: Interval,
 }
 
-/// Says who a peer is; a test has its own.
+/// Identifies a peer; a test has its own.
 type Identify = fn(&UnixStream) -> io::Result<Peer>;
 
 /// Lets one of many through in each [`WARNING_INTERVAL`].
@@ -73,7 +72,7 @@ impl Interval {
 }
 
 impl<L: Accept> Incoming<L> {
-    pub(super) fn new(listener: L, open: OpenToken, stop: impl Future<Output = ()> + Send + 'static) -> Self {
+    pub(crate) fn new(listener: L, open: OpenToken, stop: impl Future<Output = ()> + Send + 'static) -> Self {
         Self {
             listener,
             identify: peer::identify,
@@ -88,12 +87,12 @@ impl<L: Accept> Incoming<L> {
 
     fn wait_after(&mut self, error: &io::Error) {
         if self.warned.pass().is_some() {
-            tracing::warn!(%error, "failed to accept a connection on the plugin's socket, trying again");
+            tracing::warn!(%error, "failed to accept a connection on the plugin's socket; retrying");
         }
         self.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_PAUSE)));
     }
 
-    /// The connection if its peer may have it; otherwise it is closed, or kept for a moment in which the plugin can tell.
+    /// The connection if its peer may have it; otherwise it is closed, or kept until there is a descriptor to identify the peer with.
     fn admit(&mut self, stream: UnixStream) -> Option<Connection> {
         match (self.identify)(&stream) {
             Ok(Peer::Own) => return Some(Connection::new(stream, self.open.clone())),
@@ -104,12 +103,12 @@ impl<L: Accept> Incoming<L> {
                 if let Some(refused_since_last_line) = self.refused.pass() {
                     tracing::warn!(
                         refused_since_last_line,
-                        "refused a connection to the plugin's socket from another PID namespace; only the Nomad agent has \
-                         business there, and tasks have PID namespaces of their own"
+                        "refused a connection to the plugin's socket from another PID namespace; only processes of the \
+                         plugin's own PID namespace, as its host is, may connect"
                     );
                 }
             }
-            Err(error) if sys::is_passing(&error) => {
+            Err(error) if errno::is_transient(&error) => {
                 self.unidentified = Some(stream);
                 self.wait_after(&error);
             }
@@ -166,7 +165,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers with what it was given, last one first, then waits for ever.
+    /// Returns what it was given, last one first, then stays pending.
     struct Scripted(RefCell<Vec<io::Result<UnixStream>>>);
 
     impl Accept for Scripted {
@@ -191,13 +190,13 @@ mod tests {
         let mut incoming = Incoming::new(Scripted(RefCell::new(script)), open, stopped);
 
         let start = Instant::now();
-        let connection = incoming.next().await.expect("goes on after errors").unwrap();
+        let connection = incoming.next().await.expect("keeps accepting after errors").unwrap();
         assert_eq!(start.elapsed(), 3 * ACCEPT_PAUSE);
 
         assert!(tokio::time::timeout(Duration::from_secs(60), incoming.next()).await.is_err());
         stop.send(()).unwrap();
         assert!(incoming.next().await.is_none());
-        assert!(incoming.next().await.is_none(), "stays at its end");
+        assert!(incoming.next().await.is_none(), "stays ended");
 
         drop(incoming);
         assert!(
@@ -208,7 +207,7 @@ mod tests {
         assert!(all_closed.recv().await.is_none());
     }
 
-    /// Connections from peers as `identify` says, and how many of them are turned away.
+    /// Connections from peers as `identify` sees them: how many are served.
     async fn admitted(count: usize, identify: Identify) -> (usize, Incoming<Scripted>) {
         let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
         let (streams, peers): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
@@ -230,11 +229,7 @@ mod tests {
     async fn only_peers_of_the_own_namespace_are_served() {
         assert_eq!(admitted(3, |_| Ok(Peer::Own)).await.0, 3);
         assert_eq!(admitted(3, |_| Ok(Peer::Gone)).await.0, 0);
-        assert_eq!(
-            admitted(3, |_| Err(Errno::EACCES.into())).await.0,
-            0,
-            "who cannot be identified is refused"
-        );
+        assert_eq!(admitted(3, |_| Err(Errno::EACCES.into())).await.0, 0, "an unidentified peer is refused");
         let (served, incoming) = admitted(2 * REFUSALS_IN_A_ROW, |_| Ok(Peer::Foreign)).await;
         assert_eq!(served, 0);
         assert_eq!(incoming.refused.held_back, 2 * REFUSALS_IN_A_ROW as u64 - 1, "said once");

@@ -1,14 +1,14 @@
-//! Between those who log and the agent's pipe: a bounded queue, so that nobody waits for an agent that does not read.
+//! A bounded queue before the host's pipe, so that logging never waits for a host that does not read.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Bytes that may wait, beside the 64 KiB of the pipe. What comes then is dropped and counted.
+/// Bytes that may wait, besides the 64 KiB of the pipe. Further lines are dropped and counted.
 const BYTES_MAX: usize = 256 * 1024;
 
 #[derive(Debug, Default)]
-pub(super) struct LogQueue {
+pub(crate) struct LogQueue {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -30,7 +30,7 @@ impl State {
 
 impl LogQueue {
     /// Never waits for the reader.
-    pub(super) fn push(&self, line: &[u8]) {
+    pub(crate) fn push(&self, line: &[u8]) {
         let mut state = self.state();
         if state.bytes + line.len() > BYTES_MAX {
             state.dropped += 1;
@@ -41,9 +41,9 @@ impl LogQueue {
         self.changed.notify_all();
     }
 
-    /// Waits for the next line and gives it to `write`; when the queue is empty, what `dropped` makes of the number of lines that
-    /// are missing.
-    pub(super) fn write_next(&self, write: impl FnOnce(&[u8]), dropped: impl FnOnce(u64) -> String) {
+    /// Waits for the next line and passes it to `write`. When the queue is empty and lines were dropped, that is the line that `dropped`
+    /// makes of their number.
+    pub(crate) fn write_next(&self, write: impl FnOnce(&[u8]), dropped: impl FnOnce(u64) -> String) {
         let waiting = |state: &mut State| state.lines.is_empty() && state.dropped == 0;
         let mut state =
             self.changed.wait_while(self.state(), waiting).unwrap_or_else(PoisonError::into_inner);
@@ -60,8 +60,8 @@ impl LogQueue {
         self.changed.notify_all();
     }
 
-    /// Waits until all is written, but not longer than `limit`.
-    pub(super) fn flush(&self, limit: Duration) {
+    /// Waits until everything is written, `limit` at most.
+    pub(crate) fn flush(&self, limit: Duration) {
         let busy = |state: &mut State| !state.is_idle();
         drop(self.changed.wait_timeout_while(self.state(), limit, busy));
     }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_hangs_holds_nobody_up_and_hears_how_much_is_missing() {
+    fn a_stuck_reader_blocks_no_writer_and_gets_the_number_of_dropped_lines() {
         let queue = Arc::new(LogQueue::default());
         let reader = writer(&queue);
         let line = |number: usize| format!("{number:01023} ");
@@ -105,16 +105,13 @@ mod tests {
         let start = Instant::now();
         queue.flush(Duration::from_millis(50));
         assert!(start.elapsed() >= Duration::from_millis(50), "there is something left to write");
-        let mut heard = Vec::new();
-        while heard.last().is_none_or(|last: &String| !last.ends_with("dropped")) {
-            heard.push(reader.recv_timeout(Duration::from_secs(20)).unwrap());
+        let mut read = Vec::new();
+        while read.last().is_none_or(|last: &String| !last.ends_with("dropped")) {
+            read.push(reader.recv_timeout(Duration::from_secs(20)).unwrap());
         }
-        let last = heard.pop().unwrap();
-        assert_eq!(last, format!("{} dropped", fits + 10 - heard.len()));
-        assert!(
-            heard.iter().enumerate().all(|(number, heard)| *heard == line(number)),
-            "in order, the oldest"
-        );
+        let last = read.pop().unwrap();
+        assert_eq!(last, format!("{} dropped", fits + 10 - read.len()));
+        assert!(read.iter().enumerate().all(|(number, read)| *read == line(number)), "in order, the oldest");
         queue.push(b"after");
         assert_eq!(reader.recv_timeout(Duration::from_secs(20)).unwrap(), "after");
         queue.flush(Duration::from_secs(20));

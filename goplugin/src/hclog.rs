@@ -1,9 +1,10 @@
-//! Log lines as go-hclog writes them, for an agent that reads them from the plugin's stderr.
+//! `tracing` events as the lines that go-hclog writes, for a host that reads them from the plugin's stderr.
 //!
-//! The agent's parser is touchy: `@message`, `@level` and `@timestamp` that are not strings make it **panic**, a timestamp
-//! without exactly six fractional digits or a line over 64 KiB loses its level. So no other writer may use the plugin's
-//! stderr, and a child must never inherit it (the agent also waits for its end before it sees that the plugin died).
+//! Hosts parse these lines strictly: `@message`, `@level` or `@timestamp` that is not a string makes them **panic**; a timestamp without
+//! exactly six fractional digits, or a line over 64 KiB, loses its level. So nothing else may write to the plugin's stderr, and no child
+//! process may inherit it (the host also waits for its end before it notices the plugin's death).
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::sync::OnceLock;
@@ -15,27 +16,37 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 
-use super::log_queue::LogQueue;
+use crate::log_queue::LogQueue;
 
-/// `@module` of every line.
-const MODULE: &str = "exec2";
+/// What is logged, and as what.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// `@module` of every line.
+    pub module: &'static str,
+    /// The plugin's own crates (`env!("CARGO_CRATE_NAME")`). Events of other crates are logged from warn on, except for this crate's:
+    /// the debug lines of h2 show every frame of every call.
+    pub crates: &'static [&'static str],
+    /// An environment variable that overrides [`level`](Self::level): trace, debug, info, warn or error.
+    pub level_key: Option<&'static str>,
+    /// The least severe level of the plugin's own crates. The host filters by its own level, so it should get everything that may be
+    /// of use.
+    pub level: Level,
+}
 
-/// The agent filters by its own `log_level`, so it gets all that may be of use to it.
-const DEFAULT_LEVEL: Level = Level::DEBUG;
+/// Debug and above, of this crate and without a variable.
+impl Default for Options {
+    fn default() -> Self {
+        Self { module: "", crates: &[], level_key: None, level: Level::DEBUG }
+    }
+}
 
-/// Overrides [`DEFAULT_LEVEL`]: trace, debug, info, warn or error.
-const LEVEL_KEY: &str = "NOMAD_DRIVER_EXEC2_LOG_LEVEL";
-
-/// The libraries below us: their debug lines show every frame of every call.
+/// Level of crates that are not the plugin's.
 const FOREIGN_LEVEL: Level = Level::WARN;
 
-/// Targets of this crate's own events.
-const OWN_TARGET: &str = env!("CARGO_CRATE_NAME");
-
-/// Longest line in bytes, with its newline. The agent's buffer has 64 KiB.
+/// Longest line in bytes, with its newline. A host's buffer has 64 KiB.
 const MAX_LINE: usize = 60 * 1024;
 
-/// Longest value in bytes, as written: one of them never pushes the others out.
+/// Longest value in bytes, as written, so that one value leaves room for others.
 const MAX_VALUE: usize = 8 * 1024;
 
 /// Longest field name in bytes, as written.
@@ -50,31 +61,34 @@ const FIELDS_DROPPED: &str = ",\"fields_dropped\":true";
 /// Stack of the thread that writes, bytes: it formats nothing but one short line.
 const WRITER_STACK: usize = 128 * 1024;
 
-/// How long the end of the process, or a panic, waits for an agent that does not read.
+/// How long the end of the process, or a panic, waits for a host that does not read.
 const FLUSH_LIMIT: Duration = Duration::from_millis(300);
 
-/// What waits for the thread that writes.
+/// Lines for the writer thread.
 static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
-/// Whether that thread runs. If none could be made, each line is written where it is logged.
+/// Whether that thread runs. Otherwise each line is written where it is logged.
 static WRITER_RUNS: AtomicBool = AtomicBool::new(false);
 
-/// Sends this crate's `tracing` events, and every panic, to the agent. To be called once, before other threads start; a
-/// second call changes nothing but the panic hook.
-pub fn init() {
-    start_writer();
-    let wanted = std::env::var(LEVEL_KEY).ok().filter(|value| !value.is_empty());
+/// Sends `tracing` events, and every panic, to the host. Call it once, before other threads start; a second call changes only the
+/// panic hook.
+pub fn init(options: Options) {
+    let module = options.module;
+    start_writer(module);
+    let wanted = options.level_key.and_then(|key| std::env::var(key).ok()).filter(|value| !value.is_empty());
     let level = wanted.as_deref().map(parse_level);
-    let layer = HclogLayer::new(level.flatten().unwrap_or(DEFAULT_LEVEL), write_stderr);
+    let layer =
+        HclogLayer::new(Options { level: level.flatten().unwrap_or(options.level), ..options }, write_stderr);
     // It fails only if there is a subscriber already, which then has the logs.
     let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer));
     std::panic::set_hook(Box::new(|info| {
-        write_stderr(panic_line(info).as_bytes());
-        // The panic may be the process's end.
+        write_stderr(panic_line(module, info).as_bytes());
+        // The panic may end the process.
         flush();
     }));
     if let Some((value, None)) = wanted.as_deref().zip(level) {
-        tracing::warn!(value, "{LEVEL_KEY} must be trace, debug, info, warn or error; using debug");
+        let (key, used) = (options.level_key.unwrap_or_default(), level_name(options.level));
+        tracing::warn!(value, "{key} must be trace, debug, info, warn or error; using {used}");
     }
 }
 
@@ -94,19 +108,19 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// Waits until all lines are written, for [`FLUSH_LIMIT`] at most. To be called before the process ends.
+/// Waits until all lines are written, 300 ms at most. Call it before the process ends.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush(FLUSH_LIMIT);
     }
 }
 
-/// An agent that is stopped does not read its pipe. Only this thread then waits, and no RPC.
-fn start_writer() {
+/// A stopped host (SIGSTOP) does not read its pipe. Only this thread then waits, and no call.
+fn start_writer(module: &'static str) {
     let run = || {
         // Set before the thread starts.
         while let Some(queue) = QUEUE.get() {
-            queue.write_next(write_now, dropped_line);
+            queue.write_next(write_now, |count| dropped_line(module, count));
         }
     };
     if QUEUE.set(LogQueue::default()).is_err() {
@@ -116,8 +130,8 @@ fn start_writer() {
     WRITER_RUNS.store(thread.is_ok(), Ordering::Relaxed);
 }
 
-/// One write(2) for a line, under the lock of stderr. An error can be reported nowhere: after an agent's crash the pipe is
-/// broken for good, and the plugin keeps running.
+/// One write(2) for a line, under the lock of stderr. An error cannot be reported anywhere: after a host's crash the pipe stays
+/// broken, and the plugin keeps running.
 fn write_now(line: &[u8]) {
     let _ = io::stderr().lock().write_all(line);
 }
@@ -129,14 +143,14 @@ fn write_stderr(line: &[u8]) {
     }
 }
 
-fn dropped_line(count: u64) -> String {
+fn dropped_line(module: &str, count: u64) -> String {
     let mut line = Line::new(Level::WARN, SystemTime::now());
-    line.message("log lines were dropped because the agent did not read them");
+    line.message("dropped log lines that the host did not read in time");
     line.field("dropped", &count.to_string());
-    line.finish(MODULE)
+    line.finish(module)
 }
 
-fn panic_line(info: &std::panic::PanicHookInfo<'_>) -> String {
+fn panic_line(module: &str, info: &std::panic::PanicHookInfo<'_>) -> String {
     let payload = info.payload();
     let text = payload
         .downcast_ref::<&str>()
@@ -149,26 +163,27 @@ fn panic_line(info: &std::panic::PanicHookInfo<'_>) -> String {
         line.field("location", &location.to_string());
     }
     line.field("thread", std::thread::current().name().unwrap_or("(unnamed)"));
-    line.finish(MODULE)
+    line.finish(module)
 }
 
-/// A layer that gives each event as one line to `write`. Spans are not shown: what a line has to say is in its fields.
+/// A layer that passes each event as one line to `write`, for programs that do not want [`init`]. Spans are ignored: put values into
+/// the event's own fields.
 #[derive(Debug)]
 pub struct HclogLayer<W> {
-    level: Level,
+    options: Options,
     write: W,
 }
 
 impl<W: Fn(&[u8]) + 'static> HclogLayer<W> {
-    /// `level` is for this crate's events.
-    pub const fn new(level: Level, write: W) -> Self {
-        Self { level, write }
+    /// [`Options::level_key`] is ignored.
+    pub const fn new(options: Options, write: W) -> Self {
+        Self { options, write }
     }
 
     fn level_of(&self, target: &str) -> Level {
-        let own =
-            target.strip_prefix(OWN_TARGET).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
-        if own { self.level } else { FOREIGN_LEVEL.min(self.level) }
+        let crate_name = target.split(':').next().unwrap_or_default();
+        let own = crate_name == env!("CARGO_CRATE_NAME") || self.options.crates.contains(&crate_name);
+        if own { self.options.level } else { FOREIGN_LEVEL.min(self.options.level) }
     }
 }
 
@@ -180,11 +195,11 @@ impl<S: Subscriber, W: Fn(&[u8]) + 'static> Layer<S> for HclogLayer<W> {
     fn on_event(&self, event: &Event<'_>, _ctx: Context<'_, S>) {
         let mut line = Line::new(*event.metadata().level(), SystemTime::now());
         event.record(&mut line);
-        (self.write)(line.finish(MODULE).as_bytes());
+        (self.write)(line.finish(self.options.module).as_bytes());
     }
 }
 
-/// A line in the making. The order of a JSON object means nothing to the agent; it is the one of go-hclog.
+/// A line under construction. The order of its members is go-hclog's.
 struct Line {
     level: Level,
     time: SystemTime,
@@ -211,7 +226,7 @@ impl Line {
     fn raw_field(&mut self, key: &str, push_value: impl FnOnce(&mut String)) {
         let before = self.fields.len();
         self.fields.push(',');
-        // Keys with @ are the agent's: a second `@level` would win over the first, and crash the agent if it is no string.
+        // Keys with @ are go-hclog's: a second `@level` would override the first, and crash the host if it is not a string.
         let (prefix, key) = key.strip_prefix('@').map_or(("", key), |rest| ("_", rest));
         push_string(&mut self.fields, &format!("{prefix}{key}"), MAX_KEY);
         self.fields.push(':');
@@ -224,11 +239,13 @@ impl Line {
 
     fn finish(&self, module: &str) -> String {
         let message = if self.message.is_empty() { "\"\"" } else { &self.message };
+        let mut quoted = String::new();
+        push_string(&mut quoted, module, MAX_KEY);
         let level = level_name(self.level);
         let time = humantime::format_rfc3339_micros(self.time);
         let dropped = if self.dropped { FIELDS_DROPPED } else { "" };
         format!(
-            "{{\"@level\":\"{level}\",\"@message\":{message},\"@module\":\"{module}\",\"@timestamp\":\"{time}\"{}{dropped}}}\n",
+            "{{\"@level\":\"{level}\",\"@message\":{message},\"@module\":{quoted},\"@timestamp\":\"{time}\"{}{dropped}}}\n",
             self.fields
         )
     }
@@ -244,7 +261,7 @@ impl Visit for Line {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let mut text = Capped::new(MAX_VALUE);
-        // A full buffer ends the formatting with an error; what is in it then gets its mark by its length.
+        // A full buffer ends the formatting with an error; its content is then long enough to be cut with a mark.
         let _ = write!(text, "{value:?}");
         self.record_str(field, &text.0);
     }
@@ -261,7 +278,7 @@ impl Visit for Line {
         }
     }
 
-    // Numbers go as strings: the agent takes a JSON number for a float and shows the pid 4194304 as 4.194304e+06.
+    // Numbers are written as strings: a host reads a JSON number as a float and shows the pid 4194304 as 4.194304e+06.
 
     fn record_i64(&mut self, field: &Field, value: i64) {
         self.record_str(field, &value.to_string());
@@ -305,37 +322,29 @@ impl fmt::Write for Capped {
     }
 }
 
-/// Appends `text` as a JSON string (RFC 8259) of at most `max` bytes between the quotes, cut with a mark if need be.
+/// Appends `text` as a JSON string of at most `max` bytes between the quotes, cut with a mark if it is longer.
 fn push_string(out: &mut String, text: &str, max: usize) {
-    out.push('"');
-    let start = out.len();
-    // Where a cut still leaves room for the mark.
-    let mut cut_at = start;
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if (c as u32) < 0x20 => {
-                let _ = write!(out, "\\u{:04x}", c as u32);
-            }
-            c => out.push(c),
-        }
-        let len = out.len() - start;
-        if len > max {
-            out.truncate(cut_at);
-            out.push_str(CUT);
-            break;
-        }
-        if len + CUT.len() <= max {
-            cut_at = out.len();
-        }
-    }
-    out.push('"');
+    let kept = match fit(text, max) {
+        kept if kept.len() == text.len() => Cow::Borrowed(text),
+        _ => Cow::Owned(format!("{}{CUT}", fit(text, max.saturating_sub(CUT.len())))),
+    };
+    // Writing a string into memory does not fail.
+    out.push_str(&serde_json::to_string(&kept).unwrap_or_default());
+}
+
+/// The longest start of `text` that takes no more than `max` bytes in JSON (RFC 8259, 7).
+fn fit(text: &str, max: usize) -> &str {
+    let mut written = 0;
+    let end = text.char_indices().find(|(_, c)| {
+        written += match c {
+            '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+            '\0'..' ' => 6,
+            c => c.len_utf8(),
+        };
+        written > max
+    });
+    end.map_or(text, |(end, _)| &text[..end])
 }
 
 #[cfg(test)]
-#[path = "hclog_tests.rs"]
 mod tests;

@@ -4,35 +4,35 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::shutdown::Shutdown;
-use crate::proto::goplugin::grpc_broker_server::GrpcBroker;
-use crate::proto::goplugin::grpc_controller_server::GrpcController;
-use crate::proto::goplugin::grpc_stdio_server::GrpcStdio;
-use crate::proto::goplugin::{ConnInfo, Empty, StdioData};
+use crate::proto::grpc_broker_server::GrpcBroker;
+use crate::proto::grpc_controller_server::GrpcController;
+use crate::proto::grpc_stdio_server::GrpcStdio;
+use crate::proto::{ConnInfo, Empty, StdioData};
 
-/// Ends the plugin when the host says so.
+/// Ends the plugin at the host's request.
 #[derive(Debug)]
-pub(super) struct Controller {
-    pub(super) shutdown: Shutdown,
+pub(crate) struct Controller {
+    pub(crate) shutdown: CancellationToken,
 }
 
 #[tonic::async_trait]
 impl GrpcController for Controller {
     async fn shutdown(&self, _request: Request<Empty>) -> Result<Response<Empty>, Status> {
-        if self.shutdown.begin() {
-            tracing::debug!("the host ends the plugin");
+        if !self.shutdown.is_cancelled() {
+            tracing::debug!("the host shuts the plugin down");
+            self.shutdown.cancel();
         }
         Ok(Response::new(Empty {}))
     }
 }
 
-/// Extra connections between host and plugin. No side of a Nomad driver asks for one, but the host holds the stream, and
-/// logs an error if it is missing.
+/// Extra connections between host and plugin. None is used here, but the host holds the stream, and logs an error if it is missing.
 #[derive(Debug)]
-pub(super) struct Broker {
-    pub(super) shutdown: Shutdown,
+pub(crate) struct Broker {
+    pub(crate) shutdown: CancellationToken,
 }
 
 #[tonic::async_trait]
@@ -48,21 +48,24 @@ impl GrpcBroker for Broker {
         Ok(Response::new(Idle::until(async move {
             let host_is_done = async {
                 while let Ok(Some(offer)) = offers.message().await {
-                    tracing::debug!(service_id = offer.service_id, "the host offers a connection, unused");
+                    tracing::debug!(
+                        service_id = offer.service_id,
+                        "ignored a connection that the host offers"
+                    );
                 }
             };
             tokio::select! {
-                () = shutdown.begun() => {}
+                () = shutdown.cancelled() => {}
                 () = host_is_done => {}
             }
         })))
     }
 }
 
-/// What the plugin prints: nothing. The host reads the stream all the same.
+/// What the plugin prints: nothing, because stdout is `/dev/null`. The host reads the stream nevertheless.
 #[derive(Debug)]
-pub(super) struct Stdio {
-    pub(super) shutdown: Shutdown,
+pub(crate) struct Stdio {
+    pub(crate) shutdown: CancellationToken,
 }
 
 #[tonic::async_trait]
@@ -70,13 +73,12 @@ impl GrpcStdio for Stdio {
     type StreamStdioStream = Idle<StdioData>;
 
     async fn stream_stdio(&self, _request: Request<()>) -> Result<Response<Self::StreamStdioStream>, Status> {
-        let shutdown = self.shutdown.clone();
-        Ok(Response::new(Idle::until(async move { shutdown.begun().await })))
+        Ok(Response::new(Idle::until(self.shutdown.clone().cancelled_owned())))
     }
 }
 
 /// A stream without items that ends when a future does.
-pub(super) struct Idle<T> {
+pub(crate) struct Idle<T> {
     /// None when it has ended.
     end: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _item: std::marker::PhantomData<fn() -> T>,
