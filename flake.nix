@@ -12,7 +12,7 @@
         "aarch64-linux"
       ];
       eachSystem = f: lib.genAttrs systems (system: f system nixpkgs.legacyPackages.${system});
-      # Nomad's licence is not free. Only what boots a Nomad needs this set; it must not change what others evaluate.
+      # Nomad's licence is not free. Only tests that boot Nomad use this package set.
       withNomad =
         system:
         import nixpkgs {
@@ -26,7 +26,7 @@
           inherit lib module;
           pkgs = withNomad system;
         };
-      # The VM tests that are checks: one scenario of each kind, on the kernel that nixpkgs always has.
+      # The VM tests among the checks: one scenario of each kind, on the kernel that nixpkgs always has.
       someVmTests = map (name: "vm-${name}-linux-latest") [
         "examples"
         "isolation"
@@ -51,7 +51,7 @@
       nixosModules.default =
         { pkgs, ... }:
         {
-          # So that a configuration may import it in two places.
+          # Lets a configuration import the module more than once.
           key = "${self}/flake.nix#nixosModules.default";
           _file = "${self}/flake.nix";
           imports = [ ./nix/module.nix ];
@@ -78,7 +78,7 @@
         // lib.getAttrs someVmTests (vmTests system)
       );
 
-      # All of them: each scenario on each kernel. `nix flake check` would boot more than a hundred machines.
+      # Every scenario on every kernel: too many machines for `nix flake check`.
       legacyPackages = eachSystem (system: _: { vmTests = vmTests system; });
 
       apps = eachSystem (

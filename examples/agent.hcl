@@ -3,19 +3,19 @@
 
 server {
   default_scheduler_config {
-    # Lets the resources example have its memory_max.
+    # For the memory_max of the example `resources`.
     memory_oversubscription_enabled = true
   }
 }
 
 client {
-  # Debian's and Ubuntu's place for the CNI plugins that the bridge example
+  # Where Debian and Ubuntu install the CNI plugins that the example `bridge`
   # needs (package containernetworking-plugins).
   cni_path = "/usr/lib/cni"
 
   options = {
-    # Skip the probes for cloud metadata: outside a cloud each waits for a
-    # time-out.
+    # Skip the probes for cloud metadata: outside a cloud each of them times
+    # out.
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
   }
 }

@@ -1,4 +1,4 @@
-# bridge: a web server in the group's own network namespace.
+# bridge: a web server in a network namespace of its group.
 #
 # Shows: bridge networking, a mapped port, a service with a health check in
 #        Nomad's own service registry.
@@ -10,7 +10,7 @@ job "bridge" {
   type = "service"
 
   group "web" {
-    # The service leaves the registry before the server stops.
+    # Deregister the service before the server stops.
     shutdown_delay = "2s"
 
     network {

@@ -1,8 +1,9 @@
 # capabilities: a dynamic user listens on port 80.
 #
-# Shows: cap_add. The agent decides which capabilities a job may ask for; a job
-#        that asks for another one does not start.
-# Agent: the default allow_caps, which has it. Python 3 installed; port 80 free.
+# Shows: cap_add. The agent decides which capabilities a job may request; a job
+#        that requests another one does not start.
+# Agent: the default allow_caps has net_bind_service. Python 3 installed; port
+#        80 free.
 
 job "capabilities" {
   type = "service"

@@ -1,8 +1,8 @@
 # cores: a task that reserves one core instead of a share in MHz.
 #
 # Shows: `cores`; the task prints the CPUs that it may run on and its cpu.max.
-# Agent: nothing to set. Nomad sets cores aside only on a client with root
-#        and cgroups v2, which this driver needs anyway.
+# Agent: nothing to set. Nomad reserves cores only if the client runs as root
+#        with cgroups v2, which this driver requires anyway.
 
 job "cores" {
   type = "batch"

@@ -1,6 +1,6 @@
 # env: a batch task that prints its environment.
 #
-# Shows: the smallest job there is, run as a dynamic user (no `user` is set).
+# Shows: the smallest job, run as a dynamic user (`user` is not set).
 # Agent: nothing to set.
 
 job "env" {

@@ -1,7 +1,7 @@
-# exit-code: a script that fails, and whose exit code Nomad reports.
+# exit-code: a script fails, and Nomad reports its exit code.
 #
-# Shows: a rendered script as the command; `nomad alloc status` says
-#        "Exit Code: 7" and the alloc ends as failed.
+# Shows: a rendered script as the command; `nomad alloc status` shows
+#        "Exit Code: 7", and the allocation fails.
 # Agent: nothing to set.
 
 job "exit-code" {

@@ -1,7 +1,9 @@
-# http: Python's own web server, serving a page that Nomad rendered.
+# http: Python's web server serves a page that Nomad rendered.
 #
-# Shows: a service on the host's network, a template, an extra unveiled file.
-# Agent: unveil_by_task = true. Python 3 installed; port 8181 free.
+# Shows: a service on the host's network, a template, an additional unveiled
+#        file.
+# Agent: unveil_by_task = true. Python 3 and /etc/mime.types installed; port
+#        8181 free.
 #
 #   curl http://ADDRESS:8181/       ADDRESS: see `nomad alloc status ALLOC`
 
@@ -23,7 +25,8 @@ job "http" {
         command = "python3"
         args    = ["-u", "-m", "http.server", "${NOMAD_PORT_http}", "--directory", "${NOMAD_TASK_DIR}"]
 
-        # Where Python looks up what type a file is served as. (It is a default as well; this shows how a job asks.)
+        # Python looks up content types in this file. It is also a default
+        # unveil; this line shows how a job requests a path.
         unveil = ["r:/etc/mime.types"]
       }
 

@@ -1,17 +1,17 @@
-# java: compile a class in a prestart task, run it in the main task.
+# java: a prestart task compiles a class, the main task runs it.
 #
 # Shows: two tasks that share the alloc directory, and a runtime that sizes
 #        itself by the task's cpu and memory.
-# Agent: nothing special. A JDK (javac and java) of the distribution's, whose
-#        files the default unveils cover.
+# Agent: nothing to set. A JDK (javac and java) from the distribution, which
+#        the default unveils cover.
 #
-# For javac and java in another directory:
+# If javac and java are in another directory:
 #
 #   nomad job run -var javabin=/usr/lib/jvm/java-17-openjdk-amd64/bin java.nomad.hcl
 
 variable "javabin" {
   type        = string
-  description = "Directory of the programs java and javac."
+  description = "Directory of java and javac."
   default     = "/usr/bin"
 }
 

@@ -1,11 +1,12 @@
-# resources: a task prints the limits that the kernel holds it to.
+# resources: a task prints the limits that the kernel enforces.
 #
-# Shows: how `resources` becomes cgroup files. A task may read its own cgroup
-#        without an unveil. With memory_max, `memory` is what the kernel tries
-#        to keep for the task (memory.low) and `memory_max` is the hard limit
-#        (memory.max), both in bytes; `cpu` in MHz becomes µs of each 100000 µs.
+# Shows: how `resources` maps to cgroup files. A task may read its own cgroup
+#        without an unveil. With memory_max, `memory` sets the amount that the
+#        kernel protects for the task (memory.low) and `memory_max` the hard
+#        limit (memory.max), both in bytes; `cpu` in MHz sets the µs of CPU time
+#        in each 100000 µs (cpu.max).
 # Agent: nothing to set. Nomad ignores memory_max, and memory.max is 200 MiB,
-#        until an operator turns memory oversubscription on:
+#        until an operator enables memory oversubscription:
 #          nomad operator scheduler set-config -memory-oversubscription=true
 
 job "resources" {

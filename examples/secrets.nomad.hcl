@@ -1,8 +1,8 @@
-# secrets: read the task's workload identity from its secrets directory.
+# secrets: a task reads its workload identity from its secrets directory.
 #
-# Shows: a secret file that only this task can read, and that a file which
-#        every user of the host may read (/etc/passwd) is not visible at all.
-#        The token itself is not printed: a task's output is kept in its logs.
+# Shows: a secret file that only this task can read; and that the task is
+#        denied /etc/passwd, which every user of the host may read. The token
+#        is not printed, because a task's output is kept in its logs.
 # Agent: nothing to set.
 
 job "secrets" {

@@ -1,7 +1,7 @@
-# work-dir: start a command in a directory of the task's choice.
+# work-dir: a command starts in a directory that the job chooses.
 #
 # Shows: work_dir, here relative to the directory that holds local/, secrets/
-#        and tmp/. An absolute path works too; one outside the alloc needs
+#        and tmp/. An absolute path works too; outside the allocation it needs
 #        unveil_by_task = true in the agent.
 # Agent: nothing to set.
 

@@ -15,12 +15,12 @@ let
   demo = if pkgs.stdenv.hostPlatform.isx86_64 then "demo" else "demo-aarch64";
 in
 {
-  # By name and not by its store path: what only lists or checks the apps need not evaluate a whole system.
+  # By name instead of store path, so that listing or checking the apps does not evaluate a whole system.
   demo = app "demo" "Boot a NixOS machine with Nomad, the driver and the example jobs" ''
     exec nix run "${self}#nixosConfigurations.${demo}.config.system.build.vm" -- "$@"
   '';
 
-  # A derivation cannot build itself a second time, so this is no check.
+  # A derivation cannot build itself a second time, so this cannot be a check.
   check-reproducible =
     app "check-reproducible" "Build every package a second time and compare the bytes"
       ''

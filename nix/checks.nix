@@ -1,4 +1,4 @@
-# `nix flake check`, but for the VM tests.
+# The checks of `nix flake check`, except the VM tests.
 {
   lib,
   pkgs,
@@ -12,7 +12,7 @@
 let
   plugin = packages.default;
 
-  # The sources and crates of a build of the plugin, with another command.
+  # Runs another command with the sources and crates of a build of the plugin.
   cargo =
     build: name: tools: command:
     build.overrideAttrs (old: {
@@ -37,7 +37,7 @@ in
   inherit (packages) deb rpm release;
 
   tests = cargo plugin "tests" [ ] "cargo test ${target}";
-  # pkgs.clippy has the standard library of its own platform, not that of musl.
+  # pkgs.clippy has the standard library of its own platform, not the one for musl.
   clippy = cargo packages.nomad-driver-exec2-dynamic "clippy" [
     pkgs.clippy
   ] "cargo clippy --offline --locked --all-targets -- -D warnings";
@@ -46,7 +46,7 @@ in
     pkgs.cargo-deny
   ] "cargo-deny --offline --locked check bans licenses sources";
 
-  # No symbol table: not only debug information was removed.
+  # The symbol table was removed, not only debug information.
   stripped = pkgs.runCommand "exec2-stripped" { nativeBuildInputs = [ pkgs.binutils ]; } ''
     readelf --section-headers --wide ${lib.getExe plugin} > $out
     grep -q '\.text' $out
@@ -61,7 +61,7 @@ in
     ];
   } "python3 ${../packaging/check_payload.py} ${packages.deb}/*.deb ${packages.rpm}/*.rpm > $out";
 
-  # The page has the options as the module has them.
+  # The options on the page are those of the module.
   docs = pkgs.runCommand "exec2-docs" { } ''
     awk -f ${./splice.awk} -v options=${docs} ${../docs/nixos.md} > page
     diff -u ${../docs/nixos.md} page || { echo "docs/nixos.md is out of date: nix run .#update-docs"; exit 1; }

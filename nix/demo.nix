@@ -27,7 +27,7 @@ let
 
           '';
           environment.loginShellInit = "cat /etc/demo-help";
-          # Only `system.build.vm` is meant to be run, which brings its own disk and boot loader; these let the system be evaluated.
+          # Only `system.build.vm` is run, which has its own disk and boot loader; without these the system does not evaluate.
           fileSystems."/" = {
             device = "/dev/disk/by-label/nixos";
             fsType = "ext4";

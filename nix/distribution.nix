@@ -1,4 +1,4 @@
-# Packages of other systems, made of a static build by the same script as outside Nix.
+# Packages for other systems, made from a static build by the same script as outside Nix.
 {
   lib,
   pkgs,
@@ -10,7 +10,7 @@ let
   target = hostPlatform.rust.rustcTarget;
   inherit (package) version;
 
-  # cargo's own word on what is linked, hence with the crates at hand. It reads the sources that the plugin was built of.
+  # cargo lists the linked crates, so it needs them and the sources from which the plugin was built.
   inventory = pkgs.stdenvNoCC.mkDerivation {
     pname = "nomad-driver-exec2-inventory-${arch}";
     inherit version;
@@ -24,7 +24,7 @@ let
     env.CARGO_NET_OFFLINE = "true";
     buildPhase = ''
       runHook preBuild
-      unset SOURCE_DATE_EPOCH # the changelog's
+      unset SOURCE_DATE_EPOCH # use the date of the changelog
       cp -r --no-preserve=mode ${tools}/. .
       python3 packaging/inventory.py ${target} $out
       runHook postBuild
@@ -67,7 +67,7 @@ let
         };
       }
       ''
-        # The script takes the time from the changelog; Nix' own would go before.
+        # Nix sets this variable, which would override the date of the changelog.
         unset SOURCE_DATE_EPOCH
         bash ${files}/scripts/package --plugin ${package}/bin/nomad-driver-exec2 --inventory ${inventory} \
           --arch ${arch} --out $out ${formats}
@@ -76,6 +76,6 @@ in
 {
   deb = pack "deb" "deb";
   rpm = pack "rpm" "rpm";
-  # What a release page has.
+  # The files of a release.
   release = pack "release" "tar deb rpm sums";
 }

@@ -5,7 +5,7 @@ let
     modules = [
       ./module.nix
       {
-        # The options alone: what the module sets belongs to NixOS' modules, which are not here.
+        # Only the options: the settings refer to options of NixOS, which is not evaluated here.
         _module.check = false;
         _module.args.pkgs = pkgs;
       }
@@ -15,7 +15,7 @@ let
     option: option.visible && !option.internal && lib.hasPrefix "services." option.name
   ) (lib.optionAttrSetToDocList evaluated.options);
   text = value: value.text or value;
-  # A default or an example of several lines is a block of its own.
+  # A default or an example of several lines becomes a code block.
   code =
     title: value:
     let
@@ -34,6 +34,6 @@ let
     + lib.optionalString (option ? example) (code "Example" option.example);
 in
 pkgs.writeText "options.md" (
-  # References to packages are of no use in a text.
+  # The text must not depend on the packages that it mentions.
   builtins.unsafeDiscardStringContext (lib.concatMapStrings render options)
 )

@@ -1,4 +1,4 @@
-# What the module makes of configurations: values, assertions, and files that are handed to the plugin.
+# What the module generates from configurations: values, assertions, and the files that the plugin validates.
 {
   lib,
   pkgs,
@@ -33,7 +33,7 @@ let
   complains = text: configuration: lib.any (lib.hasInfix text) (complaints (machine configuration));
 
   defaults = machine { };
-  # A second driver's plugin, options in the attribute form, and one that this version of the module does not know.
+  # A second driver's plugin, options as attributes, and an option that this version of the module does not know.
   rich = machine {
     services.nomad.settings.plugin.docker.config.allow_privileged = false;
     services.nomad.extraSettingsPlugins = [ other ];
@@ -54,7 +54,7 @@ let
     };
   warnsOfCni = config: lib.any (lib.hasInfix "cni_path") config.warnings;
   cniDriver = pkgs.writeShellScriptBin "nomad-driver-cni" "exit 1";
-  # `lsm=` of the kernel's command line, with Landlock in it and nothing twice.
+  # `lsm=` on the kernel command line, with Landlock and without duplicates.
   isLsmWithLandlock =
     parameter:
     let
@@ -64,10 +64,10 @@ let
   other = pkgs.writeShellScriptBin "nomad-driver-other" "exit 1";
   later = machine { services.nomad-driver-exec2.settings.from_the_future = [ "x" ]; };
   wrong = machine { services.nomad-driver-exec2.settings.unveil_paths = [ "q:/srv" ]; };
-  # As a machine gets it that imports the module in two places.
+  # A machine that imports the module in two places.
   twice = machine { imports = [ module ]; };
   hardened = serviceConfig: { systemd.services.nomad = { inherit serviceConfig; }; };
-  # The template, with a stand-in for what nixos-generate-config writes on the machine.
+  # The template, with a substitute for the file that nixos-generate-config writes on the machine.
   template =
     ((import ./template/flake.nix).outputs {
       nixpkgs.lib.nixosSystem =
@@ -113,16 +113,18 @@ let
     "what others add to that list is kept" =
       lib.elem "apparmor"
         (machine { security.lsm = [ "apparmor" ]; }).security.lsm;
-    "a plain configuration has no complaint" = complaints defaults == [ ];
+    "a plain configuration passes all assertions" = complaints defaults == [ ];
     "options are passed on" =
       (options rich).unveil_by_task && (options rich).allow_caps == [ "net_bind_service" ];
     "unknown options are passed on" = (options later).from_the_future == [ "x" ];
     "another driver's block stays" =
       !rich.services.nomad.settings.plugin.docker.config.allow_privileged;
     "another driver's plugin stays" = lib.length rich.services.nomad.extraSettingsPlugins == 2;
-    "the commands for people are on the PATH" = lib.elem plugin defaults.environment.systemPackages;
-    "the module imported twice is one" = complaints twice == [ ] && options twice == options defaults;
-    "the template is a whole machine" = complaints template == [ ] && (options template).unveil_by_task;
+    "the commands are on the PATH" = lib.elem plugin defaults.environment.systemPackages;
+    "importing the module twice is the same as once" =
+      complaints twice == [ ] && options twice == options defaults;
+    "the template is a complete machine" =
+      complaints template == [ ] && (options template).unveil_by_task;
     "without enable nothing is set" =
       !(without.services.nomad.settings ? plugin) && without.services.nomad.dropPrivileges;
     "a dynamic user is refused" = complains "dropPrivileges = false" {
@@ -145,11 +147,11 @@ let
     "one with another user is refused" = complains ": User." (hardened {
       User = "nomad";
     });
-    "what changes nothing is accepted" =
+    "settings without effect are accepted" =
       complaints (
         machine (hardened {
           User = "root";
-          NoNewPrivileges = true; # tasks have it anyway
+          NoNewPrivileges = true; # set for tasks anyway
           CapabilityBoundingSet = "~";
           ProtectProc = "default";
           ProcSubset = "all";
@@ -157,17 +159,17 @@ let
           PrivateUsers = 0;
         })
       ) == [ ];
-    "a unit that takes tasks along is refused" = complains ''KillMode = "process"'' {
+    "a unit that ends tasks with the agent is refused" = complains ''KillMode = "process"'' {
       systemd.services.nomad.serviceConfig.KillMode = lib.mkForce "mixed";
     };
-    "programs for CNI among the agent's plugins are named" =
+    "CNI plugins among the agent's plugins are named in a warning" =
       warnsOfCni (withCni { }) && complaints (withCni { }) == [ ];
     "they are refused with a Nomad that starts them" = lib.any (lib.hasInfix "cni_path") (
       complaints (withCni {
         services.nomad.package = pkgs.runCommand "nomad-1.9.7" { version = "1.9.7"; } "mkdir $out";
       })
     );
-    "the plugins of Nomad's drivers are not taken for CNI's" =
+    "plugins of Nomad's drivers are not mistaken for CNI plugins" =
       !warnsOfCni rich
       && !warnsOfCni (machine {
         services.nomad.extraSettingsPlugins = [ cniDriver ];
@@ -178,10 +180,11 @@ let
     "cgroup v1 is refused" = complains "cgroup v2" {
       boot.kernelParams = [ "systemd.unified_cgroup_hierarchy=0" ];
     };
-    "a system is not built with what the plugin refuses" = lib.any validates wrong.system.checks;
-    "validation can be left out" =
+    "a system with a configuration that the plugin refuses does not build" =
+      lib.any validates wrong.system.checks;
+    "validation can be switched off" =
       !lib.any validates (machine { services.nomad-driver-exec2.validateConfig = false; }).system.checks;
-    "an agent that is off is warned of" =
+    "a disabled agent causes a warning" =
       lib.any (lib.hasInfix "no effect")
         (machine { services.nomad.enable = lib.mkForce false; }).warnings;
   };
@@ -197,7 +200,7 @@ assert lib.assertMsg (
   module =
     pkgs.runCommand "exec2-module"
       {
-        # The module's own checks of these configurations: they are built, or this is not.
+        # Building this builds the module's own checks of these configurations.
         accepted = map toString (defaults.system.checks ++ rich.system.checks);
       }
       ''
@@ -216,7 +219,7 @@ assert lib.assertMsg (
           grep -qE 'unveil_paths\[0\]|from_the_future' message
         done
 
-        # Where the unit says that plugins are, they are.
+        # The plugins are in the directory that the unit names.
         plugins=$(sed -n 's/^ExecStart=.* -plugin-dir=\([^ ]*\).*/\1/p' ${unit rich})
         ls "$plugins" | tee $out/plugins
         diff - $out/plugins <<'END'

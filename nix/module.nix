@@ -21,7 +21,7 @@ let
       inherit example description;
     };
 
-  # What systemd takes for off.
+  # Values that systemd reads as off.
   isOff =
     value:
     lib.elem (toString value) [
@@ -35,15 +35,15 @@ let
       "off"
     ];
   offWhen = {
-    # An empty one takes every capability away; ~ alone gives all of them.
+    # An empty one removes every capability; ~ alone grants all of them.
     CapabilityBoundingSet = value: value == null || value == [ ] || toString value == "~";
     ProcSubset = value: isOff value || value == "all";
     User = value: isOff value || value == "root";
   };
-  # Settings of the unit with which the driver cannot work; Nomad's unit has none of them. Reasons by systemd.exec(5).
+  # Settings of the unit with which the driver cannot work, see systemd.exec(5). Nomad's own unit has none of them.
   breaking = lib.filter (name: unit ? ${name} && !(offWhen.${name} or isOff) unit.${name}) (
-    # A mount namespace of the agent's own, new with each start of the agent: what one agent has mounted for its tasks the next
-    # one does not see, and those tasks are lost.
+    # Give the agent its own mount namespace, a new one with each start: the next agent does not see what this one has mounted for
+    # its tasks, and loses them.
     [
       "BindPaths"
       "BindReadOnlyPaths"
@@ -74,7 +74,7 @@ let
       "RootImage"
       "TemporaryFileSystem"
     ]
-    # An agent that is not root, or a root that lacks what starting a task takes.
+    # Make the agent another user than root, or remove rights that a task start needs.
     ++ [
       "CapabilityBoundingSet"
       "DynamicUser"
@@ -85,7 +85,7 @@ let
       "SecureBits"
       "User"
     ]
-    # Filters of system calls, which every task would inherit.
+    # Install system call filters, which every task would inherit.
     ++ [
       "LockPersonality"
       "MemoryDenyWriteExecute"
@@ -107,14 +107,14 @@ let
     ]
   ) config.boot.kernelParams;
 
-  # Packages of CNI plugins among the agent's plugins, by their names, as an evaluation cannot look into a package.
+  # CNI plugins among the agent's plugins, recognised by package name: an evaluation cannot look into a package.
   cniPackages = lib.filter (
     name: lib.elem "cni" (lib.splitString "-" name) && !lib.hasPrefix "nomad-" name
   ) (map lib.getName (lib.filter lib.isDerivation nomad.extraSettingsPlugins));
-  # The first Nomad that skips a program of its plugin folder that has no plugin block.
+  # The first Nomad that skips programs in its plugin directory that have no plugin block.
   skipsPrograms = "1.10";
 
-  # The plugin's own word on what the agent will give it.
+  # The plugin checks the configuration that the agent will pass to it.
   validated = pkgs.runCommand "nomad-driver-exec2-config" { } ''
     ${lib.getExe cfg.package} validate-config ${config.environment.etc."nomad.json".source} > $out
   '';
@@ -137,10 +137,10 @@ in
         allow_caps = [ "net_bind_service" ];
       };
       description = ''
-        What the agent's configuration has in `plugin "nomad-driver-exec2" { config { … } }`. An option that is not listed here is
-        passed on as it is.
+        The options in `plugin "nomad-driver-exec2" { config { … } }` of the agent's configuration. An option that is not listed here
+        is passed on unchanged.
       '';
-      # With a description, since its own one differs between versions of nixpkgs, and docs/nixos.md has it.
+      # Set explicitly: the default description differs between versions of nixpkgs, and docs/nixos.md contains it.
       type = lib.types.submoduleWith {
         description = "submodule";
         shorthandOnlyDefinesConfig = true;
@@ -152,19 +152,20 @@ in
               default = true;
               description = ''
                 Give every task the default paths, `/nix/store` and `/run/current-system/sw` among them, and its own directories.
-                Without them a task sees nothing but what is unveiled by name.
+                Without them a task can open only paths that are unveiled explicitly.
               '';
             };
             unveil_paths = strings [ "r:/etc/mime.types" ] ''
               More paths for every task, as `MODES:PATH`. Modes are `r` (read), `w` (write), `x` (execute) and `c` (create, rename and
-              remove).
+              remove). Each path must exist on the node: for `/etc/mime.types`, which web servers read, set
+              `environment.etc."mime.types".source = "''${pkgs.mailcap}/etc/mime.types"`.
             '';
             unveil_by_task = lib.mkOption {
               type = lib.types.bool;
               default = false;
               description = ''
-                Let jobs unveil paths, and have a `work_dir` outside the alloc. Then whoever may submit jobs decides what they see, as far
-                as file permissions let the task's user.
+                Let jobs unveil paths, and set a `work_dir` outside the allocation. Job submitters then decide what their tasks can open,
+                within the file permissions of the task's user.
               '';
             };
             allow_caps = lib.mkOption {
@@ -175,7 +176,7 @@ in
               ];
               example = [ "net_raw" ];
               description = ''
-                Capabilities that jobs may ask for with `cap_add`; no task has one that it does not ask for. docs/security.md names those
+                Capabilities that jobs may request with `cap_add`; a task has only those that it requests. docs/security.md names those
                 that make a task root on the host.
               '';
             };
@@ -184,8 +185,8 @@ in
               default = "80000-89999";
               example = "50000-50999";
               description = ''
-                The uids of dynamic workload users (`nomad-N`), as `dynamic_user_min` and `dynamic_user_max` in the `users` block of Nomad's
-                client configuration say. Others are refused.
+                The uids of dynamic workload users (`nomad-N`). It must match `dynamic_user_min` and `dynamic_user_max` in the `users` block
+                of Nomad's client configuration. Others are refused.
               '';
             };
           };
@@ -197,24 +198,24 @@ in
       type = lib.types.bool;
       default = pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
       defaultText = lib.literalMD "true where the machine that builds can run the plugin";
-      description = "Whether building the system fails when the plugin would refuse its configuration.";
+      description = "Whether building the system fails if the plugin would refuse its configuration.";
     };
   };
 
   config = lib.mkIf cfg.enable {
     services.nomad = {
       extraSettingsPlugins = [ cfg.package ];
-      # Nomad starts no external plugin without such a block, so it is there even when nothing is set.
+      # Nomad starts no external plugin without a block, so it is written even if no option is set.
       settings.plugin.${label}.config = cfg.settings;
-      # The driver makes namespaces, cgroups and users' processes.
+      # The driver creates namespaces, cgroups and processes of other users.
       dropPrivileges = lib.mkDefault false;
       enableDocker = lib.mkDefault false;
     };
 
-    # For people: check, run, validate-config.
+    # The commands check, run and validate-config.
     environment.systemPackages = [ cfg.package ];
 
-    # NixOS' own list has it, and definitions of the same priority are joined: this one applies only if nothing sets the list.
+    # NixOS' own list has it, and definitions of the same priority are merged: this one applies only if nothing else sets the list.
     security.lsm = lib.mkDefault [ "landlock" ];
 
     system.checks = lib.mkIf (nomad.enable && cfg.validateConfig) [ validated ];
@@ -225,7 +226,7 @@ in
       ''
       ++ lib.optional (cniPackages != [ ]) ''
         services.nomad.extraSettingsPlugins is for Nomad's plugins, and ${lib.concatStringsSep ", " cniPackages} has CNI plugins: the agent
-        logs a warning for each of them. Remove it, and set services.nomad.settings.client.cni_path.
+        logs a warning for each of them. Remove it and set services.nomad.settings.client.cni_path.
       '';
 
     assertions = lib.mkIf nomad.enable [
@@ -247,8 +248,8 @@ in
       {
         assertion = breaking == [ ];
         message = ''
-          The exec2 driver could not start tasks, or would lose them with the next restart of the agent, as nomad.service is
-          hardened. Remove from systemd.services.nomad.serviceConfig: ${lib.concatStringsSep ", " breaking}.
+          With this hardening of nomad.service, the exec2 driver could not start tasks, or would lose them with the next restart of the
+          agent. Remove from systemd.services.nomad.serviceConfig: ${lib.concatStringsSep ", " breaking}.
         '';
       }
       {

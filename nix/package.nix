@@ -1,11 +1,11 @@
-# The plugin, for callPackage of any package set: static from pkgsStatic, dynamic from pkgs.
+# The plugin, for callPackage of any package set: static with pkgsStatic, dynamic with pkgs.
 {
   lib,
   rustPlatform,
   stdenv,
   installShellFiles,
   versionCheckHook,
-  # The flake runs the tests as a check of their own, so that they run once.
+  # The flake runs the tests as a separate check, so that they run once.
   doCheck ? true,
 }:
 let
@@ -16,7 +16,7 @@ rustPlatform.buildRustPackage (
     pname = manifest.package.name;
     inherit (manifest.package) version;
 
-    # What cargo reads, and what is installed or tested with it: an edit elsewhere builds nothing anew.
+    # Files that cargo reads, and those that are installed or tested with it: an edit elsewhere causes no rebuild.
     src = lib.fileset.toSource {
       root = ../.;
       fileset = lib.fileset.unions [
@@ -33,7 +33,7 @@ rustPlatform.buildRustPackage (
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../tests)
         ../fuzz/seeds/shim_spec
         ../tests/messages.txt
-        # What tests compare with the table of options.
+        # Tests compare these with the table of options.
         ../README.md
         ../docs/nixos.md
         ../docs/security.md
@@ -48,11 +48,11 @@ rustPlatform.buildRustPackage (
 
     nativeBuildInputs = [ installShellFiles ];
 
-    # nixpkgs' cargo hook overrides `strip` of Cargo.toml, and by default stdenv removes debug information only.
+    # nixpkgs' cargo hook overrides `strip` of Cargo.toml, and by default stdenv removes only debug information.
     stripAllList = [ "bin" ];
 
     inherit doCheck;
-    # The tests need no second optimised build.
+    # An optimised build for the tests would be a second full build.
     checkType = "debug";
 
     postInstall = ''
@@ -71,12 +71,12 @@ rustPlatform.buildRustPackage (
       platforms = lib.platforms.linux;
       maintainers = [ ];
     }
-    # Where there is a public address, Cargo.toml has it.
+    # Cargo.toml has no homepage until there is a public address.
     // lib.optionalAttrs (manifest.package ? homepage) {
       inherit (manifest.package) homepage;
       changelog = "${manifest.package.homepage}/blob/v${manifest.package.version}/CHANGELOG.md";
     };
   }
-  # The static plugin is copied to machines without a Nix store.
+  # The static plugin also runs on machines without a Nix store.
   // lib.optionalAttrs stdenv.hostPlatform.isStatic { allowedReferences = [ ]; }
 )

@@ -1,4 +1,4 @@
-# All that the flake builds. One static build of the plugin is in everything that is for this platform.
+# All packages of the flake. Those for this platform share one static build of the plugin.
 {
   lib,
   pkgs,

@@ -1,6 +1,6 @@
-# To work on the sources: cargo for this platform, Go for tests/pluginhost, the linters of `make lint`, and what packs and looks into
-# packages. The static plugin is `nix build`; `make test` and nixos-tests/run set up rustup and Debian's tools for themselves, and
-# are for a Debian machine.
+# Development shell: cargo for this platform, Go for tests/pluginhost, the linters of `make lint`, and tools to build and inspect
+# packages. `nix build` makes the static plugin; `make test` and nixos-tests/run set up rustup and Debian's tools themselves, and
+# need a Debian machine.
 { pkgs }:
 pkgs.mkShell {
   packages = [

@@ -1,10 +1,10 @@
-# One machine that is Nomad's server and client.
+# One machine that is both Nomad server and client.
 { lib, pkgs, ... }:
 {
   # Nomad's licence is not free.
   nixpkgs.config.allowUnfreePredicate = package: lib.getName package == "nomad";
 
-  # For a machine with UEFI; with a BIOS: boot.loader.grub.device = "/dev/sda".
+  # For UEFI; with a BIOS use boot.loader.grub.device = "/dev/sda".
   boot.loader.systemd-boot.enable = true;
   boot.loader.efi.canTouchEfiVariables = true;
 
@@ -17,14 +17,14 @@
       };
       client = {
         enabled = true;
-        # For `network { mode = "bridge" }`, with the next line.
+        # For `network { mode = "bridge" }`, together with boot.kernelModules below.
         cni_path = "${pkgs.cni-plugins}/bin";
       };
     };
-    # On the PATH of tasks, unless a job sets its own.
+    # On the PATH of tasks, unless a job sets PATH.
     extraPackages = [ pkgs.bash ];
   };
-  # Nomad looks for the module among those that are loaded.
+  # Nomad looks for the module among the loaded ones.
   boot.kernelModules = [ "bridge" ];
 
   services.nomad-driver-exec2 = {

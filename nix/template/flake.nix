@@ -3,7 +3,7 @@
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
-    # Change OWNER, or all of it: a fork, a mirror, path:/a/checkout.
+    # Replace OWNER, or the whole address: a fork, a mirror, path:/a/checkout.
     nomad-driver-exec2.url = "github:OWNER/nomad-driver-exec2";
     nomad-driver-exec2.inputs.nixpkgs.follows = "nixpkgs";
   };

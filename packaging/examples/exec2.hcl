@@ -1,7 +1,7 @@
 # Example Nomad client configuration for the exec2 task driver.
 #
-# Copy to Nomad's configuration directory (often /etc/nomad.d), change what you
-# need, and restart the agent. Running tasks of this driver survive that.
+# Copy it to Nomad's configuration directory (often /etc/nomad.d), change what
+# you need, and restart the agent. Running tasks survive the restart.
 #
 # Keep nothing but plugins in plugin_dir: Nomad before 1.10 starts every
 # executable there. Without plugin_dir Nomad looks in <data_dir>/plugins.
@@ -9,10 +9,10 @@
 # plugin_dir = "/opt/nomad/data/plugins"
 
 # The label is the file name of the plugin's binary, not the driver's name.
-# Nomad 1.10 and later do not start a plugin that has no block.
+# Nomad 1.10 and later do not start a plugin without a block.
 plugin "nomad-driver-exec2" {
   config {
-    # Give every task the paths that ordinary programs need: /bin, /usr/bin,
+    # Give every task the paths that most programs need: /bin, /usr/bin,
     # /usr/share, shared libraries, certificates, resolver files, and the
     # task's own directories. docs/security.md lists each path with its reason.
     unveil_defaults = true
@@ -22,19 +22,19 @@ plugin "nomad-driver-exec2" {
     # unveil_paths = ["rx:/opt/bin", "r:/srv/certs"]
     unveil_paths = []
 
-    # May a job name further paths itself (`unveil`, and a `work_dir` outside
-    # the alloc)? Then whoever may submit jobs decides what they see, as far
-    # as file permissions let the task's user.
+    # Let jobs unveil paths, and set a `work_dir` outside the allocation. Job
+    # submitters then decide what their tasks can open, within the file
+    # permissions of the task's user.
     unveil_by_task = false
 
-    # Capabilities that a job may ask for with cap_add. No task has one that it
-    # does not ask for, root included. Some of them make a task root on this
+    # Capabilities that a job may request with cap_add. A task, root included,
+    # has only those that it requests. Some of them make a task root on this
     # host: docs/security.md names them. [] allows none.
     allow_caps = ["kill", "net_bind_service"]
 
-    # The uids that Nomad assigns to tasks without a user: what the client's
-    # users block has as dynamic_user_min and dynamic_user_max. A job that names
-    # another dynamic user (user = "nomad-N") is refused.
+    # The uids that Nomad assigns to tasks without a user: dynamic_user_min and
+    # dynamic_user_max in the client's users block. A job that names another
+    # dynamic user (user = "nomad-N") is refused.
     dynamic_user_range = "80000-89999"
   }
 }
