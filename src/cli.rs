@@ -29,7 +29,7 @@ const USAGE: u8 = 2;
     version,
     about = "Nomad task driver: runs host programs in a Landlock and cgroups v2 sandbox",
     long_about = "The exec2 task driver for Nomad. The Nomad agent starts this program as a plugin, from its plugin_dir; \
-                  the commands here are for people.",
+                  the commands below are for operators.",
     after_help = "Agent configuration:\n  plugin \"nomad-driver-exec2\" {\n    config { unveil_by_task = true }\n  }"
 )]
 struct Cli {
@@ -47,7 +47,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Check a configuration of the plugin before an agent gets it
+    /// Check a plugin configuration before an agent uses it
     ValidateConfig(validate::Args),
 }
 
@@ -83,7 +83,7 @@ fn long(arg: OsString) -> OsString {
 /// plugin that was not started by a host.
 pub fn explain() -> ExitCode {
     let text = "This is the exec2 task driver plugin for Nomad. The Nomad agent starts it; put it into the agent's \
-                plugin_dir.\n\nTo try it without Nomad:\n  nomad-driver-exec2 check    what this host has and lacks\n  \
+                plugin_dir.\n\nTo try it without Nomad:\n  nomad-driver-exec2 check    what this host provides and lacks\n  \
                 nomad-driver-exec2 run -- COMMAND    run a program in the sandbox\n  nomad-driver-exec2 --help\n";
     say(text);
     ExitCode::FAILURE
@@ -118,7 +118,7 @@ mod tests {
     fn a_cause_appears_once() {
         let source = LookupError::Timeout { program: "getent", seconds: 5 };
         let error = anyhow::Error::from(UserError::Lookup { user: "x".into(), source });
-        assert_eq!(causes(&error).matches("no answer within").count(), 1, "{}", causes(&error));
+        assert_eq!(causes(&error).matches("not respond within").count(), 1, "{}", causes(&error));
         let missing = std::fs::read("/nonexistent/x").context("failed to read \"x\"").unwrap_err();
         assert_eq!(causes(&missing), "failed to read \"x\": No such file or directory (os error 2)");
     }

@@ -160,7 +160,7 @@ fn root(seen: &Observations) -> Requirement {
     let lacking: Vec<&str> =
         CAPABILITIES.iter().filter(|(_, bit)| effective & (1 << bit) == 0).map(|(name, _)| *name).collect();
     if lacking.is_empty() {
-        return ok(NAME, "uid 0 with the capabilities that a start takes");
+        return ok(NAME, "uid 0 with the capabilities needed to start tasks");
     }
     let fix =
         "give the agent's service its full capabilities (CapabilityBoundingSet=, or a privileged container)";
@@ -227,7 +227,7 @@ fn controllers(seen: &Observations) -> Requirement {
     if lacking.is_empty() {
         return ok(NAME, found);
     }
-    let whose = if ours.is_empty() { " (without it Nomad makes no cgroups for tasks)" } else { "" };
+    let whose = if ours.is_empty() { " (without it Nomad creates no cgroups for tasks)" } else { "" };
     let fix = format!(
         "enable {}{whose}: unmount cgroup v1 controllers, remove cgroup_disable= from the kernel's parameters (on some boards add cgroup_enable=memory)",
         lacking.join(", ")
@@ -241,7 +241,7 @@ fn cgroup_kill(seen: &Observations) -> Requirement {
         (Some(true), _) => ok(NAME, "present"),
         (Some(false), _) => missing(NAME, "absent", Severity::Undetected, "boot Linux 5.14 or later"),
         // The root cgroup has no such file; without another cgroup to check, the kernel version decides.
-        (None, Some(have)) if have >= KERNEL_MIN => ok(NAME, "expected of this kernel"),
+        (None, Some(have)) if have >= KERNEL_MIN => ok(NAME, "expected with this kernel version"),
         (None, _) => unknown(NAME, "not visible without cgroup v2"),
     }
 }
@@ -270,7 +270,7 @@ fn landlock(seen: &Observations) -> Requirement {
         ),
         Err(errno) => missing(
             NAME,
-            format!("landlock_create_ruleset: {errno}"),
+            format!("landlock_create_ruleset failed: {errno}"),
             Severity::Undetected,
             "allow landlock_create_ruleset where the agent runs (a container's seccomp profile may forbid it)",
         ),
@@ -290,7 +290,7 @@ fn namespace(seen: &Namespace) -> Requirement {
             name,
             format!("{} is 0", seen.sysctl()),
             Severity::Unhealthy,
-            format!("set {} to some thousands", seen.sysctl()),
+            format!("set {} to a few thousand", seen.sysctl()),
         ),
         (true, _) => ok(name, "available"),
     }

@@ -47,7 +47,7 @@ fn plugin() -> ExitCode {
     let status = match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = cli::causes(&error), "the plugin ends");
+            tracing::error!(error = cli::causes(&error), "failed to serve; the plugin exits");
             ExitCode::FAILURE
         }
     };
@@ -58,7 +58,7 @@ fn plugin() -> ExitCode {
 fn serve() -> anyhow::Result<()> {
     hclog::init(LOG);
     if let Err(errno) = open_files::raise() {
-        tracing::warn!(error = errno.desc(), "raise the limit of open files");
+        tracing::warn!(error = errno.desc(), "failed to raise the limit of open files");
     }
     let request = HostRequest::from_env(&PLUGIN)?;
     let driver = driver::Driver::new()?;

@@ -84,11 +84,11 @@ pub enum LookupError {
     File { path: &'static str, error: std::io::Error },
     #[error("failed to run {program}: {errno}")]
     Spawn { program: &'static str, errno: Errno },
-    #[error("{program} gave no answer within {seconds} s")]
+    #[error("{program} did not respond within {seconds} s")]
     Timeout { program: &'static str, seconds: u64 },
     #[error("{program} failed ({status})")]
     Failed { program: &'static str, status: std::process::ExitStatus },
-    #[error("{program} answered {line:?}, which is not in the format of its database")]
+    #[error("{program} returned {line:?}, which is not in the format of its database")]
     Answer { program: &'static str, line: String },
 }
 
@@ -97,20 +97,20 @@ pub enum LookupError {
 #[non_exhaustive]
 pub enum UserError {
     #[error(
-        "the task's user must be set: write user = \"NAME\" in the task, or let Nomad assign a dynamic user (it does so by itself when the client's users block allows)"
+        "the task's user must be set: write user = \"NAME\" in the task, or let Nomad assign a dynamic user (the default if the client's users block allows it)"
     )]
     Empty,
     #[error("user {user:?} {why}: write a user name, a uid, uid:gid in numbers, or leave it to Nomad")]
     Malformed { user: String, why: &'static str },
     #[error(
-        "user {user:?} is another way to say uid 0: write user = \"root\" if the task really has to run as root"
+        "user {user:?} is another spelling of uid 0: write user = \"root\" if the task really has to run as root"
     )]
     RootAlias { user: String },
     #[error("user {user:?} has gid 0, which is root's: write the gid of another group")]
     RootGroup { user: String },
     #[error("user {user:?} is not known on this host: create it, or write uid:gid in numbers")]
     NotFound { user: String },
-    #[error("uid {uid} is not in this host's user database: write \"{uid}:GID\" to say which group it has")]
+    #[error("uid {uid} is not in this host's user database: write \"{uid}:GID\" to set its group")]
     UidNotFound { uid: u32 },
     #[error("user {user:?} has {what} {id}, which is reserved: give it another one, up to {ID_MAX}")]
     Reserved { user: String, what: &'static str, id: u32 },
@@ -125,7 +125,7 @@ pub enum UserError {
     )]
     OutOfRange { user: String, range: DynamicRange },
     #[error(
-        "user {user:?} has uid {uid}, which a task of another allocation on this host has now: leave user out of the task, so that Nomad assigns one"
+        "user {user:?} has uid {uid}, which a task of another allocation on this host is using: leave user out of the task, so that Nomad assigns one"
     )]
     InUse { user: String, uid: u32 },
     #[error("failed to look up user {user:?}: {source}")]
@@ -206,7 +206,7 @@ fn parse(user: &str) -> Result<Spec<'_>, UserError> {
         return Err(malformed("begins with a sign"));
     }
     if user.contains(|c: char| c.is_control() || c.is_whitespace() || c == '/') {
-        return Err(malformed("has a blank, a slash or a control character in it"));
+        return Err(malformed("contains a blank, a slash or a control character"));
     }
     let root_alias = || UserError::RootAlias { user: user.to_owned() };
     if let Some((uid, gid)) = user.split_once(':') {

@@ -75,7 +75,7 @@ with subtest("limits: in the cgroup, and enforced"):
         # a limit of somebody else's
         machine.succeed(f"mkdir {SLICE}; echo +memory > {SLICE}/cgroup.subtree_control; echo 20M > {SLICE}/memory.max")
         output = run(f"{option} {eat}", 137)
-        t.assertIn("no memory was left on the host, or in a cgroup above its own", output)
+        t.assertIn("the host, or a cgroup above its own, was out of memory", output)
         t.assertNotIn("--memory allows", output)
 
 # Runs a command in a cgroup namespace, as a container does: its root is INNER, where there is no controller for memory.

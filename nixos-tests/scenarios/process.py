@@ -230,14 +230,14 @@ with subtest("other names for root are refused"):
     for number, name in enumerate(refused):
         errors = driver_errors(running[f"refused-{number}"])
         t.assertEqual(len(errors), 1)
-        t.assertIn(f'user "{name}" is another way to say uid 0: write user = "root" if the task really has to run as root', errors[0])
+        t.assertIn(f'user "{name}" is another spelling of uid 0: write user = "root" if the task really has to run as root', errors[0])
 
 with subtest("a dynamic user that a task of another allocation has, or that is not Nomad's to assign, is refused"):
     asks = {"taken": user, "outside": "nomad-95000", "free": "nomad-89990"}
     run_job(job("users", *(group(name, task("t", "true", cpu=50, extra=f'user = "{name_of_user}"')) for name, name_of_user in asks.items())))
     done = wait_for_groups("users", {"taken": "failed", "outside": "failed", "free": "complete"})
     (error,) = driver_errors(done["taken"])
-    t.assertIn("which a task of another allocation on this host has now", error)
+    t.assertIn("which a task of another allocation on this host is using", error)
     (error,) = driver_errors(done["outside"])
     t.assertIn('user "nomad-95000" is outside of 80000-89999, the plugin option dynamic_user_range', error)
 

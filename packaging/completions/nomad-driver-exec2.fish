@@ -28,21 +28,21 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -s h
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -s V -l version -d 'Print version'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "run" -d 'Run a program in the driver\'s sandbox, without Nomad'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "check" -d 'Show whether this host can run the driver\'s tasks, and what to fix'
-complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "validate-config" -d 'Check a configuration of the plugin before an agent gets it'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "validate-config" -d 'Check a plugin configuration before an agent uses it'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l unveil -d 'Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l user -d 'Run as this user: a name, a uid, uid:gid, or nomad-N [default: an unused one of nomad-90000 to nomad-99999]' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l memory -d 'Limit the memory, in MiB' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cpu -d 'Limit the CPU, in MHz' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cap-add -d 'Grant a capability, for example net_bind_service; may be repeated' -r
-complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l env -d 'Set a variable, or pass the caller\'s one of this name on; may be repeated [default: PATH, TERM, LANG, LC_*, TZ]' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l env -d 'Set a variable, or pass on the caller\'s variable of this name; may be repeated [default: PATH, TERM, LANG, LC_*, TZ]' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l work-dir -d 'Start in this directory, absolute or relative to the task\'s own [default: local]' -r -F
-complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l no-defaults -d 'Grant nothing but what --unveil says: no system paths, not the task\'s own directories'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l no-defaults -d 'Grant only the paths of --unveil: no system paths, not even the task\'s own directories'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -s h -l help -d 'Print help'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l json -d 'Print a JSON object instead of a table'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -s h -l help -d 'Print help'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand validate-config" -s h -l help -d 'Print help'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "run" -d 'Run a program in the driver\'s sandbox, without Nomad'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "check" -d 'Show whether this host can run the driver\'s tasks, and what to fix'
-complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "validate-config" -d 'Check a configuration of the plugin before an agent gets it'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "validate-config" -d 'Check a plugin configuration before an agent uses it'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -13,7 +13,7 @@ pub(super) fn check(json: bool) -> ExitCode {
     let host = match host::probe() {
         Ok(host) => host,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "cannot look at this host: {error}");
+            let _ = writeln!(io::stderr(), "failed to probe this host: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -22,7 +22,7 @@ pub(super) fn check(json: bool) -> ExitCode {
     match written.and_then(|()| stdout.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
             // The output is lost, for example on a full disk or a closed descriptor.
-            let _ = writeln!(io::stderr(), "cannot write to standard output: {e}");
+            let _ = writeln!(io::stderr(), "failed to write to standard output: {e}");
             ExitCode::FAILURE
         }
         _ if host.health() == Health::Healthy => ExitCode::SUCCESS,

@@ -44,9 +44,9 @@ pub(super) fn asked(
     caller: impl Fn(&str) -> Option<OsString>,
 ) -> anyhow::Result<Vec<Asked>> {
     let text = |what: &OsStr| {
-        what.to_str().map(ToOwned::to_owned).with_context(|| {
-            format!("--env {what:?} is not UTF-8; write a variable of which name and value are text")
-        })
+        what.to_str()
+            .map(ToOwned::to_owned)
+            .with_context(|| format!("--env {what:?} is not UTF-8; write a name and a value in UTF-8"))
     };
     let mut found = Vec::new();
     for option in options {

@@ -28,7 +28,7 @@ impl OwnCgroup {
             Err(error) => {
                 remove_slice();
                 if !asked.is_empty() {
-                    bail!("the {} limit cannot be set: {error}", asked.join(" and "));
+                    bail!("failed to set the {} limit: {error}", asked.join(" and "));
                 }
                 say(&format!(
                     "nomad-driver-exec2: running without a cgroup, so memory and CPU are not limited: {error}\n"
@@ -39,7 +39,7 @@ impl OwnCgroup {
         let this = Self(Some(created.cgroup));
         for MissingController { name, why } in created.missing {
             if asked.contains(&name) {
-                bail!("the {name} limit cannot be set: {why}");
+                bail!("failed to set the {name} limit: {why}");
             }
             say(&format!(
                 "nomad-driver-exec2: running without the controller {name}, so without its limits: {why}\n"

@@ -47,8 +47,8 @@ const FAILED: u8 = 125;
         nomad-driver-exec2 run --unveil r:/etc/passwd -- cat /etc/passwd\n  \
         nomad-driver-exec2 run --user www-data --unveil r:/srv/www --work-dir /srv/www --memory 200 -- python3 -m http.server\n  \
         nomad-driver-exec2 run --cap-add net_bind_service -- python3 -m http.server 80\n\n\
-        The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be made or the output of a successful command was lost, \
-        126 if the command may not be executed, 127 if it was not found.")]
+        The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be set up or the output of a successful command was lost, \
+        126 if the command is not executable, 127 if it was not found.")]
 pub(super) struct Args {
     /// Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated
     #[arg(long, value_name = "MODE:PATH")]
@@ -65,13 +65,13 @@ pub(super) struct Args {
     /// Grant a capability, for example net_bind_service; may be repeated
     #[arg(long, value_name = "CAP", value_parser = capability)]
     cap_add: Vec<String>,
-    /// Set a variable, or pass the caller's one of this name on; may be repeated [default: PATH, TERM, LANG, LC_*, TZ]
+    /// Set a variable, or pass on the caller's variable of this name; may be repeated [default: PATH, TERM, LANG, LC_*, TZ]
     #[arg(long, value_name = "NAME[=VALUE]")]
     env: Vec<OsString>,
     /// Start in this directory, absolute or relative to the task's own [default: local]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
-    /// Grant nothing but what --unveil says: no system paths, not the task's own directories
+    /// Grant only the paths of --unveil: no system paths, not even the task's own directories
     #[arg(long)]
     no_defaults: bool,
     /// The command and its arguments
@@ -104,7 +104,7 @@ fn status_of(error: &anyhow::Error) -> u8 {
 fn run(args: &Args) -> anyhow::Result<u8> {
     if !geteuid().is_root() {
         bail!(
-            "run needs root: it makes namespaces and becomes another user; try sudo nomad-driver-exec2 run …"
+            "run needs root: it creates namespaces and changes its user; try sudo nomad-driver-exec2 run …"
         );
     }
     let ignored = sys::signals::ignored();
@@ -165,7 +165,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         let why = if own {
             "it used more memory than --memory allows"
         } else {
-            "no memory was left on the host, or in a cgroup above its own"
+            "the host, or a cgroup above its own, was out of memory"
         };
         say(&format!("nomad-driver-exec2: the command was killed because {why}\n"));
     }
@@ -190,7 +190,7 @@ fn command(args: &Args) -> anyhow::Result<(String, Vec<String>)> {
     let text = |(place, arg): (usize, &OsString)| {
         arg.clone().into_string().map_err(|arg| {
             let what = if place == 0 { "the command".to_owned() } else { format!("argument {place}") };
-            anyhow::anyhow!("{what} {arg:?} is not UTF-8; a task takes only text: give a directory, or a pattern for a shell")
+            anyhow::anyhow!("{what} {arg:?} is not UTF-8, which tasks do not support; pass a directory or a shell pattern instead")
         })
     };
     let mut all = args.command.iter().enumerate().map(text);
@@ -414,9 +414,9 @@ fn state(pid: i32) -> Option<u8> {
 
 fn limits(args: &Args) -> anyhow::Result<Limits> {
     let mhz_per_core: Option<NonZeroU64> = match args.cpu {
-        Some(_) => {
-            Some(mhz_per_core().context("the kernel does not tell how fast this CPU is; leave out --cpu")?)
-        }
+        Some(_) => Some(
+            mhz_per_core().context("the kernel does not report the speed of this CPU; leave out --cpu")?,
+        ),
         None => None,
     };
     let asked = Limits::plan(

@@ -41,8 +41,8 @@ pub(super) enum ScratchError {
     #[error("failed to {action} {path:?}: {}", .errno.desc())]
     Io { action: &'static str, path: PathBuf, errno: Errno },
     #[error(
-        "{path:?} cannot hold the task's directories because {parent:?} {why}; set TMPDIR to a directory of root's \
-         that every user can pass through"
+        "{path:?} cannot hold the task's directories because {parent:?} {why}; set TMPDIR to a directory \
+         that belongs to root and that every user can traverse"
     )]
     Unsuitable { path: PathBuf, parent: PathBuf, why: &'static str },
     #[error("failed to find an unused name in {0:?} in {TRIES} tries")]

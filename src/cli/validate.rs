@@ -87,29 +87,26 @@ pub(super) struct Args {
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("read: {0}")]
+    #[error("failed to read the file: {0}")]
     Read(#[from] io::Error),
-    #[error("it has more than {FILE_BYTES_MAX} bytes; name a file with the agent's configuration")]
+    #[error("the file has more than {FILE_BYTES_MAX} bytes; name a file with the agent's configuration")]
     Size,
     #[error("not JSON: {0}; an HCL configuration has to be written as JSON for this command")]
     Json(#[from] serde_json::Error),
     #[error(
-        "the top is {0}; write an object, either the plugin's options or an agent's configuration with `plugin`"
+        "the top level is {0}; write an object, either the plugin's options or an agent's configuration with `plugin`"
     )]
     Top(&'static str),
     #[error(
-        "no block for the plugin, and Nomad starts no plugin without one; write \
+        "no block for the plugin: Nomad starts only plugins that have one; write \
          {{\"plugin\": {{\"{PLUGIN}\": {{\"config\": {{}}}}}}}}"
     )]
     NoBlock,
     #[error("{place} is {found}; write an object")]
     Shape { place: String, found: &'static str },
-    #[error("{place} is there {count} times; write it once")]
+    #[error("{place} occurs {count} times; write it once")]
     Twice { place: String, count: usize },
-    #[error(
-        "{} is there twice in one object, and which of the two holds is left open; write it once",
-        quote(key)
-    )]
+    #[error("{} occurs twice in one object; write it once", quote(key))]
     Repeated { key: String },
     #[error("{place} has {}, which Nomad does not know; write config, and args if need be", quote(key))]
     Key { place: String, key: String },
@@ -134,7 +131,7 @@ pub(super) fn main(args: &Args) -> ExitCode {
     match read(&args.file).and_then(|text| validate(&text)) {
         Ok(config) => match io::stdout().lock().write_all(summary(&config).as_bytes()) {
             Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-                say(&format!("cannot write to standard output: {e}\n"));
+                say(&format!("failed to write to standard output: {e}\n"));
                 ExitCode::FAILURE
             }
             _ => ExitCode::SUCCESS,
@@ -380,18 +377,18 @@ mod tests {
     #[test]
     fn refusals_name_the_place_and_what_to_write() {
         let cases = [
-            (json!([]), "the top is a list; write an object"),
+            (json!([]), "the top level is a list; write an object"),
             (agent(json!({})), "no block for the plugin"),
             (agent(json!({"docker": {}})), "\"config\": {}}}}"),
             (agent(json!({"exec2": {"config": {}}})), "no block for the plugin"),
             (json!({"data_dir": "/var/lib/nomad", "client": {"enabled": true}}), "no block for the plugin"),
             (json!({"server": {}, "unveil_by_task": true}), "no block for the plugin"),
             (agent(json!("x")), "plugin is a string; write an object"),
-            (agent(json!({PLUGIN: [{}, {}]})), "plugin \"nomad-driver-exec2\" is there 2 times"),
-            (agent(json!([{PLUGIN: {}}, {PLUGIN: {}}])), "is there 2 times; write it once"),
+            (agent(json!({PLUGIN: [{}, {}]})), "plugin \"nomad-driver-exec2\" occurs 2 times"),
+            (agent(json!([{PLUGIN: {}}, {PLUGIN: {}}])), "occurs 2 times; write it once"),
             (
                 agent(json!({PLUGIN: {"config": [{}, {}]}})),
-                "config of plugin \"nomad-driver-exec2\" is there 2 times",
+                "config of plugin \"nomad-driver-exec2\" occurs 2 times",
             ),
             (
                 agent(json!({PLUGIN: {"config": true}})),
@@ -430,7 +427,7 @@ mod tests {
         ] {
             let refusal = validate(&text).unwrap_err();
             assert_eq!(refusal.status(), REFUSED, "{text}");
-            let wanted = format!("{key:?} is there twice in one object");
+            let wanted = format!("{key:?} occurs twice in one object");
             assert!(refusal.to_string().contains(&wanted), "{text}: {refusal}");
         }
     }

@@ -331,7 +331,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
     /// MessagePack's extension types; go-cty writes one for an unknown value.
     fn visit_newtype_struct<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
         reader.deserialize_any(IgnoredAny)?;
-        Ok(Value::Other("not known yet"))
+        Ok(Value::Other("an unknown value"))
     }
 }
 

@@ -50,7 +50,7 @@ impl fmt::Display for Scope {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// The bytes are not a map of options.
-    #[error("{scope} config: cannot read it as a map of options: {reason}")]
+    #[error("failed to decode the {scope} config: {reason}")]
     Unreadable {
         /// The config.
         scope: Scope,

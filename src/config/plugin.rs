@@ -29,7 +29,7 @@ options! {
 
 impl Default for PluginConfig {
     fn default() -> Self {
-        table::decode(Scope::Plugin, &[]).expect("the operator need not set any option")
+        table::decode(Scope::Plugin, &[]).expect("no plugin option is required")
     }
 }
 

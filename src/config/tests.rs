@@ -85,7 +85,7 @@ fn reads_what_go_cty_writes() {
     );
     assert_eq!(
         err("d40000"),
-        "task option oom_score_adj is not known yet; write a whole number from 0 to 1000"
+        "task option oom_score_adj is an unknown value; write a whole number from 0 to 1000"
     );
 
     let config = PluginConfig::decode(&hex(
@@ -346,7 +346,7 @@ fn damaged_bytes_are_refused_with_a_reason() {
     trailing.extend([0xc0, 0xc0]);
     assert_eq!(
         DriverConfig::decode(&trailing).unwrap_err().to_string(),
-        "task config: cannot read it as a map of options: 2 bytes follow the map"
+        "failed to decode the task config: 2 bytes follow the map"
     );
     let error = DriverConfig::decode(b"\x82\xa7command\xa1a\xa7command\xa1b").unwrap_err().to_string();
     assert!(error.ends_with("option command occurs twice"), "{error}");

@@ -15,7 +15,7 @@ pub(super) fn stream(bus: &EventBus) -> impl Stream<Item = Result<DriverTaskEven
     BroadcastStream::new(bus.subscribe()).filter_map(|received| match received {
         Ok(event) => Some(Ok(to_proto(event))),
         Err(BroadcastStreamRecvError::Lagged(lost)) => {
-            tracing::warn!(lost, "a subscriber of the task events is too slow and has lost the oldest");
+            tracing::warn!(lost, "a subscriber of task events is too slow; its oldest events were dropped");
             None
         }
     })

@@ -45,7 +45,7 @@ fn stream(
             let now = match (look(), &last) {
                 (Ok(now), _) => now,
                 (Err(error), Some(before)) => {
-                    tracing::warn!(%error, "cannot look at the host; the fingerprint stays as it was");
+                    tracing::warn!(%error, "failed to probe the host; the fingerprint is unchanged");
                     FingerprintResponse::clone(before)
                 }
                 (Err(error), None) => unseen(&error),
@@ -71,7 +71,7 @@ fn stream(
 fn unseen(error: &io::Error) -> FingerprintResponse {
     FingerprintResponse {
         health: HealthState::Unhealthy.into(),
-        health_description: format!("cannot look at the host: {error}"),
+        health_description: format!("failed to probe the host: {error}"),
         ..Default::default()
     }
 }
@@ -179,7 +179,7 @@ mod tests {
         let mut stream = stream(receiver, INTERVAL, move || looked_at.look());
         let first = stream.next().await.unwrap().unwrap();
         assert_eq!(first.health(), HealthState::Unhealthy);
-        assert!(first.health_description.starts_with("cannot look at the host: "), "{first:?}");
+        assert!(first.health_description.starts_with("failed to probe the host: "), "{first:?}");
 
         host.show(HealthState::Healthy.into());
         assert_eq!(stream.next().await.unwrap().unwrap().health(), HealthState::Healthy);

@@ -261,7 +261,7 @@ async fn an_unknown_exit_status_is_reported_as_unknown() {
     stand.child.kill().unwrap();
     let request = Request::new(WaitTaskRequest { task_id: stand.id().into() });
     let answer = host.driver.wait_task(request).await.unwrap().into_inner();
-    assert!(answer.err.contains("exit status is lost"), "{}", answer.err);
+    assert!(answer.err.contains("exit status is unknown"), "{}", answer.err);
     let result = answer.result.unwrap();
     assert_eq!((result.exit_code, result.signal, result.oom_killed), (137, 9, false));
 }
@@ -379,7 +379,7 @@ async fn a_dynamic_user_of_another_allocations_task_is_refused() {
     for user in ["nomad-80001", "80001:80001", "80001:7"] {
         let error = start(&host, "b", user).await;
         assert!(
-            error.message().contains("which a task of another allocation on this host has now"),
+            error.message().contains("which a task of another allocation on this host is using"),
             "{error}"
         );
         assert_eq!(error.code(), Code::FailedPrecondition);

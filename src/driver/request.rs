@@ -63,7 +63,7 @@ fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, plugin: &Plugin
     let forgotten = task.user.is_empty() && !plugin.allow_caps.contains(Capability::CHOWN);
     match root.dynamic_user().filter(|_| forgotten) {
         Some(user) => {
-            tracing::info!(task = task.id, user, "taking the user from the owner of the task's directory");
+            tracing::info!(task = task.id, user, "using the owner of the task directory as the user");
             user.into()
         }
         None => task.user.as_str().into(),
@@ -106,7 +106,10 @@ fn limits(
 fn netns(spec: Option<&NetworkIsolationSpec>) -> Result<Option<PathBuf>, RpcError> {
     let Some(spec) = spec else { return Ok(None) };
     let mode = NetworkIsolationMode::try_from(spec.mode).map_err(|_| {
-        RpcError::BadValue(format!("network isolation mode {}, which this driver does not know", spec.mode))
+        RpcError::BadValue(format!(
+            "network isolation mode {}, which this driver does not support",
+            spec.mode
+        ))
     })?;
     match (mode, Path::new(&spec.path)) {
         (NetworkIsolationMode::Host, path) if path.as_os_str().is_empty() => Ok(None),

@@ -26,7 +26,7 @@ type Reply<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The exit message in Nomad for a task whose exit status is unknown.
-const LOST: &str = "the exit status is lost: the task's shim was killed, or could not write it";
+const LOST: &str = "the exit status is unknown: the task's shim was killed or failed to write it";
 
 /// How many readings of a TaskStats stream may wait for a slow reader.
 const STATS_BACKLOG: usize = 1;

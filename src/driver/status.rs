@@ -31,7 +31,7 @@ pub enum RpcError {
     Id(#[from] EmptyKey),
     #[error("{0} is not supported by this driver")]
     Unsupported(&'static str),
-    #[error("Nomad sent a value that cannot be: {0}")]
+    #[error("Nomad sent an invalid value: {0}")]
     BadValue(String),
     #[error("failed to start task: {0}")]
     Spec(#[from] SpecError),

@@ -107,7 +107,7 @@ fn missing_controllers() {
     );
     unhealthy(|s| s.controllers.clear(), &["none; lacks cpu memory pids"]);
     // The driver does not need it, but Nomad does.
-    unhealthy(|s| s.controllers.retain(|c| c != "io"), &["lacks io", "Nomad makes no cgroups"]);
+    unhealthy(|s| s.controllers.retain(|c| c != "io"), &["lacks io", "Nomad creates no cgroups"]);
 }
 
 #[test]

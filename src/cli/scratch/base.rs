@@ -85,9 +85,9 @@ fn fault(found: &FileStat) -> Option<&'static str> {
     if found.st_uid != ROOT {
         Some("does not belong to root")
     } else if has(Mode::S_IWGRP | Mode::S_IWOTH) && !has(Mode::S_ISVTX) {
-        Some("is writable for others and not sticky")
+        Some("is writable by others and not sticky")
     } else if !has(Mode::S_IXOTH) {
-        Some("cannot be entered by every user")
+        Some("cannot be traversed by every user")
     } else {
         None
     }
