@@ -1,60 +1,60 @@
-# GNU make. `make` or `make help` lists the targets; README.md says more.
+# GNU make. `make` or `make help` lists the targets; README.md explains them.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-# The steps share cargo's target directory and two of them fill the machine.
+# The steps share cargo's target directory, and two steps already use all CPUs.
 .NOTPARALLEL:
 
 NAME   := nomad-driver-exec2
 TARGET ?= $(shell uname -m)-unknown-linux-musl
-# Nothing but the plugin may lie here: Nomad starts every executable in it.
+# Only the plugin may be in this directory: Nomad starts every executable in it.
 PLUGIN_DIR := $(CURDIR)/bin
 PLUGIN     := $(PLUGIN_DIR)/$(NAME)
 OUT        := $(abspath $(or $(CARGO_TARGET_DIR),target))
 PLUGINHOST := $(OUT)/pluginhost
 PREFIX     ?= /usr/local
-# The target as Debian and Go name it.
+# The name of the target in Debian and Go.
 ARCH       := $(patsubst x86_64-%,amd64,$(patsubst aarch64-%,arm64,$(TARGET)))
 PACKAGES   := $(OUT)/packages
 RELEASE    := $(OUT)/release-files
-# Laid over the guests' root, for the scenario `packages`: this version and one to upgrade to.
+# Copied into the guests' root for the scenario `packages`: this version, and one to upgrade to.
 VM_PAYLOAD := $(OUT)/vm-payload
 
-# Where it was built must not show in the binary: the same source gives the same bytes in every folder.
+# The binary must not contain build paths: the same source gives the same bytes in every directory.
 CARGO_HOME_DIR := $(or $(CARGO_HOME),$(HOME)/.cargo)
 REPRODUCIBLE := --remap-path-prefix=$(CARGO_HOME_DIR)=/cargo --remap-path-prefix=$(CURDIR)=/src --remap-path-prefix=$(OUT)=/target
 
 # Kernels that the tests boot, as nixos-tests/run names them (`sid` has the
-# newest). Each scenario says which of them it is for: 5.10 has no Landlock, and
-# is there to be refused.
+# newest). Each scenario states the kernels that it supports: 5.10 has no
+# Landlock, and the driver must refuse it.
 VM_KERNELS ?= 5.10,6.1,sid
-# On this one VM_SCENARIOS are run, which is all of them; on the others VM_ACROSS.
-# Both empty: every scenario, on every kernel.
+# All scenarios, VM_SCENARIOS, run on this kernel; those of VM_ACROSS run on the
+# others. If both are empty, every scenario runs on every kernel.
 VM_KERNEL ?= 6.12
-# The longest first: the last ones to run together are then short.
+# The longest first, so that the last ones are short.
 VM_SCENARIOS ?= programs examples $(RELIABILITY) reliability_soak many lifecycle process \
 	isolation plugin packages cli hardening harness plugin_socket fingerprint_refused_lsm \
 	fingerprint_refused_kernel fingerprint boot unit_tests
-# What a kernel makes a difference to:
+# Scenarios whose result depends on the kernel:
 #   examples            whole jobs: bridge networks, a JDK, limits
 #   reliability_faults  cgroup.kill and the counters of memory.events
 #   process, isolation  Landlock's ABI, the mount API, what a denied access returns
 #   hardening           how paths are opened, what a task inherits
 #   plugin_socket       the two ways to identify a peer
 #   unit_tests          the wrappers of system calls
-#   fingerprint*, boot  what the kernel has, and what the driver says of it
-# The others are about Nomad's side of the plugin, packages, or the command line.
+#   fingerprint*, boot  what the kernel provides, and what the driver reports
+# The others test Nomad's side of the plugin, packages, or the command line.
 VM_ACROSS ?= examples reliability_faults process isolation hardening plugin_socket \
 	fingerprint_refused_lsm fingerprint_refused_kernel fingerprint boot unit_tests
 RELIABILITY := reliability reliability_faults reliability_host reliability_kills \
 	reliability_reboot reliability_recovery reliability_user reliability_wakeups
-# How many VMs at once; empty: as many as there are pairs of CPUs.
+# Number of concurrent VMs; empty: one for each pair of CPUs.
 VM_JOBS ?=
 # Further options of nixos-tests/run, such as --no-snapshots.
 VM_OPTIONS ?=
 
-# An older Go fetches the toolchain that go.mod names, by the module proxy.
+# An older Go downloads the toolchain that go.mod names from the module proxy.
 export GOTOOLCHAIN ?= auto
 export TARGET
 
@@ -64,19 +64,19 @@ T0 := $(shell date +%s)
 say = @printf '\n==> [%d s] %s\n' $$(($$(date +%s) - $(T0))) "$(1)"
 
 .PHONY: help
-help: ## This list
+help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 ## Building
 
 .PHONY: build
-build: setup-build ## The static plugin: bin/nomad-driver-exec2
+build: setup-build ## Build the static plugin: bin/nomad-driver-exec2
 	$(call say,build $(NAME) for $(TARGET))
 	RUSTFLAGS="$(RUSTFLAGS) $(REPRODUCIBLE)" cargo build --release --locked --target $(TARGET)
 	install -D -m 755 $(OUT)/$(TARGET)/release/$(NAME) $(PLUGIN)
 
 .PHONY: install
-install: ## Install the built plugin and what belongs to it below PREFIX (/usr/local)
+install: ## Install the built plugin, its documentation and completions below PREFIX (/usr/local)
 	@test -x $(PLUGIN) || { echo 'nothing built yet: make build' >&2; exit 1; }
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(PREFIX)/bin/$(NAME)
 	install -D -m 644 packaging/$(NAME).8 $(DESTDIR)$(PREFIX)/share/man/man8/$(NAME).8
@@ -88,7 +88,7 @@ install: ## Install the built plugin and what belongs to it below PREFIX (/usr/l
 pack = PATH="$$(scripts/setup --nfpm-dir):$$PATH" scripts/package --plugin $(PLUGIN) --inventory $(OUT)/inventory --arch $(ARCH)
 
 .PHONY: packages
-packages: setup-pack build ## .deb and .rpm of the built plugin, in target/packages
+packages: setup-pack build ## Build .deb and .rpm in target/packages
 	$(call say,pack)
 	rm -rf $(PACKAGES)
 	python3 packaging/inventory.py $(TARGET) $(OUT)/inventory
@@ -96,7 +96,7 @@ packages: setup-pack build ## .deb and .rpm of the built plugin, in target/packa
 	@ls -l $(PACKAGES)
 
 .PHONY: release
-release: setup-pack build ## What a release has, in target/release-files: packages, tarball, SBOM, SHA256SUMS
+release: setup-pack build ## Build all files of a release in target/release-files: packages, tarball, SBOM, SHA256SUMS
 	$(call say,pack a release)
 	rm -rf $(RELEASE)
 	python3 packaging/inventory.py $(TARGET) $(OUT)/inventory
@@ -110,12 +110,12 @@ pluginhost: setup-go
 
 ## Testing
 
-# With -k a part that fails does not keep the others from being run. What a
-# machine cannot check is named in this file, and at the end: it is no pass.
+# With -k a failing part does not stop the others. Checks that this machine cannot
+# run are listed in this file and at the end: they have not passed.
 NOT_CHECKED := $(OUT)/not-checked
 
 .PHONY: test
-test: setup-all begin lint-code test-unit test-scenarios test-go fuzz test-packages test-nix-here test-vm lint-nix ## What CI runs: all of the following
+test: setup-all begin lint-code test-unit test-scenarios test-go fuzz test-packages test-nix-here test-vm lint-nix ## Run everything that CI runs
 	@if [ -s $(NOT_CHECKED) ]; then printf '\nPassed, but NOT CHECKED: %s\n' "$$(paste -sd, $(NOT_CHECKED))"; \
 	else printf '\nEverything passed.\n'; fi
 
@@ -123,14 +123,14 @@ test: setup-all begin lint-code test-unit test-scenarios test-go fuzz test-packa
 begin:
 	@mkdir -p $(OUT); rm -f $(NOT_CHECKED)
 
-# Linters that come ready-made, at their pinned versions.
+# Prebuilt linters in pinned versions.
 linter = PATH="$$(scripts/setup --lint-dir):$$PATH"
 
 .PHONY: lint
-lint: lint-code lint-nix ## All linters: Rust, crates, Python, shell, spelling, Nix
+lint: lint-code lint-nix ## Run all linters: Rust, crates, Python, shell, spelling, Nix
 
 .PHONY: lint-code
-lint-code: setup-lint ## rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck; typos; links of the docs
+lint-code: setup-lint ## Run rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck; typos; links of the docs
 	$(call say,rustfmt)
 	cargo fmt --all --check
 	$(call say,ruff and mypy)
@@ -145,54 +145,54 @@ lint-code: setup-lint ## rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck; ty
 	$(call say,clippy)
 	cargo clippy --locked --all-targets -- -D warnings
 
-# Apart from the others and at the end of `make test`: its tools have to be compiled first.
+# Separate, and last in `make test`: its tools have to be compiled first.
 .PHONY: lint-nix
-lint-nix: setup-lint-nix ## nixfmt and deadnix
+lint-nix: setup-lint-nix ## Run nixfmt and deadnix
 	$(call say,nixfmt and deadnix)
 	git ls-files -z '*.nix' | xargs -0 $$(scripts/setup --nixfmt-bin) --check
 	git ls-files -z '*.nix' | xargs -0 $$(scripts/setup --deadnix-bin) --fail
 
 .PHONY: lint-prose
-lint-prose: ## Words that the documentation and the comments avoid
+lint-prose: ## Find words and phrases to avoid in documentation, comments and messages
 	$(call say,prose)
 	scripts/check_prose.py
 
 .PHONY: advisories
-advisories: setup-lint ## Known vulnerabilities of the crates (needs GitHub)
+advisories: setup-lint ## List known vulnerabilities of the crates (needs GitHub)
 	$(linter) cargo-deny --locked check advisories
 
 .PHONY: test-unit
-test-unit: setup-build ## Rust tests; they need neither root nor a VM
+test-unit: setup-build ## Run the Rust tests; they need neither root nor a VM
 	$(call say,cargo test)
 	cargo test --locked --target $(TARGET)
-	$(call say,the same with what a Nix build has)
+	$(call say,the same tests in the environment of a Nix build)
 	@status=0; scripts/test-sandbox || status=$$?; \
 	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'Rust tests as in a Nix build (no user namespaces)' >> $(NOT_CHECKED); else exit $$status; fi
 
 .PHONY: test-scenarios
-test-scenarios: ## The scenarios themselves, on a machine laid out like NixOS; nothing is booted
+test-scenarios: ## Run the scenarios on a file system laid out like NixOS, without a VM
 	$(call say,scenarios on a machine like NixOS)
 	@status=0; nixos-tests/selftest/nixos_guest.py || status=$$?; \
 	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'scenarios as on NixOS (no user namespaces)' >> $(NOT_CHECKED); else exit $$status; fi
 
 .PHONY: test-go
-test-go: setup-go ## gofmt, vet and tests of the test host; pb/ against proto/
+test-go: setup-go ## Run gofmt, vet and tests of the test host; compare pb/ with proto/
 	$(call say,go vet and go test)
 	cd tests/pluginhost && test -z "$$(gofmt -l . | tee -a /dev/stderr)" && go vet ./... && go test ./...
-	$(call say,pb/ is what gen makes of proto/)
+	$(call say,compare pb/ with proto/)
 	cd tests/pluginhost/gen && go vet ./... && go test ./... && go run . -check
 
 .PHONY: test-packages
-test-packages: setup-pack setup-payload ## Payload of the packages, and the same bytes from another folder
+test-packages: setup-pack setup-payload ## Check the packages' contents and that builds are reproducible
 	$(call say,packages)
 	@scripts/check-packages
 
 .PHONY: test-nix
-test-nix: setup-nix ## The flake, as far as this machine can
+test-nix: setup-nix ## Check the flake, as far as this machine can
 	$(call say,the flake)
 	@scripts/check-nix
 
-# For `make test`, which also has to do on a machine without any Nix.
+# For `make test`, which must also work on a machine without Nix.
 .PHONY: test-nix-here
 test-nix-here: setup-nix
 	$(call say,the flake)
@@ -200,7 +200,7 @@ test-nix-here: setup-nix
 	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'the flake (no nix here)' >> $(NOT_CHECKED); else exit $$status; fi
 
 .PHONY: test-vm
-test-vm: setup-vm setup-pack build pluginhost ## Scenarios in VMs with kernels VM_KERNELS
+test-vm: setup-vm setup-pack build pluginhost ## Run the scenarios in VMs on VM_KERNEL and VM_KERNELS
 	$(call say,scenarios on Linux $(VM_KERNEL) and $(VM_KERNELS))
 	python3 packaging/inventory.py $(TARGET) $(OUT)/inventory
 	rm -rf $(VM_PAYLOAD)
@@ -211,17 +211,17 @@ test-vm: setup-vm setup-pack build pluginhost ## Scenarios in VMs with kernels V
 	nixos-tests/run --kernel $(VM_KERNELS) $(run_in_vm) $(VM_ACROSS) || status=1; \
 	exit $$status
 
-# Minutes of churn; under `make test-vm` the same scenario takes one.
+# Minutes of churn; in `make test-vm` the same scenario takes one minute.
 SOAK_MINUTES ?= 10
 SOAK_KERNEL  ?= 6.12
 
 .PHONY: test-reliability
-test-reliability: setup-vm build pluginhost ## Faults: deaths of plugin, agent, shim; reboot; what a host runs out of
+test-reliability: setup-vm build pluginhost ## Test faults: killed plugin, agent and shim, reboot, exhausted resources
 	$(call say,faults on Linux $(VM_KERNEL))
 	nixos-tests/run --kernel $(VM_KERNEL) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) $(RELIABILITY)
 
 .PHONY: soak
-soak: setup-vm build pluginhost ## Churn for SOAK_MINUTES in a VM, then look for leaks
+soak: setup-vm build pluginhost ## Start and stop tasks for SOAK_MINUTES in a VM, then look for leaks
 	$(call say,soak for $(SOAK_MINUTES) min)
 	EXEC2_SOAK_MINUTES=$(SOAK_MINUTES) nixos-tests/run --kernel $(SOAK_KERNEL) --nomad pluginhost \
 	  --timeout $$(( $(SOAK_MINUTES) * 60 + 900 )) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) reliability_soak
@@ -230,7 +230,7 @@ soak: setup-vm build pluginhost ## Churn for SOAK_MINUTES in a VM, then look for
 FUZZ_SECONDS ?= 10
 
 .PHONY: fuzz
-fuzz: setup-fuzz ## Fuzz what is decoded, FUZZ_SECONDS each
+fuzz: setup-fuzz ## Fuzz each decoder for FUZZ_SECONDS
 	$(call say,fuzz $(FUZZ_SECONDS) s each)
 	fuzz/run $(FUZZ_SECONDS)
 
@@ -241,12 +241,12 @@ demo: setup-demo build pluginhost ## Boot a VM and run example jobs in it
 	@scripts/demo $(PLUGIN) $(PLUGINHOST)
 
 .PHONY: hack
-hack: build ## A Nomad dev agent with the plugin, here or in a VM
+hack: build ## Start a Nomad dev agent with the plugin, here or in a VM
 	@scripts/hack $(PLUGIN)
 
 ## The rest
 
-# One call, so that everything missing is named before anything starts. Without lint-nix, which takes long and is needed last.
+# One call, so that all missing tools are named before the first step. Without lint-nix, which takes long and is needed last.
 .PHONY: setup-all setup-demo
 setup-all:
 	@scripts/setup build lint go vm pack payload nix fuzz
@@ -258,6 +258,6 @@ $(SETUPS): setup-%:
 	@scripts/setup $*
 
 .PHONY: clean
-clean: ## Remove what was built here (not the caches in ~/.cache)
+clean: ## Remove build results (not the caches in ~/.cache)
 	cargo clean
 	rm -rf bin

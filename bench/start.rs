@@ -1,8 +1,8 @@
-//! Tasks through the driver's own code, against plain processes in the same run: from the start to the first byte, from
-//! SIGKILL of the task to the answer of WaitTask, from StopTask to its answer.
+//! Compares tasks, started by the driver's own code, with plain processes in the same run: from the start to the first byte,
+//! from SIGKILL of the task to the response of WaitTask, and from StopTask to its response.
 //!
-//! `cargo bench` as root. With cgroup v2 the tasks get a cgroup with limits, as under Nomad; without, it says so.
-//! The figures to quote are the ratios: absolute times are those of the machine.
+//! Run `cargo bench` as root. With cgroup v2 the tasks get a cgroup with limits, as under Nomad; otherwise the output says so.
+//! Quote the ratios: absolute times depend on the machine.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -28,19 +28,19 @@ use nomad_driver_exec2::task::signal::SignalNumber;
 use nomad_driver_exec2::task::spec::{Logs, Request, TaskSpec};
 use nomad_driver_exec2::users;
 
-/// Runs that are counted, after some that are not.
+/// Measured runs, after some warm-up runs.
 const RUNS: usize = 50;
 const WARM_UP: usize = 5;
-/// A program that ends at once, and one that runs until a signal ends it.
+/// A program that ends immediately, and one that runs until a signal ends it.
 const BRIEF: [&str; 2] = ["/bin/echo", "x"];
 const LASTING: [&str; 2] = ["/bin/sleep", "1000"];
-/// As many threads for calls as the plugin has.
+/// As many threads for calls as in the plugin.
 const WORKERS: usize = 2;
-/// Far more than a stop takes: the task ends by the signal.
+/// Far longer than a stop takes: the signal ends the task.
 const GRACE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    // The launcher starts this very file as the shim.
+    // The launcher starts this file as the shim.
     if std::env::args().nth(1).as_deref() == Some("shim") {
         return shim::main();
     }
@@ -96,7 +96,7 @@ fn bench() -> anyhow::Result<String> {
 
     let mut times: [Vec<Duration>; 5] = Default::default();
     for run in 0..WARM_UP + RUNS {
-        // In turn, so that the machine's moods hit all alike.
+        // Alternating, so that changes in the machine's load affect all kinds equally.
         let measured = [
             plain_start()?,
             driver_start(&launcher, &brief, root.path())?,
@@ -124,7 +124,7 @@ fn bench() -> anyhow::Result<String> {
     ))
 }
 
-/// Of one kind of run.
+/// The times of one kind of run.
 struct Figures {
     median: Duration,
     slowest: Duration,
@@ -167,7 +167,7 @@ fn plain_end() -> anyhow::Result<Duration> {
     Ok(begin.elapsed())
 }
 
-/// The reading ends of the task's log FIFOs, opened before there is a writer.
+/// The read ends of the task's log FIFOs, opened before there is a writer.
 fn readers(root: &Path) -> anyhow::Result<[File; 2]> {
     let open = |name: &str| -> anyhow::Result<File> {
         let options = File::options()
@@ -199,7 +199,7 @@ fn driver_start(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Re
     Ok(time)
 }
 
-/// A task as StartTask leaves it.
+/// A task in its state after StartTask.
 fn lasting_task(launcher: &Launcher, spec: &TaskSpec) -> anyhow::Result<Arc<Task>> {
     Task::adopt(spec.id.clone(), launcher.launch(spec)?, &EventBus::default())
         .map_err(|(error, _)| error.into())

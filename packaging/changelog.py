@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What packages need of CHANGELOG.md.
+"""Reads CHANGELOG.md for the packages.
 
     changelog.py epoch       seconds since 1970 of the newest dated version, for SOURCE_DATE_EPOCH
-    changelog.py nfpm NAME   all versions in nfpm's form, with NAME as who packaged them
+    changelog.py nfpm NAME   all versions in nfpm's form, with NAME as the packager
 
-A version without a date is not released yet; it takes the date of the one before, and the first one ever EPOCH_UNRELEASED, so
-that the same source gives the same bytes on every day.
+A version without a date is not released yet; it gets the date of the previous one, or EPOCH_UNRELEASED if there is none, so
+that the same source gives the same bytes on any day.
 """
 
 import json
@@ -15,9 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 CHANGELOG = Path(__file__).resolve().parent.parent / "CHANGELOG.md"
-# 2026-01-01: before any release, and a year that tools take for a real one.
+# 2026-01-01: before any release, and a year that tools accept.
 EPOCH_UNRELEASED = 1767225600
-# Of the packages' versions, as in nfpm.yaml; not an epoch of time.
+# The epoch of the packages' versions, as in nfpm.yaml; not a time.
 PACKAGE_EPOCH = 1
 # Version, seconds since 1970, texts of the list items.
 Version = tuple[str, int, list[str]]

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""check_payload.py FILE.deb FILE.rpm: both packages hold what an installation needs, and nothing that acts by itself; and no
-other package of the same name is newer.
+"""check_payload.py FILE.deb FILE.rpm: checks that both packages contain the files of an installation and activate nothing, and
+that no other package of the same name is newer.
 
-Needs dpkg-deb and rpm; neither database is touched.
+Needs dpkg-deb and rpm; it changes neither database.
 """
 
 import io
@@ -37,9 +37,9 @@ RPM = {
     f"/usr/share/zsh/site-functions/_{NAME}": "-rw-r--r--",
 }
 LINK = f"/opt/nomad/data/plugins/{NAME} -> /usr/bin/{NAME}"
-# The newest that HashiCorp's repositories have of a package of this name (see epoch in nfpm.yaml).
+# The newest package of this name in HashiCorp's repositories (see epoch in nfpm.yaml).
 THEIRS = "0.1.2-1"
-# Nothing is activated: an agent reads all of /etc/nomad.d, systemd all of its folders.
+# Nothing is activated: an agent reads all of /etc/nomad.d, systemd all of its directories.
 NOWHERE = ("/etc/", "/usr/lib/systemd/", "/lib/systemd/", "/usr/lib/tmpfiles.d/", "/usr/lib/sysusers.d/", "/run/", "/var/")
 
 
@@ -48,7 +48,7 @@ def run(*command: str) -> str:
 
 
 def files(listing: str, column: int) -> dict[str, str]:
-    """{path: mode} of everything but folders, and the lines."""
+    """{path: mode} of everything except directories, and the lines."""
     found = {}
     for line in listing.splitlines():
         fields = line.split(None, column)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""inventory.py TARGET OUT_DIR: what is linked into the plugin for a Rust target.
+"""inventory.py TARGET OUT_DIR: lists the crates that are linked into the plugin for a Rust target.
 
     OUT_DIR/sbom.cdx.json      the crates as a CycloneDX 1.6 bill of materials
     OUT_DIR/third-party.txt    their copyright notices and licence texts, which their licences ask to be passed on
@@ -20,15 +20,15 @@ from typing import Any, Optional
 
 sys.dont_write_bytecode = True
 
-import changelog  # noqa: E402  (writes no cache folder into the sources)
+import changelog  # noqa: E402  (writes no cache directory into the sources)
 
 PROJECT = Path(__file__).resolve().parent.parent
 # Name and version.
 Crate = tuple[str, str]
-# What `cargo metadata` says of a crate, and a component of the bill of materials.
+# A crate in `cargo metadata`, or a component of the bill of materials.
 Json = dict[str, Any]
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "nomad-driver-exec2")
-# Part of the Rust toolchain's static target, and so of no crate.
+# Part of the Rust toolchain's static target, so not in any crate.
 TOOLCHAIN = [
     ("the Rust standard library (MIT OR Apache-2.0)", "Copyright (c) The Rust Project Contributors"),
     ("musl, the C library (MIT)", "Copyright (c) 2005-2020 Rich Felker, et al."),
@@ -94,12 +94,12 @@ def purl(crate: Crate) -> str:
 
 def component(crate: Crate, package: Json, checksum: Optional[str]) -> Json:
     made: Json = {"type": "library", "bom-ref": purl(crate), "name": crate[0], "version": crate[1]}
-    # A crate of this repository has its name to itself only here.
+    # The name of a crate of this repository is not unique elsewhere.
     if package["source"]:
         made["purl"] = purl(crate)
     if package["description"]:
         made["description"] = " ".join(package["description"].split())
-    # The old way to write a choice.
+    # The old syntax for alternatives.
     made["licenses"] = [{"expression": package["license"].replace(" / ", " OR ").replace("/", " OR ")}]
     if checksum:
         made["hashes"] = [{"alg": "SHA-256", "content": checksum}]
@@ -127,7 +127,7 @@ def sbom(graph: dict[Crate, list[Crate]], known: dict[Crate, Json], sums: dict[C
 
 
 def notices(graph: dict[Crate, list[Crate]], known: dict[Crate, Json]) -> str:
-    """A text that several crates share is given once, after the names of them all."""
+    """A text that several crates share appears once, after all their names."""
     texts = {f"{copyright_line}\n\n{MIT}": [name] for name, copyright_line in TOOLCHAIN}
     for crate in sorted(crate for crate in graph if known[crate]["source"]):
         folder = Path(known[crate]["manifest_path"]).parent

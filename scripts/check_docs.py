@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""check_docs.py: what the documentation refers to exists.
+"""check_docs.py: checks that everything that the documentation refers to exists.
 
 * Relative links of all Markdown files, with their anchors.
 * The tests that docs/reliability.md names: scenarios, modules with tests, and test functions.
@@ -31,7 +31,7 @@ def prose(path: Path) -> str:
 
 
 def anchors(path: Path) -> set[str]:
-    """As GitHub makes them: words of the heading in lower case, joined by dashes."""
+    """In GitHub's form: the words of the heading in lower case, joined by dashes."""
     texts = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in HEADING.findall(prose(path)))
     return {re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-") for text in texts}
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""check_prose.py [FILE...]: words that readers stumble over, with what to write instead; the list is prose-words.txt.
+"""check_prose.py [FILE...]: finds words and phrases to avoid and shows replacements; the list is prose-words.txt.
 
-Looks at FILE..., or at all files that git tracks and that have prose in them. The exit status is 1 if it finds any.
+Checks FILE..., or all files with prose that git tracks. The exit status is 1 if there are hits.
 """
 
 import re
@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORDS = PROJECT / "scripts" / "prose-words.txt"
-# Documentation, the man page, and the languages whose comments and messages are ours.
+# Documentation, the man page, and source files with comments and messages.
 PATTERNS = ("*.md", "*.rs", "*.8", "*.nix", "*.py", "*.go")
-# Between two words of a phrase: white space, and what starts a comment on the next line.
+# Between two words of a phrase: white space, and the start of a comment on the next line.
 GAP = r"(?:\s|//[/!]?|#)+"
 
 

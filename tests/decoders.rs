@@ -1,7 +1,7 @@
-//! What is decoded from elsewhere, over random input: no input panics, and what is taken means the same when written again.
-//! The targets of fuzz/ do the same for longer; the other decoders have such tests beside them.
+//! Decoders with random input: no input panics, and what is decoded means the same when it is encoded again. The targets of
+//! fuzz/ run the same checks for longer; the other decoders have such tests in their modules.
 
-// Here a step that fails is a test that fails.
+// In a test, a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
 
 use std::os::fd::AsRawFd;
@@ -14,9 +14,9 @@ use nomad_driver_exec2::shim::report::{self, StartError};
 use nomad_driver_exec2::shim::spec::ShimSpec;
 use proptest::prelude::*;
 
-/// A whole spec as it goes from the plugin to a shim.
+/// A whole spec in the form that the plugin sends to a shim.
 const SPEC: &[u8] = include_bytes!("../fuzz/seeds/shim_spec/full");
-/// The sender has hung up before the receiver begins: nothing is waited for.
+/// The sender has closed its end before the receiver begins, so no test waits.
 const LIMIT: Duration = Duration::from_secs(1);
 
 fn decode_spec(bytes: &[u8]) -> Option<ShimSpec> {
@@ -25,7 +25,7 @@ fn decode_spec(bytes: &[u8]) -> Option<ShimSpec> {
     Some(spec)
 }
 
-/// What the plugin makes of these messages of a shim, which come without a descriptor.
+/// How the plugin reads these messages from a shim, without a descriptor.
 fn report(messages: &[Vec<u8>]) -> StartError {
     let (receiver, sender) = report::pair().unwrap();
     for message in messages {
@@ -41,7 +41,7 @@ fn the_seed_is_a_spec() {
 }
 
 #[test]
-fn a_message_of_the_shim_is_understood() {
+fn a_message_of_the_shim_is_decoded() {
     let failed = b"\x81\xa6Failed\x94\xa6Unveil\xa8r:/srv/x\x02\xc0".to_vec();
     assert_eq!(report(&[failed]).to_string(), "unveil \"r:/srv/x\": No such file or directory");
     assert!(
@@ -92,7 +92,7 @@ proptest! {
         for name in ["shim", "starting", "answered", "exit"] {
             std::fs::write(dir.path().join(name), &bytes).unwrap();
         }
-        // None is of this boot.
+        // No record is of the current boot.
         prop_assert_eq!((dir.shim(), dir.starting(), dir.answered()), (None, None, None));
         prop_assert!(!matches!(dir.exit(), Ok(Some(_))));
         let _ = dir.is_of_former_boot();

@@ -1,8 +1,8 @@
-//! `tests/messages.txt` lists every message that an operator can read, so that a reviewer reads them together and sees when
-//! one changes. It is made from the source: each text of an error, a log line, a task event or the command line, by room and kind.
+//! `tests/messages.txt` lists every message that an operator can read, so that reviewers read them together and notice changes.
+//! It is generated from the source: each text of an error, a log line, a task event or the command line, by room and kind.
 //!
-//! A literal in a known place (`#[error]`, `warn!`, clap's documentation …) is a message. Any other literal is one if it has two
-//! words, so that no kind of message can be missed; a few texts that only programs read are therefore listed too.
+//! A literal in a known place (`#[error]`, `warn!`, clap's documentation …) is a message. Any other literal is one if it has
+//! two words, so that no kind of message is missed; so a few texts that only programs read are listed as well.
 
 mod common {
     pub(crate) mod messages;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use common::messages::{Kind, Message, listing, of_file, of_source};
 
-/// Set to anything, the test writes the file instead of comparing it.
+/// If set, the test writes the file instead of comparing it.
 const WRITE: &str = "EXEC2_WRITE_MESSAGES";
 
 fn root() -> &'static Path {

@@ -1,5 +1,5 @@
-//! What is packaged beside the binary says what the binary does: the shell completions are those of its command line, the man
-//! page has every verb, and every place that documents the options has each of them with its type and its default.
+//! The packaged files match the binary: the shell completions are those of its command line, the man page has every command,
+//! and every place that documents the options has each of them with its type and its default.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use nomad_driver_exec2::cli;
 use nomad_driver_exec2::config::{DriverConfig, Form, PluginConfig, Row};
 
 const NAME: &str = env!("CARGO_PKG_NAME");
-/// Set to anything, the test writes the completions instead of comparing them.
+/// If set, the test writes the completions instead of comparing them.
 const UPDATE: &str = "UPDATE_COMPLETIONS";
 
 fn packaging(name: &str) -> PathBuf {
@@ -20,13 +20,14 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// clap_complete 4.6 writes the dashes of a program's name in two ways, so no verb of one with dashes is ever completed.
+/// clap_complete 4.6 spells the dashes of a program's name in two ways, so the commands of a program with dashes are never
+/// completed.
 fn with_one_name_for_each_state(script: &[u8]) -> Vec<u8> {
     let states = NAME.replace('-', "__subcmd__");
     String::from_utf8_lossy(script).replace(&states, &NAME.replace('-', "__")).into_bytes()
 }
 
-/// What Bash offers for a line that ends with an unfinished word.
+/// What Bash proposes for a line that ends with an unfinished word.
 #[test]
 fn bash_completes_the_options_of_a_verb() {
     let function = format!("_{}", NAME.replace('-', "__"));
@@ -93,7 +94,7 @@ fn the_man_page_has_every_verb_and_its_options() {
     assert!(options > 5, "clap was not asked for the options");
 }
 
-/// A text of the package, and the part of it between two markers.
+/// A text of the package: the part between two markers.
 fn section(text: &str, begin: &str, end: &str) -> String {
     let (_, rest) = text.split_once(begin).unwrap_or_else(|| panic!("no {begin:?}"));
     rest.split(end).next().unwrap_or_default().to_owned()
@@ -110,13 +111,13 @@ fn tables() -> [Vec<Row>; 2] {
     tables
 }
 
-/// The default, or what stands in its place.
+/// The default, or the text in its place.
 fn default(row: &Row) -> &str {
     row.default.as_deref().unwrap_or("required")
 }
 
 #[test]
-fn every_option_says_what_it_is_for_in_one_line() {
+fn every_option_has_a_summary_of_one_line() {
     for row in tables().iter().flatten() {
         assert!(row.summary.len() > 10 && !row.summary.ends_with([',', '.']), "{row:?}");
     }
@@ -179,7 +180,7 @@ fn the_example_configuration_sets_every_option_to_its_default() {
     assert_eq!(set, wanted);
 }
 
-/// A value of HCL as Nix has it: the same but for lists.
+/// A value of HCL in Nix syntax: the same except for lists.
 fn nix(hcl: &str) -> String {
     match hcl.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(items) => words(&format!("[ {} ]", items.replace(", ", " "))),
@@ -187,7 +188,7 @@ fn nix(hcl: &str) -> String {
     }
 }
 
-/// The type of an option in the NixOS module, and what its documentation calls it.
+/// The type of an option in the NixOS module, and its name in the module's documentation.
 fn nix_type(row: &Row) -> (&'static str, &'static str) {
     match row.form {
         Form::Attribute("bool") => ("lib.types.bool", "boolean"),

@@ -1,6 +1,6 @@
-//! The plugin as a process, launched as an agent launches it: environment, stdout, stderr, signals, exit.
+//! The plugin as a process, launched like an agent launches it: environment, stdout, stderr, signals, exit.
 
-// Here a step that fails is a test that fails.
+// In a test, a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -26,10 +26,10 @@ use common::{PATIENCE, connect, health, socket_in};
 
 const SERVING: i32 = 1;
 
-/// The host kills this long after its Shutdown call.
+/// The host kills the plugin this long after its Shutdown call.
 const HOST_KILLS_AFTER: Duration = Duration::from_secs(2);
 
-/// What every agent sets. The socket goes below `tmp`.
+/// The variables that every agent sets. The socket is created below `tmp`.
 fn launched(program: impl AsRef<std::ffi::OsStr>, tmp: &Path) -> Command {
     let mut command = Command::new(program);
     command
@@ -55,7 +55,7 @@ struct Plugin {
     socket: PathBuf,
 }
 
-/// What is left of a plugin that has ended.
+/// The result of a plugin that has exited.
 struct Remains {
     exit_code: Option<i32>,
     logs: Vec<Value>,
@@ -96,7 +96,7 @@ impl Plugin {
     }
 }
 
-/// Each line of stderr as the object that the agent makes of it.
+/// Each line of stderr, parsed like in the agent.
 fn logs(stderr: &str) -> Vec<Value> {
     stderr
         .lines()
@@ -119,7 +119,7 @@ async fn launch_and_shutdown() {
     assert!(plugin.socket.starts_with(plugin.tmp.path()), "{:?}", plugin.socket);
     assert_eq!(mode(&plugin.socket), 0o600);
     assert_eq!(mode(plugin.socket.parent().unwrap()), 0o700);
-    // A child that held the agent's pipe would hide the plugin's death from it, so the plugin gives it up itself.
+    // A child that holds the agent's pipe hides the plugin's death from the agent, so the plugin closes the pipe.
     let mut rest = Vec::new();
     timeout(PATIENCE, plugin.stdout.read_to_end(&mut rest)).await.expect("stdout is closed").unwrap();
     assert_eq!(rest, b"");
@@ -138,7 +138,7 @@ async fn signals_of_a_terminal_are_ignored() {
     let plugin = Plugin::start(|tmp| launched(PLUGIN, tmp)).await;
     for signal in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGINT] {
         plugin.signal(signal);
-        // It has had its chance when an answer comes after it.
+        // An answer after the signal shows that the signal had no effect.
         plugin.ping().await;
     }
     plugin.signal(Signal::SIGTERM);
@@ -150,11 +150,11 @@ async fn signals_of_a_terminal_are_ignored() {
 
 /// A stopped agent (SIGSTOP, a debugger) does not read the plugin's log.
 #[tokio::test]
-async fn an_agent_that_does_not_read_the_log_is_served_all_the_same() {
+async fn an_agent_that_does_not_read_the_log_is_still_served() {
     const LINES: usize = 100;
     let plugin = Plugin::start(|tmp| launched(PLUGIN, tmp)).await;
     let pipe = plugin.child.stderr.as_ref().unwrap();
-    // A page: less than the lines have.
+    // One page: less than the log lines need.
     nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     for _ in 0..LINES {
         plugin.signal(Signal::SIGHUP);
@@ -194,7 +194,7 @@ async fn the_socket_directory_of_the_host_is_used() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// An agent's plugin block may have `args`. They mean nothing to the Go driver, and must not make a verb of the plugin.
+/// An agent's plugin block may have `args`. The Go driver ignores them, and they must not select a command here.
 #[tokio::test]
 async fn arguments_of_the_agent_change_nothing() {
     for args in [&["-config=/etc/x"][..], &["check"], &["--version"], &["shim"], &[""]] {
@@ -210,14 +210,14 @@ async fn arguments_of_the_agent_change_nothing() {
     }
 }
 
-/// A plugin that was killed could not remove its socket; the next one does.
+/// A killed plugin could not remove its socket; the next one does.
 #[tokio::test]
-async fn the_socket_of_a_killed_plugin_is_swept() {
+async fn the_socket_of_a_killed_plugin_is_removed() {
     let mut killed = Plugin::start(|tmp| launched(PLUGIN, tmp)).await;
     killed.child.kill().await.unwrap();
     let dead = killed.socket.parent().unwrap();
     assert!(killed.socket.exists());
-    // It must be a minute old: a younger one may be just being made.
+    // It must be a minute old: a younger socket may belong to a plugin that is starting.
     let file = std::fs::File::open(dead).unwrap();
     file.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();
     let shared = killed.tmp.path().to_owned();
@@ -233,7 +233,7 @@ async fn the_socket_of_a_killed_plugin_is_swept() {
 }
 
 #[tokio::test]
-async fn mutual_tls_is_refused_in_words() {
+async fn mutual_tls_is_refused_with_a_reason() {
     let tmp = tempfile::tempdir().unwrap();
     let output = launched(PLUGIN, tmp.path())
         .env("PLUGIN_CLIENT_CERT", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----")
@@ -248,7 +248,7 @@ async fn mutual_tls_is_refused_in_words() {
 }
 
 #[tokio::test]
-async fn a_bad_socket_directory_is_refused_in_words() {
+async fn a_bad_socket_directory_is_refused_with_a_reason() {
     let tmp = tempfile::tempdir().unwrap();
     let output = launched(PLUGIN, &tmp.path().join("missing")).output();
     let output = timeout(PATIENCE, output).await.unwrap().unwrap();
@@ -261,7 +261,7 @@ async fn a_bad_socket_directory_is_refused_in_words() {
 
 #[tokio::test]
 async fn running_out_of_files_does_not_end_the_listener() {
-    // Room for the runtime and a few connections.
+    // Enough for the runtime and a few connections.
     let plugin = Plugin::start(|tmp| {
         let mut command = launched("/bin/sh", tmp);
         command.args(["-c", "ulimit -n 24 && exec \"$0\"", PLUGIN]);
@@ -272,7 +272,7 @@ async fn running_out_of_files_does_not_end_the_listener() {
     for _ in 0..40 {
         held.push(UnixStream::connect(&plugin.socket).await.unwrap());
     }
-    // Long enough for the accept loop to meet the limit.
+    // Long enough for the accept loop to reach the limit.
     tokio::time::sleep(Duration::from_millis(300)).await;
     drop(held);
     plugin.ping().await;
@@ -280,6 +280,6 @@ async fn running_out_of_files_does_not_end_the_listener() {
     let remains = plugin.remains().await;
     let warnings: Vec<_> = remains.logs.iter().filter(|log| log["@level"] == "warn").collect();
     assert_eq!(warnings.len(), 1, "the limit was met, and said once: {:?}", remains.logs);
-    // By number: the libcs word it differently.
+    // Compared by number: the texts of the C libraries differ.
     assert!(warnings[0]["error"].as_str().unwrap().contains("os error 24"), "{warnings:?}");
 }

@@ -1,12 +1,12 @@
-//! `run --user NAME` while a process of that user tries to become the owner of a file of root's: it waits for the directories
-//! that `run` makes, and puts a symbolic link in the place of one before its owner is changed.
+//! `run --user NAME` while a process of that user tries to become the owner of root's file: it waits for the directories that
+//! `run` creates, and replaces one by a symbolic link before its owner is changed.
 //!
-//! This test needs root and Landlock: CI runs it as root, and elsewhere it prints that it was not run. It has no harness,
+//! This test needs root and Landlock: CI runs it as root, and elsewhere it reports that it was not run. It has no harness,
 //! because it starts itself as the other user.
 
-// Here a step that fails is a test that fails.
+// In a test, a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
-// What a harness would print.
+// Output that a harness would print.
 #![allow(clippy::print_stdout)]
 
 #[path = "common/sandbox.rs"]
@@ -27,11 +27,11 @@ use rustix::fs::{RenameFlags, renameat_with};
 const NAME: &str = "a_user_never_becomes_the_owner_of_a_file_of_roots";
 /// The argument with which the test starts itself.
 const RACER: &str = "race";
-/// Against the version that had the fault, the race was won after at most 285 starts.
+/// Against the vulnerable version, the race was won after at most 285 starts.
 const STARTS: usize = 400;
-/// A uid and gid that need not be in the user database.
+/// A uid and gid that need no entry in the user database.
 const USER: u32 = 54_321;
-/// Tries of each step: far longer than a start takes.
+/// Attempts for each step: far longer than a start takes.
 const TRIES: usize = 20_000;
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_nomad-driver-exec2");
@@ -58,7 +58,7 @@ fn main() {
     }
 }
 
-/// Ends the racer with the test.
+/// Kills the racing process at the end of the test.
 struct Racer(Child);
 
 impl Drop for Racer {
@@ -76,7 +76,7 @@ fn a_user_never_becomes_the_owner_of_a_file_of_roots() {
     fs::set_permissions(&base, Permissions::from_mode(0o1777)).unwrap();
     let target = dir.path().join("target");
     fs::write(&target, "root's").unwrap();
-    // Where the other user can start it: the build directory may be root's alone.
+    // A copy that the other user can execute: the build directory may be readable by root only.
     let program = dir.path().join("racer");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
@@ -97,13 +97,13 @@ fn a_user_never_becomes_the_owner_of_a_file_of_roots() {
             .output()
             .unwrap();
         assert_eq!(fs::metadata(&target).unwrap().uid(), 0, "the file was given away by start {start}");
-        // 125: the racer has exchanged a directory of its own, and the start was refused.
+        // 125: the racing process has replaced its own directory, and the start was refused.
         assert!(matches!(ran.status.code(), Some(0 | 125)), "{ran:?}");
     }
     assert!(racer.0.try_wait().unwrap().is_none(), "the racer ended early");
 }
 
-/// The other user's side: for ever, until it is killed.
+/// The other user's side: runs until it is killed.
 fn race(base: &Path, target: &Path) {
     let mut seen: Option<PathBuf> = None;
     loop {

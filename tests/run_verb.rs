@@ -1,9 +1,9 @@
-//! The `run` verb as a process: its streams, its signals, its terminal, and what it leaves behind.
+//! The command `run` as a process: its streams, signals, terminal and leftovers.
 //!
-//! These tests need root and Landlock: CI runs this file as root. Elsewhere each test prints that it was not run, also when
-//! the harness captures the output of tests.
+//! These tests need root and Landlock: CI runs this file as root. Elsewhere each test reports that it was not run, even if the
+//! harness captures the output of tests.
 
-// Here a step that fails is a test that fails.
+// In a test, a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
 
 #[path = "common/sandbox.rs"]
@@ -28,22 +28,22 @@ use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_nomad-driver-exec2");
-/// Longer than anything here takes on a busy machine.
+/// Longer than any step takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Whether `run` can work here. If not, that is said.
+/// Whether `run` works here. If not, the test reports that it was not run.
 fn applicable() -> bool {
     let unavailable = sandbox::unavailable(PLUGIN);
     if let Some(why) = &unavailable {
         let name = std::thread::current().name().unwrap_or_default().to_owned();
-        // Not by a macro, whose output the harness would drop.
+        // Not with a macro, whose output the harness captures.
         std::io::stderr().write_all(format!("{name} was not run: {why}\n").as_bytes()).unwrap();
     }
     unavailable.is_none()
 }
 
-/// `run OPTIONS -- COMMAND`, in a temporary directory of its own as TMPDIR.
+/// `run OPTIONS -- COMMAND`, with a temporary directory of its own as TMPDIR.
 fn run(base: &Path, options: &[&str], command: &[&str]) -> Command {
     let mut run = Command::new(PLUGIN);
     run.arg("run").args(options).arg("--").args(command).env("TMPDIR", base).stdin(Stdio::null());
@@ -65,7 +65,7 @@ fn status(output: &Output) -> Option<i32> {
     output.status.code()
 }
 
-/// Polls until `is` or the test fails.
+/// Polls until `is` returns true, or the test fails.
 fn until(what: &str, mut is: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is() {
@@ -74,12 +74,12 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
-/// The pid of the process whose command line has `argument`, which no other one has.
+/// The pid of the only process whose command line has `argument`.
 fn process_with(argument: &str) -> Option<i32> {
     fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let line = fs::read(entry.path().join("cmdline")).ok()?;
-        // Not `run` itself, which has the argument as well.
+        // Excludes `run` itself, whose command line has the argument as well.
         let is = line.starts_with(b"sleep\0") && text(&line).split('\0').any(|found| found == argument);
         is.then_some(pid)
     })
@@ -101,8 +101,8 @@ fn state(pid: i32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Waits until `run` takes signals: the command may write before that, and until then a signal acts by default. SIGCONT is
-/// the last one that it asks for.
+/// Waits until `run` handles signals: the command may write earlier, and until then a signal has its default action. SIGCONT is
+/// the last handler that it installs.
 fn until_it_listens(run: &Run) {
     until("run listens for signals", || {
         let status = fs::read_to_string(format!("/proc/{}/status", pid(run))).unwrap();
@@ -111,7 +111,7 @@ fn until_it_listens(run: &Run) {
     });
 }
 
-/// Starts a command that says "ready", waits for that and until `run` takes signals.
+/// Starts a command that prints "ready", and waits for that and until `run` handles signals.
 fn ready(mut command: Command) -> (Run, BufReader<std::process::ChildStdout>) {
     let mut child = Run(command.stdout(Stdio::piped()).spawn().unwrap());
     let mut stdout = BufReader::new(child.0.stdout.take().unwrap());
@@ -126,12 +126,12 @@ fn pid(child: &Run) -> Pid {
     Pid::from_raw(child.0.id() as i32)
 }
 
-/// A number of seconds for sleep(1) that no other process on this host has.
+/// A number of seconds for sleep(1) that no other process on this host uses.
 fn unique_seconds(number: u32) -> String {
     format!("{}.{number}", 100_000 + u64::from(std::process::id()))
 }
 
-/// A `run`, ended with the test, also with one that fails.
+/// A `run` that is killed at the end of the test, even of a failed one.
 struct Run(Child);
 
 impl Drop for Run {
@@ -141,7 +141,7 @@ impl Drop for Run {
     }
 }
 
-/// What the driver itself sets for a task of `run`.
+/// The variables that the driver itself sets for a task of `run`.
 const DRIVER_VARIABLES: [&str; 8] = [
     "HOME",
     "USER",
@@ -188,7 +188,7 @@ fn the_environment_has_nothing_of_the_callers_session() {
 }
 
 #[test]
-fn a_temporary_directory_that_does_not_suit_is_not_used() {
+fn an_unsuitable_temporary_directory_is_not_used() {
     if !applicable() {
         return;
     }
@@ -242,7 +242,7 @@ fn standard_output_and_error_can_be_opened_again() {
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644 & !umask(base.path()));
     let output = run(base.path(), &["--unveil", "rw:/dev/stdout"], &["sh", "-c", script]).output().unwrap();
     assert_eq!((status(&output), text(&output.stdout)), (Some(0), "out\n".into()), "{output:?}");
-    // The denied twin: a file beside it, through the same directory of descriptors.
+    // The denied twin: a file next to it, through the same directory of descriptors.
     let other = File::create(base.path().join("other")).unwrap();
     let mut twin = run(base.path(), &[], &["sh", "-c", "echo x > /dev/stdin"]);
     let output = twin.stdin(other).output().unwrap();
@@ -256,7 +256,7 @@ fn umask(dir: &Path) -> u32 {
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_the_command_with_sigpipe() {
+fn a_closed_output_pipe_ends_the_command_with_sigpipe() {
     if !applicable() {
         return;
     }
@@ -315,7 +315,7 @@ fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
     }
     let output = ignoring(base.path(), "PIPE", "grep SigIgn /proc/self/status").output().unwrap();
     assert!(text(&output.stdout).ends_with("1000\n"), "{output:?}");
-    // The twin: nothing is ignored that was not.
+    // The twin: other signals are not ignored.
     let output = run(base.path(), &[], &["grep", "SigIgn", "/proc/self/status"]).output().unwrap();
     assert!(text(&output.stdout).ends_with("\t0000000000000000\n"), "{output:?}");
     let (mut child, _stdout) = ready(run(base.path(), &[], &["sh", "-c", script]));
@@ -324,7 +324,7 @@ fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
 }
 
 #[test]
-fn a_killed_run_takes_its_command_with_it_and_the_next_one_cleans_up() {
+fn killing_run_kills_its_command_and_the_next_run_cleans_up() {
     if !applicable() {
         return;
     }
@@ -368,7 +368,7 @@ fn a_stop_stops_the_command_first_and_a_continue_continues_both() {
     for (signal, number) in [(Signal::SIGTSTP, 3), (Signal::SIGTTIN, 4)] {
         let argument = &unique_seconds(number);
         let mut command = run(base.path(), &[], &["sh", "-c", &format!("echo ready; exec sleep {argument}")]);
-        // Of its own, whose parent is in the same session: such a group can be stopped.
+        // A process group of its own, whose parent is in the same session: such a group can be stopped.
         command.process_group(0);
         let (mut child, _stdout) = ready(command);
         until("the command runs", || process_with(argument).is_some());
@@ -394,7 +394,7 @@ fn open_pair() -> (File, OwnedFd) {
     (File::from(OwnedFd::from(master)), slave)
 }
 
-/// An interactive shell at a pseudo-terminal, and what it has shown since it was last looked at.
+/// An interactive shell at a pseudo-terminal, and its output since the last check.
 struct Shell {
     master: File,
     slave: OwnedFd,
@@ -409,7 +409,7 @@ impl Shell {
         shell
     }
 
-    /// Another program than a shell, as the leader of the terminal's session.
+    /// A program other than a shell, as the leader of the terminal's session.
     fn at_terminal(base: &Path, command: &[&str]) -> Self {
         let (master, slave) = open_pair();
         let mut size = Command::new("stty");
@@ -438,7 +438,7 @@ impl Shell {
         self.master.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until `wanted` is shown, and forgets everything up to it, which is the result.
+    /// Waits for `wanted` in the output, and removes and returns everything up to it.
     fn wait_for(&mut self, wanted: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut buffer = [0; 4096];
@@ -455,7 +455,7 @@ impl Shell {
         }
     }
 
-    /// Whether the terminal makes lines and echoes, as a shell's commands expect it.
+    /// Whether the terminal edits lines and echoes, as a shell's commands expect.
     fn is_cooked(&self) -> bool {
         use nix::sys::termios::{LocalFlags, OutputFlags, tcgetattr};
         let modes = tcgetattr(&self.slave).unwrap();
@@ -511,7 +511,7 @@ fn the_command_has_a_terminal_of_its_own() {
     shell.enter("echo status $?\r");
     shell.wait_for("status 130\r\n");
     shell.wait_for("SHELL> ");
-    // The caller's own terminal is not to be had.
+    // The caller's own terminal is not available.
     shell.enter("t=$(tty); $RUN run -- sh -c \"echo x > $t && echo open''ed || echo re''fused\"\r");
     shell.wait_for("refused\r\n");
     shell.wait_for("SHELL> ");
@@ -526,7 +526,7 @@ fn the_command_has_a_terminal_of_its_own() {
 
 #[test]
 fn a_password_is_not_echoed_in_a_pipeline() {
-    /// What a program does that asks for a password: at the controlling terminal, whatever the standard streams are.
+    /// Acts like a program that asks for a password: it uses the controlling terminal, whatever the standard streams are.
     const ASK: &str = "stty -echo < /dev/tty; printf 'Password: ' > /dev/tty; read x < /dev/tty; stty echo < /dev/tty; \
                        printf %s \"$x\" | tr a-z A-Z > /dev/tty; echo > /dev/tty";
     if !applicable() {
@@ -546,7 +546,7 @@ fn a_password_is_not_echoed_in_a_pipeline() {
         assert!(!shown.contains("hunter"), "{before} run {after}: {shown:?}");
         shell.wait_for("SHELL> ");
         until("the terminal is as it was", || shell.is_cooked());
-        // The twin: what is no password is echoed, once.
+        // The twin: other input is echoed, once.
         shell.enter(&format!(
             "{before} $RUN run -- sh -c 'echo re''ady; read x; echo $x' {after}; echo do''ne\r"
         ));
@@ -577,12 +577,12 @@ fn a_question_is_answered_when_standard_input_is_a_file() {
     shell.enter("yes\r");
     shell.wait_for("answer yes");
     shell.wait_for("SHELL> ");
-    // The twin: in a pipeline the keys are for whoever reads the terminal, not for the last one.
+    // The twin: in a pipeline the keys are for the program that reads the terminal, not for the last one.
     shell.enter("cat | $RUN run -- tr a-z A-Z\r");
     for (line, upper) in [("one", "ONE"), ("two", "TWO"), ("three", "THREE")] {
         shell.enter(&format!("{line}\r"));
         shell.wait_for(upper);
-        // Longer than `run` needs to look at the terminal again.
+        // Longer than the interval at which `run` checks the terminal.
         std::thread::sleep(Duration::from_millis(300));
     }
     shell.enter("\x04");
@@ -596,7 +596,7 @@ fn lines_typed_ahead_arrive_one_by_one_and_the_end_of_file_after_them() {
     }
     let base = base();
     let mut shell = Shell::new(base.path());
-    // dd reads a line, as a read from a terminal returns it, and leaves the others.
+    // dd reads one line, as a read from a terminal returns it, and leaves the others.
     shell.enter(
         "$RUN run -- sh -c 'echo re''ady; sleep 1; dd count=1 2>/dev/null; echo first; cat' | tr a-z A-Z\r",
     );
@@ -632,12 +632,12 @@ fn a_signal_ends_run_while_its_output_is_blocked() {
     }
     let base = base();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
-        // More than a pipe holds, and less than two: the command ends, and the last part stays.
+        // More than one pipe holds, and less than two: the command ends, and the last part stays.
         let mut command = run(base.path(), &[], &["head", "-c", "100000", "/dev/zero"]);
         let mut child = Run(command.stdout(Stdio::piped()).spawn().unwrap());
         let output = child.0.stdout.as_ref().unwrap().as_fd();
         assert_eq!(poll(&mut [PollFd::new(output, PollFlags::POLLIN)], PollTimeout::NONE), Ok(1));
-        // Any child: it is there until `run` knows how the command ended.
+        // Any child: it exists until `run` knows how the command ended.
         until("the command ends", || child_of(pid(&child), "").is_none());
         assert_eq!(child.0.try_wait().unwrap(), None, "it waits for its reader");
         kill(pid(&child), signal).unwrap();
@@ -653,7 +653,7 @@ fn a_signal_ends_run_during_a_start_that_hangs() {
         return;
     }
     let base = base();
-    // So many that there is time to stop the start.
+    // So many rules that there is time to stop the shim.
     let unveils = vec!["--unveil=r:/usr/share"; 20_000];
     let mut child = Run(run(base.path(), &unveils, &["true"]).spawn().unwrap());
     let mut shim = None;
@@ -664,13 +664,13 @@ fn a_signal_ends_run_during_a_start_that_hangs() {
     let shim = shim.unwrap();
     kill(shim, Signal::SIGSTOP).unwrap();
     kill(pid(&child), Signal::SIGTERM).unwrap();
-    // Less than the limit of a start.
+    // Less than the time limit of a start.
     let deadline = Instant::now() + Duration::from_secs(10);
     while child.0.try_wait().unwrap().is_none() && Instant::now() < deadline {
         std::thread::sleep(PAUSE);
     }
     let ended = child.0.try_wait().unwrap();
-    // It has died with `run` if it was told to already.
+    // It has died with `run` if its parent-death signal was already set.
     let _ = kill(shim, Signal::SIGKILL);
     assert_eq!(ended.and_then(|status| status.signal()), Some(libc::SIGTERM));
 }
@@ -687,7 +687,7 @@ fn a_second_terminal_gets_its_own_output() {
     command.stdin(stdio(&first)).stdout(stdio(&first)).stderr(stdio(&second));
     let mut child = Run(command.spawn().unwrap());
     drop(command);
-    // No session has this terminal, so it is read.
+    // The terminal belongs to no session, so it is read.
     first_master.write_all(b"typed\r").unwrap();
     until("run ends", || child.0.try_wait().unwrap().is_some());
     let mut shown = [0; 4096];
@@ -713,7 +713,7 @@ fn the_terminal_of_another_session_is_neither_read_nor_changed() {
         shell.enter("echo pass''word\r");
         let shown = shell.wait_for("password\r\n");
         assert!(!shown.contains("TASK"), "{shown:?}");
-        // Longer than `run` needs to look at the terminal again.
+        // Longer than the interval at which `run` checks the terminal.
         std::thread::sleep(Duration::from_millis(300));
     }
 }

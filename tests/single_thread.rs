@@ -1,6 +1,6 @@
-//! What needs a process with one thread, which a test of the usual harness does not have.
+//! Tests that need a process with one thread, which the usual harness does not provide.
 
-// Here a step that fails is a test that fails.
+// In a test, a failed step is a failed test.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::os::fd::AsFd;
@@ -16,7 +16,7 @@ fn status_of(body: impl FnOnce() -> i32) -> WaitStatus {
     waitid(Id::PIDFd(child.pidfd.as_fd()), WaitPidFlag::WEXITED).unwrap()
 }
 
-/// A panic that unwound out of the child would run the rest of this program a second time.
+/// A panic that unwinds out of the child would run the rest of this program a second time.
 fn a_panic_in_a_child_ends_the_child() {
     let parent = std::process::id();
     let panicking = status_of(|| {
@@ -30,7 +30,7 @@ fn a_panic_in_a_child_ends_the_child() {
 }
 
 fn inherited_descriptors_are_claimed_once() {
-    // Whatever is open there was left by who started this test.
+    // Open descriptors here were inherited from the caller of this test.
     inherited::<4>(3).unwrap();
     assert_eq!(inherited::<4>(3).unwrap_err(), Errno::EBUSY);
 }

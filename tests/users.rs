@@ -1,4 +1,4 @@
-//! Looking up users never waits for nscd, which musl's C library asks behind the caller's back.
+//! User lookups never wait for nscd, which musl's C library queries implicitly.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,13 +13,13 @@ use nomad_driver_exec2::users::{self, LookupError, User, UserError};
 
 /// Where musl's C library and glibc look for nscd.
 const SOCKET: &str = "/var/run/nscd/socket";
-/// More than `getent` may take on this host, whose directory service, if there is one, is out of reach.
+/// Longer than `getent` may take on this host, whose directory service, if there is one, is out of reach.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// In no host's user database.
+/// Not in any host's user database.
 const NOBODYS: u32 = 2_147_483_646;
 
-/// In a mount namespace of this thread's own: an nscd that takes connections and never answers. None without the right to
-/// make one.
+/// Creates, in a mount namespace of this thread, an nscd that accepts connections and never answers. None without the right to
+/// create one.
 fn silent_nscd() -> Option<UnixListener> {
     match unshare(CloneFlags::CLONE_NEWNS) {
         Err(Errno::EPERM | Errno::ENOSYS) => return None,
@@ -35,22 +35,22 @@ fn silent_nscd() -> Option<UnixListener> {
     Some(listener)
 }
 
-/// Needs CAP_SYS_ADMIN to put the socket in its place; without it only the next test holds the rule.
+/// Needs CAP_SYS_ADMIN to install the socket; without it only the next test checks the rule.
 #[test]
-fn a_silent_nscd_is_never_asked() {
+fn a_silent_nscd_is_never_queried() {
     let (done, outcome) = mpsc::channel();
-    // Not a scoped thread: one that hangs must not hold the test.
+    // Not a scoped thread: a hanging one must not block the test.
     std::thread::spawn(move || {
         let Some(_listener) = silent_nscd() else {
             done.send(None).unwrap();
             return;
         };
-        // A host with a directory service asks it through getent, which waits for nscd, under its limit.
+        // A host with a directory service queries it through getent, which waits for nscd, with its time limit.
         let answers = ["root", &format!("nomad-{NOBODYS}"), "no-such-user-of-exec2"].map(users::lookup);
         done.send(Some(answers)).unwrap();
     });
     let outcome = outcome.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-        // A failed test would end in exit(3), which waits for the same lock of the C library as the look-up.
+        // A failed test would end in exit(3), which waits for the same lock of the C library as the lookup.
         eprintln!("the look-up waits for nscd");
         std::process::abort()
     });
@@ -64,7 +64,7 @@ fn timed_out(answer: &Result<User, UserError>) -> bool {
     matches!(answer, Err(UserError::Lookup { source: LookupError::Timeout { .. }, .. }))
 }
 
-/// The C library's code for it is not even linked. In a binary with a shared C library there is nothing to see.
+/// The C library's nscd client is not even linked. A binary with a shared C library cannot be checked.
 #[test]
 fn the_binary_has_no_client_of_nscd() {
     let binary = std::fs::read(env!("CARGO_BIN_EXE_nomad-driver-exec2")).unwrap();

@@ -1,4 +1,4 @@
-// The MessagePack that go-cty makes of a config block; a job's author chooses some of it.
+// The MessagePack that go-cty generates from a config block; the job's author influences it.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use nomad_driver_exec2::config::{DriverConfig, PluginConfig};

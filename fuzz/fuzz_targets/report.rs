@@ -1,6 +1,7 @@
-// What comes back from a shim: which process the task is, or why there is none. Until exec a part of it is the task's.
+// The report of a shim: which process the task is, or why there is none. Until exec, the task sends a part of it.
 //
-// The first byte is the length of a first message, the rest is a second; an odd one has a descriptor go with the first.
+// The first byte is the length of a first message, the rest is a second one; if it is odd, the first message carries a
+// descriptor.
 #![no_main]
 use std::fs::File;
 use std::io::IoSlice;
@@ -12,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nomad_driver_exec2::shim::report;
 
-/// The sender has hung up before the receiver begins: nothing is waited for.
+/// The sender has closed its end before the receiver begins, so no run waits.
 const LIMIT: Duration = Duration::from_secs(1);
 
 static NULL: LazyLock<File> = LazyLock::new(|| File::open("/dev/null").expect("/dev/null"));

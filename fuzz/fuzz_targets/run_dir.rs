@@ -1,6 +1,6 @@
-// What a plugin finds in /run about a task: who its shim is, who was at work on its start, how it ended.
+// The records in /run about a task: its shim, the plugin that started it, and how it ended.
 //
-// `@` in the input stands for the boot's id, which no seed can know.
+// `@` in the input stands for the boot id, which a seed cannot contain.
 #![no_main]
 use std::sync::LazyLock;
 
@@ -31,7 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!((found, found), (dir.starting(), dir.answered()));
     if let Some(process) = found {
         assert!(!dir.is_of_former_boot(), "{process:?}");
-        // Whoever it is said to be is looked at, and hardly ever is it that one.
+        // Any process may be named; it is checked, and hardly ever matches.
         let _ = process.open();
     }
     if let Ok(Some(exit)) = dir.exit() {

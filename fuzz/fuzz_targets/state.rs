@@ -1,4 +1,4 @@
-// What is read after a restart: the handle that Nomad kept, and the exit status that the shim left.
+// What a restarted plugin reads: the handle from Nomad, and the exit status that the shim wrote.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use nomad_driver_exec2::shim::exit::{Exit, MAX_LINE};

@@ -93,7 +93,7 @@ impl fmt::Display for Message {
     }
 }
 
-/// The text of the golden file: a message a line below the name of its room.
+/// The text of the golden file: one message a line, below the name of its room.
 pub(crate) fn listing(mut messages: Vec<Message>) -> String {
     messages.sort();
     messages.dedup();
@@ -113,7 +113,7 @@ pub(crate) fn of_source(source: &str) -> Vec<Message> {
     of_file(Path::new("src/planted.rs"), source, &mut Vec::new())
 }
 
-/// The messages of a file; `tests_only` gets the files and directories that it compiles for tests only.
+/// The messages of a file. The files and directories that it compiles only for tests are added to `tests_only`.
 pub(crate) fn of_file(path: &Path, source: &str, tests_only: &mut Vec<PathBuf>) -> Vec<Message> {
     let file = syn::parse_file(source).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut finder = Finder { path, kind: None, found: Vec::new(), tests_only };
@@ -123,7 +123,7 @@ pub(crate) fn of_file(path: &Path, source: &str, tests_only: &mut Vec<PathBuf>) 
 
 struct Finder<'a> {
     path: &'a Path,
-    /// Of the literals of this place, if they are known to be messages.
+    /// The kind of the literals here, if they are known to be messages.
     kind: Option<Kind>,
     found: Vec<Message>,
     tests_only: &'a mut Vec<PathBuf>,
@@ -296,7 +296,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         self.within(kind, |finder| visit::visit_expr_call(finder, call));
     }
 
-    /// One word in a column of texts is a text as well.
+    /// If one arm of a match is a text, single words in the other arms are texts as well.
     fn visit_expr_match(&mut self, matched: &'ast syn::ExprMatch) {
         let texts: Vec<_> = matched.arms.iter().filter_map(|arm| string(&arm.body)).collect();
         if self.kind.is_none() && texts.iter().any(|text| is_prose(text)) {
@@ -371,7 +371,7 @@ fn string(expression: &Expr) -> Option<String> {
     }
 }
 
-/// The text without what `format!` fills in.
+/// The text without the placeholders of `format!`.
 fn fixed(text: &str) -> String {
     let mut depth = 0_usize;
     text.chars()

@@ -1,6 +1,6 @@
-//! Whether the tests of `run` are applicable here.
+//! Whether the tests of `run` apply here.
 
-/// Why `run` cannot make a sandbox here, so that a test of it is not applicable; none if it must work.
+/// Why `run` cannot create a sandbox here, so that its tests do not apply; none if it must work.
 pub(crate) fn unavailable(plugin: &str) -> Option<String> {
     /// CAP_SYS_ADMIN of capabilities(7), which namespaces take.
     const SYS_ADMIN: u64 = 1 << 21;
