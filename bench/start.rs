@@ -80,15 +80,17 @@ fn bench() -> anyhow::Result<String> {
         let request = Request {
             id: TaskId::new("bench", "", "bench")?,
             user: user.clone(),
+            program: &config.command,
+            args: &config.args,
             env: &HashMap::new(),
             root: root.path(),
             logs: Logs::Fifos { stdout: Path::new("out"), stderr: Path::new("err") },
-            netns: None,
+            network: None,
             cgroup: cgroup.as_ref().map(Cgroup::path),
             limits: limits.clone(),
-            config: &config,
+            ask: config.ask(),
         };
-        Ok(TaskSpec::new(&request, &PluginConfig::default())?)
+        Ok(TaskSpec::new(request, &PluginConfig::default().policy())?)
     };
     let (brief, lasting) = (spec(BRIEF)?, spec(LASTING)?);
     let launcher = Launcher::new(&root.path().join("run"))?;
@@ -112,7 +114,8 @@ fn bench() -> anyhow::Result<String> {
         cgroup.remove()?;
     }
     let [start, exec2_start, end, exec2_end, exec2_stop] = times.map(Figures::of);
-    let without = if brief.cgroup.is_some() { "" } else { " (no cgroup v2 here: without a cgroup)" };
+    let without =
+        if brief.plan.resources.cgroup.is_some() { "" } else { " (no cgroup v2 here: without a cgroup)" };
     Ok(format!(
         "medians of {RUNS}{without}:\n\
          start to first byte\n  fork + exec        {start}\n  exec2              {exec2_start}   {:.1} x\n\

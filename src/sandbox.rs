@@ -5,4 +5,5 @@ pub(crate) mod defaults;
 pub(crate) mod landlock;
 pub(crate) mod place;
 pub(crate) mod plan;
+pub(crate) mod policy;
 pub mod unveil;

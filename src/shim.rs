@@ -25,17 +25,12 @@ use exit::Exit;
 use report::{Failure, Reporter, Step};
 use spec::ShimSpec;
 
-/// Uid and gid of a shim whose task runs: reserved for shims, and refused for tasks, so that no task, root included, is asked
-/// about it by user id (prlimit(2), sched_setaffinity(2), setpriority(2), kill(2)). The highest that there is; the number
-/// above it means "leave as it is" to setresuid(2).
-pub const SHIM_ID: u32 = u32::MAX - 1;
-
 /// Descriptors that the plugin places for the shim.
 pub(crate) mod fds {
     use std::os::fd::RawFd;
 
     /// The spec, a sealed memfd. The ones after it are, in this order: the report socket (`SOCK_SEQPACKET`), the exit-status
-    /// file, opened for writing, and the task's cgroup directory, which is not there when the spec says that there is none.
+    /// file, opened for writing, and the task's cgroup directory, which is not there when the plan has none.
     pub(crate) const SPEC: RawFd = 3;
 }
 
@@ -91,19 +86,19 @@ fn start(
         .map_err(|error| Failure::io(Step::Spec, "the spec", &error))?;
     let spec =
         ShimSpec::decode(&bytes).map_err(|error| Failure::text(Step::Spec, "the spec", error.to_string()))?;
-    if cgroup.is_some() != spec.cgroup {
+    if cgroup.is_some() != spec.plan.resources.cgroup.is_some() {
         return Err(Failure::new(Step::Spec, "the cgroup's descriptor", Errno::EBADF));
     }
     let oom = cgroup.as_ref().and_then(|cgroup| OomCounter::of(cgroup.as_fd()));
     let prepared = setup::prepare(&spec)?;
     let task = setup::launch(&spec, prepared, cgroup, reporter)?;
     steps::drop_privileges()?;
-    if spec.die_with_parent {
+    if spec.command.foreground.is_some() {
         steps::die_with_parent(reporter)?;
     }
     let pid = task.pid;
     task.may_exec()?;
-    Ok((Started { task: pid, terminal: spec.terminal }, oom))
+    Ok((Started { task: pid, terminal: spec.command.terminal() }, oom))
 }
 
 /// Reaps whatever ends until the task does, then writes how it ended. When the shim ends, so does its pid namespace.

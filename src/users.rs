@@ -13,8 +13,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-
-use crate::shim::SHIM_ID;
+use serde::{Deserialize, Serialize};
 
 pub use range::{DynamicRange, RangeError};
 pub use system::System;
@@ -28,9 +27,13 @@ const DYNAMIC_PREFIX: &str = "nomad-";
 /// Highest dynamic id that Nomad can assign: it keeps them in 31 bits.
 const DYNAMIC_MAX: u32 = i32::MAX as u32;
 
-/// Highest uid or gid of a task. 4294967295 means "unchanged" to setresuid(2), and 4294967294 is the id that a shim takes once
-/// its task runs: a task with that id could signal, trace and limit the shims.
-const ID_MAX: u32 = SHIM_ID - 1;
+/// Uid and gid of a shim whose task runs: reserved for shims, and refused for tasks, so that the kernel lets no task, root
+/// included, act on a shim by user id (prlimit(2), sched_setaffinity(2), setpriority(2), kill(2)). The highest id there is;
+/// 4294967295 means "leave as it is" to setresuid(2).
+pub const SHIM_ID: u32 = u32::MAX - 1;
+
+/// Highest uid or gid of a task.
+pub(crate) const ID_MAX: u32 = SHIM_ID - 1;
 
 /// Longest name that is looked up, in bytes. useradd(8) allows at most 256.
 const NAME_MAX: usize = 256;
@@ -39,17 +42,20 @@ const NAME_MAX: usize = 256;
 const GROUPS_MAX: usize = 65_536;
 
 /// A user that a task can run as.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// For the USER variable: the name in the database, or what the job wrote if there is none.
+    #[serde(default)]
     pub name: String,
     pub uid: u32,
     pub gid: u32,
     /// All groups that the database gives the user, as set by initgroups(3); none for dynamic users and `uid:gid`.
+    #[serde(default)]
     pub groups: Vec<u32>,
     /// The home in the database, always absolute; it may not exist. None: the user has no home.
     pub home: Option<PathBuf>,
     /// Whether the user is in the database. Two jobs may name the same uid otherwise.
+    #[serde(default)]
     pub known: bool,
 }
 
@@ -112,22 +118,12 @@ pub enum UserError {
     NotFound { user: String },
     #[error("uid {uid} is not in this host's user database: write \"{uid}:GID\" to set its group")]
     UidNotFound { uid: u32 },
-    #[error("user {user:?} has {what} {id}, which is reserved: give it another one, up to {ID_MAX}")]
-    Reserved { user: String, what: &'static str, id: u32 },
     #[error("user {user:?} is in {count} groups: a process can have {GROUPS_MAX}")]
     TooManyGroups { user: String, count: usize },
     #[error(
         "user {user:?} is a dynamic user of Nomad, but uid {uid} belongs to {owner:?} on this host: write user = {owner:?}, or move the client's users block (dynamic_user_min, dynamic_user_max) and the plugin option dynamic_user_range to a free range"
     )]
     Taken { user: String, uid: u32, owner: String },
-    #[error(
-        "user {user:?} is outside of {range}, the plugin option dynamic_user_range: leave user out of the task, so that Nomad assigns one; if the client's users block has another dynamic_user_min or dynamic_user_max, write the same range in dynamic_user_range"
-    )]
-    OutOfRange { user: String, range: DynamicRange },
-    #[error(
-        "user {user:?} has uid {uid}, which a task of another allocation on this host is using: leave user out of the task, so that Nomad assigns one"
-    )]
-    InUse { user: String, uid: u32 },
     #[error("failed to look up user {user:?}: {source}")]
     Lookup { user: String, source: LookupError },
 }
@@ -142,7 +138,6 @@ impl UserError {
                 | UserError::Malformed { .. }
                 | UserError::RootAlias { .. }
                 | UserError::RootGroup { .. }
-                | UserError::OutOfRange { .. }
         )
     }
 }
@@ -152,13 +147,11 @@ pub fn lookup(user: &str) -> Result<User, UserError> {
     lookup_in(&System, user)
 }
 
-/// Like [`lookup`], for a job: its dynamic user must be one that Nomad can have assigned.
-pub fn lookup_for_job(user: &str, range: DynamicRange) -> Result<User, UserError> {
+/// The uid that Nomad's dynamic `nomad-N` means; none for a user of another form. Does not ask the host.
+pub(crate) fn dynamic_id(user: &str) -> Result<Option<u32>, UserError> {
     match parse(user)? {
-        Spec::Dynamic(id) if !range.contains(id) => {
-            Err(UserError::OutOfRange { user: user.to_owned(), range })
-        }
-        _ => lookup(user),
+        Spec::Dynamic(id) => Ok(Some(id)),
+        Spec::Name(_) | Spec::Uid(_) | Spec::UidGid(..) => Ok(None),
     }
 }
 
@@ -260,11 +253,6 @@ fn accept(user: &str, entry: Entry) -> Result<User, UserError> {
     if entry.uid == 0 && user != ROOT {
         return Err(UserError::RootAlias { user: user.to_owned() });
     }
-    for (what, id) in [("uid", entry.uid), ("gid", entry.gid)] {
-        if id > ID_MAX {
-            return Err(UserError::Reserved { user: user.to_owned(), what, id });
-        }
-    }
     let usable = |home: &PathBuf| home.is_absolute() && !home.to_string_lossy().contains(char::is_control);
     Ok(User {
         name: entry.name,
@@ -280,9 +268,6 @@ fn accept(user: &str, entry: Entry) -> Result<User, UserError> {
 fn with_groups(database: &impl Database, mut user: User) -> Result<User, UserError> {
     let failed = |source| UserError::Lookup { user: user.name.clone(), source };
     let others: BTreeSet<u32> = database.memberships(&user.name).map_err(failed)?.into_iter().collect();
-    if let Some(id) = others.iter().copied().find(|id| *id > ID_MAX) {
-        return Err(UserError::Reserved { user: user.name, what: "group", id });
-    }
     user.groups =
         std::iter::once(user.gid).chain(others.into_iter().filter(|gid| *gid != user.gid)).collect();
     match user.groups.len() {

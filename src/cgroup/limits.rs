@@ -9,6 +9,7 @@ use cgroups_rs::cpu::CpuController;
 use cgroups_rs::cpuset::CpuSetController;
 use cgroups_rs::memory::{MemController, SetMemory};
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::error::errno_of;
 use super::{Cgroup, CgroupError};
@@ -53,7 +54,8 @@ pub struct ResourceRequest {
 }
 
 /// `memory.max`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MemoryMax {
     Bytes(u64),
     /// No limit: `max`.
@@ -70,7 +72,7 @@ impl fmt::Display for MemoryMax {
 }
 
 /// `cpu.max`, both in µs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuMax {
     pub quota_us: u64,
     pub period_us: u64,
@@ -83,7 +85,8 @@ impl fmt::Display for CpuMax {
 }
 
 /// A list of CPU numbers in the kernel's list format (`0,2-3`; cpuset(7)), never empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct CpuSet {
     list: String,
     count: u64,
@@ -130,6 +133,20 @@ impl FromStr for CpuSet {
     }
 }
 
+impl TryFrom<String> for CpuSet {
+    type Error = CpuSetError;
+
+    fn try_from(list: String) -> Result<CpuSet, CpuSetError> {
+        list.parse()
+    }
+}
+
+impl From<CpuSet> for String {
+    fn from(set: CpuSet) -> String {
+        set.list
+    }
+}
+
 impl fmt::Display for CpuSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.list)
@@ -137,7 +154,8 @@ impl fmt::Display for CpuSet {
 }
 
 /// What will stand in the task's cgroup. Plain data: [`Cgroup::apply`] writes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Limits {
     /// `memory.max`.
     pub memory_max: MemoryMax,
@@ -150,6 +168,12 @@ pub struct Limits {
     /// `memory.oom.group`: an OOM kill takes the whole cgroup, so that no half of a workload is left running
     /// (Documentation/admin-guide/cgroup-v2.rst).
     pub oom_group: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::UNLIMITED
+    }
 }
 
 impl Limits {

@@ -84,7 +84,7 @@ pub(super) fn check(asked: &[Asked], spec: &TaskSpec) -> anyhow::Result<()> {
     let last: HashMap<&str, &str> =
         asked.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     for (name, value) in last {
-        if spec.shim.env(name) != Some(value) {
+        if spec.command.env(name) != Some(value) {
             bail!(
                 "--env {name} has no effect, because the driver sets or withholds this variable; leave it out"
             );

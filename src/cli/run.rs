@@ -19,13 +19,16 @@ use super::stdio::Stdio;
 use super::terminal::{Terminal, Watch};
 use super::{causes, environment, free_user, say};
 use crate::cgroup::{Cgroup, Limits, ResourceRequest};
-use crate::config::{DriverConfig, PluginConfig};
+use crate::config::PluginConfig;
 use crate::record::run_dir::RUN_DIR;
-use crate::sandbox::capabilities::{CapList, CapabilityError};
+use crate::sandbox::capabilities::{CapList, UnknownCapability};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
+use crate::sandbox::policy::{Ask, Policy};
 use crate::sandbox::unveil::{Access, Unveil};
 use crate::shim::report::StartError;
+use crate::shim::spec::Foreground;
 use crate::sys;
+use crate::sys::signals::Bits;
 use crate::task::end::Ended;
 use crate::task::events::EventBus;
 use crate::task::id::TaskId;
@@ -124,42 +127,40 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     let scratch = Scratch::new(&base, &user)?;
     // Dropped before the directories on every return path.
     let cgroup = OwnCgroup::new(id, &asked(args))?;
-    let plugin = PluginConfig {
+    let plugin = PluginConfig::default();
+    let policy = Policy {
         unveil_defaults: !args.no_defaults,
         unveil_by_task: true,
         allow_caps: capabilities.set(),
-        ..PluginConfig::default()
+        ..plugin.policy()
     };
-    let config = DriverConfig::of_command_line(
-        command.clone(),
-        rest,
-        args.unveil.clone(),
-        capabilities,
-        args.work_dir.clone(),
-    );
+    let ask = Ask {
+        unveil: &args.unveil,
+        cap_add: capabilities,
+        work_dir: args.work_dir.as_deref(),
+        ..Ask::default()
+    };
     let mut env = environment::of_command(&asked_env, std::env::vars_os());
     env.extend(scratch.variables());
     let stdio = Stdio::new(&user)?;
-    let mut spec = TaskSpec::new(
-        &Request {
-            id: TaskId::new(id.to_string(), "", &command)?,
-            user,
-            env: &env,
-            root: scratch.root(),
-            logs: Logs::Inherited,
-            netns: None,
-            cgroup: cgroup.get().map(Cgroup::path),
-            limits,
-            config: &config,
-        },
-        &plugin,
-    )?;
+    let terminal = stdio.terminal_number();
+    let request = Request {
+        id: TaskId::new(id.to_string(), "", &command)?,
+        user,
+        program: &command,
+        args: &rest,
+        env: &env,
+        root: scratch.root(),
+        logs: Logs::Inherited(Foreground { ignored, terminal }),
+        network: None,
+        cgroup: cgroup.get().map(Cgroup::path),
+        limits,
+        ask,
+    };
+    let mut spec = TaskSpec::new(request, &policy)?;
     environment::check(&asked_env, &spec)?;
-    spec.shim.die_with_parent = true;
-    spec.shim.ignored = ignored;
-    spec.shim.terminal = stdio.terminal_number();
-    spec.shim.rules.extend(spec.shim.terminal.map(|_| own_terminal()));
-    let Finished { ended, copied } = supervise(&spec, stdio)?;
+    spec.plan.landlock.rules.extend(terminal.map(|_| own_terminal()));
+    let Finished { ended, copied } = supervise(&spec, ignored, stdio)?;
     if ended.is_oom_killed() {
         let own = args.memory.is_some() && cgroup.reached_its_limit();
         let why = if own {
@@ -181,7 +182,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
 }
 
 /// Checks the name of one capability while the command line is parsed.
-fn capability(name: &str) -> Result<String, CapabilityError> {
+fn capability(name: &str) -> Result<String, UnknownCapability> {
     CapList::from_names([name]).map(|_| name.to_owned())
 }
 
@@ -231,7 +232,7 @@ enum Copied {
 }
 
 /// Supervises the task from start to end.
-fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Finished> {
+fn supervise(spec: &TaskSpec, ignored: Bits, stdio: Stdio) -> anyhow::Result<Finished> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -241,7 +242,7 @@ fn supervise(spec: &TaskSpec, stdio: Stdio) -> anyhow::Result<Finished> {
         let (launched, mut running) = stdio.during(|| launcher.launch(spec))?;
         // Not before: a start may hang, in this thread, and until it is over a signal acts by default. If that ends this
         // process, the kernel ends what has been started.
-        let signals = Signals::listen(spec.shim.ignored).context("failed to listen for signals")?;
+        let signals = Signals::listen(ignored).context("failed to listen for signals")?;
         let task =
             Task::adopt(spec.id.clone(), launched?, &EventBus::default()).map_err(|(error, launched)| {
                 launched.abandon();

@@ -21,10 +21,10 @@ use std::fmt;
 
 pub use plugin::PluginConfig;
 pub use table::{Form, Row};
-pub use task::{DriverConfig, OOM_SCORE_ADJ_RANGE};
+pub use task::DriverConfig;
 
 use crate::quote::quote;
-use crate::sandbox::capabilities::CapabilityError;
+use crate::sandbox::capabilities::UnknownCapability;
 use crate::sandbox::unveil::UnveilError;
 
 /// Which of the two configs an error is about.
@@ -123,7 +123,7 @@ pub enum ConfigError {
         /// The option with the index.
         option: String,
         /// Repeats the name.
-        error: CapabilityError,
+        error: UnknownCapability,
     },
 }
 

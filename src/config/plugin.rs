@@ -7,6 +7,7 @@ use super::{At, ConfigError, Scope, hclspec};
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapSet, Capability, hcl};
+use crate::sandbox::policy::Policy;
 use crate::sandbox::unveil::Unveil;
 use crate::users::DynamicRange;
 
@@ -52,6 +53,17 @@ impl PluginConfig {
     /// Decodes the same options from a JSON object.
     pub fn decode_json(json: &str) -> Result<Self, ConfigError> {
         table::decode_json(Scope::Plugin, json)
+    }
+
+    /// What the operator allows a job.
+    pub fn policy(&self) -> Policy<'_> {
+        Policy {
+            unveil_defaults: self.unveil_defaults,
+            unveil_paths: &self.unveil_paths,
+            unveil_by_task: self.unveil_by_task,
+            allow_caps: self.allow_caps,
+            dynamic_user_range: self.dynamic_user_range,
+        }
     }
 
     /// The whole config as HCL, one option a line.

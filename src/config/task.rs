@@ -1,26 +1,22 @@
 //! A job's options: `task { driver = "exec2"; config { … } }`.
 
-use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 
 use super::cty::Value;
 use super::kinds::{Capabilities, Flag, Number, UnveilRules};
-use super::table::{self, Form, Kind, Row, Sealed, Table, options};
+use super::table::{self, Form, Kind, Row, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
 use crate::sandbox::capabilities::CapList;
+use crate::sandbox::policy::{Ask, OOM_SCORE_ADJ_RANGE};
 use crate::sandbox::unveil::Unveil;
-
-/// The values that a job may set as `oom_score_adj`. The kernel's range is -1000 to 1000 (proc_pid_oom_score_adj(5)), but a
-/// value below 0 would spare the task at the cost of the host and of its neighbours, and -1000 would exempt it completely.
-pub const OOM_SCORE_ADJ_RANGE: RangeInclusive<i32> = 0..=1000;
 
 options! {
     /// The options that a job sets. Nomad has already replaced `${…}`.
     ///
-    /// Not to be confused with `TaskConfig`, Nomad's message about a task, whose field `msgpack_driver_config` holds these
-    /// options.
+    /// Decoding is the only way to make one, so it is valid. Not to be confused with `TaskConfig`, Nomad's message about a task,
+    /// whose field `msgpack_driver_config` holds these options.
     #[derive(Clone, PartialEq, Eq)]
     pub struct DriverConfig {
         /// a path, or a name that is looked up in the task's `PATH`
@@ -77,25 +73,14 @@ impl DriverConfig {
         table::decode_json(Scope::Task, json)
     }
 
-    /// The options from the command line of `run`. Its arguments come from execve(2), so they contain no NUL byte. An empty
-    /// command and a directory with `..` are refused by the start, whose errors `run` reports with separate exit statuses.
-    pub(crate) fn of_command_line(
-        command: String,
-        args: Vec<String>,
-        unveil: Vec<Unveil>,
-        cap_add: CapList,
-        work_dir: Option<PathBuf>,
-    ) -> Self {
-        Self {
-            command,
-            args,
-            unveil,
-            oom_score_adj: 0,
-            cap_add,
-            cap_drop: CapList::default(),
-            work_dir,
-            oom_group: false,
-            sealed: Sealed,
+    /// What the job asks to be allowed.
+    pub fn ask(&self) -> Ask<'_> {
+        Ask {
+            unveil: &self.unveil,
+            cap_add: self.cap_add,
+            cap_drop: self.cap_drop,
+            work_dir: self.work_dir.as_deref(),
+            oom_score_adj: self.oom_score_adj,
         }
     }
 }

@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 
 use super::{Settings, status::RpcError};
 use crate::cgroup::{CpuSet, Limits, ResourceRequest};
-use crate::config::{DriverConfig, PluginConfig};
+use crate::config::DriverConfig;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
-use crate::quote::quote;
-use crate::sandbox::capabilities::Capability;
+use crate::sandbox::policy::{self, NetworkMode, Policy};
 use crate::task::dirs;
 use crate::task::id::TaskId;
 use crate::task::lifecycle::Job;
-use crate::task::spec::{Logs, Request, TaskSpec};
+use crate::task::spec::{Logs, Request, SpecError, TaskSpec};
 use crate::users;
 
 /// Nomad's path for logs that are not collected.
@@ -27,28 +26,32 @@ pub(super) fn task_spec(
 ) -> Result<TaskSpec, RpcError> {
     let config = DriverConfig::decode(&task.msgpack_driver_config)?;
     let root = dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name)?;
-    let user =
-        users::lookup_for_job(&user_name(task, &root, &settings.plugin), settings.plugin.dynamic_user_range)?;
+    let policy = settings.plugin.policy();
+    let name = user_name(task, &root, &policy);
+    if let Some(uid) = users::dynamic_id(&name)? {
+        policy.dynamic_user(&name, uid).map_err(SpecError::from)?;
+    }
+    let user = users::lookup(&name)?;
     let resources = task.resources.as_ref();
     let linux = resources.and_then(|resources| resources.linux_resources.as_ref());
     let cgroup = linux.map(|linux| linux.cpuset_cgroup.as_str()).filter(|path| !path.is_empty());
     let cgroup =
         cgroup.map(PathBuf::from).ok_or(RpcError::Absent("cgroup (linux_resources.cpuset_cgroup)"))?;
-    let netns = netns(task.network_isolation_spec.as_ref())?;
-    Ok(TaskSpec::new(
-        &Request {
-            id,
-            user,
-            env: &task.env,
-            root: &root.path,
-            logs: logs(task),
-            netns: netns.as_deref(),
-            cgroup: Some(&cgroup),
-            limits: limits(resources, &config, settings)?,
-            config: &config,
-        },
-        &settings.plugin,
-    )?)
+    let network = network(task.network_isolation_spec.as_ref())?;
+    let request = Request {
+        id,
+        user,
+        program: &config.command,
+        args: &config.args,
+        env: &task.env,
+        root: &root.path,
+        logs: logs(task),
+        network: network.as_deref(),
+        cgroup: Some(&cgroup),
+        limits: limits(resources, &config, settings)?,
+        ask: config.ask(),
+    };
+    Ok(TaskSpec::new(request, &policy)?)
 }
 
 /// The job whose task starts are limited together.
@@ -57,10 +60,9 @@ pub(super) fn job(task: &proto::TaskConfig) -> Job {
 }
 
 /// The user of the task. An empty name means a task whose dynamic user the agent forgot when it was restarted: the owner of its
-/// directory is still that user. If jobs may have CAP_CHOWN, a task could have given the directory to another task's user, so
-/// the owner is not trusted.
-fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, plugin: &PluginConfig) -> Cow<'a, str> {
-    let forgotten = task.user.is_empty() && !plugin.allow_caps.contains(Capability::CHOWN);
+/// directory is still that user.
+fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, policy: &Policy<'_>) -> Cow<'a, str> {
+    let forgotten = task.user.is_empty() && policy.trusts_owner();
     match root.dynamic_user().filter(|_| forgotten) {
         Some(user) => {
             tracing::info!(task = task.id, user, "using the owner of the task directory as the user");
@@ -98,12 +100,8 @@ fn limits(
     Ok(Limits::plan(&request, settings.mhz_per_core))
 }
 
-/// The network namespace that Nomad created for the allocation (bridge, CNI and none); none means the host's.
-///
-/// A path is joined in every mode, and only a job with the host's network may have none: an unknown mode must not end in the
-/// host's network.
-/// not end in the host's network.
-fn netns(spec: Option<&NetworkIsolationSpec>) -> Result<Option<PathBuf>, RpcError> {
+/// The network namespace that Nomad created for the allocation; none = the host's.
+fn network(spec: Option<&NetworkIsolationSpec>) -> Result<Option<PathBuf>, RpcError> {
     let Some(spec) = spec else { return Ok(None) };
     let mode = NetworkIsolationMode::try_from(spec.mode).map_err(|_| {
         RpcError::BadValue(format!(
@@ -111,40 +109,39 @@ fn netns(spec: Option<&NetworkIsolationSpec>) -> Result<Option<PathBuf>, RpcErro
             spec.mode
         ))
     })?;
-    match (mode, Path::new(&spec.path)) {
-        (NetworkIsolationMode::Host, path) if path.as_os_str().is_empty() => Ok(None),
-        // Nomad sends this mode only to drivers that create networks themselves.
-        (NetworkIsolationMode::Task, path) if path.as_os_str().is_empty() => {
-            Err(RpcError::Unsupported("a network of the task's own (network mode \"task\")"))
-        }
-        (_, path) if path.as_os_str().is_empty() => Err(RpcError::Absent("path of the network namespace")),
-        (_, path) if !path.is_absolute() => {
-            Err(RpcError::BadValue(format!("network namespace {}, which is not absolute", quote(&spec.path))))
-        }
-        (_, path) => Ok(Some(path.to_owned())),
-    }
+    let mode = match mode {
+        NetworkIsolationMode::Host => NetworkMode::Host,
+        NetworkIsolationMode::Group => NetworkMode::Group,
+        NetworkIsolationMode::Task => NetworkMode::Task,
+        NetworkIsolationMode::None => NetworkMode::None,
+    };
+    Ok(policy::network(mode, &spec.path).map_err(SpecError::from)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::policy::Denied;
 
-    fn netns_of(mode: i32, path: &str) -> Result<Option<PathBuf>, RpcError> {
-        netns(Some(&NetworkIsolationSpec { mode, path: path.into(), ..Default::default() }))
+    fn network_of(mode: i32, path: &str) -> Result<Option<PathBuf>, RpcError> {
+        network(Some(&NetworkIsolationSpec { mode, path: path.into(), ..Default::default() }))
     }
 
     #[test]
-    fn only_host_mode_without_a_path_is_the_hosts_network() {
+    fn each_mode_of_nomad_is_the_policys_mode() {
         use NetworkIsolationMode::{Group, Host, None as NoNetwork, Task};
-        assert_eq!(netns(None).unwrap(), None);
-        assert_eq!(netns_of(Host.into(), "").unwrap(), None);
-        for mode in [Group, NoNetwork, Task] {
-            assert!(netns_of(mode.into(), "").is_err(), "{mode:?} without a path");
-        }
-        for mode in [Host, Group, NoNetwork, Task] {
-            let path = "/var/run/netns/a";
-            assert_eq!(netns_of(mode.into(), path).unwrap(), Some(path.into()), "{mode:?}");
-            assert!(netns_of(mode.into(), "netns/a").is_err(), "{mode:?}");
+        assert_eq!(network(None).unwrap(), None);
+        assert_eq!(network_of(Host.into(), "").unwrap(), None);
+        for (mode, denied) in [
+            (Group, Denied::NoNetworkPath),
+            (NoNetwork, Denied::NoNetworkPath),
+            (Task, Denied::NetworkOfTask),
+        ] {
+            let error = network_of(mode.into(), "").unwrap_err();
+            assert!(
+                matches!(&error, RpcError::Spec(SpecError::Denied(found)) if *found == denied),
+                "{error}"
+            );
         }
     }
 
@@ -152,7 +149,7 @@ mod tests {
     fn a_mode_that_is_not_known_is_an_error_with_and_without_a_path() {
         for mode in [-1, 4, i32::MAX] {
             for path in ["", "/var/run/netns/a"] {
-                let error = netns_of(mode, path).unwrap_err();
+                let error = network_of(mode, path).unwrap_err();
                 assert!(error.to_string().contains(&format!("network isolation mode {mode},")), "{error}");
             }
         }

@@ -10,6 +10,7 @@ use crate::config::ConfigError;
 use crate::proto::{RECOVERABLE_ERROR_TYPE_URL, structs::RecoverableError};
 use crate::quote::shorten;
 use crate::record::key::EmptyKey;
+use crate::sandbox::policy::Denied;
 use crate::task::dirs::DirsError;
 use crate::task::lifecycle::LifecycleError;
 use crate::task::spec::SpecError;
@@ -52,6 +53,7 @@ impl RpcError {
             Self::Dirs(error) => !error.is_jobs_fault(),
             Self::User(error) => !error.is_job_fault(),
             Self::Tasks(error) => error.is_recoverable(),
+            Self::Spec(SpecError::Denied(denied)) => denied.may_change(),
             Self::UnknownTask
             | Self::Id(_)
             | Self::Absent(_)
@@ -64,7 +66,12 @@ impl RpcError {
 
     fn code(&self) -> Code {
         match self {
-            Self::Unsupported(_) => Code::Unimplemented,
+            Self::Unsupported(_) | Self::Spec(SpecError::Denied(Denied::NetworkOfTask)) => {
+                Code::Unimplemented
+            }
+            Self::Spec(SpecError::Denied(Denied::NoNetworkPath | Denied::RelativeNetworkPath(_))) => {
+                Code::InvalidArgument
+            }
             Self::Absent(_)
             | Self::Id(_)
             | Self::Config(_)
@@ -79,7 +86,7 @@ impl From<LifecycleError> for RpcError {
     fn from(error: LifecycleError) -> Self {
         match error {
             LifecycleError::Unknown => Self::UnknownTask,
-            LifecycleError::User(error) => Self::User(error),
+            LifecycleError::Denied(denied) => Self::Spec(denied.into()),
             other => Self::Tasks(other),
         }
     }
@@ -143,7 +150,7 @@ mod tests {
     fn a_refusal_of_the_policy_is_final() {
         for status in [
             start(Failure::new(Step::Exec, "/opt/x", Errno::EACCES)),
-            RpcError::from(SpecError::UnveilByTask).into(),
+            RpcError::from(SpecError::from(Denied::UnveilByTask)).into(),
         ] {
             assert_eq!(status.code(), Code::Unknown, "{status}");
             assert!(status.details().is_empty());

@@ -54,13 +54,13 @@ impl Capability {
     }
 
     /// Reads a name in any case, with or without `CAP_`. Fails with the unknown name.
-    fn from_name(name: &str) -> Result<Self, CapabilityError> {
+    fn from_name(name: &str) -> Result<Self, UnknownCapability> {
         let plain = plain(name);
         (0u8..)
             .zip(NAMES)
             .find(|(_, known)| **known == plain)
             .map(|(number, _)| Self(number))
-            .ok_or_else(|| CapabilityError::Unknown { name: name.to_owned(), closest: closest(&plain) })
+            .ok_or_else(|| UnknownCapability { name: name.to_owned(), closest: closest(&plain) })
     }
 }
 
@@ -100,7 +100,7 @@ impl CapSet {
     }
 
     /// Reads names in any case, with or without `CAP_`; `all` adds every capability.
-    pub fn from_names<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self, CapabilityError> {
+    pub fn from_names<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self, UnknownCapability> {
         CapList::from_names(names).map(CapList::set)
     }
 
@@ -174,9 +174,9 @@ impl fmt::Debug for CapSet {
 }
 
 impl TryFrom<Vec<String>> for CapSet {
-    type Error = CapabilityError;
+    type Error = UnknownCapability;
 
-    fn try_from(names: Vec<String>) -> Result<Self, CapabilityError> {
+    fn try_from(names: Vec<String>) -> Result<Self, UnknownCapability> {
         Self::from_names(names)
     }
 }
@@ -201,7 +201,7 @@ pub struct CapList {
 
 impl CapList {
     /// Reads names in any case, with or without `CAP_`, and `all`.
-    pub fn from_names<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self, CapabilityError> {
+    pub fn from_names<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Result<Self, UnknownCapability> {
         names.into_iter().try_fold(Self::default(), |list, name| {
             let name = name.as_ref();
             if plain(name) == ALL_NAME {
@@ -223,41 +223,17 @@ impl CapList {
     }
 }
 
-/// Why a capability name or a request for capabilities is refused.
+/// No capability has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CapabilityError {
-    /// No capability has this name.
-    #[error(
-        "{}: unknown capability; write {}, with or without cap_, in any case; capabilities(7) lists them",
-        quote(.name), suggestion(*.closest)
-    )]
-    Unknown {
-        /// The name as written.
-        name: String,
-        /// The capability that was probably meant.
-        closest: Option<Capability>,
-    },
-    /// The operator does not allow what the task asks for.
-    #[error(
-        "cap_add asks for {refused}, which allow_caps does not allow (it allows: {allowed}); remove it from cap_add, or set \
-         allow_caps = {} in the agent's plugin \"nomad-driver-exec2\" block",
-        hcl(.allowed.union(*.refused))
-    )]
-    NotAllowed {
-        /// What may not be granted.
-        refused: CapSet,
-        /// The value of `allow_caps`.
-        allowed: CapSet,
-    },
-    /// The plugin cannot grant what it does not have.
-    #[error(
-        "cap_add asks for {lacking}, which the plugin itself does not have: give it to the agent's service \
-         (CapabilityBoundingSet=) or container, or remove it from cap_add"
-    )]
-    Lacking {
-        /// What the plugin does not have.
-        lacking: CapSet,
-    },
+#[error(
+    "{}: unknown capability; write {}, with or without cap_, in any case; capabilities(7) lists them",
+    quote(.name), suggestion(*.closest)
+)]
+pub struct UnknownCapability {
+    /// The name as written.
+    name: String,
+    /// The capability that was probably meant.
+    closest: Option<Capability>,
 }
 
 /// A set as a list of HCL.
@@ -266,34 +242,8 @@ pub(crate) fn hcl(set: CapSet) -> String {
     format!("[{}]", names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "))
 }
 
-/// The capabilities that a task asks for: `cap_add` less `cap_drop`, each of which must be in `allow_caps`.
-///
-/// A name in `cap_drop` always takes that member away. `all` in `cap_drop` takes away only what `cap_add`
-/// did not name, so that `cap_drop = ["all"]`, `cap_add = ["chown"]` leaves `chown`.
-pub(crate) fn wanted(
-    cap_add: CapList,
-    cap_drop: CapList,
-    allow_caps: CapSet,
-) -> Result<CapSet, CapabilityError> {
-    let added = if cap_drop.all { cap_add.named } else { cap_add.set() };
-    let wanted = added.difference(cap_drop.named);
-    let refused = wanted.difference(allow_caps);
-    if refused.is_empty() {
-        Ok(wanted)
-    } else {
-        Err(CapabilityError::NotAllowed { refused, allowed: allow_caps })
-    }
-}
-
-/// What of `wanted` can be granted out of `own`, the plugin's capabilities. `all` means all that there are; one that
-/// `cap_add` names must be there.
-pub(crate) fn available(wanted: CapSet, cap_add: CapList, own: CapSet) -> Result<CapSet, CapabilityError> {
-    let lacking = wanted.intersection(cap_add.named).difference(own);
-    if lacking.is_empty() { Ok(wanted.intersection(own)) } else { Err(CapabilityError::Lacking { lacking }) }
-}
-
 /// What a process with this /proc/PID/status can grant: capabilities that are permitted to it, and that its bounding set
-/// lets a child inherit. Where the file does not tell, all: the kernel then refuses what is missing.
+/// lets a child inherit. Where the file does not say, all: the kernel then refuses what is missing.
 pub(crate) fn own(status: &str) -> CapSet {
     let line =
         |name| status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix(name)?.trim(), 16).ok());
@@ -351,10 +301,6 @@ mod tests {
 
     use super::*;
 
-    fn list(names: &[&str]) -> CapList {
-        CapList::from_names(names).unwrap()
-    }
-
     fn set(names: &[&str]) -> CapSet {
         CapSet::from_names(names).unwrap()
     }
@@ -406,7 +352,7 @@ mod tests {
     #[test]
     fn unknown_names_are_named_with_the_closest() {
         let closest = |name: &str| match CapSet::from_names([name]) {
-            Err(CapabilityError::Unknown { closest, .. }) => closest,
+            Err(UnknownCapability { closest, .. }) => closest,
             other => panic!("{other:?}"),
         };
         assert_eq!(closest("net_bind"), Some(Capability::NET_BIND_SERVICE));
@@ -440,55 +386,6 @@ mod tests {
     }
 
     #[test]
-    fn wanted_is_added_less_dropped_within_allowed() {
-        let allow = set(&["net_bind_service", "chown"]);
-        let ok = |add: &[&str], drop: &[&str]| wanted(list(add), list(drop), allow).unwrap();
-        assert_eq!(ok(&[], &[]), CapSet::EMPTY);
-        assert_eq!(ok(&["chown"], &[]), set(&["chown"]));
-        assert_eq!(ok(&["chown", "net_bind_service"], &["CAP_CHOWN"]), set(&["net_bind_service"]));
-        // Dropped again, so never asked of the operator.
-        assert_eq!(ok(&["chown", "sys_admin"], &["sys_admin"]), set(&["chown"]));
-        assert_eq!(ok(&["chown"], &["all"]), set(&["chown"]));
-        assert_eq!(ok(&["all"], &["all"]), CapSet::EMPTY);
-        assert_eq!(ok(&["all", "chown"], &["all"]), set(&["chown"]));
-        assert_eq!(ok(&["chown"], &["all", "chown"]), CapSet::EMPTY);
-        assert_eq!(ok(&[], &["all"]), CapSet::EMPTY);
-        assert_eq!(
-            wanted(list(&["all"]), list(&["sys_admin"]), CapSet::ALL),
-            Ok(CapSet::ALL.difference(set(&["sys_admin"])))
-        );
-    }
-
-    #[test]
-    fn a_refusal_says_what_to_set() {
-        let allow = set(&["chown", "net_raw"]);
-        assert_eq!(
-            wanted(list(&["chown", "sys_admin"]), list(&[]), allow).unwrap_err().to_string(),
-            "cap_add asks for sys_admin, which allow_caps does not allow (it allows: chown, net_raw); remove it from \
-             cap_add, or set allow_caps = [\"chown\", \"net_raw\", \"sys_admin\"] in the agent's plugin \
-             \"nomad-driver-exec2\" block"
-        );
-        assert!(wanted(list(&["chown"]), list(&[]), CapSet::EMPTY).is_err());
-        let all = wanted(list(&["all"]), list(&[]), allow).unwrap_err().to_string();
-        assert!(all.contains("set allow_caps = [\"all\"] in"), "{all}");
-    }
-
-    #[test]
-    fn all_is_what_there_is_and_a_name_must_be_there() {
-        let own = CapSet::ALL.difference(set(&["sys_resource"]));
-        let of = |add: &[&str]| available(list(add).set(), list(add), own);
-        assert_eq!(of(&["all"]), Ok(own));
-        assert_eq!(of(&["chown"]), Ok(set(&["chown"])));
-        for named in [&["sys_resource", "chown"][..], &["all", "sys_resource"]] {
-            let error = of(named).unwrap_err().to_string();
-            assert!(
-                error.starts_with("cap_add asks for sys_resource, which the plugin itself does not have"),
-                "{error}"
-            );
-        }
-    }
-
-    #[test]
     fn own_capabilities_are_permitted_and_in_the_bounding_set() {
         assert_eq!(
             own("CapPrm:\t0000000000000403\nCapEff:\t0\nCapBnd:\t0000000000000401\n"),
@@ -510,18 +407,6 @@ mod tests {
             prop_assert_eq!(CapSet::from_names(set.names()), Ok(set));
             let json = serde_json::to_string(&set).unwrap();
             prop_assert_eq!(serde_json::from_str::<CapSet>(&json).unwrap(), set);
-        }
-
-        #[test]
-        fn wanted_never_exceeds_what_is_allowed(
-            add in any::<(u64, bool)>(), drop in any::<(u64, bool)>(), allow in any::<u64>(),
-        ) {
-            let list = |(bits, all)| CapList { named: CapSet::from_bits(bits), all };
-            let allow = CapSet::from_bits(allow);
-            if let Ok(set) = wanted(list(add), list(drop), allow) {
-                prop_assert!(set.is_subset(allow) && set.is_subset(list(add).set()));
-                prop_assert!(set.intersection(list(drop).named).is_empty());
-            }
         }
     }
 }

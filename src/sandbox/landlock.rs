@@ -1,14 +1,16 @@
 //! Unveil modes as Landlock rights: landlock(7), `Documentation/userspace-api/landlock.rst`.
 
-use landlock::{ABI, AccessFs, BitFlags, make_bitflags};
+#[cfg(test)]
+use landlock::ABI;
+use landlock::{AccessFs, BitFlags, make_bitflags};
 
 use super::unveil::Access;
 
 /// The rights that are denied unless granted: those of Landlock ABI 3, as in the original driver. On a kernel with an
 /// older ABI the rights that it does not know cannot be denied; ABI 1 is the least that the driver starts tasks with.
-pub(crate) const HANDLED: ABI = ABI::V3;
+pub(crate) const HANDLED_ABI: i32 = 3;
 /// The rights that the kernel must be able to deny.
-pub(crate) const REQUIRED: ABI = ABI::V1;
+pub(crate) const REQUIRED_ABI: i32 = 1;
 
 /// Rights of ABI 3 that make sense for something that is no directory; the kernel refuses the others on it.
 const FILE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute | ReadFile | WriteFile | Truncate});
@@ -52,7 +54,10 @@ mod tests {
         let all = of("rwxc", true);
         assert!(!all.contains(AccessFs::MakeBlock));
         assert!(!all.contains(AccessFs::MakeChar));
-        assert_eq!(all | AccessFs::MakeBlock | AccessFs::MakeChar, AccessFs::from_all(HANDLED));
+        assert_eq!(
+            all | AccessFs::MakeBlock | AccessFs::MakeChar,
+            AccessFs::from_all(ABI::from(HANDLED_ABI))
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::unveil::Access;
 /// by openat2(2) with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`. Links on the trusted part are followed by the rules of
 /// `shim::walk`, which ask for their owners: the text of a path does not tell who can change it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Place {
     /// A path of the host; symbolic links that only root can have made are followed.
     Host(PathBuf),
@@ -52,6 +53,7 @@ impl Place {
 
 /// What to do when the place of a rule does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Missing {
     /// A default: nothing to grant.
     Skip,
@@ -61,6 +63,7 @@ pub enum Missing {
 
 /// Who named a path, which decides with whose rights it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NamedBy {
     /// This driver: a default, a directory of the task. Opened as root.
     Driver,
@@ -70,7 +73,7 @@ pub enum NamedBy {
     Job,
 }
 
-/// One Landlock rule to be.
+/// One Landlock rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     pub access: Access,

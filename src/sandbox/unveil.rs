@@ -12,7 +12,10 @@ use crate::quote::quote;
 /// What a task may do with a path: any of read, write, execute and create.
 ///
 /// `src/sandbox` maps each to its Landlock rights; `create` covers removing and renaming too.
+///
+/// Serialized as its letters.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Access(u8);
 
 impl Access {
@@ -97,6 +100,25 @@ impl fmt::Display for Access {
             .try_for_each(|(letter, _)| fmt::Write::write_char(f, letter))
     }
 }
+
+impl TryFrom<String> for Access {
+    type Error = UnknownLetter;
+
+    fn try_from(letters: String) -> Result<Self, UnknownLetter> {
+        Self::from_letters(&letters).map_err(UnknownLetter)
+    }
+}
+
+impl From<Access> for String {
+    fn from(access: Access) -> Self {
+        access.to_string()
+    }
+}
+
+/// A letter that is no mode.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown mode letter {0:?}")]
+pub struct UnknownLetter(char);
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -31,7 +31,7 @@ pub(super) struct Prepared {
 /// In the shim: network namespace, mounts, logs, working directory, Landlock rules.
 pub(super) fn prepare(spec: &ShimSpec) -> Result<Prepared> {
     steps::join_network(spec)?;
-    steps::separate_mounts()?;
+    steps::separate_mounts(spec)?;
     let logs = steps::open_logs(spec)?;
     let writable = steps::writable(spec);
     let work_dir = steps::open_work_dir(spec, &writable)?;
@@ -98,7 +98,7 @@ fn become_task(
 ) -> Result<Infallible> {
     let session = |errno| Failure::new(Step::Session, "the task", errno);
     sys::signals::reset_dispositions();
-    sys::signals::ignore(spec.ignored);
+    sys::signals::ignore(spec.command.foreground.map_or(0, |foreground| foreground.ignored));
     steps::join_session(spec)?;
     sys::signals::unblock_all().map_err(session)?;
     steps::reset_inherited()?;
@@ -112,5 +112,5 @@ fn become_task(
     // The shim is on its way to an id and a state in which this task cannot touch it.
     opened.read_exact(&mut [0]).map_err(|error| Failure::io(Step::Session, "the task", &error))?;
     sys::fd::close_on_exec_from(3).map_err(|errno| Failure::new(Step::CloseFds, "the task", errno))?;
-    steps::exec(spec, reporter)
+    steps::exec(&spec.command, reporter)
 }

@@ -6,53 +6,33 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::MAX_DEPTH;
-
-use crate::sandbox::capabilities::CapSet;
-use crate::sandbox::place::{Place, Rule};
-use crate::sandbox::plan::WorkDir;
+use crate::sandbox::place::Place;
+use crate::sandbox::plan::Plan;
 use crate::sys::signals::Bits;
+use crate::users::User;
 
 /// The shim and the plugin are the same file; a mismatch means that something else wrote the spec.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
-/// Everything that the shim does, in the order in which it does it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A task as its shim sees it: who it is, what it may do, and what it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ShimSpec {
-    /// Network namespace to join (setns(2)), for example `/var/run/netns/<alloc>`; none = the host's.
-    pub netns: Option<PathBuf>,
-    /// Where standard output and error go.
-    pub stdio: Stdio,
-    /// The task's own directory, `alloc_mounts/<alloc>-<task>`: proven to be its own, so what leads to it is not looked at.
-    pub task_root: PathBuf,
-    /// The Landlock rules. What no rule grants is denied.
-    pub rules: Vec<Rule>,
-    /// Working directory of the task.
-    pub work_dir: WorkDir,
-    /// Whether the last of [`super::fds`], the cgroup directory, is there.
-    pub cgroup: bool,
-    /// Whether the task ends when the process that started it does (the `run` verb). A plugin's tasks outlive it.
-    pub die_with_parent: bool,
-    /// Signals that stay ignored in the task (the `run` verb); all others get their default disposition.
-    pub ignored: Bits,
-    /// Which of the descriptors 0, 1 and 2 is the task's controlling terminal; none = it has no terminal.
-    pub terminal: Option<RawFd>,
-    /// Soft limit of open files for the task, RLIMIT_NOFILE of getrlimit(2); none = as the plugin's.
-    pub open_files: Option<u64>,
-    /// proc_pid_oom_score_adj(5). Always written: the agent's own, often -1000, must not be inherited.
-    pub oom_score_adj: i32,
-    pub uid: u32,
-    pub gid: u32,
-    /// What the task starts with (ambient for an ordinary user, permitted for root) and the most that it and its
-    /// children can ever hold (the bounding set).
-    pub granted: CapSet,
-    /// Name (looked up in the task's PATH) or path.
-    pub command: String,
+    pub user: User,
+    pub plan: Plan,
+    pub command: Command,
+}
+
+/// What a task runs, with which arguments, environment and descriptors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// A name, looked up in the task's PATH, or a path.
+    pub program: String,
     pub args: Vec<String>,
     /// `KEY=value`, as execve(2) takes it.
     pub env: Vec<String>,
-    /// Supplementary groups, setgroups(2); with the primary one where the user database knows the user.
-    #[serde(default)]
-    pub groups: Vec<u32>,
+    pub stdio: Stdio,
+    /// None for Nomad's tasks, which outlive the plugin that started them.
+    pub foreground: Option<Foreground>,
 }
 
 /// Where the task's output goes. Standard input is always /dev/null under Nomad.
@@ -66,9 +46,27 @@ pub enum Stdio {
     Inherited,
 }
 
+/// The task of a `run` verb: it ends when the process that started it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foreground {
+    /// Signals that stay ignored in the task; all others get their default disposition.
+    pub ignored: Bits,
+    /// Which of the descriptors 0, 1 and 2 is the task's controlling terminal; none = it has no terminal.
+    pub terminal: Option<RawFd>,
+}
+
 impl ShimSpec {
+    /// The wire form of these parts.
+    pub(crate) fn encode_parts(
+        user: &User,
+        plan: &Plan,
+        command: &Command,
+    ) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+        rmp_serde::to_vec(&(VERSION, (user, plan, command)))
+    }
+
     pub fn encode(&self) -> Result<Vec<u8>, rmp_serde::encode::Error> {
-        rmp_serde::to_vec(&(VERSION, self))
+        Self::encode_parts(&self.user, &self.plan, &self.command)
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
@@ -82,10 +80,17 @@ impl ShimSpec {
         }
         Ok(spec)
     }
+}
 
+impl Command {
     /// Value of `name` in the task's environment.
     pub fn env(&self, name: &str) -> Option<&str> {
         self.env.iter().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    /// The descriptor of the task's controlling terminal.
+    pub(crate) fn terminal(&self) -> Option<RawFd> {
+        self.foreground?.terminal
     }
 }
 
@@ -108,37 +113,48 @@ pub fn candidates(command: &str, path: Option<&str>) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::place::{Missing, NamedBy};
+    use crate::cgroup::{CpuMax, Limits, MemoryMax};
+    use crate::sandbox::capabilities::Capability;
+    use crate::sandbox::place::{Missing, NamedBy, Rule};
+    use crate::sandbox::plan::{Landlock, Namespaces, Resources, Rlimits, WorkDir};
     use crate::sandbox::unveil::Unveil;
 
     fn spec() -> ShimSpec {
+        let rule = Rule {
+            access: "rw:/srv".parse::<Unveil>().unwrap().access,
+            place: Place::host("/srv"),
+            named_by: NamedBy::Agent,
+            missing: Missing::Fail,
+        };
+        let limits = Limits {
+            memory_max: MemoryMax::Bytes(1 << 30),
+            memory_low: Some(1 << 20),
+            cpu_max: Some(CpuMax { quota_us: 50_000, period_us: 100_000 }),
+            cpuset_cpus: Some("0,2-3".parse().unwrap()),
+            oom_group: true,
+        };
         ShimSpec {
-            netns: Some("/var/run/netns/x".into()),
-            stdio: Stdio::Fifos {
-                stdout: Place::beneath("/a", "alloc/logs/o"),
-                stderr: Place::beneath("/a", "alloc/logs/e"),
+            user: User { groups: vec![80_000, 44], ..User::unknown("nomad-80000", 80_000, 80_000) },
+            plan: Plan {
+                task_dir: "/a".into(),
+                namespaces: Namespaces { network: Some("/var/run/netns/x".into()), ..Namespaces::default() },
+                landlock: Landlock { rules: vec![rule], ..Landlock::default() },
+                capabilities: [Capability::CHOWN].into_iter().collect(),
+                rlimits: Rlimits { open_files: Some(1024) },
+                oom_score_adj: 500,
+                resources: Resources { cgroup: Some("/sys/fs/cgroup/x".into()), limits },
+                work_dir: WorkDir { place: Place::beneath("/a", "local"), named_by: NamedBy::Driver },
             },
-            task_root: "/a".into(),
-            rules: vec![Rule {
-                access: "rw:/srv".parse::<Unveil>().unwrap().access,
-                place: Place::host("/srv"),
-                named_by: NamedBy::Agent,
-                missing: Missing::Fail,
-            }],
-            work_dir: WorkDir { place: Place::beneath("/a", "local"), named_by: NamedBy::Driver },
-            cgroup: true,
-            die_with_parent: true,
-            ignored: 1,
-            terminal: Some(0),
-            open_files: Some(1024),
-            oom_score_adj: 500,
-            uid: 80_000,
-            gid: 80_000,
-            granted: CapSet::default(),
-            command: "env".into(),
-            args: vec!["-0".into()],
-            env: vec!["PATH=/bin".into(), "EMPTY=".into()],
-            groups: vec![80_000, 44],
+            command: Command {
+                program: "env".into(),
+                args: vec!["-0".into()],
+                env: vec!["PATH=/bin".into(), "EMPTY=".into()],
+                stdio: Stdio::Fifos {
+                    stdout: Place::beneath("/a", "alloc/logs/o"),
+                    stderr: Place::beneath("/a", "alloc/logs/e"),
+                },
+                foreground: Some(Foreground { ignored: 1, terminal: Some(0) }),
+            },
         }
     }
 
@@ -164,8 +180,9 @@ mod tests {
 
     #[test]
     fn another_version_and_garbage_are_refused() {
-        let other = rmp_serde::to_vec(&(VERSION + 1, spec())).unwrap();
-        assert!(ShimSpec::decode(&other).unwrap_err().to_string().contains("version 2"));
+        let ShimSpec { user, plan, command } = spec();
+        let other = rmp_serde::to_vec(&(VERSION + 1, (user, plan, command))).unwrap();
+        assert!(ShimSpec::decode(&other).unwrap_err().to_string().contains("version 3"));
         assert!(ShimSpec::decode(b"").is_err());
         assert!(ShimSpec::decode(&[0xc1; 64]).is_err());
         // Arrays of one array, deeper than a stack of any size would take.
@@ -174,10 +191,10 @@ mod tests {
 
     #[test]
     fn env_takes_the_whole_name() {
-        let spec = spec();
-        assert_eq!(spec.env("PATH"), Some("/bin"));
-        assert_eq!(spec.env("EMPTY"), Some(""));
-        assert_eq!(spec.env("PAT"), None);
+        let ShimSpec { command, .. } = spec();
+        assert_eq!(command.env("PATH"), Some("/bin"));
+        assert_eq!(command.env("EMPTY"), Some(""));
+        assert_eq!(command.env("PAT"), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::sync::broadcast::{self, error::SendError};
 use super::id::TaskId;
 use super::signal::SignalNumber;
 use crate::quote::shorten;
+use crate::sandbox::place::{NamedBy, Rule};
 
 /// EventBus that a slow listener may be behind before it loses the oldest; the memory for them is bounded by this.
 const BACKLOG: usize = 256;
@@ -65,17 +66,21 @@ pub struct Unveiled {
 }
 
 impl Unveiled {
-    pub fn new(defaults: bool, agent: usize, mut job: Vec<String>) -> Self {
+    pub(crate) fn of(rules: &[Rule]) -> Self {
+        let named_by = |who| rules.iter().filter(move |rule| rule.named_by == who);
         let mut bytes = 0;
-        let fits = |rule: &&String| {
+        let fits = |rule: &String| {
             bytes += rule.len();
             bytes <= RULES_BYTES
         };
-        let shown = job.iter().take(RULES_SHOWN).take_while(fits).count();
-        let more = job.len() - shown;
-        job.truncate(shown);
-        job.shrink_to_fit();
-        Self { defaults, agent, job, more }
+        let job: Vec<String> =
+            named_by(NamedBy::Job).map(Rule::to_string).take(RULES_SHOWN).take_while(fits).collect();
+        Self {
+            defaults: named_by(NamedBy::Driver).next().is_some(),
+            agent: named_by(NamedBy::Agent).count(),
+            more: named_by(NamedBy::Job).count() - job.len(),
+            job,
+        }
     }
 
     /// Rules of the job, shown or not.
@@ -200,12 +205,24 @@ impl EventBus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::place::{Missing, Place};
+    use crate::sandbox::unveil::Unveil;
+
+    fn unveiled(defaults: bool, agent: usize, job: &[&str]) -> Unveiled {
+        let rule = |named_by, text: &str| {
+            let Unveil { access, path } = text.parse().unwrap();
+            Rule { access, place: Place::host(path), named_by, missing: Missing::Fail }
+        };
+        let by_driver = (0..usize::from(defaults) * 3).map(|_| rule(NamedBy::Driver, "r:/usr"));
+        let by_agent = (0..agent).map(|_| rule(NamedBy::Agent, "r:/opt"));
+        let by_job = job.iter().map(|text| rule(NamedBy::Job, text));
+        Unveiled::of(&by_driver.chain(by_agent).chain(by_job).collect::<Vec<_>>())
+    }
 
     #[test]
     fn sentences() {
         let started = |defaults, agent, job: &[&str]| {
-            let job = job.iter().map(|rule| (*rule).to_owned()).collect();
-            let unveiled = Unveiled::new(defaults, agent, job);
+            let unveiled = unveiled(defaults, agent, job);
             Event::Started { user: "nomad-80000".into(), uid: 80_000, landlock_abi: 6, unveiled }.to_string()
         };
         assert_eq!(
@@ -226,9 +243,7 @@ mod tests {
 
     #[test]
     fn a_long_list_of_rules_and_a_long_reason_are_cut() {
-        let of = |count: usize, length: usize| {
-            Unveiled::new(false, 0, vec![format!("r:/{}", "x".repeat(length)); count])
-        };
+        let of = |count, length| unveiled(false, 0, &vec![&*format!("r:/{}", "x".repeat(length)); count]);
         let many = of(100_000, 1);
         assert_eq!(many.of_job(), 100_000);
         assert!(many.to_string().ends_with("r:/x, and 99984 more"), "{many}");

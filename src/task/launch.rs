@@ -18,9 +18,10 @@ use crate::record::identity::Identity;
 use crate::record::key::{EmptyKey, Key};
 use crate::record::reconcile;
 use crate::record::run_dir::{self, RunDir, RunDirError};
+use crate::sandbox::plan::{Namespace, Plan};
 use crate::shim::fds;
 use crate::shim::report::{self, Receiver, StartError};
-use crate::shim::spec::Stdio;
+use crate::shim::spec::{ShimSpec, Stdio};
 use crate::sys;
 
 /// How long a start may take, from clone to exec. The shim's own waits are bounded far below it; only a path on a file
@@ -102,9 +103,9 @@ impl Launcher {
     /// invocation of the same task, survives.
     pub fn launch(&self, spec: &TaskSpec) -> Result<Launched, LaunchError> {
         let id = spec.id.key();
-        let cgroup = spec.cgroup.as_deref().map(Cgroup::open).transpose()?;
+        let cgroup = spec.plan.resources.cgroup.as_deref().map(Cgroup::open).transpose()?;
         if let Some(cgroup) = &cgroup {
-            cgroup.apply(&spec.limits)?;
+            cgroup.apply(&spec.plan.resources.limits)?;
             cgroup.has_cpu()?;
         }
         let oom_before = cgroup.as_ref().map(Cgroup::oom).transpose()?.flatten().unwrap_or_default();
@@ -146,7 +147,7 @@ impl Launcher {
             .collect::<Result<_, _>>()
             .map_err(system("duplicate a descriptor for the shim"))?;
         let numbered: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
-        let null = match spec.shim.stdio {
+        let null = match spec.command.stdio {
             Stdio::Fifos { .. } | Stdio::Null => Some(Null::open().map_err(system("open /dev/null"))?),
             Stdio::Inherited => None,
         };
@@ -154,7 +155,7 @@ impl Launcher {
         let child = sys::clone::spawn(&sys::clone::Spawn {
             program: self.program.as_fd(),
             argv: &[c"nomad-driver-exec2", c"shim"],
-            namespaces: (libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC) as u64,
+            namespaces: clone_flags(&spec.plan),
             cgroup: shims.as_ref().map(Cgroup::dir_fd),
             fds: &numbered,
             first_fd: fds::SPEC,
@@ -220,11 +221,19 @@ fn started(
     Ok((shim_id, task, task_id))
 }
 
+/// The namespaces of the shim and its task as flags of clone(2).
+fn clone_flags(plan: &Plan) -> u64 {
+    let flag = |namespace: &Namespace| match namespace {
+        Namespace::Pid => libc::CLONE_NEWPID,
+        Namespace::Mount => libc::CLONE_NEWNS,
+        Namespace::Ipc => libc::CLONE_NEWIPC,
+    };
+    plan.namespaces.own.iter().fold(0, |flags, namespace| flags | u64::from(flag(namespace).unsigned_abs()))
+}
+
 /// The spec in a sealed memfd: nothing on disk, nothing in `ps`, and nobody can change it any more.
 fn spec_file(spec: &TaskSpec) -> Result<File, LaunchError> {
-    let bytes = spec
-        .shim
-        .encode()
+    let bytes = ShimSpec::encode_parts(&spec.user, &spec.plan, &spec.command)
         .map_err(|error| LaunchError::System { step: "encode the spec", error: io::Error::other(error) })?;
     let memfd = memfd_create(c"exec2-spec", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
         .map_err(system("make a memfd for the spec"))?;

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::blocking::{Starts, WorkerError, blocking};
-use super::events::{Event, EventBus};
+use super::events::{Event, EventBus, Unveiled};
 use super::id::TaskId;
 use super::launch::{LaunchError, Launcher};
 use super::processes::Launched;
@@ -24,8 +24,8 @@ use crate::record::handle::{DriverState, StateError};
 use crate::record::key::{EmptyKey, Key};
 use crate::record::reconcile::{ACKNOWLEDGE_LIMIT, end_unacknowledged};
 use crate::record::run_dir::{RunDir, RunDirError};
+use crate::sandbox::policy::{Denied, may_share_uid};
 use crate::sys;
-use crate::users::UserError;
 
 /// Why something could not be done about a task.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum LifecycleError {
     #[error(transparent)]
     Worker(#[from] WorkerError),
     #[error(transparent)]
-    User(#[from] UserError),
+    Denied(#[from] Denied),
     #[error("failed to start task: {0}")]
     Launch(#[from] LaunchError),
     #[error(transparent)]
@@ -65,7 +65,7 @@ impl LifecycleError {
     pub fn is_recoverable(&self) -> bool {
         match self {
             Self::Launch(error) => !error.is_jobs_fault(),
-            Self::User(error) => !error.is_job_fault(),
+            Self::Denied(denied) => denied.may_change(),
             Self::Task(_) | Self::RunDir(_) | Self::Worker(_) | Self::Destroy(_) => true,
             Self::Id(_)
             | Self::Unknown
@@ -314,13 +314,14 @@ impl Lifecycle {
 
     fn launch_blocking(&self, spec: &TaskSpec) -> Result<(Launched, Event, Claim), LifecycleError> {
         let claim = self.claim(spec)?;
-        tracing::debug!(task = %spec.id, command = spec.shim.command, limits = ?spec.limits, "start");
+        let TaskSpec { id, user, plan, command } = spec;
+        tracing::debug!(task = %id, command = command.program, limits = ?plan.resources.limits, "start");
         let launched = self.0.launcher.launch(spec)?;
         let sandbox = Event::Started {
-            user: spec.shim.env("USER").unwrap_or_default().to_owned(),
-            uid: spec.shim.uid,
+            user: user.name.clone(),
+            uid: user.uid,
             landlock_abi: sys::landlock::abi().unwrap_or(0),
-            unveiled: spec.unveiled.clone(),
+            unveiled: Unveiled::of(&plan.landlock.rules),
         };
         Ok((launched, sandbox, claim))
     }
@@ -351,15 +352,15 @@ impl Lifecycle {
         }
     }
 
-    /// Takes the task's uid. One that no user database knows must not be another allocation's.
+    /// Takes the task's uid.
     fn claim(&self, spec: &TaskSpec) -> Result<Claim, LifecycleError> {
-        let (uids, uid, alloc) = (&self.0.uids, spec.shim.uid, spec.id.alloc());
-        if !spec.unknown_user {
+        let (uids, uid, alloc) = (&self.0.uids, spec.user.uid, spec.id.alloc());
+        if may_share_uid(&spec.user) {
             return Ok(uids.claim(uid, alloc));
         }
         uids.claim_alone(uid, alloc).ok_or_else(|| {
             tracing::warn!(task = %spec.id, uid, "the task's user is that of a task of another allocation");
-            UserError::InUse { user: spec.shim.env("USER").unwrap_or_default().to_owned(), uid }.into()
+            Denied::UidInUse { user: spec.user.name.clone(), uid }.into()
         })
     }
 

@@ -12,51 +12,53 @@ use nix::unistd::execve;
 
 use super::Result;
 use crate::shim::report::{Failure, Reporter, Step};
-use crate::shim::spec::{DEFAULT_PATH, ShimSpec, candidates};
+use crate::shim::spec::{Command, DEFAULT_PATH, candidates};
 
 /// Longest argument or environment entry that execve(2) takes, bytes with the final NUL: MAX_ARG_STRLEN is 32 pages.
 const MAX_ARG_STRLEN: usize = 128 * 1024;
 
 /// Tries each place where the command may be, as execvp(3) does.
-pub(crate) fn exec(spec: &ShimSpec, reporter: &Reporter) -> Result<Infallible> {
+pub(crate) fn exec(command: &Command, reporter: &Reporter) -> Result<Infallible> {
     let c_string = |text: &str| {
         CString::new(text)
             .map_err(|_| Failure::text(Step::Exec, text, "a NUL byte cannot be passed to a program".into()))
     };
-    let args: Vec<CString> =
-        std::iter::once(&spec.command).chain(&spec.args).map(|arg| c_string(arg)).collect::<Result<_>>()?;
-    let env: Vec<CString> = spec.env.iter().map(|entry| c_string(entry)).collect::<Result<_>>()?;
-    reporter.about_to_exec().map_err(|errno| Failure::new(Step::Exec, &spec.command, errno))?;
+    let args: Vec<CString> = std::iter::once(&command.program)
+        .chain(&command.args)
+        .map(|arg| c_string(arg))
+        .collect::<Result<_>>()?;
+    let env: Vec<CString> = command.env.iter().map(|entry| c_string(entry)).collect::<Result<_>>()?;
+    reporter.about_to_exec().map_err(|errno| Failure::new(Step::Exec, &command.program, errno))?;
     let mut refused: Option<PathBuf> = None;
-    for path in candidates(&spec.command, spec.env("PATH")) {
-        let program = CString::new(path.as_os_str().as_bytes()).map_err(|_| not_found(spec))?;
+    for path in candidates(&command.program, command.env("PATH")) {
+        let program = CString::new(path.as_os_str().as_bytes()).map_err(|_| not_found(command))?;
         match execve(&program, &args, &env) {
             Ok(never) => match never {},
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-            Err(Errno::ENAMETOOLONG) if !spec.command.contains('/') => {}
+            Err(Errno::ENAMETOOLONG) if !command.program.contains('/') => {}
             // A directory of PATH that may not be entered is not where the command is.
-            Err(Errno::EACCES) if spec.command.contains('/') || stat(&path).is_ok() => {
+            Err(Errno::EACCES) if command.program.contains('/') || stat(&path).is_ok() => {
                 refused.get_or_insert(path);
             }
             Err(Errno::EACCES) => {}
-            Err(errno) => return Err(not_executed(spec, &path, errno)),
+            Err(errno) => return Err(not_executed(command, &path, errno)),
         }
     }
-    Err(refused.map_or_else(|| not_found(spec), |path| not_executed(spec, &path, Errno::EACCES)))
+    Err(refused.map_or_else(|| not_found(command), |path| not_executed(command, &path, Errno::EACCES)))
 }
 
-fn not_found(spec: &ShimSpec) -> Failure {
-    let failure = Failure::new(Step::Exec, &spec.command, Errno::ENOENT);
-    if spec.command.is_empty() {
+fn not_found(command: &Command) -> Failure {
+    let failure = Failure::new(Step::Exec, &command.program, Errno::ENOENT);
+    if command.program.is_empty() {
         return failure.with_note("the command is empty; write the name or the path of a program");
     }
-    if spec.command.contains('/') {
+    if command.program.contains('/') {
         return failure.with_note("the program, or the interpreter that it names, does not exist");
     }
-    failure.with_note(format!("not found in PATH={}", spec.env("PATH").unwrap_or(DEFAULT_PATH)))
+    failure.with_note(format!("not found in PATH={}", command.env("PATH").unwrap_or(DEFAULT_PATH)))
 }
 
-fn not_executed(spec: &ShimSpec, path: &Path, errno: Errno) -> Failure {
+fn not_executed(command: &Command, path: &Path, errno: Errno) -> Failure {
     let failure = Failure::new(Step::Exec, path.display().to_string(), errno);
     let noexec = || statvfs(path).is_ok_and(|found| found.flags().contains(FsFlags::ST_NOEXEC));
     match errno {
@@ -69,15 +71,15 @@ fn not_executed(spec: &ShimSpec, path: &Path, errno: Errno) -> Failure {
         Errno::EPERM => failure.with_note(
             "the file has capabilities, getcap(8), that the task cannot have: remove them with setcap -r, or use a copy",
         ),
-        Errno::E2BIG => failure.with_note(too_big(spec)),
+        Errno::E2BIG => failure.with_note(too_big(command)),
         _ => failure,
     }
 }
 
 /// What execve(2) calls too big: one argument or variable, or all of them together.
-fn too_big(spec: &ShimSpec) -> String {
+fn too_big(command: &Command) -> String {
     let largest =
-        spec.env.iter().max_by_key(|entry| entry.len()).filter(|entry| entry.len() >= MAX_ARG_STRLEN);
+        command.env.iter().max_by_key(|entry| entry.len()).filter(|entry| entry.len() >= MAX_ARG_STRLEN);
     if let Some(entry) = largest {
         let name = entry.split('=').next().unwrap_or_default();
         return format!(
@@ -86,42 +88,42 @@ fn too_big(spec: &ShimSpec) -> String {
             entry.len()
         );
     }
-    if let Some(argument) = spec.args.iter().position(|arg| arg.len() >= MAX_ARG_STRLEN) {
+    if let Some(argument) = command.args.iter().position(|arg| arg.len() >= MAX_ARG_STRLEN) {
         return format!(
             "args[{argument}] is longer than the {MAX_ARG_STRLEN} bytes that the kernel takes for each"
         );
     }
-    let all = spec.args.iter().chain(&spec.env).map(|text| text.len() + 1).sum::<usize>();
+    let all = command.args.iter().chain(&command.env).map(|text| text.len() + 1).sum::<usize>();
     format!("arguments and environment have {all} bytes, more than a quarter of the limit of the stack")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shim::spec::Stdio;
 
-    /// The seed that the fuzz target starts from.
-    fn spec(env: &[String], args: &[String]) -> ShimSpec {
-        let seed = ShimSpec::decode(include_bytes!("../../../fuzz/seeds/shim_spec/full")).unwrap();
-        ShimSpec { env: env.to_vec(), args: args.to_vec(), ..seed }
+    fn command(env: &[String], args: &[String]) -> Command {
+        let (program, stdio) = ("env".into(), Stdio::Null);
+        Command { program, args: args.to_vec(), env: env.to_vec(), stdio, foreground: None }
     }
 
     #[test]
     fn what_is_too_big_for_execve_is_named() {
         let long = "x".repeat(MAX_ARG_STRLEN);
         assert!(
-            too_big(&spec(&["A=1".into(), format!("SECRET={long}")], &[]))
+            too_big(&command(&["A=1".into(), format!("SECRET={long}")], &[]))
                 .contains("\"SECRET\" has 131079 bytes")
         );
-        assert!(too_big(&spec(&[], &["a".into(), long])).starts_with("args[1] is longer"));
+        assert!(too_big(&command(&[], &["a".into(), long])).starts_with("args[1] is longer"));
         let many = vec!["x".repeat(999); 3000];
-        assert!(too_big(&spec(&[], &many)).contains("have 3000000 bytes"));
+        assert!(too_big(&command(&[], &many)).contains("have 3000000 bytes"));
     }
 
     #[test]
     fn a_missing_command_says_where_it_was_looked_for() {
-        let of = |command: &str| {
-            let spec = ShimSpec { command: command.into(), ..spec(&["PATH=/a:/b".into()], &[]) };
-            not_found(&spec).to_string()
+        let of = |program: &str| {
+            let command = Command { program: program.into(), ..command(&["PATH=/a:/b".into()], &[]) };
+            not_found(&command).to_string()
         };
         assert!(of("web").ends_with("(not found in PATH=/a:/b)"));
         assert!(of("/opt/web").contains("interpreter"));

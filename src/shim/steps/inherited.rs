@@ -37,14 +37,14 @@ pub(crate) fn reset_inherited() -> Result<()> {
 
 /// Always written: the agent's own value is often -1000.
 pub(crate) fn set_oom_score_adj(spec: &ShimSpec) -> Result<()> {
-    let value = spec.oom_score_adj.to_string();
+    let value = spec.plan.oom_score_adj.to_string();
     write_proc("/proc/self/oom_score_adj", &value)
         .map_err(|error| Failure::io(Step::OomScoreAdj, value, &error))
 }
 
 /// The soft limit that the plugin was started with: its own is higher, and programs that use select(2) need a low one.
 pub(crate) fn limit_open_files(spec: &ShimSpec) -> Result<()> {
-    let Some(soft) = spec.open_files else { return Ok(()) };
+    let Some(soft) = spec.plan.rlimits.open_files else { return Ok(()) };
     getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard))
         .map_err(|errno| Failure::new(Step::OpenFiles, soft.to_string(), errno))

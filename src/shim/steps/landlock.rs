@@ -1,7 +1,7 @@
 //! The Landlock ruleset: landlock(7).
 
 use landlock::{
-    Access as _, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
+    ABI, Access as _, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetStatus,
 };
 use nix::errno::Errno;
@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::Result;
 use super::logs::Logs;
 use super::paths::{is_directory, open_place};
-use crate::sandbox::landlock::{HANDLED, REQUIRED, rights};
+use crate::sandbox::landlock::rights;
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::unveil;
 use crate::shim::report::{Failure, Step};
@@ -24,12 +24,14 @@ pub(crate) fn build_ruleset(
     writable: &[DirId],
 ) -> Result<RulesetCreated> {
     let failed = |error: landlock::RulesetError| Failure::text(Step::Landlock, "ruleset", error.to_string());
+    let of_abi = |abi: i32| AccessFs::from_all(ABI::from(abi));
+    let plan = &spec.plan.landlock;
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(REQUIRED))
+        .handle_access(of_abi(plan.required_abi))
         .map_err(failed)?
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(HANDLED))
+        .handle_access(of_abi(plan.handled_abi))
         .map_err(failed)?
         .create()
         .map_err(failed)?;
@@ -37,14 +39,14 @@ pub(crate) fn build_ruleset(
         let write = rights(unveil::Access::WRITE, false);
         ruleset = ruleset.add_rule(PathBeneath::new(log, write)).map_err(failed)?;
     }
-    if let Some(terminal) = spec.terminal {
+    if let Some(terminal) = spec.command.terminal() {
         // As the log FIFOs: the task can open /dev/stdout again.
         let terminal = sys::terminal::standard(terminal)
             .map_err(|errno| Failure::new(Step::Session, "the terminal", errno))?;
         let read_write = rights(unveil::Access::READ.union(unveil::Access::WRITE), false);
         ruleset = ruleset.add_rule(PathBeneath::new(terminal, read_write)).map_err(failed)?;
     }
-    for rule in &spec.rules {
+    for rule in &plan.rules {
         ruleset = add_rule(ruleset, spec, rule, writable)?;
     }
     Ok(ruleset)

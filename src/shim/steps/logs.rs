@@ -9,7 +9,7 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdout, fchown};
 
 use super::Result;
-use super::paths::{open_beneath, open_task_root, path_of};
+use super::paths::{open_beneath, open_task_dir, path_of};
 use crate::sandbox::place::Place;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{ShimSpec, Stdio};
@@ -28,7 +28,7 @@ pub(crate) struct Logs {
 }
 
 pub(crate) fn open_logs(spec: &ShimSpec) -> Result<Option<Logs>> {
-    let (stdout, stderr) = match &spec.stdio {
+    let (stdout, stderr) = match &spec.command.stdio {
         Stdio::Fifos { stdout, stderr } => (stdout, stderr),
         // The shim has them already.
         Stdio::Null | Stdio::Inherited => return Ok(None),
@@ -60,17 +60,17 @@ fn open_log(place: &Place, spec: &ShimSpec) -> Result<OwnedFd> {
         return Err(Failure::text(Step::Log, path_of(place), "this is no FIFO".into()));
     }
     fcntl(&fifo, FcntlArg::F_SETFL(OFlag::O_WRONLY)).map_err(failed)?;
-    fchown(&fifo, Some(Uid::from_raw(spec.uid)), Some(Gid::from_raw(spec.gid))).map_err(failed)?;
+    fchown(&fifo, Some(Uid::from_raw(spec.user.uid)), Some(Gid::from_raw(spec.user.gid))).map_err(failed)?;
     Ok(fifo)
 }
 
 fn open_log_fifo(place: &Place, spec: &ShimSpec) -> nix::Result<OwnedFd> {
     // A log lies below the task's own directory, and nowhere else.
     let Place::Beneath { root, path } = place else { return Err(Errno::EINVAL) };
-    if *root != spec.task_root {
+    if *root != spec.plan.task_dir {
         return Err(Errno::EINVAL);
     }
-    open_beneath(&open_task_root(spec)?, path, OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW)
+    open_beneath(&open_task_dir(spec)?, path, OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW)
 }
 
 /// Standard output and error of the task.

@@ -3,11 +3,18 @@
 use nix::mount::{MsFlags, mount};
 
 use super::Result;
+use crate::sandbox::plan::Namespace;
 use crate::shim::report::{Failure, Step};
+use crate::shim::spec::ShimSpec;
 
 /// The shim was cloned into a mount namespace of its own. Mounts of the host still arrive in it (autofs, volumes), its own
 /// do not leave it; /proc shows the new pid namespace.
-pub(crate) fn separate_mounts() -> Result<()> {
+pub(crate) fn separate_mounts(spec: &ShimSpec) -> Result<()> {
+    let own = &spec.plan.namespaces.own;
+    if !own.contains(&Namespace::Mount) || !own.contains(&Namespace::Pid) {
+        // What follows would change the host's own mounts.
+        return Err(Failure::text(Step::Mount, "/", "the plan has no own mount and PID namespaces".into()));
+    }
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .map_err(|errno| Failure::new(Step::Mount, "/ (slave)", errno))?;

@@ -10,7 +10,7 @@ use crate::shim::spec::ShimSpec;
 
 /// Joins the namespace that Nomad made, if it made one.
 pub(crate) fn join_network(spec: &ShimSpec) -> Result<()> {
-    let Some(path) = &spec.netns else { return Ok(()) };
+    let Some(path) = &spec.plan.namespaces.network else { return Ok(()) };
     open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
         .and_then(|namespace| setns(namespace, CloneFlags::CLONE_NEWNET))
         .map_err(|errno| Failure::new(Step::NetworkNamespace, path.display().to_string(), errno))

@@ -27,7 +27,7 @@ pub(crate) fn open_place(
     writable: &[DirId],
 ) -> Result<OwnedFd, WalkError> {
     let proven = match place {
-        Place::Beneath { root, .. } if *root == spec.task_root => Some(open_task_root(spec)?),
+        Place::Beneath { root, .. } if *root == spec.plan.task_dir => Some(open_task_dir(spec)?),
         _ => None,
     };
     let open = || match (place, &proven) {
@@ -46,10 +46,10 @@ pub(crate) fn open_place(
 }
 
 /// The directory that the plugin has proven to be the task's own, so the links that lead to it are the agent's.
-pub(crate) fn open_task_root(spec: &ShimSpec) -> nix::Result<OwnedFd> {
+pub(crate) fn open_task_dir(spec: &ShimSpec) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    walk::retry(|| openat2(AT_FDCWD, &spec.task_root, how))
+    walk::retry(|| openat2(AT_FDCWD, &spec.plan.task_dir, how))
 }
 
 /// Opens `path` below `root`, without following a link or leaving it.
@@ -62,10 +62,10 @@ pub(crate) fn open_beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Re
 /// Calls `open` with the ids and capabilities that decide about files as the task will have them, setfsuid(2).
 fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
     let own = sys::caps::get()?;
-    let effective = spec.granted.bits() & own.permitted;
+    let effective = spec.plan.capabilities.bits() & own.permitted;
     // For what is opened as root, a capability decides and no group.
-    setgroups(&groups(spec))?;
-    set_fs_ids(spec.uid, spec.gid)?;
+    setgroups(&groups(&spec.user))?;
+    set_fs_ids(spec.user.uid, spec.user.gid)?;
     sys::caps::set(sys::caps::Sets { effective, ..own })?;
     let opened = open();
     set_fs_ids(0, 0)?;
@@ -84,7 +84,7 @@ fn set_fs_ids(uid: u32, gid: u32) -> nix::Result<()> {
 
 /// The directories in which this task's rules let tasks create.
 pub(crate) fn writable(spec: &ShimSpec) -> Vec<DirId> {
-    let creating = spec.rules.iter().filter(|rule| rule.access.create());
+    let creating = spec.plan.landlock.rules.iter().filter(|rule| rule.access.create());
     // One that cannot be opened is an error, or nothing, when its rule is made.
     let opened = creating.filter_map(|rule| open_place(spec, &rule.place, rule.named_by, &[]).ok());
     opened.filter_map(|dir| fstat(&dir).ok()).map(|stat| DirId::of(&stat)).collect()

@@ -13,7 +13,7 @@ use crate::sys;
 /// With a terminal the shim leads the session, and the task is a process group in it: its parent is then in the same
 /// session, without which the kernel would not let the terminal stop it (setpgid(2), orphaned process groups).
 pub(crate) fn lead_session(spec: &ShimSpec) -> Result<()> {
-    let Some(terminal) = spec.terminal else { return Ok(()) };
+    let Some(terminal) = spec.command.terminal() else { return Ok(()) };
     let failed = |errno| Failure::new(Step::Session, "the terminal", errno);
     setsid().map_err(failed)?;
     sys::terminal::take_control(terminal).map_err(failed)
@@ -22,7 +22,7 @@ pub(crate) fn lead_session(spec: &ShimSpec) -> Result<()> {
 /// In the task, while every signal is blocked.
 pub(crate) fn join_session(spec: &ShimSpec) -> Result<()> {
     let failed = |errno| Failure::new(Step::Session, "the task", errno);
-    let Some(terminal) = spec.terminal else { return setsid().map(drop).map_err(failed) };
+    let Some(terminal) = spec.command.terminal() else { return setsid().map(drop).map_err(failed) };
     setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(failed)?;
     sys::terminal::come_to_foreground(terminal).map_err(failed)
 }

@@ -6,35 +6,35 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::Result;
 use crate::sandbox::capabilities::CapSet;
-use crate::shim::SHIM_ID;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
 use crate::sys;
+use crate::users::{SHIM_ID, User};
 
 /// Bounding set of root, groups, gid, uid, then exactly the capabilities that were granted.
 pub(crate) fn become_user(spec: &ShimSpec) -> Result<()> {
-    let caps = |errno| Failure::new(Step::Capabilities, spec.granted.to_string(), errno);
-    let user = |errno| Failure::new(Step::User, format!("{}:{}", spec.uid, spec.gid), errno);
+    let (user, granted) = (&spec.user, spec.plan.capabilities);
+    let caps = |errno| Failure::new(Step::Capabilities, granted.to_string(), errno);
+    let failed = |errno| Failure::new(Step::User, format!("{}:{}", user.uid, user.gid), errno);
     // For everybody else no_new_privs keeps what a file could add to the permitted set. A smaller bounding set would only
     // make the kernel refuse programs with file capabilities, capabilities(7), "capability-dumb binaries".
-    if spec.uid == 0 {
-        limit_bounding(spec.granted)?;
+    if user.uid == 0 {
+        limit_bounding(granted)?;
     }
-    setgroups(&groups(spec)).map_err(user)?;
-    let gid = Gid::from_raw(spec.gid);
-    setresgid(gid, gid, gid).map_err(user)?;
+    setgroups(&groups(user)).map_err(failed)?;
+    let gid = Gid::from_raw(user.gid);
+    setresgid(gid, gid, gid).map_err(failed)?;
     prctl::set_keepcaps(true).map_err(caps)?;
-    let uid = Uid::from_raw(spec.uid);
-    setresuid(uid, uid, uid).map_err(user)?;
+    let uid = Uid::from_raw(user.uid);
+    setresuid(uid, uid, uid).map_err(failed)?;
     prctl::set_keepcaps(false).map_err(caps)?;
     sys::keyring::join_new_session().map_err(|errno| Failure::new(Step::Session, "the keyring", errno))?;
-    let granted = spec.granted.bits();
-    sys::caps::set(sys::caps::Sets { effective: granted, permitted: granted, inheritable: granted })
-        .map_err(caps)?;
+    let bits = granted.bits();
+    sys::caps::set(sys::caps::Sets { effective: bits, permitted: bits, inheritable: bits }).map_err(caps)?;
     sys::caps::clear_ambient().map_err(caps)?;
     // A root user's programs get what is permitted and in the bounding set; anybody else's need ambient capabilities.
-    if spec.uid != 0 {
-        spec.granted.iter().try_for_each(|cap| sys::caps::raise_ambient(cap.number())).map_err(caps)?;
+    if user.uid != 0 {
+        granted.iter().try_for_each(|cap| sys::caps::raise_ambient(cap.number())).map_err(caps)?;
     }
     Ok(())
 }
@@ -57,8 +57,8 @@ pub(crate) fn drop_privileges() -> Result<()> {
 }
 
 /// The supplementary groups of the task.
-pub(crate) fn groups(spec: &ShimSpec) -> Vec<Gid> {
-    spec.groups.iter().copied().map(Gid::from_raw).collect()
+pub(crate) fn groups(user: &User) -> Vec<Gid> {
+    user.groups.iter().copied().map(Gid::from_raw).collect()
 }
 
 fn limit_bounding(allowed: CapSet) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::shim::walk::{DirId, WalkError};
 
 /// Opens it in the shim, with the rights of whoever named it.
 pub(crate) fn open_work_dir(spec: &ShimSpec, writable: &[DirId]) -> Result<OwnedFd> {
-    let WorkDir { place, named_by } = &spec.work_dir;
+    let WorkDir { place, named_by } = &spec.plan.work_dir;
     let failed = |errno| Failure::new(Step::WorkDir, path_of(place), errno);
     let dir = open_place(spec, place, *named_by, writable).map_err(|error| match error {
         WalkError::Errno(errno @ Errno::EXDEV) => {
@@ -31,5 +31,5 @@ pub(crate) fn open_work_dir(spec: &ShimSpec, writable: &[DirId]) -> Result<Owned
 
 /// As the task's user, so that the kernel judges whether that may enter.
 pub(crate) fn enter_work_dir(spec: &ShimSpec, dir: &OwnedFd) -> Result<()> {
-    fchdir(dir).map_err(|errno| Failure::new(Step::WorkDir, path_of(&spec.work_dir.place), errno))
+    fchdir(dir).map_err(|errno| Failure::new(Step::WorkDir, path_of(&spec.plan.work_dir.place), errno))
 }

@@ -1,0 +1,308 @@
+//! Whether a task may have what its job asks for, and the plan that results.
+//!
+//! Every such decision is here. `config` checks only whether a value is well-formed, the shim only what the kernel answers.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use super::capabilities::{CapList, CapSet, Capability, hcl};
+use super::defaults::DEFAULTS;
+use super::place::{Missing, NamedBy, Place, Rule};
+use super::plan::{Landlock, Namespaces, Plan, Resources, Rlimits, WorkDir};
+use super::unveil::{Access, Unveil};
+use crate::cgroup::Limits;
+use crate::quote::quote;
+use crate::users::{DynamicRange, ID_MAX, User};
+
+/// What a job may set as `oom_score_adj`; `config` names the option when it refuses a value. The kernel's range is -1000 to
+/// 1000 (proc_pid_oom_score_adj(5)), but below 0 a task would be spared at the cost of the host and of its neighbours, and
+/// -1000 would exempt it for good.
+pub(crate) const OOM_SCORE_ADJ_RANGE: RangeInclusive<i32> = 0..=1000;
+
+const R: Access = Access::READ;
+const RX: Access = Access::READ.union(Access::EXECUTE);
+const RWXC: Access = R.union(Access::WRITE).union(Access::EXECUTE).union(Access::CREATE);
+
+/// What the operator allows, from the plugin's options.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy<'a> {
+    /// Whether every task gets the default paths and its own directories.
+    pub unveil_defaults: bool,
+    /// Paths that every task gets.
+    pub unveil_paths: &'a [Unveil],
+    /// Whether jobs may unveil paths and start outside the task's own directories.
+    pub unveil_by_task: bool,
+    pub allow_caps: CapSet,
+    pub dynamic_user_range: DynamicRange,
+}
+
+/// What a job asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ask<'a> {
+    pub unveil: &'a [Unveil],
+    pub cap_add: CapList,
+    pub cap_drop: CapList,
+    /// Absolute, or relative to the task's own directory.
+    pub work_dir: Option<&'a Path>,
+    pub oom_score_adj: i32,
+}
+
+/// What the host provides for this task.
+#[derive(Debug, Clone)]
+pub(crate) struct Host<'a> {
+    /// The task's own directory: `alloc_mounts/<alloc>-<task>` with `alloc`, `local`, `secrets` and `tmp` in it.
+    pub task_dir: &'a Path,
+    /// None: the task has no cgroup.
+    pub cgroup: Option<&'a Path>,
+    pub limits: Limits,
+    /// The network namespace; none = the host's.
+    pub network: Option<&'a Path>,
+    /// What this process can grant.
+    pub capabilities: CapSet,
+    /// The soft limit of open files for tasks; none = the plugin's.
+    pub open_files: Option<u64>,
+}
+
+/// How Nomad isolates the network of an allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NetworkMode {
+    Host,
+    /// A namespace that Nomad created for the allocation (bridge and CNI).
+    Group,
+    None,
+    /// A namespace that the driver would have to create.
+    Task,
+}
+
+/// Why a task may not have what its job asks for. Every message says what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    #[error(
+        "the task sets unveil, which the agent's plugin option unveil_by_task does not allow; remove unveil from the task, \
+         or set unveil_by_task = true in the agent's plugin \"nomad-driver-exec2\" block"
+    )]
+    UnveilByTask,
+    #[error(
+        "unveil \"{0}\" is about one process, and the programs that it starts have others; write \"{access}:/proc\": a task's \
+         /proc has no processes but its own",
+        access = .0.access
+    )]
+    ProcSelf(Unveil),
+    #[error(
+        "unveil \"{0}\" leads through a link of proc(5) to whatever a process has open; unveil the place itself"
+    )]
+    MagicLink(Unveil),
+    #[error(
+        "work_dir {0:?} is outside the task's own directories, which the agent's plugin option unveil_by_task does not \
+         allow; write a path relative to the task, for example \"local/app\""
+    )]
+    WorkDir(PathBuf),
+    #[error(
+        "cap_add asks for {refused}, which allow_caps does not allow (it allows: {allowed}); remove it from cap_add, or set \
+         allow_caps = {} in the agent's plugin \"nomad-driver-exec2\" block",
+        hcl(.allowed.union(*.refused))
+    )]
+    Capability { refused: CapSet, allowed: CapSet },
+    #[error(
+        "cap_add asks for {lacking}, which the plugin itself does not have: give it to the agent's service \
+         (CapabilityBoundingSet=) or container, or remove it from cap_add"
+    )]
+    LackingCapability { lacking: CapSet },
+    #[error(
+        "user {user:?} is outside of {range}, the plugin option dynamic_user_range: leave user out of the task, so that Nomad assigns one; if the client's users block has another dynamic_user_min or dynamic_user_max, write the same range in dynamic_user_range"
+    )]
+    DynamicUser { user: String, range: DynamicRange },
+    #[error("user {user:?} has {what} {id}, which is reserved: give it another one, up to {ID_MAX}")]
+    ReservedId { user: String, what: &'static str, id: u32 },
+    #[error(
+        "user {user:?} has uid {uid}, which a task of another allocation on this host is using: leave user out of the task, so that Nomad assigns one"
+    )]
+    UidInUse { user: String, uid: u32 },
+    #[error("a network of the task's own (network mode \"task\") is not supported by this driver")]
+    NetworkOfTask,
+    #[error("the request has no path of the network namespace")]
+    NoNetworkPath,
+    #[error("Nomad sent an invalid value: network namespace {}, which is not absolute", quote(.0))]
+    RelativeNetworkPath(String),
+}
+
+impl Denied {
+    /// Whether the same job may be allowed a moment later: the user database is changed, or another task ends.
+    pub(crate) fn may_change(&self) -> bool {
+        matches!(self, Self::ReservedId { .. } | Self::UidInUse { .. })
+    }
+}
+
+impl Policy<'_> {
+    /// Judges what the job asks for.
+    pub(crate) fn plan(&self, ask: &Ask<'_>, user: &User, host: Host<'_>) -> Result<Plan, Denied> {
+        if !ask.unveil.is_empty() && !self.unveil_by_task {
+            return Err(Denied::UnveilByTask);
+        }
+        no_reserved_id(user)?;
+        let work_dir = self.work_dir(ask, host.task_dir)?;
+        let rules = self.rules(ask, &host)?;
+        let capabilities = self.capabilities(ask, host.capabilities)?;
+        Ok(Plan {
+            task_dir: host.task_dir.to_owned(),
+            namespaces: Namespaces { network: host.network.map(Path::to_owned), ..Namespaces::default() },
+            landlock: Landlock { rules, ..Landlock::default() },
+            capabilities,
+            rlimits: Rlimits { open_files: host.open_files },
+            oom_score_adj: ask.oom_score_adj,
+            resources: Resources { cgroup: host.cgroup.map(Path::to_owned), limits: host.limits },
+            work_dir,
+        })
+    }
+
+    /// A job's dynamic user must be one that Nomad can have assigned.
+    pub(crate) fn dynamic_user(&self, user: &str, uid: u32) -> Result<(), Denied> {
+        let range = self.dynamic_user_range;
+        if range.contains(uid) {
+            return Ok(());
+        }
+        Err(Denied::DynamicUser { user: user.to_owned(), range })
+    }
+
+    /// Whether the owner of a task's directory tells who the task's user is. Where jobs may have CAP_CHOWN, a task could have
+    /// given its directory to the user of another one.
+    pub(crate) fn trusts_owner(&self) -> bool {
+        !self.allow_caps.contains(Capability::CHOWN)
+    }
+
+    /// `cap_add` less `cap_drop`, whoever the user is. Root gets no other, so that a job shows what its task can do.
+    ///
+    /// A name in `cap_drop` always takes that member away. `all` in `cap_drop` takes away only what `cap_add`
+    /// did not name, so that `cap_drop = ["all"]`, `cap_add = ["chown"]` leaves `chown`. `all` in `cap_add` means all that the
+    /// plugin has; one that it names must be there.
+    fn capabilities(&self, ask: &Ask<'_>, own: CapSet) -> Result<CapSet, Denied> {
+        let added = if ask.cap_drop.all { ask.cap_add.named } else { ask.cap_add.set() };
+        let wanted = added.difference(ask.cap_drop.named);
+        let refused = wanted.difference(self.allow_caps);
+        if !refused.is_empty() {
+            return Err(Denied::Capability { refused, allowed: self.allow_caps });
+        }
+        let lacking = wanted.intersection(ask.cap_add.named).difference(own);
+        if !lacking.is_empty() {
+            return Err(Denied::LackingCapability { lacking });
+        }
+        Ok(wanted.intersection(own))
+    }
+
+    fn work_dir(&self, ask: &Ask<'_>, task_dir: &Path) -> Result<WorkDir, Denied> {
+        let path = task_dir.join(ask.work_dir.unwrap_or(Path::new("local")));
+        if !path.starts_with(task_dir) && !self.unveil_by_task {
+            return Err(Denied::WorkDir(path));
+        }
+        Ok(WorkDir {
+            place: Place::of(&path, self.writable(ask, task_dir)),
+            named_by: if ask.work_dir.is_some() { NamedBy::Job } else { NamedBy::Driver },
+        })
+    }
+
+    /// The directories in which tasks can create and rename, as far as they are known here: the task's own, and those of the
+    /// agent's and this job's rules. What another job was unveiled, or what the host's permissions let others write, is
+    /// not known.
+    fn writable<'a>(&'a self, ask: &'a Ask<'_>, task_dir: &'a Path) -> impl Iterator<Item = &'a Path> {
+        let unveils = self.unveil_paths.iter().chain(ask.unveil);
+        unveils.filter(|unveil| unveil.access.create()).map(|unveil| unveil.path.as_path()).chain([task_dir])
+    }
+
+    /// The rules, the task's own directories first. Paths that a task could have tampered with are opened from above.
+    fn rules(&self, ask: &Ask<'_>, host: &Host<'_>) -> Result<Vec<Rule>, Denied> {
+        let writable: Vec<&Path> = self.writable(ask, host.task_dir).collect();
+        let mut rules = if self.unveil_defaults { default_rules(host, &writable) } else { Vec::new() };
+        let by_agent = self.unveil_paths.iter().map(|unveil| (NamedBy::Agent, unveil));
+        let by_job = ask.unveil.iter().map(|unveil| (NamedBy::Job, unveil));
+        for (named_by, unveil) in by_agent.chain(by_job) {
+            if OWN_STREAMS.iter().any(|stream| unveil.path.starts_with(stream)) {
+                continue;
+            }
+            if let Some(below) = PROC_SELF.iter().find_map(|link| unveil.path.strip_prefix(link).ok()) {
+                if MAGIC.iter().any(|name| below.starts_with(name)) {
+                    return Err(Denied::MagicLink(unveil.clone()));
+                }
+                if !self.grants_proc(ask, unveil.access) {
+                    return Err(Denied::ProcSelf(unveil.clone()));
+                }
+                continue;
+            }
+            rules.push(Rule {
+                access: unveil.access,
+                place: Place::of(&unveil.path, writable.iter().copied()),
+                named_by,
+                missing: Missing::Fail,
+            });
+        }
+        Ok(rules)
+    }
+
+    /// Whether another rule grants this access to the whole of /proc.
+    fn grants_proc(&self, ask: &Ask<'_>, access: Access) -> bool {
+        let proc = Path::new("/proc");
+        let default = DEFAULTS.iter().find(|default| self.unveil_defaults && Path::new(default.path) == proc);
+        let asked = self.unveil_paths.iter().chain(ask.unveil);
+        let granted = asked
+            .filter(|unveil| proc.starts_with(&unveil.path))
+            .fold(default.map_or(Access::NONE, |default| default.mode), |all, unveil| all | unveil.access);
+        granted.contains(access)
+    }
+}
+
+/// Links to the directory of whichever process looks, proc(5).
+const PROC_SELF: [&str; 2] = ["/proc/self", "/proc/thread-self"];
+
+/// Names below such a directory that are links, or directories of links, to what the process has open.
+const MAGIC: [&str; 6] = ["root", "cwd", "exe", "fd", "map_files", "ns"];
+
+/// Links into /proc/self/fd, each to a descriptor of whichever process looks. A task may use its own in any case: standard
+/// input is /dev/null, and the pipes of output and error are granted for writing.
+const OWN_STREAMS: [&str; 4] = ["/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/fd"];
+
+/// The task's own directories, its cgroup, and the default paths.
+fn default_rules(host: &Host<'_>, writable: &[&Path]) -> Vec<Rule> {
+    let rule = |access, place, missing| Rule { access, place, named_by: NamedBy::Driver, missing };
+    let own = |access, path: &str| rule(access, Place::beneath(host.task_dir, path), Missing::Fail);
+    let mut rules = Vec::from(["local", "alloc", "secrets", "tmp"].map(|directory| own(RWXC, directory)));
+    rules.push(own(RX, "alloc/logs"));
+    // So that runtimes (Go, the JVM) size themselves by the task's limits, not by the host.
+    rules.extend(host.cgroup.map(|cgroup| rule(R, Place::host(cgroup), Missing::Skip)));
+    rules.extend(DEFAULTS.iter().flat_map(|default| {
+        let place = |path: &PathBuf| Place::of(path, writable.iter().copied());
+        default.paths().into_iter().map(move |path| rule(default.mode, place(&path), Missing::Skip))
+    }));
+    rules
+}
+
+/// No task may have the id of the shims, or it could signal, trace and limit them.
+fn no_reserved_id(user: &User) -> Result<(), Denied> {
+    let ids = [("uid", user.uid), ("gid", user.gid)];
+    let groups = user.groups.iter().map(|gid| ("group", *gid));
+    match ids.into_iter().chain(groups).find(|(_, id)| *id > ID_MAX) {
+        Some((what, id)) => Err(Denied::ReservedId { user: user.name.clone(), what, id }),
+        None => Ok(()),
+    }
+}
+
+/// Whether the uid may be another allocation's, too. Nothing but the user database keeps two jobs from using the same one.
+pub(crate) fn may_share_uid(user: &User) -> bool {
+    user.known
+}
+
+/// The network namespace that Nomad created for the allocation; none = the host's.
+///
+/// A path is joined whatever the mode, and only a job with the host's network may have none: a request that is not understood
+/// must not end in the host's network.
+pub(crate) fn network(mode: NetworkMode, path: &str) -> Result<Option<PathBuf>, Denied> {
+    match (mode, path) {
+        (NetworkMode::Host, "") => Ok(None),
+        // Nomad asks only drivers that create networks for this.
+        (NetworkMode::Task, "") => Err(Denied::NetworkOfTask),
+        (_, "") => Err(Denied::NoNetworkPath),
+        (_, path) if !path.starts_with('/') => Err(Denied::RelativeNetworkPath(path.to_owned())),
+        (_, path) => Ok(Some(path.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

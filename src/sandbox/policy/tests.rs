@@ -1,0 +1,325 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const TASK_DIR: &str = "/data/alloc_mounts/1-web";
+const CGROUP: &str = "/sys/fs/cgroup/nomad.slice/share.slice/1.web.scope";
+
+fn policy() -> Policy<'static> {
+    Policy {
+        unveil_defaults: true,
+        unveil_paths: &[],
+        unveil_by_task: true,
+        allow_caps: CapSet::EMPTY,
+        dynamic_user_range: DynamicRange::default(),
+    }
+}
+
+fn host() -> Host<'static> {
+    Host {
+        task_dir: Path::new(TASK_DIR),
+        cgroup: Some(Path::new(CGROUP)),
+        limits: Limits::UNLIMITED,
+        network: None,
+        capabilities: CapSet::ALL,
+        open_files: None,
+    }
+}
+
+fn user() -> User {
+    User::unknown("nomad-80000", 80_000, 80_000)
+}
+
+fn parse(rules: &[&str]) -> Vec<Unveil> {
+    rules.iter().map(|rule| rule.parse().unwrap()).collect()
+}
+
+/// The plan of a job with these unveils and this work_dir, where jobs may unveil.
+fn plan(defaults: bool, agent: &[&str], job: &[&str], work_dir: Option<&str>) -> Result<Plan, Denied> {
+    let policy = Policy { unveil_defaults: defaults, unveil_paths: &parse(agent), ..policy() };
+    let ask = Ask { unveil: &parse(job), work_dir: work_dir.map(Path::new), ..Ask::default() };
+    policy.plan(&ask, &user(), host())
+}
+
+fn rules(defaults: bool, agent: &[&str], job: &[&str]) -> Vec<Rule> {
+    plan(defaults, agent, job, None).unwrap().landlock.rules
+}
+
+fn find<'a>(rules: &'a [Rule], text: &str) -> &'a Rule {
+    rules.iter().find(|rule| rule.to_string() == text).unwrap_or_else(|| panic!("no {text} in {rules:?}"))
+}
+
+fn list(names: &[&str]) -> CapList {
+    CapList::from_names(names).unwrap()
+}
+
+fn set(names: &[&str]) -> CapSet {
+    list(names).set()
+}
+
+/// The capabilities of a job with these options, of a plugin that has `own`.
+fn capabilities(add: CapList, drop: CapList, allow_caps: CapSet, own: CapSet) -> Result<CapSet, Denied> {
+    let policy = Policy { allow_caps, ..policy() };
+    let ask = Ask { cap_add: add, cap_drop: drop, ..Ask::default() };
+    policy.plan(&ask, &user(), Host { capabilities: own, ..host() }).map(|plan| plan.capabilities)
+}
+
+#[test]
+fn without_defaults_only_what_was_asked_for() {
+    assert_eq!(rules(false, &[], &[]), []);
+    let texts: Vec<_> =
+        rules(false, &["r:/etc/mime.types"], &["rx:/opt/app"]).iter().map(Rule::to_string).collect();
+    assert_eq!(texts, ["r:/etc/mime.types", "rx:/opt/app"]);
+}
+
+#[test]
+fn a_job_unveils_only_where_the_operator_allows_it() {
+    let strict = Policy { unveil_by_task: false, ..policy() };
+    let unveil = parse(&["r:/srv"]);
+    let ask = Ask { unveil: &unveil, ..Ask::default() };
+    let denied = strict.plan(&ask, &user(), host()).unwrap_err();
+    assert!(
+        denied == Denied::UnveilByTask && denied.to_string().contains("unveil_by_task = true"),
+        "{denied}"
+    );
+    assert!(strict.plan(&Ask::default(), &user(), host()).is_ok());
+    find(&rules(true, &[], &["r:/srv"]), "r:/srv");
+}
+
+#[test]
+fn the_tasks_own_directories_are_opened_from_its_root() {
+    let rules = rules(true, &[], &[]);
+    for directory in ["local", "alloc", "secrets", "tmp"] {
+        let rule = find(&rules, &format!("rwxc:{TASK_DIR}/{directory}"));
+        assert_eq!(rule.place, Place::beneath(TASK_DIR, directory));
+        assert_eq!(rule.missing, Missing::Fail);
+    }
+    let logs = find(&rules, &format!("rx:{TASK_DIR}/alloc/logs"));
+    assert_eq!(logs.place, Place::beneath(TASK_DIR, "alloc/logs"));
+}
+
+#[test]
+fn a_path_below_one_that_tasks_can_change_follows_no_symlink() {
+    let agent = ["rwc:/srv/shared", "r:/srv/shared/in"];
+    let rules = rules(true, &agent, &["r:/data/alloc_mounts/1-web/local/x"]);
+    assert_eq!(find(&rules, "r:/srv/shared/in").place, Place::beneath("/srv/shared", "in"));
+    assert_eq!(find(&rules, &format!("r:{TASK_DIR}/local/x")).place, Place::beneath(TASK_DIR, "local/x"));
+    assert_eq!(find(&rules, "rwc:/srv/shared").place, Place::host("/srv/shared"));
+}
+
+#[test]
+fn asked_for_must_exist_and_defaults_need_not() {
+    let rules = rules(true, &["r:/srv/www"], &[]);
+    assert_eq!(find(&rules, "r:/srv/www").missing, Missing::Fail);
+    assert_eq!(find(&rules, "rx:/usr/bin").missing, Missing::Skip);
+    assert_eq!(find(&rules, &format!("r:{CGROUP}")).missing, Missing::Skip);
+}
+
+#[test]
+fn the_working_directory_stays_inside_unless_allowed() {
+    let of = |asked: Option<&str>, unveil_by_task| {
+        let ask = Ask { work_dir: asked.map(Path::new), ..Ask::default() };
+        let policy = Policy { unveil_by_task, ..policy() };
+        policy.plan(&ask, &user(), host()).map(|plan| plan.work_dir.place)
+    };
+    assert_eq!(of(None, false), Ok(Place::beneath(TASK_DIR, "local")));
+    assert_eq!(of(Some("alloc/data"), false), Ok(Place::beneath(TASK_DIR, "alloc/data")));
+    assert_eq!(of(Some("/data/alloc_mounts/1-web/tmp"), false), Ok(Place::beneath(TASK_DIR, "tmp")));
+    assert_eq!(of(Some("/srv"), false), Err(Denied::WorkDir("/srv".into())));
+    assert_eq!(of(Some("/srv"), true), Ok(Place::host("/srv")));
+    assert!(of(Some("/data/alloc_mounts/1-web-other"), false).is_err());
+}
+
+#[test]
+fn the_working_directory_is_opened_from_above_what_tasks_can_change() {
+    let of = |agent: &[&str], job: &[&str]| {
+        plan(true, agent, job, Some("/srv/shared/app/run")).unwrap().work_dir.place
+    };
+    let beneath = Place::beneath("/srv/shared", "app/run");
+    assert_eq!(of(&["rwc:/srv/shared"], &[]), beneath);
+    assert_eq!(of(&[], &["rwc:/srv/shared"]), beneath);
+    assert_eq!(of(&["rwc:/srv/shared/app"], &["c:/srv/shared"]), beneath);
+    assert_eq!(of(&["rw:/srv/shared"], &["r:/srv"]), Place::host("/srv/shared/app/run"));
+}
+
+#[test]
+fn each_path_is_opened_for_whoever_named_it() {
+    let rules = rules(true, &["r:/srv/agent"], &["r:/srv/job"]);
+    let named_by = |text: &str| find(&rules, text).named_by;
+    assert_eq!(named_by("rx:/usr/bin"), NamedBy::Driver);
+    assert_eq!(named_by(&format!("rwxc:{TASK_DIR}/local")), NamedBy::Driver);
+    assert_eq!(named_by("r:/srv/agent"), NamedBy::Agent);
+    assert_eq!(named_by("r:/srv/job"), NamedBy::Job);
+    let of = |asked: Option<&str>| plan(true, &[], &[], asked).unwrap().work_dir.named_by;
+    assert_eq!(
+        (of(None), of(Some("local")), of(Some("/srv"))),
+        (NamedBy::Driver, NamedBy::Job, NamedBy::Job)
+    );
+}
+
+#[test]
+fn proc_self_needs_the_whole_of_proc() {
+    let judged = |defaults, agent: &[&str], job: &[&str]| plan(defaults, agent, job, None);
+    for path in ["/proc/self/mountinfo", "/proc/thread-self", "/proc/self"] {
+        let rule = format!("r:{path}");
+        let error = judged(false, &[], &[&rule]).unwrap_err().to_string();
+        assert!(error.contains(&rule) && error.contains("write \"r:/proc\""), "{error}");
+        for (defaults, agent, job) in
+            [(true, &[][..], &[&*rule][..]), (false, &["r:/proc"], &[&rule]), (false, &[&rule], &["rx:/"])]
+        {
+            let rules = rules(defaults, agent, job);
+            assert!(rules.iter().all(|found| found.to_string() != rule), "{rules:?}");
+        }
+    }
+    assert!(judged(true, &[], &["rw:/proc/self/comm"]).is_err(), "the default is for reading only");
+    for path in ["root/etc/passwd", "cwd", "exe", "fd/3", "ns/net"] {
+        let error = judged(true, &[], &[&format!("r:/proc/self/{path}")]).unwrap_err();
+        assert!(matches!(error, Denied::MagicLink(_)), "{path}: {error}");
+    }
+    find(&rules(false, &[], &["r:/proc/selfish"]), "r:/proc/selfish");
+}
+
+#[test]
+fn the_tasks_own_streams_need_no_rule() {
+    let job = ["r:/dev/fd", "r:/dev/fd/0", "w:/dev/stderr", "r:/dev/stdin"];
+    assert_eq!(rules(false, &["rw:/dev/stdout"], &job), []);
+    find(&rules(false, &[], &["r:/dev/fdx"]), "r:/dev/fdx");
+}
+
+#[test]
+fn a_task_holds_what_it_asks_for_and_no_more() {
+    let allow = set(&["net_bind_service", "chown"]);
+    let ok = |add: &[&str], drop: &[&str]| capabilities(list(add), list(drop), allow, CapSet::ALL).unwrap();
+    assert_eq!(ok(&[], &[]), CapSet::EMPTY);
+    assert_eq!(ok(&["chown"], &[]), set(&["chown"]));
+    assert_eq!(ok(&["chown", "net_bind_service"], &["CAP_CHOWN"]), set(&["net_bind_service"]));
+    // Dropped again, so never asked of the operator.
+    assert_eq!(ok(&["chown", "sys_admin"], &["sys_admin"]), set(&["chown"]));
+    assert_eq!(ok(&["chown"], &["all"]), set(&["chown"]));
+    assert_eq!(ok(&["all"], &["all"]), CapSet::EMPTY);
+    assert_eq!(ok(&["all", "chown"], &["all"]), set(&["chown"]));
+    assert_eq!(ok(&["chown"], &["all", "chown"]), CapSet::EMPTY);
+    assert_eq!(ok(&[], &["all"]), CapSet::EMPTY);
+    assert_eq!(
+        capabilities(list(&["all"]), list(&["sys_admin"]), CapSet::ALL, CapSet::ALL),
+        Ok(CapSet::ALL.difference(set(&["sys_admin"])))
+    );
+    let root = User { name: "root".into(), known: true, ..User::unknown("root", 0, 0) };
+    let of_root = policy().plan(&Ask::default(), &root, host()).unwrap();
+    assert_eq!(of_root.capabilities, CapSet::EMPTY, "root has none by itself");
+}
+
+#[test]
+fn a_refused_capability_says_what_to_set() {
+    let allow = set(&["chown", "net_raw"]);
+    let refusal =
+        |add: &[&str]| capabilities(list(add), list(&[]), allow, CapSet::ALL).unwrap_err().to_string();
+    assert_eq!(
+        refusal(&["chown", "sys_admin"]),
+        "cap_add asks for sys_admin, which allow_caps does not allow (it allows: chown, net_raw); remove it from \
+         cap_add, or set allow_caps = [\"chown\", \"net_raw\", \"sys_admin\"] in the agent's plugin \
+         \"nomad-driver-exec2\" block"
+    );
+    assert!(capabilities(list(&["chown"]), list(&[]), CapSet::EMPTY, CapSet::ALL).is_err());
+    let all = refusal(&["all"]);
+    assert!(all.contains("set allow_caps = [\"all\"] in"), "{all}");
+}
+
+#[test]
+fn all_is_what_the_plugin_has_and_a_named_capability_must_be_there() {
+    let own = CapSet::ALL.difference(set(&["sys_resource"]));
+    let of = |add: &[&str]| capabilities(list(add), list(&[]), CapSet::ALL, own);
+    assert_eq!(of(&["all"]), Ok(own));
+    assert_eq!(of(&["chown"]), Ok(set(&["chown"])));
+    for named in [&["sys_resource", "chown"][..], &["all", "sys_resource"]] {
+        let error = of(named).unwrap_err().to_string();
+        assert!(
+            error.starts_with("cap_add asks for sys_resource, which the plugin itself does not have"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn no_task_has_the_id_of_the_shims_nor_one_above_it() {
+    let judged = |user: User| policy().plan(&Ask::default(), &user, host());
+    let with = |uid, gid, group| User { groups: vec![group], ..User::unknown("ann", uid, gid) };
+    assert!(judged(with(ID_MAX, ID_MAX, ID_MAX)).is_ok());
+    for id in [ID_MAX + 1, u32::MAX] {
+        for (what, user) in [("uid", with(id, 1, 1)), ("gid", with(1, id, 1)), ("group", with(1, 1, id))] {
+            let denied = judged(user).unwrap_err();
+            assert_eq!(denied, Denied::ReservedId { user: "ann".into(), what, id });
+            assert!(denied.may_change(), "the operator can change the user database");
+        }
+    }
+}
+
+#[test]
+fn a_job_has_only_dynamic_users_of_the_range() {
+    let policy = policy();
+    for inside in [80_000, 89_999] {
+        assert_eq!(policy.dynamic_user(&format!("nomad-{inside}"), inside), Ok(()));
+    }
+    for outside in [1, 1000, 79_999, 90_000, 2_147_483_647] {
+        let denied = policy.dynamic_user(&format!("nomad-{outside}"), outside).unwrap_err();
+        let text = denied.to_string();
+        assert!(text.contains("dynamic_user_range") && text.contains("dynamic_user_min"), "{text}");
+        assert!(!denied.may_change(), "{text}");
+    }
+}
+
+#[test]
+fn the_owner_of_a_directory_is_not_trusted_where_jobs_may_change_it() {
+    assert!(policy().trusts_owner());
+    assert!(!Policy { allow_caps: set(&["chown"]), ..policy() }.trusts_owner());
+}
+
+#[test]
+fn only_a_user_of_the_database_shares_its_uid() {
+    assert!(!may_share_uid(&user()));
+    assert!(may_share_uid(&User { known: true, ..user() }));
+}
+
+#[test]
+fn only_host_mode_without_a_path_is_the_hosts_network() {
+    use NetworkMode::{Group, Host, None as NoNetwork, Task};
+    assert_eq!(network(Host, ""), Ok(None));
+    for (mode, denied) in
+        [(Group, Denied::NoNetworkPath), (NoNetwork, Denied::NoNetworkPath), (Task, Denied::NetworkOfTask)]
+    {
+        assert_eq!(network(mode, ""), Err(denied), "{mode:?} without a path");
+    }
+    for mode in [Host, Group, NoNetwork, Task] {
+        let path = "/var/run/netns/a";
+        assert_eq!(network(mode, path), Ok(Some(path.into())), "{mode:?}");
+        assert_eq!(network(mode, "netns/a"), Err(Denied::RelativeNetworkPath("netns/a".into())), "{mode:?}");
+    }
+}
+
+#[test]
+fn the_plan_has_what_the_host_provides() {
+    let ask = Ask { oom_score_adj: 500, ..Ask::default() };
+    let limits = Limits { memory_low: Some(1), ..Limits::UNLIMITED };
+    let network = Some(Path::new("/var/run/netns/a"));
+    let host = Host { limits: limits.clone(), network, open_files: Some(1024), ..host() };
+    let plan = policy().plan(&ask, &user(), host).unwrap();
+    assert_eq!(plan.task_dir, Path::new(TASK_DIR));
+    assert_eq!(plan.namespaces, Namespaces { network: network.map(Path::to_owned), ..Namespaces::default() });
+    assert_eq!(plan.resources, Resources { cgroup: Some(CGROUP.into()), limits });
+    assert_eq!((plan.rlimits.open_files, plan.oom_score_adj), (Some(1024), 500));
+    assert_eq!((plan.landlock.required_abi, plan.landlock.handled_abi), (1, 3));
+}
+
+proptest! {
+    #[test]
+    fn capabilities_never_exceed_what_is_allowed(
+        add in any::<(u64, bool)>(), drop in any::<(u64, bool)>(), allow in any::<u64>(), own in any::<u64>(),
+    ) {
+        let list = |(bits, all)| CapList { named: CapSet::from_bits(bits), all };
+        let (allow, own) = (CapSet::from_bits(allow), CapSet::from_bits(own));
+        if let Ok(set) = capabilities(list(add), list(drop), allow, own) {
+            prop_assert!(set.is_subset(allow) && set.is_subset(list(add).set()) && set.is_subset(own));
+            prop_assert!(set.intersection(list(drop).named).is_empty());
+        }
+    }
+}
