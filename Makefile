@@ -26,29 +26,16 @@ CARGO_HOME_DIR := $(or $(CARGO_HOME),$(HOME)/.cargo)
 REPRODUCIBLE := --remap-path-prefix=$(CARGO_HOME_DIR)=/cargo --remap-path-prefix=$(CURDIR)=/src --remap-path-prefix=$(OUT)=/target
 
 # Kernels that the tests boot, as nixos-tests/run names them (`sid` has the
-# newest). Each scenario states the kernels that it supports: 5.10 has no
-# Landlock, and the driver must refuse it.
+# newest). The head of each scenario states the kernels that it supports: 5.10
+# has no Landlock, and the driver must refuse it.
 VM_KERNELS ?= 5.10,6.1,sid
-# All scenarios, VM_SCENARIOS, run on this kernel; those of VM_ACROSS run on the
-# others. If both are empty, every scenario runs on every kernel.
+# All scenarios run on this kernel. Those whose result depends on the kernel,
+# as `nixos-tests/run --list --across` shows, run on the others too.
 VM_KERNEL ?= 6.12
-# The longest first, so that the last ones are short.
-VM_SCENARIOS ?= programs examples $(RELIABILITY) reliability_soak many lifecycle process \
-	isolation plugin packages cli hardening harness plugin_socket fingerprint_refused_lsm \
-	fingerprint_refused_kernel fingerprint boot unit_tests
-# Scenarios whose result depends on the kernel:
-#   examples            whole jobs: bridge networks, a JDK, limits
-#   reliability_faults  cgroup.kill and the counters of memory.events
-#   process, isolation  Landlock's ABI, the mount API, what a denied access returns
-#   hardening           how paths are opened, what a task inherits
-#   plugin_socket       the two ways to identify a peer
-#   unit_tests          the wrappers of system calls
-#   fingerprint*, boot  what the kernel provides, and what the driver reports
-# The others test Nomad's side of the plugin, packages, or the command line.
-VM_ACROSS ?= examples reliability_faults process isolation hardening plugin_socket \
-	fingerprint_refused_lsm fingerprint_refused_kernel fingerprint boot unit_tests
-RELIABILITY := reliability reliability_faults reliability_host reliability_kills \
-	reliability_reboot reliability_recovery reliability_user reliability_wakeups
+# Names or patterns; empty: all scenarios.
+VM_SCENARIOS ?=
+# Empty: all scenarios on every kernel.
+VM_ACROSS ?= --across
 # Number of concurrent VMs; empty: one for each pair of CPUs.
 VM_JOBS ?=
 # Further options of nixos-tests/run, such as --no-snapshots.
@@ -137,7 +124,7 @@ lint-code: setup-lint ## Run rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck
 	$(linter) ruff check --quiet
 	$(linter) mypy
 	$(call say,shellcheck and typos; links of the docs)
-	git grep -lzE '^#!.*\b(ba)?sh$$' -- .ci fuzz scripts | xargs -0 shellcheck
+	git grep -lzE '^#!.*\b(ba)?sh$$' -- .ci fuzz nixos-tests scripts | xargs -0 shellcheck
 	$(linter) typos
 	scripts/check_docs.py
 	$(call say,cargo-deny)
@@ -170,7 +157,9 @@ test-unit: setup-build ## Run the Rust tests; they need neither root nor a VM
 	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'Rust tests as in a Nix build (no user namespaces)' >> $(NOT_CHECKED); else exit $$status; fi
 
 .PHONY: test-scenarios
-test-scenarios: ## Run the scenarios on a file system laid out like NixOS, without a VM
+test-scenarios: ## Check the scenarios' heads, and run them on a file system laid out like NixOS, without a VM
+	$(call say,heads of the scenarios)
+	nixos-tests/selftest/heads.py
 	$(call say,scenarios on a machine like NixOS)
 	@status=0; nixos-tests/selftest/nixos_guest.py || status=$$?; \
 	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'scenarios as on NixOS (no user namespaces)' >> $(NOT_CHECKED); else exit $$status; fi
@@ -216,9 +205,9 @@ SOAK_MINUTES ?= 10
 SOAK_KERNEL  ?= 6.12
 
 .PHONY: test-reliability
-test-reliability: setup-vm build pluginhost ## Test faults: killed plugin, agent and shim, reboot, exhausted resources
+test-reliability: setup-vm build pluginhost ## Test faults: killed plugin, agent and shim, reboot, exhausted resources; churn
 	$(call say,faults on Linux $(VM_KERNEL))
-	nixos-tests/run --kernel $(VM_KERNEL) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) $(RELIABILITY)
+	nixos-tests/run --kernel $(VM_KERNEL) --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) 'reliability*'
 
 .PHONY: soak
 soak: setup-vm build pluginhost ## Start and stop tasks for SOAK_MINUTES in a VM, then look for leaks

@@ -43,6 +43,12 @@ let
     "a task that runs out of memory does not panic the machine" =
       machine.boot.kernel.sysctl."vm.panic_on_oom" == 0;
     "alice and bob have groups of their own, as on Debian" = named 1001 "alice" && named 1002 "bob";
+    "a scenario has the packages that its head names" =
+      let
+        isGit = package: lib.getName package == "git";
+        has = test: lib.any isGit test.nodes.machine.environment.systemPackages;
+      in
+      has tests.vm-programs-linux-6_12 && !has tests.vm-isolation-linux-6_12;
     "there is disk for every allocation of a scenario" =
       machine.virtualisation.diskSize * usablePercent / 100 >= allocs * diskOfAllocMb;
     "Nomad starts with an IPv4 address" = machine.networking.dhcpcd.wait or "ipv4" == "ipv4";
@@ -53,5 +59,11 @@ assert lib.assertMsg (
   wrongOnes == [ ]
 ) "the VM tests: not so: ${lib.concatStringsSep "; " wrongOnes}";
 {
+  # The library that each test imports is there, and has what the test imports from it.
+  vm-imports = pkgs.runCommand "exec2-vm-imports" { nativeBuildInputs = [ pkgs.python3 ]; } ''
+    python3 ${../nixos-tests/selftest/imports.py} ${
+      pkgs.writeText "scripts.json" (builtins.toJSON (lib.mapAttrs (_: test: test.script) tests))
+    } > $out
+  '';
   vms = pkgs.writeText "exec2-vms" (lib.concatLines names);
 }

@@ -1,8 +1,13 @@
-# The demo: runs two example jobs in the guest and shows each command with its output. See `make demo`.
-#
-# A scenario for nixos-tests/run, which gives it `machine` and the functions of nixos-tests/lib.py. It writes to the terminal
-# itself, since a scenario's own print goes to its log.
+# /// scenario
+# description = "The demo: runs two example jobs in the guest and shows each command with its output."
+# ///
+# `make demo` runs it by nixos-tests/run. It writes to the terminal itself, since a scenario's own print goes to its log.
+
 import sys
+
+from exec2.agent import node, wait_for_driver
+from exec2.allocs import EXAMPLES, messages, wait_for_alloc
+from exec2.guest import CLEANUP_TIMEOUT_S, machine, t
 
 
 def say(text):

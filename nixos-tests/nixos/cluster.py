@@ -1,6 +1,14 @@
-# A job that is submitted to a server runs on the client, whose agent may be restarted below it.
+# /// scenario
+# description = "A job submitted to a server runs on a client, and its task survives a restart of the client's agent."
+# ///
+# The machines are in cluster.nix.
+
 import json
 
+from exec2.guest import Machine, named, start_all, subtest, t
+
+server: Machine = named("server")
+client: Machine = named("client")
 start_all()
 server.wait_for_unit("nomad.service")
 client.wait_for_unit("nomad.service")

@@ -1,5 +1,5 @@
-# The scenarios of this folder as NixOS tests, each on each kernel: vm-NAME-linux-6_12. The files are those that
-# nixos-tests/run boots on Debian's kernels; the markers in their heads say which machines they are for.
+# The scenarios of ../scenarios and of this folder as NixOS tests, each on each kernel: vm-NAME-linux-6_12. The heads of the files
+# say what they are for; nixos-tests/run reads the same heads, and boots Debian's kernels.
 {
   lib,
   pkgs,
@@ -21,25 +21,39 @@ let
     in
     found
     || warn "nixos-tests: nixpkgs has no linuxPackages_${name}, so no test runs on that kernel" false;
-  prelude = builtins.readFile ../lib.py;
 
-  # The value of `# NAME: VALUE` in the comment lines at the start of a scenario.
-  marker =
-    text: name: default:
+  # The head: TOML in comment lines between two marks at the start of the file.
+  headOf =
+    file:
     let
-      lines = lib.splitString "\n" text;
-      head = lib.take (lib.lists.findFirstIndex (
-        line: !lib.hasPrefix "#" line
-      ) (lib.length lines) lines) lines;
-      values = lib.concatMap (
-        line:
-        let
-          found = builtins.match "# *${name}: *(.*[^ ]) *" line;
-        in
-        lib.optionals (found != null) found
-      ) head;
+      lines = lib.splitString "\n" (builtins.readFile file);
+      end = lib.lists.findFirstIndex (
+        line: line == "# ///"
+      ) (throw "${toString file}: the head has no end") lines;
+      own = builtins.fromTOML (
+        lib.concatMapStringsSep "\n" (lib.removePrefix "#") (lib.sublist 1 (end - 1) lines)
+      );
+      unknown = lib.attrNames (removeAttrs own ([ "description" ] ++ lib.attrNames defaults));
     in
-    if values == [ ] then default else lib.last values;
+    assert lib.assertMsg (lib.head lines == "# /// scenario") "${toString file} starts with no head";
+    assert lib.assertMsg (
+      unknown == [ ]
+    ) "${toString file}: not supported in a head: ${toString unknown}";
+    defaults // own // { packages = defaults.packages // own.packages or { }; };
+  defaults = builtins.fromTOML (builtins.readFile ../scenarios/defaults.toml);
+
+  # The scenarios' library, and in front of each scenario what makes it importable and gives it the test driver's names.
+  library = builtins.path {
+    path = ../lib;
+    name = "exec2-scenario-library";
+    filter = path: _: baseNameOf path != "__pycache__";
+  };
+  prelude = ''
+    import sys
+    sys.path.insert(0, "${library}")
+    from exec2 import guest
+    guest.bind(globals())
+  '';
 
   # As the runner reads them: `any`, or conditions such as `>= 5.15, < 6.7`.
   holds =
@@ -49,7 +63,7 @@ let
       order = builtins.compareVersions (lib.versions.majorMinor version) (lib.elemAt found 1);
     in
     if found == null then
-      throw "the marker `kernels: ${condition}` is not understood; write any, or for example >= 5.15, < 6.7"
+      throw "kernels = ${condition} is not supported; write any, or for example >= 5.15, < 6.7"
     else
       {
         ">=" = order >= 0;
@@ -61,90 +75,79 @@ let
       .${lib.head found};
   fits = version: text: text == "any" || lib.all (holds version) (lib.splitString "," text);
 
-  scenarios =
+  # The *.py of a folder, by name.
+  scenariosOf =
+    folder: more:
     lib.mapAttrs'
       (
         file: _:
         let
-          text = builtins.readFile (../scenarios + "/${file}");
+          name = lib.removeSuffix ".py" file;
+          path = folder + "/${file}";
         in
-        lib.nameValuePair (lib.removeSuffix ".py" file) {
-          script = prelude + text;
-          kernels = marker text "kernels" ">= 5.15";
-          lsmOff = marker text "lsm" "on" == "off";
-          # A NixOS machine has neither the test host nor the unit tests' binary.
-          wanted =
-            !lib.elem (marker text "needs" "agent") [
-              "pluginhost"
-              "unit-tests"
-            ]
-            && marker text "host" "any" != "debian";
-          agent = marker text "needs" "agent" != "no-agent";
-          nodes.machine = { };
-        }
+        lib.nameValuePair name (headOf path // { script = prelude + builtins.readFile path; } // more name)
       )
       (
         lib.filterAttrs (file: type: type == "regular" && lib.hasSuffix ".py" file) (
-          builtins.readDir ../scenarios
+          builtins.readDir folder
         )
       );
 
-  # What only a NixOS machine, or more than one machine, can show.
-  own = {
-    nixos-module = {
-      script = prelude + builtins.readFile ./module.py;
-      nodes.machine = { lib, ... }: {
-        # The module's defaults.
-        services.nomad-driver-exec2.settings = lib.mkForce { };
-      };
-    };
-    nixos-reboot = {
-      script = prelude + builtins.readFile ./reboot.py;
-      nodes.machine = { };
-    };
-    nixos-cluster = {
-      script = builtins.readFile ./cluster.py;
-      nodes = import ./cluster.nix;
-    };
-  };
-
-  defaults = {
-    kernels = ">= 5.15";
-    lsmOff = false;
-    wanted = true;
-    agent = true;
-  };
+  shared = scenariosOf ../scenarios (_: {
+    nodes.machine = { };
+  });
+  # What only a NixOS machine, or more than one machine, can show: NAME.nix beside NAME.py has the machines.
+  own = lib.mapAttrs' (name: lib.nameValuePair "nixos-${name}") (
+    scenariosOf ./. (
+      name:
+      let
+        nodes = ./. + "/${name}.nix";
+      in
+      {
+        nodes = if builtins.pathExists nodes then import nodes else { machine = { }; };
+      }
+    )
+  );
+  scenarios = lib.filterAttrs (_: scenario: lib.elem "nixos" scenario.guests) (shared // own);
 
   test =
     name: scenario: kernel: packages:
+    let
+      lsmOff = scenario.lsm == "off";
+    in
     pkgs.testers.runNixOSTest {
       name = "exec2-${name}-linux-${kernel}";
       inherit (scenario) nodes;
-      defaults = { lib, ... }: {
+      defaults = { lib, pkgs, ... }: {
         imports = [
           module
           ./machine.nix
         ];
         boot.kernelPackages = packages;
-        security.lsm = lib.mkIf scenario.lsmOff (lib.mkOverride 40 [ "yama" ]);
-        # A scenario for a kernel with Landlock left out wants to hear what the driver says of it, not what the module says.
-        assertions = lib.mkIf scenario.lsmOff (lib.mkOverride 40 [ ]);
-        systemd.services.nomad.wantedBy = lib.mkIf (!scenario.agent) (lib.mkForce [ ]);
-        virtualisation.memorySize = 2048;
+        security.lsm = lib.mkIf lsmOff (lib.mkOverride 40 [ "yama" ]);
+        # A scenario for a kernel with Landlock left out expects the driver's message, not the module's assertion.
+        assertions = lib.mkIf lsmOff (lib.mkOverride 40 [ ]);
+        systemd.services.nomad.wantedBy = lib.mkIf (scenario.nomad == "none") (lib.mkForce [ ]);
+        # By name, so that a package set without one of them still evaluates: the scenario that needs it then says so.
+        environment.systemPackages = lib.filter (package: package != null) (
+          map (package: pkgs.${package} or null) scenario.packages.nix
+        );
+        virtualisation.memorySize = scenario.memory_mib;
         virtualisation.cores = 2;
         # Nomad reserves 300 MB for an allocation whose job asks for nothing else, and reliability_kills has up to 40 of them. The
         # image is sparse.
         virtualisation.diskSize = 16384;
       };
       testScript = scenario.script;
-      # The scenarios share a prelude of which each uses a part, and nothing of them is typed.
+      # `make lint-code` checks the scenarios and their library, with the types of the test driver's API.
       skipLint = true;
       skipTypeCheck = true;
-      globalTimeout = 1800;
+      globalTimeout = scenario.timeout_s;
+      passthru = { inherit (scenario) script; };
     };
 
   matrix = lib.cartesianProduct {
-    scenario = lib.attrNames (scenarios // own);
+    scenario = lib.attrNames scenarios;
     kernel = lib.attrNames kernels;
   };
 in
@@ -152,10 +155,10 @@ lib.listToAttrs (
   lib.concatMap (
     { scenario, kernel }:
     let
-      it = defaults // (scenarios // own).${scenario};
+      it = scenarios.${scenario};
       packages = kernels.${kernel};
     in
-    lib.optional (it.wanted && fits packages.kernel.version it.kernels) (
+    lib.optional (fits packages.kernel.version it.kernels) (
       lib.nameValuePair "vm-${lib.replaceStrings [ "_" ] [ "-" ] scenario}-linux-${kernel}" (
         test scenario it kernel packages
       )

@@ -84,25 +84,6 @@ in
       "iptables"
       "netcat"
       "nftables"
-    ]
-    # What the scenario `programs` runs.
-    ++ present [
-      "file"
-      "fontconfig"
-      "gcc"
-      "git"
-      "man-db"
-      "ncurses"
-      "nginx"
-      "nodejs"
-      "openssl"
-      "perl"
-      "php"
-      "postgresql"
-      "redis"
-      "ruby"
-      "sqlite"
-      "wget"
     ];
   environment.etc = {
     "mime.types".text = "text/html html htm\n";

@@ -1,4 +1,11 @@
-# The module with its defaults: the agent runs as root, has the plugin from the store, and the driver is as strict as it comes.
+# /// scenario
+# description = "The module with its defaults: the agent runs as root, has the plugin from the store, and the driver is at its strictest."
+# ///
+# The machine is in module.nix.
+
+from exec2.agent import node, wait_for_driver
+from exec2.allocs import EXAMPLES, logs, messages, run_job, stop_job, wait_for_alloc
+from exec2.guest import machine, subtest, t
 
 info = wait_for_driver(healthy=True)
 attributes = node()["Attributes"]

@@ -1,7 +1,12 @@
-# A service job is running again after the machine went down hard, under a new allocation and with a clean cgroup tree.
-#
+# /// scenario
+# description = "A service job runs again after the machine lost power, under a new allocation and with a clean cgroup tree."
+# ///
 # Nomad does not mount an old allocation's directories again, and the driver starts no task without them. So the old allocation
 # fails, and Nomad places another one, here after seconds.
+
+from exec2.agent import wait_for_driver
+from exec2.allocs import EXAMPLES, alloc_status, brief, messages, run_job, stop_job, wait_for_alloc
+from exec2.guest import ALLOC_TIMEOUT_S, boot_id, machine, poll, subtest, t
 
 POLICIES = """
     restart {
@@ -27,14 +32,14 @@ wait_for_driver()
 example = machine.succeed(f"cat {EXAMPLES}/http.nomad.hcl")
 run_job(example.replace('group "web" {\n', 'group "web" {\n' + POLICIES, 1))
 before = wait_for_alloc("http", "running")
-boot = machine.succeed("cat /proc/sys/kernel/random/boot_id").strip()
+boot = boot_id()
 
 with subtest("the power fails"):
     machine.succeed("sync")
     machine.crash()
     # not reboot(): the test driver starts QEMU with -no-reboot
     machine.start()
-    t.assertNotEqual(machine.succeed("cat /proc/sys/kernel/random/boot_id").strip(), boot)
+    t.assertNotEqual(boot_id(), boot)
 
 with subtest("the job runs again, and the old allocation says why it does not"):
     wait_for_driver()

@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from . import kernel_image
 from .console import progress
@@ -31,9 +31,6 @@ ROOT_PACKAGES = (
     "attr", "ca-certificates", "containernetworking-plugins", "curl", "dbus", "default-jdk-headless", "iproute2", "iptables",
     "iputils-ping", "kmod", "libcap2-bin", "media-types", "netcat-openbsd", "nftables", "passwd", "procps", "python3", "rpm", "strace",
     "systemd", "systemd-sysv", "util-linux",
-    # What the scenario `programs` runs.
-    "file", "fontconfig", "gcc", "git", "libc6-dev", "man-db", "nginx-light", "nodejs", "openssl", "perl", "php-cli", "php-mbstring", "php-xml",
-    "postgresql-client", "python3-venv", "redis-server", "ruby", "sqlite3", "wget",
 )  # fmt: skip
 # Documentation, translations, and the parts of the JDK that only jlink and debuggers read.
 ROOT_EXCLUDE = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/lib/jvm/*/jmods/*",
@@ -80,7 +77,7 @@ def _mirror_of(tools: Tools) -> str:
 class Assets:
     """The cache. Each method returns a finished part, and builds it first if it is not there."""
 
-    def __init__(self, cache: Path, mirror: Optional[str]) -> None:
+    def __init__(self, cache: Path, mirror: str | None) -> None:
         self.cache = cache
         self.mirror = mirror
         cache.mkdir(parents=True, exist_ok=True)
@@ -126,20 +123,21 @@ class Assets:
                     tree.rename(final)
         return Tools(final)
 
-    def root(self, tools: Tools) -> Path:
-        """The guest's root file system as an erofs image."""
-        name = "root-" + _hash(ROOT_SUITE, *ROOT_PACKAGES, *ROOT_EXCLUDE, ROOT_ESSENTIAL_HOOK, *ROOT_HOOKS)
+    def root(self, tools: Tools, more: list[str]) -> Path:
+        """The guest's root file system as an erofs image, with more packages than every guest has."""
+        packages = [*ROOT_PACKAGES, *more]
+        name = "root-" + _hash(ROOT_SUITE, *packages, *ROOT_EXCLUDE, ROOT_ESSENTIAL_HOOK, *ROOT_HOOKS)
         final = self.cache / f"{name}.erofs"
         if not final.exists():
             require_build_tools()
             with self.building(name) as scratch:
                 if not final.exists():
-                    progress(f"root: Debian {ROOT_SUITE} with systemd, a JDK and {len(ROOT_PACKAGES) - 3} other packages")
+                    progress(f"root: Debian {ROOT_SUITE} with systemd, a JDK and {len(packages) - 3} other packages")
                     archive = scratch / "root.tar"
                     options = [f"--dpkgopt=path-exclude={pattern}" for pattern in ROOT_EXCLUDE]
                     options.append(f"--essential-hook={ROOT_ESSENTIAL_HOOK}")
                     options += [f"--customize-hook={hook}" for hook in ROOT_HOOKS]
-                    self._mmdebstrap(ROOT_SUITE, archive, "minbase", list(ROOT_PACKAGES), *options)
+                    self._mmdebstrap(ROOT_SUITE, archive, "minbase", packages, *options)
                     image = scratch / "root.erofs"
                     tools.erofs(image, archive, "--tar=f", "-zlz4")
                     image.rename(final)

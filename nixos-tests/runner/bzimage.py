@@ -6,8 +6,8 @@ Documentation/arch/x86/boot.rst ("Details of header fields").
 
 import gzip
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from .errors import RunnerError
 

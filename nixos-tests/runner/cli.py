@@ -13,10 +13,10 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from . import kernels, payload, qemu, scenario, snapshot
-from .assets import HERE, Assets, KernelImage
+from .assets import Assets, KernelImage
 from .console import progress, result
 from .driver import Driver, Outcome
 from .errors import MachineError, RunnerError
@@ -27,9 +27,6 @@ from .scenario import Scenario
 from .snapshot import Snapshots
 from .transcript import Transcript
 
-SCENARIOS = HERE.parent / "scenarios"
-# A scenario's own waits add up to less; this is for what hangs.
-DEFAULT_TIMEOUT_S = 1200
 KEPT_LOG_FOLDERS = 10
 
 
@@ -42,6 +39,11 @@ class Run(NamedTuple):
     agent: str  # "pluginhost", "nomad" or "none"
 
     @property
+    def boot(self) -> tuple[KernelImage, bool, str, int]:
+        """What the boot of a guest depends on."""
+        return self.kernel, self.lsm_off, self.agent, self.scenario.memory_mib
+
+    @property
     def label(self) -> str:
         version = ".".join(map(str, kernels.version_tuple(self.kernel.version)))
         name = self.kernel.label if self.kernel.label == version else f"{self.kernel.label}={version}"
@@ -52,23 +54,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nixos-tests/run", description="Runs scenarios in virtual machines with chosen kernels.",
                                      epilog="Variables: NOMAD_BIN, EXEC2_VM_ACCEL=kvm|tcg, EXEC2_DEBIAN_MIRROR, XDG_CACHE_HOME. "
                                             "See nixos-tests/README.md.")  # fmt: skip
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names or files; all if none is given")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names, patterns or files; all if none is given")
     parser.add_argument("--kernel", default=kernels.DEFAULT_LABEL, metavar="LIST",
                         help="5.10,6.1,6.12,sid, the version that sid has, or all (default %(default)s)")  # fmt: skip
-    parser.add_argument("--lsm-off", action="store_true", help="boot with Landlock left out of lsm=; runs what is marked lsm: off or any")
+    parser.add_argument("--lsm-off", action="store_true", help="boot with Landlock left out of lsm=; runs scenarios with lsm = off or any")
     parser.add_argument("--nomad", choices=("auto", "pluginhost", "real", "both"), default="auto",
                         help="who loads the plugin; auto: the pluginhost, and real Nomad as well if NOMAD_BIN or PATH has one")  # fmt: skip
     parser.add_argument("--plugin", metavar="PATH", help="this plugin binary instead of a build of this checkout")
     parser.add_argument("--pluginhost", metavar="PATH", help="this pluginhost instead of a build of tests/pluginhost")
     parser.add_argument("--payload", metavar="DIR", help="a folder that is laid over the guest's root")
-    parser.add_argument("--list", action="store_true", help="list the scenarios and what they are for")
+    parser.add_argument("--across", action="store_true", help="of the chosen scenarios only those that a kernel makes a difference to")
+    parser.add_argument("--list", action="store_true", help="list the chosen scenarios and what they are for")
+    parser.add_argument("--table", action="store_true", help="print the scenarios as the table of nixos-tests/README.md")
     parser.add_argument("--build", action="store_true", help="build what the chosen kernels need, and run nothing")
     parser.add_argument("--update", action="store_true", help="look for newer kernel packages")
     parser.add_argument("--interactive", action="store_true", help="boot one machine and open a Python prompt with the scenario's globals")
     parser.add_argument("--shell", action="store_true", help="boot one machine and open a root shell in it")
     parser.add_argument("--no-snapshots", action="store_true", help="boot every guest, where one that has booted before could be resumed")
     parser.add_argument("--keep", action="store_true", help="keep the disks of each guest in the log folder")
-    parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help="for each scenario, boot included (default %(default)s)")
+    parser.add_argument("--timeout", type=float, metavar="S", help="for each scenario, boot included (default: what its head says)")
     parser.add_argument("--jobs", type=int, metavar="N",
                         help=f"guests at the same time, each with {qemu.CPUS} CPUs (default: as many as the host has CPUs for)")  # fmt: skip
     parser.add_argument("--logs", metavar="DIR", help="default target/vm-logs/TIME")
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -98,22 +102,26 @@ class Session:
         self._lock = threading.Lock()
         self._stopping = False
         self.payloads: dict[str, Path] = {}
-        self.snapshots: Optional[Snapshots] = None
+        self.snapshots: Snapshots | None = None
         self._sharing: Counter[str] = Counter()  # how many scenarios start from a snapshot
 
     def main(self) -> int:
         options = self.options
-        if options.list:
-            for item in scenario.find_all(SCENARIOS):
-                bounds = ", ".join(f"{sign} {bound[0]}.{bound[1]}" for sign, bound in item.kernels) or "any"
-                result(f"{item.name:28} kernels {bounds:10} lsm {item.lsm:4} needs {item.needs:11} {item.about}")
+        if options.table:
+            result(scenario.table().rstrip())
             return 0
-        chosen = scenario.choose(SCENARIOS, options.scenarios)
+        chosen = [item for item in scenario.choose(options.scenarios) if item.across or not options.across]
+        if not chosen:
+            raise RunnerError("--across: a kernel makes no difference to any of the chosen scenarios")
+        if options.list:
+            for item in chosen:
+                result(f"{item.name:28} kernels {item.kernels:16} lsm {item.lsm:4} nomad {item.nomad:11} {item.description}")
+            return 0
         self.cache = cache_dir()
         assets = Assets(self.cache, debian_mirror(options.mirror))
         self.tools = assets.tools()
         images, broken = self._kernels(assets)
-        self.root = assets.root(self.tools)
+        self.root = assets.root(self.tools, scenario.packages("debian"))
         if options.build:
             for label, reason in broken.items():
                 print(f"nixos-tests/run: kernel {label}: {reason}", file=sys.stderr)
@@ -127,12 +135,12 @@ class Session:
             self.logs = self._log_folder()
             scratch = Path(tempfile.mkdtemp(prefix="payload-", dir=self.logs))
             try:
-                unit_tests = any(run.scenario.needs == "unit-tests" for run in plan)
-                self._payloads(scratch, {run.agent for run in plan} or set(self._agents(chosen[0].needs)[:1] or ["none"]), unit_tests)
+                unit_tests = any("unit-tests" in run.scenario.payload for run in plan)
+                self._payloads(scratch, {run.agent for run in plan} or set(self._agents(chosen[0].nomad)[:1] or ["none"]), unit_tests)
                 self.accel = qemu.accelerator(self.tools, images[0], self.cache)
                 if self.accel == "tcg" and not options.no_snapshots:  # under KVM a boot takes no longer
                     self.snapshots = Snapshots(assets)
-                    self._sharing.update(self._snapshot_name(run.kernel, run.lsm_off, run.agent) for run in plan)
+                    self._sharing.update(self._snapshot_name(*run.boot) for run in plan if run.scenario.shares_boot)
                 if interactive:
                     return self._interactive(images[0], chosen[0])
                 self._run_all(plan, report)
@@ -153,15 +161,15 @@ class Session:
                 broken[wanted or kernel.label] = str(error)
         return images, broken
 
-    def _agents(self, needs: str) -> list[str]:
-        """Who loads the plugin for a scenario with this marker; nothing if it cannot be run here."""
-        if needs in ("no-agent", "unit-tests"):
+    def _agents(self, nomad: str) -> list[str]:
+        """Who loads the plugin for a scenario with this `nomad` in its head; nothing if it cannot be run here."""
+        if nomad == "none":
             return ["none"]
         choice = self.options.nomad
         if choice == "auto":
             choice = "both" if payload.real_nomad() else "pluginhost"
         agents = {"pluginhost": ["pluginhost"], "real": ["nomad"], "both": ["pluginhost", "nomad"]}[choice]
-        only = {"nomad-real": "nomad", "pluginhost": "pluginhost"}.get(needs)
+        only = {"real": "nomad", "pluginhost": "pluginhost"}.get(nomad)
         return [agent for agent in agents if only in (None, agent)]
 
     def _plan(self, chosen: list[Scenario], images: list[KernelImage], broken: dict[str, str], report: Report) -> list[Run]:
@@ -180,10 +188,13 @@ class Session:
                 if mismatch:
                     report.not_applicable(label, item.name, mismatch)
                     continue
-                agents = self._agents(item.needs)
+                if "packages" in item.payload and not self.options.payload:
+                    report.failed(label, item.name, "", 0.0, "needs the packages in the guest: run it by make test-vm, or give --payload DIR")
+                    continue
+                agents = self._agents(item.nomad)
                 if not agents:
-                    hint = "set NOMAD_BIN" if item.needs == "nomad-real" else "--nomad"
-                    report.skipped(label, item.name, f"needs {item.needs}, which this run has not ({hint})")
+                    hint = "set NOMAD_BIN" if item.nomad == "real" else "--nomad"
+                    report.skipped(label, item.name, f"needs nomad = {item.nomad}, which this run does not have ({hint})")
                 plan += [Run(item, image, lsm_off, agent) for agent in agents]
         return plan
 
@@ -205,7 +216,7 @@ class Session:
     def _payloads(self, scratch: Path, agents: "set[str]", with_unit_tests: bool) -> None:
         """One image for each agent; without an agent any of them will do, as its unit is masked then."""
         plugin = payload.build_plugin(self.options.plugin)
-        wanted = sorted(agents - {"none"}) or self._agents("agent")[:1]
+        wanted = sorted(agents - {"none"}) or self._agents("both")[:1]
         host = None if self.options.nomad == "real" else payload.build_pluginhost(self.options.pluginhost)
         unit_tests = payload.build_unit_tests() if with_unit_tests else None
         for agent in wanted:
@@ -223,9 +234,9 @@ class Session:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def _command(self, kernel: KernelImage, lsm_off: bool, agent: str, disks: qemu.Disks) -> list[str]:
+    def _command(self, kernel: KernelImage, lsm_off: bool, agent: str, memory_mib: int, disks: qemu.Disks) -> list[str]:
         extra = "systemd.mask=nomad.service" if agent == "none" else ""
-        return qemu.guest_arguments(self.tools, self.accel, kernel, disks, lsm_off, extra)
+        return qemu.guest_arguments(self.tools, self.accel, kernel, disks, memory_mib, lsm_off, extra)
 
     def _machine(self, run: Run, folder: Path, transcript: Transcript, timeout: float) -> Machine:
         """With an empty disk; whatever else is in the folder under its names is replaced."""
@@ -234,7 +245,7 @@ class Session:
         for old in (state, folder / snapshot.CONSOLE):
             old.unlink(missing_ok=True)
         payload.make_state_disk(self.tools, state, qemu.STATE_DISK_GIB)
-        command = self._command(run.kernel, run.lsm_off, run.agent, qemu.Disks(self.root, self.payloads[run.agent], state))
+        command = self._command(*run.boot, qemu.Disks(self.root, self.payloads[run.agent], state))
         machine = Machine("machine", command, folder, transcript, time.monotonic() + timeout, run.kernel.version)
         with self._lock:
             if self._stopping:
@@ -243,21 +254,21 @@ class Session:
         return machine
 
     @functools.cache  # noqa: B019  (there is one session)
-    def _snapshot_name(self, kernel: KernelImage, lsm_off: bool, agent: str) -> str:
+    def _snapshot_name(self, kernel: KernelImage, lsm_off: bool, agent: str, memory_mib: int) -> str:
         placeholders = qemu.Disks(Path("root"), Path("payload"), Path("state"))
-        return snapshot.name(kernel, [self.root, self.tools.tree], self.payloads[agent], self._command(kernel, lsm_off, agent, placeholders))
+        return snapshot.name(kernel, [self.root, self.tools.tree], self.payloads[agent], self._command(kernel, lsm_off, agent, memory_mib, placeholders))
 
-    def _resumed(self, run: Run, folder: Path, transcript: Transcript) -> Optional[Machine]:
+    def _resumed(self, run: Run, folder: Path, transcript: Transcript) -> Machine | None:
         """A machine that has booted already; None if this one has to boot."""
-        if self.snapshots is None:
+        if self.snapshots is None or not run.scenario.shares_boot:
             return None
-        name = self._snapshot_name(run.kernel, run.lsm_off, run.agent)
+        name = self._snapshot_name(*run.boot)
         found = self.snapshots.find(name)
         if found is None and self._sharing[name] > 1:
             found = self.snapshots.take(name, functools.partial(self._machine, run))
         if found is None:
             return None
-        machine = self._machine(run, folder, transcript, self.options.timeout)
+        machine = self._machine(run, folder, transcript, self._timeout(run))
         try:
             found.resume(machine)
         except (MachineError, RunnerError, OSError) as error:
@@ -266,14 +277,17 @@ class Session:
             return None
         return machine
 
+    def _timeout(self, run: Run) -> float:
+        return self.options.timeout or run.scenario.timeout_s
+
     def _one(self, run: Run) -> tuple[Outcome, str]:
         name = f"{run.label}-{run.scenario.name}-{run.agent}".replace(" ", "-").replace("=", "-")
         folder = self.logs / name
         folder.mkdir(parents=True, exist_ok=True)
         transcript = Transcript(folder / "driver.log")
-        machine = self._resumed(run, folder, transcript) or self._machine(run, folder, transcript, self.options.timeout)
+        machine = self._resumed(run, folder, transcript) or self._machine(run, folder, transcript, self._timeout(run))
         try:
-            outcome = Driver([machine], transcript, folder, SCENARIOS).run(run.scenario)
+            outcome = Driver([machine], transcript, folder).run(run.scenario)
         finally:
             machine.kill()
             transcript.close()
@@ -319,13 +333,13 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         transcript = Transcript(folder / "driver.log", echo=None if self.options.shell else progress)
         machine = self._machine(run, folder, transcript, float("inf"))
-        driver = Driver([machine], transcript, folder, SCENARIOS)
+        driver = Driver([machine], transcript, folder)
         try:
             progress(f"booting {kernel.version} with {agent} as the agent")
             if self.options.shell:
                 machine.shell_interact()
             else:
-                names = driver.script_globals()
+                names = driver.interactive_globals()
                 machine.connect()
                 names["test_script"] = lambda: exec(compile(chosen.path.read_text(), str(chosen.path), "exec"), names)
                 code.interact(f"`machine` is up; test_script() runs {chosen.name}; Ctrl-D ends it.", local=names, exitmsg="")

@@ -7,11 +7,13 @@ import time
 import traceback
 import unittest
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
+
+from exec2 import agent, allocs, cleanup, cli, guest, jobs, probes, tasks
 
 from .errors import CommandError, MachineError
 from .machine import Machine, retry
-from .scenario import PRELUDE, Scenario
+from .scenario import Scenario
 from .transcript import Transcript
 
 # A guest that still answers hands over its journal within this.
@@ -21,7 +23,7 @@ JOURNAL_TIMEOUT_S = 60
 class Outcome(NamedTuple):
     passed: bool
     seconds: float
-    boot_seconds: Optional[float]
+    boot_seconds: float | None
     resumed: bool
     emulator_errors: int
     subtests: list[Any]
@@ -29,15 +31,15 @@ class Outcome(NamedTuple):
 
 
 class Driver:
-    """The machines and the globals of one scenario. One machine today; a second is one more in `machines`."""
+    """The machines and the globals of one scenario."""
 
-    def __init__(self, machines: list[Machine], transcript: Transcript, folder: Path, scenarios: Path) -> None:
+    def __init__(self, machines: list[Machine], transcript: Transcript, folder: Path) -> None:
         self.machines = machines
         self._log = transcript
         self._folder = folder
-        self._prelude = scenarios.parent / PRELUDE
 
     def script_globals(self) -> dict[str, Any]:
+        """The names that the NixOS driver gives a script, also for the library of this thread's scenario."""
         case = unittest.TestCase()
         case.maxDiff = None
         names: dict[str, Any] = {
@@ -54,9 +56,15 @@ class Driver:
             names[machine.name.replace("-", "_")] = machine
         if len(self.machines) == 1:
             names["machine"] = self.machines[0]
-        if self._prelude.exists():
-            _execute(self._prelude, names)
+        guest.bind(names)
         return names
+
+    def interactive_globals(self) -> dict[str, Any]:
+        """The same, and all of the scenarios' library."""
+        names = {}
+        for module in (guest, agent, allocs, jobs, tasks, cleanup, probes, cli):
+            names.update({name: value for name, value in vars(module).items() if not name.startswith("_")})
+        return names | self.script_globals()
 
     def start_all(self) -> None:
         for machine in self.machines:
@@ -100,7 +108,6 @@ class Driver:
 
 
 def _execute(path: Path, names: dict[str, Any]) -> None:
-    # compiled apart from the prelude, so that a traceback has the file's own line numbers
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
 
 

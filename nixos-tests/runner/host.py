@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Optional
 
 from .console import progress
 from .errors import RunnerError
@@ -71,7 +70,7 @@ def _run(command: list[str], env: dict[str, str]) -> "subprocess.CompletedProces
                           stderr=subprocess.STDOUT, text=True, timeout=APT_INSTALL_TIMEOUT_S, check=False)
 
 
-def debian_mirror(option: Optional[str]) -> Optional[str]:
+def debian_mirror(option: str | None) -> str | None:
     """--mirror, EXEC2_DEBIAN_MIRROR, or the Debian mirror in the host's apt sources, in this order; without one (Ubuntu, Fedora, ...)
     mmdebstrap has a default of its own."""
     chosen = option or os.environ.get("EXEC2_DEBIAN_MIRROR")

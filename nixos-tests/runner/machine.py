@@ -20,9 +20,8 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Optional
 
 from .errors import CommandError, EmulatorError, MachineError
 from .transcript import Transcript
@@ -62,22 +61,22 @@ class Machine:
     """Started by the first call that needs it. `command` is QEMU's without the sockets."""
 
     def __init__(self, name: str, command: list[str], folder: Path, transcript: Transcript, deadline: float,
-                 release: Optional[str] = None) -> None:  # fmt: skip
+                 release: str | None = None) -> None:  # fmt: skip
         self.name = name
         self.folder = folder
         self._command = command
         self._log = transcript
         self._deadline = deadline
         self._release = release  # what `uname -r` has to print
-        self._process: Optional[subprocess.Popen[bytes]] = None
-        self._shell: Optional[socket.socket] = None
-        self._monitor: Optional[socket.socket] = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._shell: socket.socket | None = None
+        self._monitor: socket.socket | None = None
         self._connected = False
         self._buffer = b""
         self._console = bytearray()
         self._panic = False
         self.emulator_errors = 0  # how often QEMU broke down while booting
-        self.boot_seconds: Optional[float] = None  # from start to a usable shell
+        self.boot_seconds: float | None = None  # from start to a usable shell
         self.resumed = False  # not booted, but resumed from a snapshot
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -313,7 +312,7 @@ class Machine:
         while not text.endswith(PROMPT):
             try:
                 data = self._monitor.recv(4096)
-            except socket.timeout as error:
+            except TimeoutError as error:
                 raise MachineError("QEMU's monitor does not answer") from error
             if not data:
                 raise MachineError(f"QEMU's monitor is closed: {self._qemu_errors()}")
@@ -357,7 +356,7 @@ class Machine:
             raise MachineError(f"the guest's shell is gone: {error.strerror}; {self._qemu_errors()}") from error
 
     def execute(self, command: str, check_return: bool = True, check_output: bool = True,
-                timeout: Optional[float] = COMMAND_TIMEOUT_S) -> tuple[int, str]:  # fmt: skip
+                timeout: float | None = COMMAND_TIMEOUT_S) -> tuple[int, str]:  # fmt: skip
         """(status, output) of a bash command in the guest, with `set -euo pipefail`."""
         self.connect()
         quoted = shlex.quote("set -euo pipefail; " + command)
@@ -376,7 +375,7 @@ class Machine:
         self._log.command(self.name, command, status, output, time.monotonic() - started)
         return status, output
 
-    def succeed(self, *commands: str, timeout: Optional[float] = None) -> str:
+    def succeed(self, *commands: str, timeout: float | None = None) -> str:
         """The output of commands that must all end with 0."""
         output = ""
         for command in commands:
@@ -386,7 +385,7 @@ class Machine:
             output += text
         return output
 
-    def fail(self, *commands: str, timeout: Optional[float] = None) -> str:
+    def fail(self, *commands: str, timeout: float | None = None) -> str:
         """The output of commands of which none may end with 0."""
         output = ""
         for command in commands:

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Optional
 
 from .assets import HERE
 from .console import progress
@@ -42,7 +41,7 @@ FILES = {
 }
 
 
-def build_plugin(option: Optional[str]) -> Path:
+def build_plugin(option: str | None) -> Path:
     """The plugin of --plugin, or what cargo makes of this checkout (cargo knows whether it is up to date)."""
     if option:
         return _existing(Path(option), "--plugin")
@@ -52,7 +51,7 @@ def build_plugin(option: Optional[str]) -> Path:
     return _existing(target / RUST_TARGET / "release" / PLUGIN_NAME, "cargo build")
 
 
-def build_pluginhost(option: Optional[str]) -> Path:
+def build_pluginhost(option: str | None) -> Path:
     """The test host of --pluginhost, or what go makes of tests/pluginhost."""
     if option:
         return _existing(Path(option), "--pluginhost")
@@ -77,7 +76,7 @@ def build_unit_tests() -> Path:
     raise RunnerError("cargo test --no-run names no test program")
 
 
-def real_nomad() -> Optional[Path]:
+def real_nomad() -> Path | None:
     """NOMAD_BIN, or `nomad` on PATH."""
     named = os.environ.get("NOMAD_BIN")
     if named:
@@ -103,8 +102,8 @@ def _build(what: str, command: list[str], folder: Path, extra: dict[str, str], t
     return done.stdout
 
 
-def assemble(folder: Path, plugin: Path, agent: Path, pluginhost: Optional[Path], unit_tests: Optional[Path],
-             extra: Optional[Path]) -> None:  # fmt: skip
+def assemble(folder: Path, plugin: Path, agent: Path, pluginhost: Path | None, unit_tests: Path | None,
+             extra: Path | None) -> None:  # fmt: skip
     """A folder that looks like a root file system."""
     shutil.copytree(HERE / "guest" / "root", folder, symlinks=True)
     units = folder / UNIT_FOLDER

@@ -12,7 +12,7 @@ from .errors import RunnerError
 from .tools import Tools
 
 CPUS = 2
-MEMORY_MIB = 2048
+PROBE_MEMORY_MIB = 2048
 STATE_DISK_GIB = 8  # sparse: costs what is written
 
 # lsm= without landlock; the other names are those that Debian has, so that only one thing changes
@@ -39,13 +39,13 @@ class Disks(NamedTuple):
     state: Path
 
 
-def machine_arguments(tools: Tools, accel: str) -> list[str]:
+def machine_arguments(tools: Tools, accel: str, memory_mib: int) -> list[str]:
     """What a probe and a guest have in common. q35 because microvm dies in one boot of four."""
     share = tools.tree / "usr/share"
     command = tools.command("qemu-system-x86_64")
     for folder in ("qemu", "seabios"):
         command += ["-L", str(share / folder)]
-    command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35", "-smp", str(CPUS), "-m", str(MEMORY_MIB)]
+    command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35", "-smp", str(CPUS), "-m", str(memory_mib)]
     if accel == "kvm":
         command += ["-accel", "kvm", "-cpu", "host"]
     else:
@@ -53,8 +53,8 @@ def machine_arguments(tools: Tools, accel: str) -> list[str]:
     return command
 
 
-def guest_arguments(tools: Tools, accel: str, kernel: KernelImage, disks: Disks, lsm_off: bool, extra: str) -> list[str]:
-    command = machine_arguments(tools, accel)
+def guest_arguments(tools: Tools, accel: str, kernel: KernelImage, disks: Disks, memory_mib: int, lsm_off: bool, extra: str) -> list[str]:
+    command = machine_arguments(tools, accel, memory_mib)
     command += ["-kernel", str(kernel.vmlinux), "-initrd", str(kernel.initrd)]
     command += ["-append", " ".join(filter(None, (COMMAND_LINE, LSM_OFF if lsm_off else "", extra)))]
     for name, path, readonly in (("root", disks.root, True), ("payload", disks.payload, True),
@@ -96,7 +96,7 @@ def accelerator(tools: Tools, kernel: KernelImage, cache: Path) -> str:
 
 
 def _probe(tools: Tools, kernel: KernelImage) -> bool:
-    command = machine_arguments(tools, "kvm")
+    command = machine_arguments(tools, "kvm", PROBE_MEMORY_MIB)
     command += ["-kernel", str(kernel.vmlinux), "-initrd", str(kernel.initrd), "-append", f"{COMMAND_LINE} exec2.probe", "-serial", "stdio"]
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)

@@ -9,8 +9,9 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import NamedTuple
 
 from .assets import HERE, Assets, KernelImage
 from .console import progress
@@ -74,11 +75,11 @@ class Snapshots:
         self._assets = assets
         self._failed: set[str] = set()
 
-    def find(self, wanted: str) -> Optional[Snapshot]:
+    def find(self, wanted: str) -> Snapshot | None:
         folder = self._assets.cache / wanted
         return Snapshot(folder) if folder.exists() else None
 
-    def take(self, wanted: str, machine_in: Launcher) -> Optional[Snapshot]:
+    def take(self, wanted: str, machine_in: Launcher) -> Snapshot | None:
         """The snapshot of this name; boots a guest for it unless another scenario or runner has done so meanwhile."""
         with self._assets.building(wanted) as scratch:
             found = self.find(wanted)

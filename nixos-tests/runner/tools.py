@@ -3,7 +3,6 @@
 import re
 import subprocess
 from pathlib import Path
-from typing import Optional
 
 from .errors import RunnerError
 
@@ -11,7 +10,7 @@ BUILD_TIMEOUT_S = 1800  # past this a build hangs; the longest takes 2 minutes o
 ERROR_TAIL_LINES = 12
 
 
-def run(command: list[str], *, timeout: float = BUILD_TIMEOUT_S, stdin: Optional[bytes] = None, env: Optional[dict[str, str]] = None) -> bytes:
+def run(command: list[str], *, timeout: float = BUILD_TIMEOUT_S, stdin: bytes | None = None, env: dict[str, str] | None = None) -> bytes:
     """Runs it; a failure is a RunnerError with what it printed."""
     try:
         done = subprocess.run(command, input=stdin if stdin is not None else b"", capture_output=True, timeout=timeout, env=env, check=False)  # fmt: skip
@@ -40,7 +39,7 @@ class Tools:
         return [str(self.tree / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(self.tree / "usr/lib/x86_64-linux-gnu"),
                 "--argv0", program, str(path)] + [str(argument) for argument in arguments]  # fmt: skip
 
-    def run(self, program: str, *arguments: object, stdin: Optional[bytes] = None) -> bytes:
+    def run(self, program: str, *arguments: object, stdin: bytes | None = None) -> bytes:
         return run(self.command(program, *arguments), stdin=stdin)
 
     def decompress(self, tool: str, data: bytes) -> bytes:

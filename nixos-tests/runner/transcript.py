@@ -2,9 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Optional
 
 # Output beyond this says little in a transcript and fills the log folder.
 MAX_OUTPUT_BYTES = 20_000
@@ -13,7 +12,7 @@ MAX_OUTPUT_BYTES = 20_000
 class Transcript:
     """Writes `driver.log`, and keeps how the subtests ended."""
 
-    def __init__(self, path: Path, echo: Optional[Callable[[str], None]] = None) -> None:
+    def __init__(self, path: Path, echo: Callable[[str], None] | None = None) -> None:
         self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115  (open until close())
         self._start = time.monotonic()
         self._depth = 0

@@ -1,7 +1,16 @@
-# The machine itself: kernel, systemd, unified cgroups, and the Landlock ABI that the kernel's version promises.
-# kernels: any
-# lsm: any
-# needs: no-agent
+# /// scenario
+# description = "The guest itself: kernel, systemd, unified cgroups, and the Landlock ABI that the kernel's version promises."
+# kernels = "any"
+# across = "what the kernel provides: Landlock, cgroup v2, cgroup.kill"
+# lsm = "any"
+# nomad = "none"
+# shares_boot = false
+# seconds = 12
+# ///
+
+import errno
+
+from exec2.guest import UNIT_TIMEOUT_S, landlock_abi, machine, subtest, t
 
 # First release with each Landlock ABI (linux: Documentation/userspace-api/landlock.rst, "Previous limitations").
 LANDLOCK_ABIS = [((5, 13), 1), ((5, 19), 2), ((6, 2), 3), ((6, 7), 4), ((6, 10), 5), ((6, 12), 6)]

@@ -1,15 +1,16 @@
-# The verbs for people: run, check, and what the plugin says when it is started by hand.
-# needs: no-agent
+# /// scenario
+# description = "The command line without an agent: run, check, and what the plugin prints when it is started manually."
+# nomad = "none"
+# seconds = 120
+# ///
 
-PLUGIN = "nomad-driver-exec2"
+import json
+import shlex
+
+from exec2.cli import PLUGIN, run
+from exec2.guest import machine, subtest, t, write
+
 SLICE = "/sys/fs/cgroup/nomad-driver-exec2.slice"
-
-
-def run(arguments, status=0):
-    """The output (both streams) of `run`, which has to end with the status."""
-    got, output = machine.execute(f"{PLUGIN} run {arguments} 2>&1")
-    t.assertEqual(got, status, output)
-    return output
 
 
 with subtest("started by hand: what it is, and exit status 1"):
@@ -104,7 +105,7 @@ with subtest("controllers that the host does not give: said, and an error for a 
     t.assertIn("running without the controller memory, so without its limits: failed to write", output)
     t.assertNotIn("controller cpu", output)
     t.assertIn("done\n", output)
-    t.assertRegex(contained("empty", f"--cpu 100 -- sh -c 'cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cpu.max'"), r"\n\d+ 100000\n")
+    t.assertRegex(contained("empty", "--cpu 100 -- sh -c 'cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cpu.max'"), r"\n\d+ 100000\n")
     t.assertIn("the memory limit cannot be set: failed to write", contained("empty", "--memory 100 -- true", 125))
     output = contained("inhabited", "-- echo done")
     for controller in ("memory", "cpu", "pids"):

@@ -1,7 +1,15 @@
-# Every job in examples/ does what its head says.
+# /// scenario
+# description = "Every job in examples/ does what its head says."
+# across = "whole jobs: bridge networks, a JDK, limits"
+# seconds = 192
+# ///
+
+from exec2.agent import wait_for_driver
+from exec2.allocs import EXAMPLES, exits, logs, run_job, stop_job, wait_for_alloc
+from exec2.guest import ALLOC_TIMEOUT_S, machine, subtest, t
 
 wait_for_driver()
-checked = set()
+checked: set[str] = set()
 
 
 def example(name, wanted, **variables):
@@ -34,7 +42,7 @@ with subtest("env: Nomad's variables, and a dynamic user's own"):
 with subtest("exit-code: the task's 7 is Nomad's 7"):
     alloc = example("exit-code", "failed")
     t.assertIn("about to exit with 7", logs(alloc))
-    t.assertIn(7, [event["ExitCode"] for event in task_state(alloc)["Events"] if event["Type"] == "Terminated"])
+    t.assertIn(7, [code for code, _ in exits(alloc)])
     stop_job("exit-code")
 
 with subtest("http: serves the template on the host's network"):

@@ -1,4 +1,11 @@
-# The driver is detected and healthy, and says what it found.
+# /// scenario
+# description = "The driver is detected and healthy, and reports what the host provides."
+# across = "what the kernel provides, as the driver reports it"
+# seconds = 6
+# ///
+
+from exec2.agent import node, wait_for_driver
+from exec2.guest import landlock_abi, subtest, t
 
 info = wait_for_driver(healthy=True)
 attributes = node()["Attributes"]

@@ -1,15 +1,17 @@
-# What an audit found in the set-up of a task stays fixed: paths, the shim's identity, what is inherited, how failures are reported.
-# needs: no-agent
+# /// scenario
+# description = "Findings of a security audit stay fixed: paths, the shim's identity, what a task inherits, how failures are reported."
+# across = "how paths are opened, what a task inherits"
+# nomad = "none"
+# seconds = 15
+# ///
 
-PLUGIN = "nomad-driver-exec2"
+import re
+import shlex
+
+from exec2.cli import PLUGIN, run
+from exec2.guest import machine, subtest, t
+
 SHIM_ID = 4294967294
-
-
-def run(arguments, status=0, before=""):
-    """The output (both streams) of `run`, which has to end with the status."""
-    got, output = machine.execute(f"{before} {PLUGIN} run {arguments} 2>&1")
-    t.assertEqual(got, status, output)
-    return output
 
 
 def script(text):
@@ -90,11 +92,13 @@ with subtest("what the caller's process is like does not reach the task"):
     cpus = machine.succeed("nproc").strip()
     plain = run("-- sh -c " + shlex.quote(show))
     got = machine.succeed(f"sh -c {shlex.quote(odd + ' ' + PLUGIN + ' run -- sh -c ' + shlex.quote(show))}")
-    without_pid = lambda text: re.sub(r"pid \d+", "pid", text)
+    def without_pid(text):
+        return re.sub(r"pid \d+", "pid", text)
     t.assertEqual(without_pid(got), without_pid(plain))
     for value in ("0022\n0\n", "SCHED_OTHER", "00000000\n50000\n00000033"):
         t.assertIn(value, got)
-    t.assertNotEqual(without_pid(machine.succeed(f"sh -c {shlex.quote(odd + ' sh -c ' + shlex.quote(show))}")), without_pid(plain), "the twin without a sandbox")
+    bare = machine.succeed(f"sh -c {shlex.quote(odd + ' sh -c ' + shlex.quote(show))}")
+    t.assertNotEqual(without_pid(bare), without_pid(plain), "the twin without a sandbox")
     t.assertGreater(int(cpus), 1, "one CPU cannot show an affinity")
 
 with subtest("a program with file capabilities starts, and has none of them"):

@@ -1,5 +1,15 @@
-# The driver-level harness: single tasks straight to the plugin, without an agent.
-# needs: pluginhost
+# /// scenario
+# description = "The driver-level harness: single tasks sent straight to the plugin, without an agent."
+# nomad = "pluginhost"
+# guests = ["debian"]
+# seconds = 34
+# ///
+
+import json
+
+from exec2.agent import PLUGIN_NAME, wait_for_driver
+from exec2.guest import CLEANUP_TIMEOUT_S, machine, pgrep, poll, subtest, t, write
+from exec2.tasks import SHIMS
 
 wait_for_driver()
 machine.succeed("systemctl stop nomad.service")
@@ -96,7 +106,7 @@ with subtest("a task joins the network namespace that its file names, and withou
         task_file = write_task(name, "readlink", "/proc/self/ns/net", **fields)
         harness(f"start {task_file}")
         t.assertEqual(harness(f"wait {task_file}")["result"]["exit_code"], 0)
-        inodes.add(poll("the log", lambda task_file=task_file: machine.succeed(f"pluginhost task logs {task_file}"), CLEANUP_TIMEOUT_S))
+        inodes.add(poll("the log", lambda: machine.succeed(f"pluginhost task logs {task_file}"), CLEANUP_TIMEOUT_S))
         harness(f"destroy {task_file}")
     t.assertEqual(len(inodes), 2)
     t.assertIn(f"net:[{machine.succeed('stat -Lc %i /proc/self/ns/net').strip()}]\n", inodes)

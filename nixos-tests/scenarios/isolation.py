@@ -1,4 +1,16 @@
-# A task reaches what it was unveiled, in the way in which it was, and nothing beside it.
+# /// scenario
+# description = "A task reaches what it was unveiled, with the rights it was given, and nothing else."
+# across = "Landlock's ABI, and what a denied access returns"
+# seconds = 60
+# ///
+
+from typing import Any
+
+from exec2.agent import configure, node, wait_for_driver
+from exec2.allocs import driver_errors, run_job, wait_for_alloc, wait_for_groups, wait_for_log
+from exec2.guest import AGENT_TIMEOUT_S, landlock_abi, machine, nixos, poll, subtest, t
+from exec2.jobs import PRESTART, group, job, task
+from exec2.probes import check_probes, probe
 
 OK, DENIED = "ok", "EACCES"
 # Put beside others; everybody may read, write and execute them: where that is refused, it is by Landlock.
@@ -14,7 +26,8 @@ DEFAULTS = {
             /etc/gitconfig /etc/java/ /etc/java-99-openjdk/ /etc/perl/ /etc/php.ini /etc/php.d/ /etc/php99/php.ini /etc/php99/conf.d/ /etc/php99/cli/
             /etc/php/9.9/cli/ /etc/php/9.9/mods-available/ /etc/python3.99/ /etc/fonts/ /var/cache/fontconfig/ /etc/manpath.config /etc/man_db.conf
             /etc/hosts /etc/host.conf /etc/hostname /etc/nsswitch.conf /etc/gai.conf /etc/services /etc/protocols
-            /etc/resolv.conf /run/systemd/resolve/ /run/resolvconf/ /run/netconfig/ /etc/ssl/certs/ /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem /etc/pki/tls/certs/ /etc/pki/tls/cacert.pem
+            /etc/resolv.conf /run/systemd/resolve/ /run/resolvconf/ /run/netconfig/ /etc/ssl/certs/ /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem
+            /etc/pki/tls/certs/ /etc/pki/tls/cacert.pem
             /etc/pki/ca-trust/extracted/ /etc/ca-certificates/extracted/ /var/lib/ca-certificates/ /etc/ssl/openssl.cnf /etc/ssl/engines3.d/
             /etc/ssl/engdef3.d/ /etc/pki/tls/openssl.cnf /etc/pki/tls/openssl.d/ /etc/crypto-policies/
             /proc/ /sys/devices/system/cpu/ /sys/fs/cgroup/cgroup.controllers""",
@@ -25,6 +38,8 @@ DEFAULTS = {
 NEIGHBOURS = """/etc /etc/ssl /etc/ssl/private /etc/pki /etc/pki/tls /etc/pki/tls/private /etc/ca-certificates /etc/php /etc/php99 /etc/php/9.9
                 /etc/php/9.9/fpm /etc/php-fpm.d /etc/java-99-keys /etc/profile.d /usr /usr/src /usr/local /usr/local/etc /usr/local/src
                 /opt /srv /var/lib /var/tmp /tmp /root /home /run /run/wrappers /run/NetworkManager /nix"""
+# Of these, what no distribution of the table has.
+CLOSED = "/etc/ssl/private /etc/pki/tls/private /etc/php/9.9/fpm /etc/php-fpm.d /etc/java-99-keys /etc/profile.d /usr/src /usr/local/etc"
 FILES = "/sys/fs/cgroup/cgroup.procs /etc/passwd /etc/group /etc/shadow /etc/fstab /etc/machine-id /etc/ssl/openssl-ca.cnf /etc/npmrc /etc/wgetrc"
 DEVICES = "/dev/tty /dev/ptmx /dev/kmsg /dev/mem /dev/vda"
 FOLDERS = "/ /dev /dev/shm /sys /sys/fs/cgroup /sys/kernel /run/nomad-driver-exec2 /opt/nomad /opt/nomad/data /var/lib/nomad"
@@ -65,8 +80,7 @@ def complete():
     for path in " ".join(DEFAULTS.values()).split():
         make = f"mkdir -p {path}" if path.endswith("/") else f"mkdir -p $(dirname {path}) && : > {path}"
         machine.succeed(f"[ -e {path} ] || {{ {make}; }}")
-    # and beside it what no distribution has in the table
-    for path in "/etc/ssl/private /etc/pki/tls/private /etc/php/9.9/fpm /etc/php-fpm.d /etc/java-99-keys /etc/profile.d /usr/src /usr/local/etc".split():
+    for path in CLOSED.split():
         machine.succeed(f"mkdir -p {path}; chmod 755 {path}")
     machine.succeed("mkdir -p /run/NetworkManager; : > /etc/ssl/openssl-ca.cnf; : > /etc/npmrc; : >> /etc/wgetrc; chmod 644 /etc/ssl/openssl-ca.cnf")
 
@@ -185,7 +199,8 @@ with subtest("files for unveil to grant"):
 def granted(mode):
     """What a folder of that mode allows; `none` is not unveiled."""
     path = f"/srv/exec2/{mode}"
-    may = lambda *letters: OK if mode != "none" and all(letter in mode for letter in letters) else DENIED
+    def may(*letters):
+        return OK if mode != "none" and all(letter in mode for letter in letters) else DENIED
     return {
         f"list {path}": may("r"),
         f"read {path}/file": may("r"),
@@ -204,7 +219,7 @@ def granted(mode):
 
 
 complete()
-unveiled = {probe: result for mode in modes + ["none"] for probe, result in granted(mode).items()}
+unveiled = {probe: result for mode in [*modes, "none"] for probe, result in granted(mode).items()}
 unveiled.update(
     {
         "list /srv/exec2": DENIED,
@@ -263,7 +278,8 @@ while True:
 """
 
 with subtest("the jobs"):
-    replaced = lambda how: f"{how} $NOMAD_ALLOC_DIR/logs/.t.stdout.fifo"
+    def replaced(how):
+        return f"{how} $NOMAD_ALLOC_DIR/logs/.t.stdout.fifo"
     link = "ln -s /etc/passwd $NOMAD_ALLOC_DIR/link"
     run_job(
         job(
@@ -321,7 +337,7 @@ with subtest("a job that says where its folders are does not start"):
 with subtest("an operator who keeps the policy to himself"):
     configure(unveil_by_task=False)
     poll("the node says so", lambda: node()["Attributes"]["driver.exec2.unveil.tasks"] == "false", AGENT_TIMEOUT_S)
-    asks = {
+    asks: dict[str, dict[str, Any]] = {
         "unveil": {"unveil": ["r:/etc/hosts"]},
         "work-dir": {"work_dir": "/srv/exec2"},
         "caps": {"cap_add": ["net_raw"]},
@@ -330,7 +346,8 @@ with subtest("an operator who keeps the policy to himself"):
     run_job(job("policy", *(group(name, task("t", "true", **options)) for name, options in asks.items())))
     done = wait_for_groups("policy", {name: "failed" if options else "complete" for name, options in asks.items()})
     (error,) = driver_errors(done["unveil"])
-    t.assertIn("the task sets unveil, which the agent's plugin option unveil_by_task does not allow; remove unveil from the task, or set unveil_by_task = true", error)
+    t.assertIn("the task sets unveil, which the agent's plugin option unveil_by_task does not allow", error)
+    t.assertIn("; remove unveil from the task, or set unveil_by_task = true", error)
     (error,) = driver_errors(done["work-dir"])
     t.assertIn('work_dir "/srv/exec2" is outside the task\'s own directories', error)
     (error,) = driver_errors(done["caps"])

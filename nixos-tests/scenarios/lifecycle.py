@@ -1,4 +1,27 @@
-# From start to end: exit codes, signals, stops, restarts, the sentences of what fails; and nothing is left behind.
+# /// scenario
+# description = "Exit codes, signals, stops, restarts and the error texts of failed starts; afterwards nothing is left."
+# seconds = 46
+# ///
+
+from exec2.agent import nomad, stand_in, wait_for_driver
+from exec2.allocs import (
+    all_messages,
+    alloc_status,
+    driver_errors,
+    exits,
+    forget,
+    logs,
+    messages,
+    run_job,
+    signal_alloc,
+    wait_for_alloc,
+    wait_for_groups,
+    wait_for_log,
+)
+from exec2.cleanup import settled_traces, traces, warm_up
+from exec2.guest import machine, subtest, t
+from exec2.jobs import group, job, task
+from exec2.tasks import scope
 
 wait_for_driver()
 warm_up()
@@ -106,8 +129,8 @@ with subtest("stops: by the signal, by force, and with all that was forked"):
         t.assertIn("processes 22 zombies 0\n", wait_for_log(running[name], "processes"))
     for name in ["term", *bad]:
         wait_for_log(running[name], "ready")
-    scopes = [f"/sys/fs/cgroup/nomad.slice/share.slice/{alloc['ID']}.t.scope" for alloc in running.values()]
-    pids = machine.succeed(f"cat {' '.join(scope + '/cgroup.procs' for scope in scopes)}").split()
+    scopes = [scope(alloc) for alloc in running.values()]
+    pids = machine.succeed(f"cat {' '.join(folder + '/cgroup.procs' for folder in scopes)}").split()
     t.assertGreaterEqual(len(pids), 43)
     nomad("job stop -detach stops")
     stopped = wait_for_groups("stops")

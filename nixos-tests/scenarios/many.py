@@ -1,6 +1,18 @@
-# Many tasks at once, their limits and statistics, and all of what they write.
+# /// scenario
+# description = "Many tasks at once: their limits and statistics, and all of their output."
+# seconds = 67
+# ///
 
 import hashlib
+import json
+import shlex
+
+from exec2.agent import nomad, plugin_pid, stand_in, wait_for_driver
+from exec2.allocs import TERMINAL, deaths, exits, forget, messages, run_job, wait_for_alloc, wait_for_groups, wait_for_log
+from exec2.cleanup import settled_traces, traces, warm_up
+from exec2.guest import AGENT_TIMEOUT_S, ALLOC_TIMEOUT_S, machine, pgrep, poll, subtest, t
+from exec2.jobs import group, job, task
+from exec2.tasks import SHIMS, TASKS_CGROUP, usage
 
 # With real Nomad each has a log collector of its own, some 30 MB: more than a guest has for 50.
 COUNT = 50 if stand_in() else 24
@@ -43,10 +55,10 @@ with subtest(f"{COUNT} tasks at once"):
         return [line.split()[5] for line in machine.execute("nomad job allocs many")[1].splitlines()[1:]]
 
     poll("all of them run", lambda: states().count("running") == COUNT, AGENT_TIMEOUT_S)
-    t.assertEqual(len(machine.succeed("pgrep -f '^nomad-driver-exec2 shim'").split()), COUNT)
-    procs = machine.succeed("cat /sys/fs/cgroup/nomad.slice/share.slice/*.scope/cgroup.procs").split()
+    t.assertEqual(len(pgrep(SHIMS)), COUNT)
+    procs = machine.succeed(f"cat {TASKS_CGROUP}/*.scope/cgroup.procs").split()
     t.assertGreaterEqual(len(procs), COUNT)
-    shims = machine.succeed("pgrep -f '^nomad-driver-exec2 shim'").split()[:5]
+    shims = pgrep(SHIMS)[:5]
     full, each = resident(plugin), [resident(pid) for pid in shims]
     print(f"plugin: {idle} KiB idle, {full} KiB with {COUNT} tasks; a shim: {each} KiB")
     t.assertLess((full - idle) / COUNT, PLUGIN_MAX_KIB)
@@ -130,8 +142,7 @@ with subtest("a task that needs more memory than it has is killed, and it is sai
     alloc = wait_for_alloc("hungry", "failed")
     t.assertEqual(exits(alloc), [(137, 9)])
     t.assertRegex("\n".join(messages(alloc)), r"Out of memory: the kernel killed a process of the task \(kills: 1, limit: 32.0 MiB")
-    (event,) = [event for event in task_state(alloc)["Events"] if event["Type"] == "Terminated"]
-    t.assertEqual(event["Details"]["oom_killed"], "true")
+    t.assertEqual(deaths(alloc), [(137, 9, "true")])
 
 with subtest("all of 5 MB arrives in the log"):
     text = "".join(f"{number:0127}\n" for number in range(LINES))

@@ -1,7 +1,14 @@
-# The .deb is installed, upgraded and removed below a running agent and running tasks; the .rpm into a root of its own.
-# host: debian
-#
-# `make test-vm` lays the packages over the guest's root, in PACKAGES. They are Debian's way: NixOS has the module.
+# /// scenario
+# description = "The .deb is installed, upgraded and removed while an agent and tasks run; the .rpm is installed into a root of its own."
+# guests = ["debian"]
+# payload = ["packages"]
+# seconds = 31
+# ///
+# `make test-vm` puts the packages into PACKAGES by --payload. They are Debian's way: NixOS has the module.
+
+from exec2.agent import wait_for_driver
+from exec2.allocs import run_job, stop_job, wait_for_alloc
+from exec2.guest import machine, subtest, t
 
 PACKAGES = "/srv/exec2-packages"
 NAME = "nomad-driver-exec2"

@@ -1,5 +1,15 @@
-# A task that was found again is like any other: signals, logs, statistics, stop; and what the plugin tells the agent.
-# (reliability.py has the deaths themselves.)
+# /// scenario
+# description = "A recovered task works like any other: signals, logs, statistics, stop; and the plugin reports the recovery to the agent."
+# seconds = 29
+# ///
+# (reliability.py covers the deaths themselves.)
+
+from exec2.agent import new_plugin, nomad, plugin_pid, violations, wait_for_driver
+from exec2.allocs import RECOVERED, alloc_status, exits, forget, logs, reported, run_job, signal_alloc, wait_for_alloc, wait_for_groups, wait_for_log
+from exec2.cleanup import traces
+from exec2.guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, machine, poll, subtest, t
+from exec2.jobs import group, job, task
+from exec2.tasks import inside
 
 wait_for_driver()
 
@@ -10,8 +20,7 @@ GROUPS = ("ends", "stops", "stays")
 
 def pids():
     """Of the tasks' first processes, by group."""
-    scopes = {name: f"/sys/fs/cgroup/nomad.slice/share.slice/{alloc['ID']}.t.scope" for name, alloc in running.items()}
-    return {name: machine.succeed(f"head -1 {scope}/cgroup.procs").strip() for name, scope in scopes.items()}
+    return {name: inside(alloc)[0] for name, alloc in running.items()}
 
 
 def heard(count):
@@ -32,14 +41,10 @@ with subtest("three tasks"):
 with subtest("the plugin is killed: the next one says that it found them, and has them in its hands"):
     first = plugin_pid()
     machine.succeed(f"kill -KILL {first}")
-    machine.wait_until_succeeds(f"pgrep -f '^/[^ ]*/nomad-driver-exec2$' | grep -vx {first}", timeout=AGENT_TIMEOUT_S)
+    new_plugin(first)
     wait_for_driver()
     for alloc in running.values():
-        poll(
-            "the event",
-            lambda: "Recovered: the driver was restarted, the task kept running" in messages(alloc_status(alloc["ID"])),
-            ALLOC_TIMEOUT_S,
-        )
+        poll("the event", lambda: reported(alloc, RECOVERED), ALLOC_TIMEOUT_S)
     heard(2)
     t.assertEqual(pids(), before)
 
@@ -65,7 +70,7 @@ with subtest("they end with their own codes: by a signal, and by a stop"):
 
 with subtest("the agent understands the plugin's log lines"):
     lines = machine.succeed("journalctl -b -u nomad.service -o cat --no-pager | grep -a 'nomad-driver-exec2:'").splitlines()
-    t.assertTrue([line for line in lines if "Recovered: the driver was restarted, the task kept running" in line], "\n".join(lines[-20:]))
+    t.assertTrue([line for line in lines if RECOVERED in line], "\n".join(lines[-20:]))
     for line in lines:
         # a line that is none of hclog's is passed on as it came
         t.assertNotIn('"@level"', line)
@@ -75,5 +80,4 @@ with subtest("nothing is left, and no rule of the protocol was broken"):
     forget("found", "beside")
     for kind in ("cgroups", "shims", "run", "zombies"):
         poll(f"no {kind}", lambda: traces()[kind] == [], CLEANUP_TIMEOUT_S)
-    if stand_in():
-        t.assertEqual(machine.succeed("pluginhost violations"), "")
+    t.assertEqual(violations(), "")

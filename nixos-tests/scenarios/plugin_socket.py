@@ -1,6 +1,15 @@
-# The plugin's socket answers to the host's processes, and to no task, whoever it runs as.
+# /// scenario
+# description = "The plugin's socket serves processes of the host, and no task, whatever user it runs as."
+# across = "the two ways to identify a peer"
+# seconds = 17
+# ///
 
 import base64
+
+from exec2.agent import plugin_pid, wait_for_driver
+from exec2.allocs import logs, run_job, wait_for_alloc
+from exec2.guest import machine, subtest, t
+from exec2.jobs import group, job, task
 
 wait_for_driver()
 plugin = plugin_pid()

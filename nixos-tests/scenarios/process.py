@@ -1,4 +1,13 @@
-# What a task is as a process: alone, without rights, and with nothing of the agent's; and the shim beside it.
+# /// scenario
+# description = "A task as a process: isolated, without privileges, with nothing of the agent's; and the shim beside it."
+# across = "the mount API, namespaces, and what /proc shows"
+# seconds = 39
+# ///
+
+from exec2.agent import agent_command, plugin_pid, run_agent, stand_in, wait_for_driver
+from exec2.allocs import driver_errors, exits, logs, messages, run_job, wait_for_groups, wait_for_log
+from exec2.guest import machine, subtest, t, write
+from exec2.jobs import group, job, task
 
 # Shell, run by each task here.
 SHOW = """
@@ -73,7 +82,7 @@ CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 def sections(alloc):
     """What SHOW wrote, by section."""
-    result = {}
+    result: dict[str, list[str]] = {}
     for line in wait_for_log(alloc, "== end").splitlines():
         if line.startswith("== "):
             lines = result.setdefault(line[3:], [])
@@ -114,12 +123,13 @@ with subtest("the jobs"):
     # a second name of root's in the user database, and names that Nomad takes for dynamic users
     machine.succeed("useradd -o -u 0 -g 0 -M toor", "groupadd -g 7777 exec2-team", "usermod -aG exec2-team alice")
     refused = ["nomad-0", "nomad-00", "toor"]
+    attack = f"{SHOW} section attack; python3 -ISc '{KEYRING}{ATTACK}'; {END}"
     run_job(
         job(
             "process",
             group("dynamic", task("t", "sh", "-c", SHOW + END, extra=env)),
             group("alice", task("t", "sh", "-c", SHOW + END, extra='user = "alice"', oom_score_adj=500, work_dir="tmp")),
-            group("root", task("t", "sh", "-c", f"{SHOW} section attack; python3 -ISc '{KEYRING}{ATTACK}'; {END}", extra='user = "root"\nenv {\n HOME = "/srv/own"\n}')),
+            group("root", task("t", "sh", "-c", attack, extra='user = "root"\nenv {\n HOME = "/srv/own"\n}')),
             group("asks", task("t", "sh", "-c", SHOW + END, extra='user = "root"', cap_add=["net_bind_service"])),
             *(group(f"refused-{number}", task("t", "true", cpu=50, extra=f'user = "{user}"')) for number, user in enumerate(refused)),
         )
@@ -197,9 +207,8 @@ with subtest("the environment: Nomad's, the job's, nothing of the dynamic linker
     t.assertEqual(who["root"], ("root", "/srv/own"), "a home that the job sets stands")
 
 with subtest("root may not touch the shim, and has no key of the agent's"):
-    attack = dict(line.split(": ") for line in shown["root"]["attack"])
     t.assertEqual(
-        attack,
+        dict(line.split(": ") for line in shown["root"]["attack"]),
         {
             "child environ": "ok",
             "child exe": "ok",
@@ -259,7 +268,8 @@ with subtest("more jobs: networks, memory without a limit, users by number"):
     python = machine.succeed("type -P python3").strip()
     machine.succeed(f"systemd-run --unit=exec2-listener {python} -m http.server --bind 127.0.0.1 {PORT}")
     machine.wait_until_succeeds(f"curl -sS --fail http://127.0.0.1:{PORT}/ > /dev/null", timeout=60)
-    network = lambda mode: group(mode, task("t", "python3", "-ISc", CONNECT, cpu=300), extra=f'network {{ mode = "{mode}" }}')
+    def network(mode):
+        return group(mode, task("t", "python3", "-ISc", CONNECT, cpu=300), extra=f'network {{ mode = "{mode}" }}')
     memory = {
         "unlimited": group("unlimited", task("t", "sh", "-c", LIMITS, EAT, cpu=300, memory_max=-1)),
         "limited": group("limited", task("t", "sh", "-c", LIMITS, EAT, cpu=300)),

@@ -1,15 +1,33 @@
-# Programs of the distribution run under the defaults, as a user without an entry or a home, as they do outside.
-# kernels: >= 6.12, < 6.13
-#
-# What it shows does not depend on the kernel, and it takes an emulated CPU six minutes.
+# /// scenario
+# description = "The distribution's programs work under the defaults, for a user without an entry or a home, as they do outside."
+# kernels = ">= 6.12, < 6.13"
+# seconds = 222
+# packages.debian = [
+#   "file", "fontconfig", "gcc", "git", "libc6-dev", "man-db", "nginx-light", "nodejs", "openssl", "perl", "php-cli",
+#   "php-mbstring", "php-xml", "postgresql-client", "python3-venv", "redis-server", "ruby", "sqlite3", "wget",
+# ]
+# packages.nix = [
+#   "file", "fontconfig", "gcc", "git", "man-db", "ncurses", "nginx", "nodejs", "openssl", "perl", "php", "postgresql",
+#   "redis", "ruby", "sqlite", "wget",
+# ]
+# ///
+# What it shows does not depend on the kernel.
 
-PLUGIN = "nomad-driver-exec2"
+import shlex
+
+from exec2.agent import wait_for_driver
+from exec2.allocs import logs, run_job, wait_for_alloc, wait_for_groups, wait_for_log
+from exec2.cli import PLUGIN
+from exec2.guest import data_dir, machine, subtest, t, write
+from exec2.jobs import group, job, task
+
 UID = 95000  # in no user database, as a dynamic user is
 OUTSIDE = "/tmp/outside"
 
 HELLO_C = '#include <stdio.h>\nint main(void) { puts("hello"); return 0; }'
-HELLO_JAVA = 'public class Hello { public static void main(String[] a) throws Exception { javax.net.ssl.SSLContext.getDefault(); System.out.println("hello"); } }'
-TEMPORARY_JAVA = 'public class Temporary { public static void main(String[] a) throws Exception { java.io.File.createTempFile("exec2", null).delete(); } }'
+MAIN_JAVA = "public static void main(String[] a) throws Exception"
+HELLO_JAVA = f'public class Hello {{ {MAIN_JAVA} {{ javax.net.ssl.SSLContext.getDefault(); System.out.println("hello"); }} }}'
+TEMPORARY_JAVA = f'public class Temporary {{ {MAIN_JAVA} {{ java.io.File.createTempFile("exec2", null).delete(); }} }}'
 JAVA = "java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # an emulated CPU compiles slowly
 NGINX = "events {} http { access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s; }"
 # More than a pipe holds, so that the shell needs a temporary file for it.
@@ -143,10 +161,10 @@ def replaced(path):
 
 with subtest("a file that is replaced: by its folder it can be read, by its name not any more"):
     machine.succeed("mkdir -p /srv/exec2/conf /run/resolvconf; chmod 755 /srv/exec2/conf /run/resolvconf; cp /etc/resolv.conf /tmp/resolv.conf")
-    path = "/srv/exec2/conf/app"
-    t.assertEqual(while_changed(path, replaced(path), "--unveil r:/srv/exec2/conf"), ["first", "second"])
+    app = "/srv/exec2/conf/app"
+    t.assertEqual(while_changed(app, replaced(app), "--unveil r:/srv/exec2/conf"), ["first", "second"])
     t.assertEqual(while_changed("/run/resolvconf/resolv.conf", replaced("/run/resolvconf/resolv.conf")), ["first", "second"])
-    for path, options in ((path, f"--unveil r:{path}"), ("/etc/resolv.conf", "")):
+    for path, options in ((app, f"--unveil r:{app}"), ("/etc/resolv.conf", "")):
         output = while_changed(path, replaced(path), options)
         t.assertEqual(output[0], "first")
         t.assertIn("denied", output[1], f"this works now: change what docs/security.md says about it: {output}")
@@ -169,7 +187,7 @@ with subtest("a file is moved between directories only where it gains no right")
     t.assertEqual(inside(f"{rename} {loses}", both), (0, ""))
     t.assertIn("Invalid cross-device link", inside(f"{rename} {gains}", both)[1])
     # mv copies then
-    t.assertEqual(inside(f"echo x > /srv/exec2/rwc/copied && mv /srv/exec2/rwc/copied /srv/exec2/rwxc/ && cat /srv/exec2/rwxc/copied", both), (0, "x\n"))
+    t.assertEqual(inside("echo x > /srv/exec2/rwc/copied && mv /srv/exec2/rwc/copied /srv/exec2/rwxc/ && cat /srv/exec2/rwxc/copied", both), (0, "x\n"))
 
 with subtest("the same by a job"):
     names = ["node", "git", "php", "perl", "psql", "ruby", "nginx", "gcc", "openssl", "sqlite3", "bash"]
@@ -200,7 +218,8 @@ def secret(perms):
 
 
 with subtest("what a job's author has to know of the task's own directories"):
-    listen = lambda *arguments: task("t", "python3", "-ISc", LISTEN, *arguments, cpu=1000)
+    def listen(*arguments):
+        return task("t", "python3", "-ISc", LISTEN, *arguments, cpu=1000)
     wanted = {"444": "complete", "400": "failed", "107": "complete", "108": "failed", "108-relative": "complete"}
     groups = [group(perms, secret(perms)) for perms in ("444", "400")]
     groups += [group("107", listen("107", "absolute")), group("108", listen("108", "absolute")), group("108-relative", listen("108", "relative"))]

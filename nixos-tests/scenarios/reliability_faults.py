@@ -1,18 +1,18 @@
-# Each fault that hits a task has one outcome, and reaches nothing else. (What the host lacks: reliability_host.py.)
+# /// scenario
+# description = "Each fault that hits a task has one outcome, and affects nothing else."
+# across = "cgroup.kill and the counters of memory.events"
+# seconds = 79
+# ///
+# (reliability_host.py covers what the host runs out of.)
 
-UNAME = machine.succeed("uname -r").strip()
-# Since Linux 6.15 the kernel remembers for whoever has a pidfd how a process ended.
-REMEMBERS = tuple(int(number) for number in UNAME.split("-")[0].split(".")[:2]) >= (6, 15)
+from exec2.agent import PLUGIN_NAME, nomad, wait_for_driver
+from exec2.allocs import OUT_OF_MEMORY, alloc_status, deaths, ended, logs, messages, reported, run_job, run_python, stop_job, wait_for_alloc
+from exec2.guest import ALLOC_TIMEOUT_S, alive, kernel, machine, pgrep, poll, subtest, t
+from exec2.jobs import IGNORE, OOM_CHILD, WAIT, python_job
+from exec2.tasks import RUN, inside, nobody_else_noticed, scope, shim_of, stop_all_of
 
-
-def told_of_memory(alloc):
-    return [message for message in messages(alloc_status(alloc["ID"])) if "Out of memory" in message]
-
-
-def ends(alloc):
-    """(exit code, signal, whether memory is said to be why) of each end."""
-    return [(event["ExitCode"], event["Signal"], event["Details"]["oom_killed"]) for event in terminated(alloc)]
-
+# Since Linux 6.15 the exit status of a reaped process can be read from its pidfd.
+REMEMBERS = kernel() >= (6, 15)
 
 wait_for_driver()
 plugin = pgrep(PLUGIN_NAME)
@@ -23,8 +23,8 @@ with subtest("SIGKILL of the task: 137, no word of memory"):
     alloc = run_python("killed", WAIT)
     machine.succeed(f"kill -9 {inside(alloc)[0]}")
     alloc = wait_for_alloc("killed", "failed")
-    t.assertEqual(ends(alloc), [(137, 9, "false")])
-    t.assertEqual(told_of_memory(alloc), [])
+    t.assertEqual(deaths(alloc), [(137, 9, "false")])
+    t.assertEqual(reported(alloc, OUT_OF_MEMORY), [])
     stop_job("killed")
 
 with subtest("SIGKILL of the shim: the whole task ends with it, as killed"):
@@ -33,7 +33,7 @@ with subtest("SIGKILL of the shim: the whole task ends with it, as killed"):
     t.assertEqual(len(pids), 2)
     machine.succeed(f"kill -9 {shim_of(alloc)}")
     alloc = wait_for_alloc("shimkill", "failed")
-    t.assertEqual(ends(alloc), [(137, 9, "false")])
+    t.assertEqual(deaths(alloc), [(137, 9, "false")])
     t.assertEqual(alive(pids), [])
     stop_job("shimkill")
 
@@ -44,44 +44,36 @@ with subtest(f"SIGKILL of the shim after the task's own end, before a word of it
     machine.succeed(f"kill -STOP {shim}; kill -USR1 {leader}")
     machine.wait_until_succeeds(f"grep -q '^State:.Z' /proc/{leader}/status", timeout=ALLOC_TIMEOUT_S)
     machine.succeed(f"kill -9 {shim}")
-    t.assertEqual(ends(wait_for_alloc("shimlate", "failed")), [(7, 0, "false") if REMEMBERS else (137, 9, "false")])
+    t.assertEqual(deaths(wait_for_alloc("shimlate", "failed")), [(7, 0, "false") if REMEMBERS else (137, 9, "false")])
     stop_job("shimlate")
 
 with subtest("out of memory: 137, signal 9, told as such with limit and peak"):
     run_job(python_job("oom", "import time\nprint('ready', flush=True)\nx = b'x' * (200 << 20)\ntime.sleep(60)"))
     alloc = wait_for_alloc("oom", "failed")
-    t.assertEqual(ends(alloc), [(137, 9, "true")])
-    told = poll("it is told", lambda: told_of_memory(alloc), ALLOC_TIMEOUT_S)
+    t.assertEqual(deaths(alloc), [(137, 9, "true")])
+    told = poll("it is told", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
     t.assertEqual(len(told), 1, told)
     t.assertIn("limit: 32.0 MiB", told[0])
     t.assertIn("peak: ", told[0])
     stop_job("oom")
 
-CHILD = """
-import os, signal, time
-if os.fork() == 0:
-    open('/proc/self/oom_score_adj', 'w').write('1000')
-    x = b'x' * (200 << 20)
-    time.sleep(60)
-print('child ended with', os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
-while True: signal.pause()
-"""
+CHILD = OOM_CHILD + WAIT
 with subtest("out of memory in a child: told, the task goes on, and its own death later is not laid to it"):
     alloc = run_python("oomchild", CHILD, ready="child ended with -9", unveil='["rw:/proc"]')
-    poll("it is told", lambda: told_of_memory(alloc), ALLOC_TIMEOUT_S)
+    poll("it is told", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
     t.assertEqual(alloc_status(alloc["ID"])["ClientStatus"], "running")
     # What was a second ago and more did not end the task.
     machine.succeed("sleep 2")
     machine.succeed(f"kill -9 {inside(alloc)[0]}")
     alloc = wait_for_alloc("oomchild", "failed")
-    t.assertEqual(ends(alloc), [(137, 9, "false")])
-    t.assertEqual(len(told_of_memory(alloc)), 1)
+    t.assertEqual(deaths(alloc), [(137, 9, "false")])
+    t.assertEqual(len(reported(alloc, OUT_OF_MEMORY)), 1)
     stop_job("oomchild")
 
 with subtest("oom_group: one for all"):
     run_job(python_job("oomgroup", CHILD, unveil='["rw:/proc"]', options="oom_group = true"))
     alloc = wait_for_alloc("oomgroup", "failed")
-    t.assertEqual(ends(alloc), [(137, 9, "true")])
+    t.assertEqual(deaths(alloc), [(137, 9, "true")])
     t.assertNotIn("child ended", logs(alloc))
     stop_job("oomgroup")
 
@@ -147,7 +139,7 @@ with subtest("stop: a fork bomb in full blast"):
     t.assertGreater(len(inside(alloc)), 1)
     over = stop_all_of("bomb", alloc)
     # The kill ended it, and not the want of memory.
-    t.assertEqual(ends(over), [(137, 9, "false")])
+    t.assertEqual(deaths(over), [(137, 9, "false")])
     t.assertTrue([m for m in messages(over) if "Killed: the task was still running 2s after SIGINT" in m], messages(over))
     # The last of a PID namespace is its first.
     t.assertEqual(alive([shim]), [])
@@ -175,7 +167,7 @@ open(os.environ['NOMAD_TASK_DIR'] + '/.exit_status.txt', 'w').write('0')
 os.symlink('/etc/passwd', os.environ['NOMAD_TASK_DIR'] + '/exit')
 sys.exit(7)"""
     run_job(python_job("forged", script, unveil='["rwc:/run"]'))
-    t.assertEqual(ends(wait_for_alloc("forged", "failed")), [(7, 0, "false")])
+    t.assertEqual(deaths(wait_for_alloc("forged", "failed")), [(7, 0, "false")])
     stop_job("forged")
 
 with subtest("nobody else noticed, and nothing is left"):

@@ -1,8 +1,18 @@
-# What a task or a start has from its host gives out: log reader, disk, /run, descriptors, processes, threads, memory. Each has
-# one outcome, tasks beside it notice nothing, and when the fault is over the next start succeeds.
+# /// scenario
+# description = "The host runs out of something: log reader, disk, /run, descriptors, processes, threads, memory."
+# seconds = 126
+# ///
+# Each shortage has one outcome, tasks beside it are not affected, and once it is over the next start succeeds.
+
+import errno
+
+from exec2.agent import PLUGIN_NAME, new_plugin, nomad, wait_for_driver
+from exec2.allocs import alloc_status, allocs, driver_errors, ended, exits, logs, run_job, run_python, stop_job, terminated, wait_for_alloc, wait_for_log
+from exec2.guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, alive, descriptors, machine, pgrep, poll, subtest, t
+from exec2.jobs import IGNORE, WAIT, group, job, python_job, task
+from exec2.tasks import LOG_READERS, RUN, SHIMS, TASKS_CGROUP, inside, nobody_else_noticed, stop_all_of
 
 SHIMS_CGROUP = "/sys/fs/cgroup/nomad.slice/nomad-driver-exec2.scope"
-TASKS_CGROUP = "/sys/fs/cgroup/nomad.slice/share.slice"
 # The plugin's threads for starts end when they have had nothing to do for 10 s (tokio's keep-alive).
 THREADS_TIMEOUT_S = 60
 # ENOSPC, EMFILE, EAGAIN in the words of glibc and of musl.
@@ -130,7 +140,7 @@ with subtest("a full /run at the end of a task: its exit status has its place al
 
 with subtest("no descriptors left: the start fails with the reason and leaves nothing; then it starts"):
     old = machine.succeed(f"prlimit --pid {plugin[0]} --nofile --noheadings --output SOFT").strip()
-    open_now = int(machine.succeed(f"ls /proc/{plugin[0]}/fd | wc -l"))
+    open_now = descriptors(plugin[0])
     machine.succeed(f"prlimit --pid {plugin[0]} --nofile={open_now + 2}:")
     refused("nofile", *FILES)
     machine.succeed(f"prlimit --pid {plugin[0]} --nofile={old}:")
@@ -194,7 +204,7 @@ with subtest("no memory for the plugin, which the kernel kills: the next one has
     starved("oomplugin")
     # Should what it had been enough.
     machine.succeed(f"echo 0 > {own}/memory.max")
-    (new,) = poll("another plugin", lambda: [pid for pid in pgrep(PLUGIN_NAME) if pid != plugin[0]], AGENT_TIMEOUT_S)
+    new = new_plugin(plugin[0])
     t.assertIn("oom_kill 1", machine.succeed(f"cat {own}/memory.events"))
     plugin = [new]
     machine.wait_until_succeeds(f"rmdir {own}", timeout=CLEANUP_TIMEOUT_S)

@@ -1,14 +1,25 @@
-# The plugin is killed at random moments while short tasks start and end: each has one verdict, no two runs of one are ever
-# there at once, and no run is left that Nomad does not know.
+# /// scenario
+# description = "The plugin is killed at random moments while short tasks start and end: each has one verdict, and none runs twice at once."
+# seconds = 79
+# ///
+# No run is left that Nomad does not know.
 #
-# EXEC2_KILL_TASKS: how many tasks, in waves of ten; an emulated CPU takes a minute or two for what is there without it.
+# EXEC2_KILL_TASKS: how many tasks, in waves of ten; the default takes an emulated CPU a minute or two.
 #
-# A start that the plugin's death cut off is tried once more by Nomad. Where the program ran already, and its answer was lost
-# with the plugin, a task runs twice, one after the other: each run takes a lock that the kernel frees with its last process,
-# and notes a clash when another has it. If the plugin dies again during the second try, Nomad gives the allocation up: then
-# nothing of it may run. That may happen in every fourth wave, and only there.
+# Nomad tries a start that the plugin's death interrupted once more. If the program ran already, and its answer was lost with the
+# plugin, a task runs twice, one run after the other: each run takes a lock that the kernel releases with its last process, and
+# notes a clash if another run has it. If the plugin dies again during the second try, Nomad gives the allocation up: then nothing
+# of it may run. That may happen in every fourth wave only.
+
+import json
 import os
 import random
+import shlex
+
+from exec2.agent import PLUGIN_NAME, new_plugin, stand_in, wait_for_driver
+from exec2.allocs import TERMINAL, brief, forget, run_job
+from exec2.guest import AGENT_TIMEOUT_S, ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, data_dir, machine, pgrep, poll, subtest, t
+from exec2.tasks import RUN, SHIMS, TASKS_CGROUP, records
 
 WAVE = 10
 WAVES = max(4, int(os.environ.get("EXEC2_KILL_TASKS", "40")) // WAVE)
@@ -52,37 +63,37 @@ job "WAVE" {{
 
 # Python. Of each allocation: id, status, restarts, exit codes, whether it was given up for the plugin's deaths, and how many
 # lines are in the files that its runs wrote.
-ACCOUNT = f"""
+ACCOUNT = """
 import json, sys
 def lines(alloc, name):
     try:
-        with open(f"DATA_DIR/alloc/{{alloc}}/alloc/{{name}}") as file:
+        with open(f"DATA_DIR/alloc/{alloc}/alloc/{name}") as file:
             return len(file.readlines())
     except FileNotFoundError:
         return 0
 print(json.dumps([
-    {{
+    {
         "id": alloc["ID"],
         "status": alloc["ClientStatus"],
         "restarts": state["Restarts"],
         "codes": [event["ExitCode"] for event in state["Events"] or [] if event["Type"] == "Terminated"],
         "begun": bool(state["Events"]),
         "given up": any("after driver exited unexpectedly" in event["DisplayMessage"] for event in state["Events"] or []),
-        **{{name: lines(alloc["ID"], name) for name in ("runs", "ends", "clashes")}},
-    }}
+        **{name: lines(alloc["ID"], name) for name in ("runs", "ends", "clashes")},
+    }
     for alloc in json.load(sys.stdin) for state in alloc["TaskStates"].values()
 ]))
 """
 
-deaths = 0
+# The plugins that were killed.
+killed: list[int] = []
 
 
 def die():
     """Kills the plugin at a random moment, and waits for the next one."""
-    global deaths
     pid = poll("a plugin", lambda: pgrep(PLUGIN_NAME), AGENT_TIMEOUT_S)[0]
     machine.succeed(f"sleep {random.uniform(0, KILL_WITHIN_S):.2f}; kill -KILL {pid}")
-    deaths += 1
+    killed.append(pid)
     new_plugin(pid)
 
 
@@ -128,11 +139,11 @@ with subtest("each has one verdict, and the true one; never were there two runs 
                 t.assertEqual((alloc["status"], alloc["codes"], alloc["given up"]), ("failed", [], True), alloc)
                 t.assertEqual(number % DOUBLE, DOUBLE - 1, alloc)
                 given_up += 1
-    print(f"{WAVES * WAVE} tasks, {deaths} deaths of the plugin: {given_up} given up, {unbegun} never begun, {twice} ran twice, one after the other")
+    print(f"{WAVES * WAVE} tasks, {len(killed)} deaths of the plugin: {given_up} given up, {unbegun} never begun, {twice} ran twice, one after the other")
 
 with subtest("nobody is left who belongs to nobody"):
     machine.fail(f"pgrep -fa '{SHIMS}'")
     forget(*waves)
     poll("no records but those that stay", lambda: not records(), CLEANUP_TIMEOUT_S)
     print("records of lost answers and lost calls:", machine.succeed(f"ls {RUN} | wc -l").strip())
-    machine.wait_until_fails("ls -d /sys/fs/cgroup/nomad.slice/share.slice/*.scope", timeout=CLEANUP_TIMEOUT_S)
+    machine.wait_until_fails(f"ls -d {TASKS_CGROUP}/*.scope", timeout=CLEANUP_TIMEOUT_S)

@@ -1,9 +1,14 @@
-# After a reboot, clean or not, what ran is known to be gone; nothing old is taken for it, and nothing of it is run in a wrong place.
-#
-# Nomad does not mount the directories of an allocation again. So it fails, with the reason, and Nomad makes another; the
-# pluginhost makes none.
+# /// scenario
+# description = "After a reboot, clean or not, earlier tasks are treated as gone: nothing is mistaken for them or runs in a wrong place."
+# seconds = 39
+# ///
+# Nomad does not mount the directories of an allocation again. So the allocation fails, with the reason, and Nomad makes another;
+# the pluginhost makes none.
 
-RUN = "/run/nomad-driver-exec2"
+from exec2.agent import stand_in, wait_for_driver
+from exec2.allocs import alloc_status, brief, messages, run_job, stop_job, wait_for_log
+from exec2.guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, boot_id, machine, pgrep, poll, subtest, t
+from exec2.tasks import RUN, SHIMS, TASKS_CGROUP
 
 JOB = """
 job "boot" {
@@ -36,16 +41,10 @@ job "boot" {
 """
 
 
-REAL = nomad("version").startswith("Nomad")
-
-
-def boot_id():
-    return machine.succeed("cat /proc/sys/kernel/random/boot_id").strip()
-
 
 def running():
     found = [alloc for alloc in brief("boot") if alloc["ClientStatus"] == "running" and alloc["DesiredStatus"] == "run"]
-    scopes = machine.execute("grep -l . /sys/fs/cgroup/nomad.slice/share.slice/*.t.scope/cgroup.procs 2>/dev/null")[1].split()
+    scopes = machine.execute(f"grep -l . {TASKS_CGROUP}/*.t.scope/cgroup.procs 2>/dev/null")[1].split()
     return found if len(found) == 3 and len(scopes) == 3 else None
 
 
@@ -65,14 +64,14 @@ for how in ("shutdown", "crash"):
         wait_for_driver()
         t.assertNotEqual(boot_id(), before)
         poll("refused", lambda: refused(old), ALLOC_TIMEOUT_S)
-    if REAL:
+    if not stand_in():
         with subtest(f"{how}: three new ones run, in this boot, and only they"):
             for alloc in poll("three run again", running, ALLOC_TIMEOUT_S):
                 t.assertNotIn(alloc["ID"], old)
                 wait_for_log(alloc, boot_id())
-            t.assertEqual(machine.succeed("pgrep -fc '^nomad-driver-exec2 shim$'").strip(), "3")
+            t.assertEqual(len(pgrep(SHIMS)), 3)
             t.assertEqual(len(machine.succeed(f"ls {RUN}").split()), 3)
     with subtest(f"{how}: nothing is left"):
         stop_job("boot")
         poll("no records", lambda: machine.execute(f"ls {RUN} 2>/dev/null")[1] == "", CLEANUP_TIMEOUT_S)
-        machine.fail("pgrep -fa '^nomad-driver-exec2 shim$'")
+        machine.fail(f"pgrep -fa '{SHIMS}'")

@@ -1,26 +1,26 @@
-# A task that a new plugin has found again is like any other: statistics, want of memory, its end. A plugin that is asked to end
-# leaves its tasks running; a shim that dies while no plugin is there takes its task along, and Nomad starts it anew.
+# /// scenario
+# description = "A recovered task works like any other: statistics, OOM kills, its end."
+# seconds = 59
+# ///
+# A plugin that is asked to end leaves its tasks running. A shim that dies while there is no plugin takes its task along, and Nomad
+# starts the task again.
 
-RECOVERED = "Recovered: the driver was restarted, the task kept running"
-
-
-def told(alloc, words):
-    return [message for message in messages(alloc_status(alloc["ID"])) if words in message]
+from exec2.agent import PLUGIN_NAME, agent_pid, new_plugin, nomad, wait_for_driver
+from exec2.allocs import OUT_OF_MEMORY, RECOVERED, alloc_status, deaths, events, exits, reported, run_python, stop_job, wait_for_alloc, wait_for_log
+from exec2.guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, alive, machine, pgrep, poll, subtest, t
+from exec2.jobs import IGNORE, WAIT
+from exec2.tasks import RUN, SHIMS, inside, shim_of, stop_all_of, usage
 
 
 def replace_plugin(*allocs, signal="KILL"):
     """Ends the plugin; returns when the next one has said of these tasks that it has them."""
-    before = [len(told(alloc, RECOVERED)) for alloc in allocs]
+    before = [len(reported(alloc, RECOVERED)) for alloc in allocs]
     old = pgrep(PLUGIN_NAME)[0]
     machine.succeed(f"kill -{signal} {old}")
     new = new_plugin(old)
-    for alloc, count in zip(allocs, before):
-        poll("it is recovered", lambda: len(told(alloc, RECOVERED)) > count, ALLOC_TIMEOUT_S)
+    for alloc, count in zip(allocs, before, strict=True):
+        poll("it is recovered", lambda: len(reported(alloc, RECOVERED)) > count, ALLOC_TIMEOUT_S)
     return new
-
-
-def agent_pid():
-    return int(machine.succeed("systemctl show --property=MainPID --value nomad.service"))
 
 
 # USR1: a child of it uses more memory than there is. USR2: it does so itself. It is never quite idle.
@@ -78,9 +78,9 @@ with subtest("statistics of a task that was found again"):
 with subtest("out of memory after that: told once, and why it ended"):
     machine.succeed(f"kill -USR2 {inside(hungry)[0]}")
     alloc = wait_for_alloc("hungry", "failed")
-    t.assertEqual([(e["ExitCode"], e["Signal"], e["Details"]["oom_killed"]) for e in terminated(alloc)], [(137, 9, "true")])
-    poll("it is told", lambda: told(hungry, "Out of memory"), ALLOC_TIMEOUT_S)
-    t.assertEqual(len(told(hungry, "Out of memory")), 1)
+    t.assertEqual(deaths(alloc), [(137, 9, "true")])
+    poll("it is told", lambda: reported(hungry, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
+    t.assertEqual(len(reported(hungry, OUT_OF_MEMORY)), 1)
     stop_job("hungry")
 
 with subtest("stop of a task that was found again, and that ignores its signal"):
@@ -97,7 +97,7 @@ with subtest("a shim is killed while no plugin is there: all of the task ends, a
     machine.succeed(f"kill -CONT {agent}")
     poll("it runs again", lambda: len(inside(alloc)) == 2 and alloc_status(alloc["ID"])["ClientStatus"] == "running", ALLOC_TIMEOUT_S)
     t.assertEqual(set(inside(alloc)) & set(old), set())
-    t.assertEqual(len([e for e in task_state(alloc_status(alloc["ID"]))["Events"] if e["Type"] == "Started"]), 2)
+    t.assertEqual(len(events(alloc_status(alloc["ID"]), "Started")), 2)
     # The first one's record is gone.
     t.assertEqual(machine.succeed(f"ls {RUN} | wc -l").strip(), "1")
     stop_all_of("anew", alloc)
@@ -115,15 +115,15 @@ with subtest("a child that was out of memory before the plugin died is not told 
     alloc = run_python("fed", HUNGRY, memory=48, unveil='["rw:/proc"]')
     machine.succeed(f"kill -USR1 {inside(alloc)[0]}")
     wait_for_log(alloc, "child ended with -9")
-    poll("it is told", lambda: told(alloc, "Out of memory"), ALLOC_TIMEOUT_S)
-    t.assertEqual(len(told(alloc, "Out of memory")), 1)
+    poll("it is told", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
+    t.assertEqual(len(reported(alloc, OUT_OF_MEMORY)), 1)
     replace_plugin(alloc)
     machine.succeed("sleep 2")
-    t.assertEqual(len(told(alloc, "Out of memory")), 1)
+    t.assertEqual(len(reported(alloc, OUT_OF_MEMORY)), 1)
     # A second one is news, and nothing else is.
     machine.succeed(f"kill -USR1 {inside(alloc)[0]}")
-    poll("it is told", lambda: len(told(alloc, "Out of memory")) > 1, ALLOC_TIMEOUT_S)
-    t.assertIn("kills: 1,", told(alloc, "Out of memory")[1])
+    poll("it is told", lambda: len(reported(alloc, OUT_OF_MEMORY)) > 1, ALLOC_TIMEOUT_S)
+    t.assertIn("kills: 1,", reported(alloc, OUT_OF_MEMORY)[1])
     stop_all_of("fed", alloc)
 
 with subtest("nothing is left"):

@@ -1,4 +1,12 @@
-# A task with a dynamic user that has outlived an agent can be started again, as the same user, though the agent has forgotten it.
+# /// scenario
+# description = "A task with a dynamic user that outlived its agent restarts as the same user, although the agent has forgotten the user."
+# seconds = 18
+# ///
+
+from exec2.agent import configure, kill_agent, start_agent, wait_for_driver
+from exec2.allocs import allocs, logs, reported, run_job, stop_job, wait_for_alloc
+from exec2.guest import ALLOC_TIMEOUT_S, machine, poll, subtest, t
+from exec2.tasks import scope
 
 JOB = """
 job "forgotten" {
@@ -31,7 +39,7 @@ job "forgotten" {
 
 
 def leader(alloc):
-    return machine.wait_until_succeeds(f"head -1 /sys/fs/cgroup/nomad.slice/share.slice/{alloc['ID']}.t.scope/cgroup.procs | grep .", timeout=ALLOC_TIMEOUT_S).strip()
+    return machine.wait_until_succeeds(f"head -1 {scope(alloc)}/cgroup.procs | grep .", timeout=ALLOC_TIMEOUT_S).strip()
 
 
 def starts(alloc):
@@ -39,10 +47,8 @@ def starts(alloc):
 
 
 def new_agent():
-    machine.succeed("kill -9 $(systemctl show --property=MainPID --value nomad.service)")
-    machine.wait_until_fails("systemctl is-active nomad.service", timeout=UNIT_TIMEOUT_S)
-    machine.succeed("systemctl start nomad.service")
-    wait_for_driver()
+    kill_agent()
+    start_agent()
     poll("it is running", lambda: allocs("forgotten")[-1]["ClientStatus"] == "running", ALLOC_TIMEOUT_S)
 
 
@@ -62,7 +68,7 @@ with subtest("restarted after the agent was: the same user"):
 with subtest("not where a task could have given its directory away"):
     configure(allow_caps=["chown"])
     machine.succeed(f"kill -USR1 {leader(alloc)}")
-    poll("it is refused", lambda: [m for m in messages(alloc_status(alloc["ID"])) if "user must be set" in m], ALLOC_TIMEOUT_S)
+    poll("it is refused", lambda: reported(alloc, "user must be set"), ALLOC_TIMEOUT_S)
     t.assertEqual(len(starts(alloc)), 2)
 
 stop_job("forgotten")

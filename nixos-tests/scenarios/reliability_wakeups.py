@@ -1,6 +1,15 @@
-# A task that is at its memory limit all the time costs the plugin a few wake-ups a second, and an OOM kill is still reported.
+# /// scenario
+# description = "A task that is always at its memory limit costs the plugin few wake-ups, and an OOM kill is still reported."
+# seconds = 71
+# ///
 
 import re
+
+from exec2.agent import plugin_pid, wait_for_driver
+from exec2.allocs import OUT_OF_MEMORY, reported, run_python, stop_job, wait_for_log
+from exec2.guest import ALLOC_TIMEOUT_S, machine, poll, subtest, t
+from exec2.jobs import OOM_CHILD
+from exec2.tasks import scope
 
 # More than the task's memory: each pass reclaims what the last one has read.
 READ = """
@@ -14,14 +23,6 @@ while True:
     with open(path, "rb", buffering=0) as file:
         while file.read(1 << 20):
             pass
-"""
-CHILD = """
-import os
-if os.fork() == 0:
-    open("/proc/self/oom_score_adj", "w").write("1000")
-    x = b"x" * (200 << 20)
-    os._exit(0)
-print("child ended with", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 # Seconds in which is counted.
 SPAN_S = 20
@@ -60,7 +61,7 @@ with subtest("a task that reads more than its memory"):
     stop_job("reads")
 
 with subtest("the OOM kill of a child of such a task is reported"):
-    alloc = run_python("killed", CHILD + READ, unveil='["rw:/proc"]')
+    alloc = run_python("killed", OOM_CHILD + READ, unveil='["rw:/proc"]')
     wait_for_log(alloc, "child ended with -9\nready")
-    poll("it is reported", lambda: [text for text in messages(alloc_status(alloc["ID"])) if "Out of memory" in text], ALLOC_TIMEOUT_S)
+    poll("it is reported", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
     stop_job("killed")

@@ -1,5 +1,13 @@
-# The unit tests that need root and cgroup v2, on this kernel.
-# needs: unit-tests
+# /// scenario
+# description = "The unit tests that need root and cgroup v2."
+# across = "the wrappers of system calls"
+# nomad = "none"
+# guests = ["debian"]
+# payload = ["unit-tests"]
+# seconds = 10
+# ///
+
+from exec2.guest import machine, subtest, t
 
 TESTS = "/usr/local/libexec/exec2-unit-tests"
 

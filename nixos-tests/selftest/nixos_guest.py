@@ -5,6 +5,7 @@ No NixOS is booted: the commands of the scenario run in a small root in which pr
 /nix/store, as on NixOS. No task is started either: what the scenario expects of reading and listing is compared with what the
 rules that it names allow there. It needs user namespaces; without them the exit status is 77.
 """
+
 import ast
 import contextlib
 import os
@@ -14,9 +15,18 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
+from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
-SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
+HERE = Path(__file__).resolve().parent.parent
+SCENARIO = HERE / "scenarios" / "isolation.py"
+sys.path.insert(0, str(HERE / "lib"))
+
+from exec2 import guest
+
 STORE = "/nix/store"
 INSIDE = "EXEC2_SELFTEST_INSIDE"
 NOT_CHECKED = 77
@@ -29,7 +39,7 @@ PASSWD = "root:x:0:0::/root:/bin/sh\n"
 
 
 @contextlib.contextmanager
-def mounted_root():
+def mounted_root() -> Iterator[Path]:
     """An empty file system in memory."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "root", folder], check=True)
@@ -39,12 +49,12 @@ def mounted_root():
             subprocess.run(["umount", "--recursive", folder], check=True)
 
 
-def needed_by(program):
+def needed_by(program: str) -> set[str]:
     """The shared libraries of a program, and the loader."""
     return set(re.findall(r"(/\S+)", subprocess.check_output(["ldd", program], text=True)))
 
 
-def make_root(root):
+def make_root(root: Path) -> None:
     """A root like that of NixOS; nothing of the machine is mounted into it."""
     system = root / STORE[1:] / "system"
     for folder in ("sw/bin", "etc/ssl/certs", "etc"):
@@ -53,6 +63,7 @@ def make_root(root):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name in PROGRAMS:
         program = shutil.which(name)
+        assert program, f"{name} is not on PATH"
         shutil.copy(program, system / "sw/bin" / name)
         for library in needed_by(program):
             (root / library[1:]).parent.mkdir(parents=True, exist_ok=True)
@@ -75,15 +86,16 @@ def make_root(root):
 class Machine:
     """`machine` of a scenario, as far as commands go."""
 
-    def __init__(self, root):
+    def __init__(self, root: Path) -> None:
         self.root = root
 
-    def execute(self, command):
+    def execute(self, command: str) -> tuple[int, str]:
         shell = [f"{STORE}/system/sw/bin/bash", "-c", f"set -euo pipefail; {command}"]
-        done = subprocess.run([CHROOT, self.root, *shell], stdout=subprocess.PIPE, text=True, env={"PATH": "/run/current-system/sw/bin"})
+        done = subprocess.run([CHROOT, self.root, *shell], stdout=subprocess.PIPE, text=True, check=False,
+                              env={"PATH": "/run/current-system/sw/bin"})  # fmt: skip
         return done.returncode, done.stdout
 
-    def succeed(self, *commands):
+    def succeed(self, *commands: str) -> str:
         output = ""
         for command in commands:
             status, text = self.execute(command)
@@ -92,54 +104,67 @@ class Machine:
         return output
 
 
-def judges_the_driver(statement):
+def judges_the_driver(statement: ast.stmt) -> bool:
     """Whether a statement looks at what only a driver that runs can give."""
     names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
     asserts = any(isinstance(node, ast.Attribute) and node.attr.startswith("assert") for node in ast.walk(statement))
     return asserts or "driver_errors" in names
 
 
-def without_verdicts(text):
+def without_verdicts(text: str) -> CodeType:
     """The scenario without its verdicts on the driver: functions, and the statements that make what is expected."""
     tree = ast.parse(text)
     for block in tree.body:
         if isinstance(block, ast.With):
             block.body = [statement for statement in block.body if not judges_the_driver(statement)] or [ast.Pass()]
-    return compile(ast.fix_missing_locations(ast.Module(tree.body, [])), "isolation.py", "exec")
+    return compile(ast.fix_missing_locations(ast.Module(tree.body, [])), SCENARIO.name, "exec")
+
+
+def nothing(*args: object, **options: object) -> None:
+    """In place of what needs an agent."""
+
+
+class Anything(dict[str, Any]):
+    """Has a value for each key: another of its kind."""
+
+    def __missing__(self, key: str) -> "Anything":
+        return Anything()
 
 
 class Guest(unittest.TestCase):
     maxDiff = None
 
-    def run_scenario(self, root):
+    def run_scenario(self, root: Path) -> tuple[dict[str, Any], list[tuple[str, dict[str, str]]]]:
         """Runs the scenario without a driver; returns its globals, and what it expected: [(task, expectations)]."""
-        expected = []
-        space = {"machine": Machine(root), "t": self, "subtest": lambda name: contextlib.nullcontext()}
-        exec(compile((SCENARIOS.parent / "lib.py").read_text(), "lib.py", "exec"), space)
-        nothing = lambda *args, **options: None
-        anything = type("Anything", (dict,), {"__missing__": lambda self, key: type(self)()})
-        space.update(
-            wait_for_driver=nothing,
-            landlock_abi=lambda: 6,
-            run_job=nothing,
-            configure=nothing,
-            poll=nothing,
-            wait_for_alloc=lambda *args: {"ID": "neighbour"},
-            wait_for_log=lambda *args: "/mounts/neighbour-t/local /nomad.slice/neighbour ready",
-            wait_for_groups=lambda *args: anything(),
-            check_probes=lambda alloc, task, wanted: expected.append((task, wanted)),
-        )
-        exec(without_verdicts((SCENARIOS / "isolation.py").read_text()), space)
+        expected: list[tuple[str, dict[str, str]]] = []
+        space: dict[str, Any] = {"machine": Machine(root), "t": self, "subtest": lambda name: contextlib.nullcontext()}
+        guest.bind(space)
+        # In place of what needs an agent, in the module from which the scenario imports it.
+        stand_ins: dict[str, dict[str, Any]] = {
+            "agent": {"wait_for_driver": nothing, "configure": nothing},
+            "guest": {"landlock_abi": lambda: 6, "poll": nothing},
+            "allocs": {
+                "run_job": nothing,
+                "wait_for_alloc": lambda *args: {"ID": "neighbour"},
+                "wait_for_log": lambda *args: "/mounts/neighbour-t/local /nomad.slice/neighbour ready",
+                "wait_for_groups": lambda *args: Anything(),
+            },
+            "probes": {"check_probes": lambda alloc, task, wanted: expected.append((task, wanted))},
+        }
+        with contextlib.ExitStack() as patches:
+            for module, names in stand_ins.items():
+                patches.enter_context(unittest.mock.patch.multiple(f"exec2.{module}", **names))
+            exec(without_verdicts(SCENARIO.read_text()), space)
         return space, expected
 
-    def test_what_is_expected_of_reading_follows_from_the_rules(self):
+    def test_what_is_expected_of_reading_follows_from_the_rules(self) -> None:
         with mounted_root() as root:
             make_root(root)
             machine = Machine(root)
             space, expected = self.run_scenario(root)
             self.assertTrue(space["nixos"]())
 
-            def real(path):
+            def real(path: str) -> str:
                 return machine.succeed(f"readlink -m {path}").strip()
 
             by_default = [(mode, real(path)) for mode, paths in space["DEFAULTS"].items() for path in paths.split()]
@@ -150,7 +175,7 @@ class Guest(unittest.TestCase):
                 rules = bare if number == len(expected) - 1 else by_default + named if task == "t" else by_default
                 granted = [Path(path) for mode, path in rules if "r" in mode]
                 checked = {}
-                for probe, result in wanted.items():
+                for probe in wanted:
                     action, path, *more = probe.split()
                     if action not in ("read", "list") or more or "$" in path or not path.startswith("/"):
                         continue
@@ -163,10 +188,10 @@ class Guest(unittest.TestCase):
                 self.assertEqual({probe: wanted[probe] for probe in checked}, checked)
 
 
-def main():
+def main() -> None:
     if INSIDE not in os.environ:
         unshare = ["unshare", "--user", "--map-root-user", "--mount"]
-        if subprocess.run([*unshare, "mount", "-t", "tmpfs", "x", "/tmp"], stderr=subprocess.DEVNULL).returncode:
+        if subprocess.run([*unshare, "mount", "-t", "tmpfs", "x", "/tmp"], stderr=subprocess.DEVNULL, check=False).returncode:
             print("nixos_guest: not checked: user namespaces are off here, or restricted", file=sys.stderr)
             sys.exit(NOT_CHECKED)
         os.environ[INSIDE] = "yes"

@@ -1,0 +1,5 @@
+"""What the scenarios share. It uses only the API of the NixOS test driver and the `nomad` command of the guest.
+
+`guest` has the machine, `agent` the Nomad agent, `jobs` the text of jobs, `allocs` jobs that run, `tasks` the processes of running
+tasks, `cleanup` what tasks leave behind, `probes` what a task may do, and `cli` the driver without an agent.
+"""

@@ -1,0 +1,6 @@
+# The module's defaults.
+{
+  machine = { lib, ... }: {
+    services.nomad-driver-exec2.settings = lib.mkForce { };
+  };
+}
