@@ -18,11 +18,11 @@ with subtest("the agent runs as root and without Docker"):
     t.assertEqual(machine.succeed("ps -o user= -p $(systemctl show -P MainPID nomad.service)").strip(), "root")
     machine.fail("systemctl cat docker.service")
 
-with subtest("the plugin's program is that of the package"):
+with subtest("the plugin is the program of the package"):
     plugin = machine.succeed("readlink /proc/$(pgrep -ox nomad-driver-ex)/exe").strip()
     t.assertRegex(plugin, r"^/nix/store/.*/bin/nomad-driver-exec2$")
 
-with subtest("what the agent got is what the plugin accepts"):
+with subtest("the plugin accepts the agent's configuration"):
     machine.succeed(f"{plugin} validate-config /etc/nomad.json")
 
 with subtest("programs of the store run by the default unveils"):

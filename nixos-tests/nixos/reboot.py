@@ -22,8 +22,8 @@ POLICIES = """
 """
 
 
-def runs_anew():
-    """The allocation that has taken the place of the old one, once it runs."""
+def runs_again():
+    """The allocation that replaces the old one, once it runs."""
     found = [alloc["ID"] for alloc in brief("http") if alloc["ClientStatus"] == "running" and alloc["ID"] != before["ID"]]
     return found and found[-1]
 
@@ -41,9 +41,9 @@ with subtest("the power fails"):
     machine.start()
     t.assertNotEqual(boot_id(), boot)
 
-with subtest("the job runs again, and the old allocation says why it does not"):
+with subtest("the job runs again, and the old allocation reports why it does not"):
     wait_for_driver()
-    alloc = poll("a new allocation runs", runs_anew, ALLOC_TIMEOUT_S)
+    alloc = poll("a new allocation runs", runs_again, ALLOC_TIMEOUT_S)
     address = machine.succeed("ip -4 -o address show dev eth0 | awk '{print $4}' | cut -d/ -f1").strip()
     machine.wait_until_succeeds(f"curl -sS --fail --max-time 10 http://{address}:8181/", timeout=ALLOC_TIMEOUT_S)
     t.assertEqual(machine.succeed(f"cat /sys/fs/cgroup/nomad.slice/*/{alloc}.*.scope/cgroup.procs | wc -l").strip(), "1")

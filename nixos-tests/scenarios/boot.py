@@ -19,7 +19,7 @@ machine.wait_for_unit("multi-user.target")
 release = machine.succeed("uname -r").strip()
 version = tuple(int(part) for part in release.split(".")[:2])
 
-with subtest("systemd has started all that it was asked to"):
+with subtest("systemd has started all units"):
     machine.wait_until_succeeds("systemctl is-system-running", timeout=UNIT_TIMEOUT_S)
     t.assertEqual(machine.succeed("systemctl --failed --no-legend --plain").strip(), "")
 
@@ -30,12 +30,12 @@ with subtest("cgroup v2 is unified and has the controllers that the driver needs
     t.assertEqual(machine.succeed("stat -f -c %T /sys/fs/cgroup").strip(), "cgroup2fs")
     controllers = machine.succeed("cat /sys/fs/cgroup/cgroup.controllers").split()
     t.assertLessEqual({"cpu", "cpuset", "io", "memory", "pids"}, set(controllers))
-    # cgroup.kill came with 5.14
+    # Linux 5.14 and later have cgroup.kill.
     machine.succeed("mkdir /sys/fs/cgroup/boot-test")
     (machine.succeed if version >= (5, 14) else machine.fail)("test -e /sys/fs/cgroup/boot-test/cgroup.kill")
     machine.succeed("rmdir /sys/fs/cgroup/boot-test")
 
-with subtest("Landlock is as the kernel's version and its lsm= say"):
+with subtest("the Landlock ABI follows from the kernel's version and lsm="):
     words = machine.succeed("cat /proc/cmdline").split()
     lsm = [word[len("lsm=") :].split(",") for word in words if word.startswith("lsm=")]
     off = bool(lsm) and "landlock" not in lsm[-1]
@@ -50,6 +50,6 @@ with subtest("Landlock is as the kernel's version and its lsm= say"):
     else:
         t.assertEqual(abi, expected)
 
-with subtest("what the scenarios use is there"):
+with subtest("the programs that the scenarios use are installed"):
     machine.succeed("type ip iptables nft nc curl python3 java javac strace", "id alice", "test -x /usr/lib/cni/bridge || test ! -e /etc/debian_version")
     t.assertEqual(machine.succeed("id -u alice").strip(), "1001")

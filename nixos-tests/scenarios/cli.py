@@ -13,7 +13,7 @@ from exec2.guest import machine, subtest, t, write
 SLICE = "/sys/fs/cgroup/nomad-driver-exec2.slice"
 
 
-with subtest("started by hand: what it is, and exit status 1"):
+with subtest("started manually: a description, and exit status 1"):
     status, output = machine.execute(f"{PLUGIN} 2>&1")
     t.assertEqual(status, 1)
     for word in ("plugin", "check", "run", "--help"):
@@ -25,12 +25,12 @@ with subtest("--help has examples, --version the version"):
     t.assertEqual(machine.succeed(f"{PLUGIN} -version"), machine.succeed(f"{PLUGIN} --version"))
     machine.fail(f"{PLUGIN} no-such-verb")
 
-with subtest("check: a table and an object for a host that will do"):
+with subtest("check: a table and a JSON object for a supported host"):
     t.assertIn("healthy", machine.succeed(f"{PLUGIN} check"))
     found = json.loads(machine.succeed(f"{PLUGIN} check --json"))
     t.assertTrue(found["healthy"], found)
 
-with subtest("without root: check sees less, run says that it needs root"):
+with subtest("without root: check fails, run reports that it needs root"):
     output = machine.fail(f"setpriv --reuid alice --regid alice --clear-groups {PLUGIN} run -- true 2>&1")
     t.assertIn("root", output)
     machine.fail(f"setpriv --reuid alice --regid alice --clear-groups {PLUGIN} check")
@@ -44,7 +44,7 @@ with subtest("a dynamic user in a sandbox"):
     t.assertIn("x\n", run("-- sh -c 'echo x > $NOMAD_TASK_DIR/x; cat $NOMAD_TASK_DIR/x'"))
     t.assertIn("denied", run("-- sh -c 'echo x > /usr/x || exit 2'", 2))
 
-with subtest("users: by name and by numbers, and no name for root but root"):
+with subtest("users by name and by number; root only by its name"):
     t.assertEqual(run("--user alice -- id -u").strip(), machine.succeed("id -u alice").strip())
     t.assertIn("USER=alice\n", run("--user $(id -u alice) -- env"))
     t.assertEqual(run("--user 4242:4343 -- id -g").strip(), "4343")
@@ -73,7 +73,7 @@ with subtest("limits: in the cgroup, and enforced"):
     t.assertIn("more memory than --memory allows", run(f"--memory 20 {eat}", 137))
     run(f"--memory 200 {eat}")
     for option in ("", "--memory 200"):
-        # a limit of somebody else's
+        # a limit that the driver did not set
         machine.succeed(f"mkdir {SLICE}; echo +memory > {SLICE}/cgroup.subtree_control; echo 20M > {SLICE}/memory.max")
         output = run(f"{option} {eat}", 137)
         t.assertIn("the host, or a cgroup above its own, was out of memory", output)
@@ -89,7 +89,7 @@ mount -t cgroup2 none /sys/fs/cgroup
 shift; exec "$@"' sh "$@"
 """
 
-with subtest("controllers that the host does not give: said, and an error for a limit that needs one"):
+with subtest("missing controllers are reported, and are an error for a limit that needs one"):
     write("/tmp/container", CONTAINER)
     machine.succeed(f"mkdir -p {INNER}; echo +cpu +pids > {INNER}/../cgroup.subtree_control")
 
@@ -115,7 +115,7 @@ with subtest("controllers that the host does not give: said, and an error for a 
     machine.succeed("cd /sys/fs/cgroup; rmdir -p exec2-outer/inner")
 
 with subtest("a cgroup that cannot be removed does not hide the exit status"):
-    # the host puts a process in once the command is there; the command ends when it sees one, as number 0
+    # the host adds a process to the cgroup once the command is in it; the command sees that as process 0, and ends
     procs = f"{SLICE}/run-*.scope/cgroup.procs"
     intrude = f"sleep 1000 & echo $! > /tmp/intruder; until grep -q . {procs}; do sleep 0.1; done; for f in {procs}; do echo $! > $f; done"
     machine.succeed(f"sh -c {shlex.quote(intrude)} < /dev/null > /dev/null 2>&1 &")
@@ -123,7 +123,7 @@ with subtest("a cgroup that cannot be removed does not hide the exit status"):
     t.assertRegex(output, r"failed to remove .*/run-\d+-\d+\.scope\": EBUSY")
     machine.succeed(f"kill $(cat /tmp/intruder); rmdir {SLICE}/run-*.scope {SLICE}")
 
-with subtest("the environment: nothing of the caller's session, and what is asked for"):
+with subtest("the environment: the requested variables, and none of the caller's session"):
     secret = "AWS_SECRET_ACCESS_KEY=k NOMAD_TOKEN=t SUDO_USER=u LC_TIME=C"
     output = machine.succeed(f"{secret} {PLUGIN} run --env NOMAD_TOKEN --env A=b=c -- env")
     names = {line.split("=")[0] for line in output.splitlines()}
@@ -134,10 +134,10 @@ with subtest("the environment: nothing of the caller's session, and what is aske
     output = machine.succeed(f"LC_TIME=$(printf 'x\\377') {PLUGIN} run -- sh -c 'echo ${{LC_TIME-unset}}' 2>&1")
     t.assertEqual(output.splitlines(), ["nomad-driver-exec2: left out of the environment, because it is not UTF-8: LC_TIME", "unset"])
 
-with subtest("arguments that are not text are refused with the documented status"):
+with subtest("arguments that are not UTF-8 are refused with the documented status"):
     t.assertIn("not UTF-8", run("-- printf \"$(printf '\\377')\"", 125))
 
-with subtest("standard output and error can be opened again; the caller's file stays the caller's"):
+with subtest("standard output and error can be reopened; the caller's file keeps its owner"):
     t.assertEqual(machine.succeed(f"{PLUGIN} run -- sh -c 'echo out > /dev/stdout' | cat"), "out\n")
     t.assertEqual(machine.succeed(f"{PLUGIN} run --unveil rw:/dev/stdout -- echo out | cat"), "out\n")
     machine.succeed(f"{PLUGIN} run -- sh -c 'echo err > /dev/stderr' 2> /tmp/err")
@@ -146,13 +146,13 @@ with subtest("standard output and error can be opened again; the caller's file s
     machine.fail(f"{PLUGIN} run -- sh -c 'echo x > /dev/stdin' < /tmp/err")
     machine.succeed("rm /tmp/err")
 
-with subtest("a private TMPDIR is not used, a missing one is named"):
+with subtest("a private TMPDIR is not used, a missing one is an error"):
     machine.succeed("install -d -m 700 /tmp/private")
     t.assertRegex(machine.succeed(f"TMPDIR=/tmp/private {PLUGIN} run -- mktemp"), r"^/tmp/exec2-run-")
     t.assertIn('"/nonexistent/x": No such file', machine.fail(f"TMPDIR=/nonexistent/x {PLUGIN} run -- true 2>&1"))
     machine.succeed("rmdir /tmp/private")
 
-with subtest("capabilities: the one that was asked for"):
+with subtest("capabilities: only the requested one"):
     t.assertIn("CapEff:\t0000000000000400", run("--cap-add net_bind_service -- grep CapEff /proc/self/status"))
     t.assertIn("CapEff:\t0000000000000000", run("-- grep CapEff /proc/self/status"))
 
@@ -162,7 +162,7 @@ with subtest("the working directory"):
     t.assertEqual(run("--work-dir /usr -- pwd").strip(), "/usr")
 
 def interrupted(script):
-    """Output and exit status of a command that gets SIGINT once it has said that it is ready."""
+    """Output and exit status of a command that gets SIGINT once it has printed that it is ready."""
     machine.succeed("rm -f /tmp/out /tmp/status")
     # Commands of a scenario run under `set -e`.
     command = f"{PLUGIN} run -- sh -c {shlex.quote(script)} > /tmp/out 2>&1 && echo 0 > /tmp/status || echo $? > /tmp/status"
@@ -173,7 +173,7 @@ def interrupted(script):
     return machine.succeed("cat /tmp/out").split(), int(machine.succeed("cat /tmp/status"))
 
 
-with subtest("Ctrl-C reaches the command, which decides"):
+with subtest("Ctrl-C reaches the command, which may handle it"):
     t.assertEqual(interrupted("echo ready; exec sleep 100"), (["ready"], 130))
     caught = interrupted("trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done")
     t.assertEqual(caught, (["ready", "caught"], 5))
@@ -185,7 +185,7 @@ with subtest("a signal that was ignored stays ignored"):
     machine.succeed("kill -HUP $(cat /tmp/pid)")
     machine.wait_until_succeeds("grep survived /tmp/out", timeout=60)
 
-with subtest("a killed run takes its command along, and the next one cleans up"):
+with subtest("killing run kills its command, and the next run cleans up"):
     machine.succeed(f"rm -f /tmp/out; {PLUGIN} run -- sh -c 'echo ready; exec sleep 71236' < /dev/null > /tmp/out 2>&1 & echo $! > /tmp/pid")
     machine.wait_until_succeeds("grep ready /tmp/out", timeout=60)
     machine.succeed("kill -KILL $(cat /tmp/pid)")
@@ -194,7 +194,7 @@ with subtest("a killed run takes its command along, and the next one cleans up")
     run("-- true")
     machine.fail(f"ls -d {SLICE}/run-$(cat /tmp/pid)-*.scope")
 
-# An interactive shell at a pseudo-terminal: types what it is told and shows everything, one step an argument.
+# An interactive shell at a pseudo-terminal: each argument is one step, and all output is printed.
 TYPIST = r"""
 import os, pty, select, sys, time
 pid, terminal = pty.fork()
@@ -220,12 +220,12 @@ os.kill(pid, 9)
 
 
 def typed(*steps):
-    """What a terminal shows. A step is > and what is typed, or < and what is waited for."""
+    """What a terminal shows. A step is > and the text to type, or < and the text to wait for."""
     write("/tmp/typist.py", TYPIST)
     return machine.succeed("python3 /tmp/typist.py " + " ".join(shlex.quote(step) for step in steps) + " 2>&1")
 
 
-with subtest("Ctrl-Z stops the command, and the keys are for the shell until fg"):
+with subtest("Ctrl-Z stops the command, and the shell reads the keyboard until fg"):
     write("/tmp/ask", 'echo ready; read x; echo "TASK: $x"')
     until_stopped = ["<SHELL> ", f">{PLUGIN} run --unveil r:/tmp/ask -- sh /tmp/ask\\r", "<ready\\r\\n", ">\\x1a", "<SHELL> "]
     shown = typed(*until_stopped, ">echo pass''word\\r", "<password\\r\\n", "<SHELL> ")

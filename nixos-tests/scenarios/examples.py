@@ -13,14 +13,14 @@ checked: set[str] = set()
 
 
 def example(name, wanted, **variables):
-    """Runs an example up to the status `wanted`."""
+    """Runs an example until it has the status `wanted`."""
     checked.add(name)
     run_job(f"{EXAMPLES}/{name}.nomad.hcl", variables)
     return wait_for_alloc(name, wanted)
 
 
 def page(address):
-    """What a web server in a task serves, once it listens."""
+    """The page of a web server in a task, once it listens."""
     return machine.wait_until_succeeds(f"curl -sS --fail --max-time 10 http://{address}/", timeout=ALLOC_TIMEOUT_S)
 
 
@@ -55,8 +55,8 @@ with subtest("java: compiled by a prestart task, run by the main one"):
     alloc = example("java", "complete", javabin=machine.succeed("dirname $(type -p java)").strip())
     output = logs(alloc, "main")
     t.assertIn("hello from java", output)
-    # It sizes itself by the task's cgroup: 1000 of the 2000 MHz of a core make one processor, and the heap may have a quarter
-    # of 512 MiB, a little less when a part of it is held back for the collector.
+    # The JVM takes its size from the task's cgroup: 1000 of the 2000 MHz of a core are one processor, and the heap gets a quarter
+    # of 512 MiB, a little less if a part is reserved for the collector.
     seen = dict(line.split(": ", 1) for line in output.splitlines() if ": " in line)
     t.assertEqual(seen["processors"], "1")
     t.assertIn(int(seen["heap, MiB"]), range(96, 129))
@@ -81,7 +81,7 @@ with subtest("cores: one core of the reserved ones"):
     t.assertRegex(allowed["Cpus_allowed_list"].strip(), r"^\d+$")
     stop_job("cores")
 
-with subtest("secrets: the own token is readable, /etc/passwd is not"):
+with subtest("secrets: the task's token is readable, /etc/passwd is not"):
     alloc = example("secrets", "complete")
     output = logs(alloc)
     t.assertGreater(int(output.split("nomad_token: ")[1].split()[0]), 100)

@@ -22,29 +22,29 @@ machine.succeed("mkdir -p /srv/audit && cd /srv/audit && mkdir real mine open st
                 "cd /srv/audit && echo secret > real/file && chmod 644 real/file",
                 "cd /srv/audit && chown alice mine && chmod 777 open && chmod 1777 sticky && chmod 775 staff")
 
-with subtest("a link of root's is followed, also by another spelling of the way to it"):
+with subtest("a link that root owns is followed, on every path that leads to it"):
     machine.succeed("cd /srv/audit && ln -s real link && ln -s /srv/audit alias && ln -s ../link staff/link && ln -s ../real sticky/of_root")
     for path in ("link/file", "alias/link/file", "staff/link/file", "sticky/of_root/file"):
         t.assertEqual(run(f"--unveil r:/srv/audit/{path} -- cat /srv/audit/{path}"), "secret\n")
 
-with subtest("a link that somebody else could have made is not"):
+with subtest("a link that another user could have made is not followed"):
     machine.succeed("cd /srv/audit && ln -s /srv/audit/real mine/of_root && ln -s ../real open/of_root",
                     "cd /srv/audit && for d in mine open sticky; do ln -s ../real $d/of_alice; chown -h alice $d/of_alice; done")
     for path in ("mine/of_root", "mine/of_alice", "open/of_root", "open/of_alice", "sticky/of_alice", "alias/mine/of_alice"):
         t.assertIn("the symbolic link", run(f"--unveil r:/srv/audit/{path}/file -- true", 125))
 
-with subtest("a user's own link leads to what is the user's own"):
+with subtest("a user's link may lead only to files of the same user"):
     machine.succeed("cd /srv/audit/mine && mkdir -p releases/5 && ln -s releases/5 current && echo five > releases/5/file",
                     "chown -hR alice /srv/audit/mine/releases /srv/audit/mine/current")
     t.assertEqual(run("--unveil r:/srv/audit/mine/current -- cat /srv/audit/mine/current/file"), "five\n")
     machine.succeed("chown root /srv/audit/mine/releases/5")
     t.assertIn("belongs to uid 0", run("--unveil r:/srv/audit/mine/current -- true", 125))
 
-with subtest("a descriptor of another process is no path"):
+with subtest("a path through /proc/PID is refused"):
     t.assertIn("proc(5)", run("--unveil r:/proc/1/root/srv -- true", 125))
     run("--unveil r:/proc/sys/kernel -- true")
 
-with subtest("a job's paths are opened with the task's rights: no oracle, and no way into root's directories"):
+with subtest("a job's paths are opened with the task's rights: they neither reveal nor reach root's directories"):
     machine.succeed("mkdir -p -m 700 /root/there; echo x > /root/there/file")
     there, missing = (run(f"--unveil r:/root/{name} -- true", 125).replace(name, "") for name in ("there", "nope"))
     t.assertEqual(there, missing)
@@ -55,7 +55,7 @@ with subtest("a job's paths are opened with the task's rights: no oracle, and no
     t.assertEqual(run("--work-dir /usr/share -- pwd"), "/usr/share\n")
     t.assertIn("../x", run("--work-dir ../x -- pwd", 125))
 
-with subtest("/proc/self: the whole of /proc, or words"):
+with subtest("/proc/self: all of /proc, or an error that says so"):
     t.assertIn('write "rw:/proc"', run("--unveil rw:/proc/self/comm -- true", 125))
     t.assertIn('write "r:/proc"', run("--no-defaults --unveil rx:/usr --unveil r:/proc/self/mountinfo -- true", 125))
     t.assertIn("/proc", run("--unveil r:/proc/self/mountinfo -- cat /proc/self/mountinfo"))
@@ -86,7 +86,7 @@ with subtest("no task has the shim's id"):
     for user in (SHIM_ID, f"{SHIM_ID}:{SHIM_ID}", f"1001:{SHIM_ID}"):
         run(f"--user {user} -- true", 125)
 
-with subtest("what the caller's process is like does not reach the task"):
+with subtest("attributes of the caller's process do not reach the task"):
     odd = "umask 0; exec nice -n 10 chrt --batch 0 taskset -c 1 setarch -R sh -c 'echo 0 > /proc/self/coredump_filter; exec \"$@\"' x"
     show = "umask; nice; chrt -p $$ | head -1; taskset -p $$; cat /proc/self/personality /proc/self/timerslack_ns /proc/self/coredump_filter"
     cpus = machine.succeed("nproc").strip()
@@ -101,7 +101,7 @@ with subtest("what the caller's process is like does not reach the task"):
     t.assertNotEqual(without_pid(bare), without_pid(plain), "the twin without a sandbox")
     t.assertGreater(int(cpus), 1, "one CPU cannot show an affinity")
 
-with subtest("a program with file capabilities starts, and has none of them"):
+with subtest("a program with file capabilities starts without them"):
     machine.succeed("cp $(readlink -f $(command -v cat)) /srv/audit/capable; setcap cap_ipc_lock=ep /srv/audit/capable")
     run_it = "--unveil rx:/srv/audit/capable -- /srv/audit/capable /proc/self/status"
     for user in ("", "--user alice"):
@@ -109,7 +109,7 @@ with subtest("a program with file capabilities starts, and has none of them"):
     t.assertIn("getcap", run(f"--user root {run_it}", 126))
     t.assertRegex(run(f"--cap-add net_bind_service {run_it}"), r"CapPrm:\t0{16}\n", "nor what was added, as for every program with file capabilities")
 
-with subtest("a long failure arrives, cut, and is no start"):
+with subtest("a long error is cut, and the start is reported as failed"):
     for count in (10_000, 60_000):
         text = f"""
 import shutil, subprocess
@@ -120,7 +120,7 @@ print(done.returncode, len(done.stdout), done.stdout.decode()[-400:])
         t.assertRegex(output, r"^12[67] ")
         t.assertLess(int(output.split()[1]), 20_000)
 
-with subtest("what cannot be executed says why"):
+with subtest("the reason why a command cannot be executed is reported"):
     machine.succeed("mkdir -p /srv/audit/noexec; mount -t tmpfs -o noexec none /srv/audit/noexec; cp $(readlink -f $(command -v cat)) /srv/audit/noexec/t")
     t.assertIn("mounted noexec", run("--unveil rx:/srv/audit/noexec -- /srv/audit/noexec/t", 126))
     machine.succeed("mkdir -p -m 700 /root/bin")

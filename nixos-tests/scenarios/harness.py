@@ -20,7 +20,7 @@ SLEEP = "echo out; echo err >&2; exec sleep 600"
 
 
 def write_task(name, command, *args, config=None, **fields):
-    """The file of a task: `config` has further options of the driver, `fields` are those of TaskConfig."""
+    """Writes the file of a task: `config` has further options of the driver, `fields` are those of TaskConfig."""
     path = f"{FOLDER}/{name}.json"
     write(path, json.dumps({"config": {"command": command, "args": list(args), **(config or {})}, "cpu": 500, "memory": 64, **fields}))
     return path
@@ -57,7 +57,7 @@ with subtest("start: a process of the dynamic user, in the cgroup that the harne
     machine.wait_until_succeeds(f"pluginhost task logs {web} | grep -x out", timeout=CLEANUP_TIMEOUT_S)
     machine.wait_until_succeeds(f"pluginhost task logs -stderr {web} | grep -x err", timeout=CLEANUP_TIMEOUT_S)
 
-with subtest("inspect, stats; a task that is not there has none, and is stopped and destroyed already"):
+with subtest("inspect and stats fail for an unknown task; stop and destroy succeed"):
     t.assertEqual(harness(f"inspect {web}")["task"]["state"], "RUNNING")
     t.assertGreater(int(harness(f"stats {web}")["stats"]["agg_resource_usage"]["memory"]["usage"]), 0)
     absent = write_task("absent", "true")
@@ -79,7 +79,7 @@ with subtest("the task outlives a SIGKILL of the plugin, and a new plugin recove
     t.assertEqual(harness(f"inspect {web}")["task"]["state"], "RUNNING")
     t.assertEqual(processes(cgroup), [pid])
 
-with subtest("destroy needs force while it runs; stop ends it by the signal; wait has the result until destroy"):
+with subtest("destroy of a running task needs force; stop ends it by the signal; wait has the result until destroy"):
     t.assertIn("force", refused(f"destroy {web}")["message"])
     harness(f"stop -s SIGTERM -timeout 30s {web}")
     t.assertEqual(harness(f"wait -timeout {CLEANUP_TIMEOUT_S}s {web}")["result"], {"exit_code": 143, "signal": 15, "oom_killed": False})
@@ -111,7 +111,7 @@ with subtest("a task joins the network namespace that its file names, and withou
     t.assertEqual(len(inodes), 2)
     t.assertIn(f"net:[{machine.succeed('stat -Lc %i /proc/self/ns/net').strip()}]\n", inodes)
 
-with subtest("the plugin block of an agent configuration is used: a task may read what it unveils, and nothing beside it"):
+with subtest("the plugin block of an agent configuration is used: a task may read what it unveils, and nothing else"):
     machine.succeed("pluginhost task plugin stop")
     machine.succeed(f"echo granted > {FOLDER}/granted; echo kept > {FOLDER}/kept")
     write(f"{FOLDER}/agent.hcl", f'plugin "nomad-driver-exec2" {{\nconfig {{\nunveil_paths = ["r:{FOLDER}/granted"]\n}}\n}}\n')

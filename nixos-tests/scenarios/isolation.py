@@ -13,10 +13,10 @@ from exec2.jobs import PRESTART, group, job, task
 from exec2.probes import check_probes, probe
 
 OK, DENIED = "ok", "EACCES"
-# Put beside others; everybody may read, write and execute them: where that is refused, it is by Landlock.
+# Files that every user may read, write and execute: if that is refused, Landlock refuses it.
 PROGRAM, DATA = "exec2-program", "exec2-data"
 
-# The table of docs/security.md; folders end in a slash. For a pattern there is a name that it matches.
+# The table of docs/security.md; folders end in a slash. A pattern is represented by a name that it matches.
 DEFAULTS = {
     "rx": """/bin/ /sbin/ /usr/bin/ /usr/sbin/ /usr/games/ /usr/local/bin/ /usr/local/sbin/ /lib/ /lib64/ /usr/lib/ /usr/lib32/ /usr/lib64/
              /usr/libexec/ /usr/local/lib/ /usr/local/lib64/ /usr/local/libexec/ /usr/share/ /usr/local/share/ /nix/store/
@@ -34,11 +34,11 @@ DEFAULTS = {
     "rw": "/dev/null /dev/full",
     "w": "/dev/log",
 }
-# Beside, above and below what is granted.
+# Folders beside, above and below those of the table.
 NEIGHBOURS = """/etc /etc/ssl /etc/ssl/private /etc/pki /etc/pki/tls /etc/pki/tls/private /etc/ca-certificates /etc/php /etc/php99 /etc/php/9.9
                 /etc/php/9.9/fpm /etc/php-fpm.d /etc/java-99-keys /etc/profile.d /usr /usr/src /usr/local /usr/local/etc /usr/local/src
                 /opt /srv /var/lib /var/tmp /tmp /root /home /run /run/wrappers /run/NetworkManager /nix"""
-# Of these, what no distribution of the table has.
+# Those that no distribution in the table has.
 CLOSED = "/etc/ssl/private /etc/pki/tls/private /etc/php/9.9/fpm /etc/php-fpm.d /etc/java-99-keys /etc/profile.d /usr/src /usr/local/etc"
 FILES = "/sys/fs/cgroup/cgroup.procs /etc/passwd /etc/group /etc/shadow /etc/fstab /etc/machine-id /etc/ssl/openssl-ca.cnf /etc/npmrc /etc/wgetrc"
 DEVICES = "/dev/tty /dev/ptmx /dev/kmsg /dev/mem /dev/vda"
@@ -50,19 +50,19 @@ shell = machine.succeed("readlink -f /bin/sh").strip()
 
 
 def look(paths, skip=""):
-    """Those of the paths that the guest has, as {path: is it a folder}."""
+    """The paths that exist in the guest: {path: whether it is a folder}."""
     lines = machine.succeed(f"for p in {' '.join(paths)}; do {skip}if [ -d $p ]; then echo $p d; elif [ -e $p ]; then echo $p f; fi; done")
     return {path: kind == "d" for path, kind in (line.split() for line in lines.splitlines())}
 
 
 def existing(*lists):
-    """look(), but for what leads into the store of NixOS: that is under the rule for the store, and read-only."""
+    """look() without paths that lead into the store of NixOS: those are under the rule for the store, and read-only."""
     skip = "case $(readlink -f $p) in /nix/store/*) continue ;; esac; " if nixos() else ""
     return look(" ".join(lists).split(), skip)
 
 
 def plant(folders):
-    """Puts both files into each folder that can be written to, and returns those."""
+    """Puts both files into each folder that is writable, and returns those folders."""
     return machine.succeed(
         f"for d in {' '.join(folders)}; do"
         f" cp {shell} $d/{PROGRAM} 2>/dev/null && echo x > $d/{DATA} && chmod 777 $d/{PROGRAM} $d/{DATA} && echo $d; done; true"
@@ -70,7 +70,7 @@ def plant(folders):
 
 
 def complete():
-    """Makes what this guest lacks of the table, empty; another distribution's is granted as well, and has to be tried."""
+    """Creates the paths of the table that this guest lacks, empty: those of other distributions are granted as well."""
     # a system profile as NixOS has it, with the folder of setuid programs beside it
     machine.succeed(
         "[ -e /nix/store ] || mkdir -p /nix/store/exec2-system",
@@ -86,7 +86,7 @@ def complete():
 
 
 def defaults():
-    """What is to be expected of every default path, and of its denied twins."""
+    """The expected result for every default path, and for its denied twins."""
     wanted = {}
     for mode, paths in DEFAULTS.items():
         present = look(paths.split())
@@ -99,7 +99,7 @@ def defaults():
         for path in folders:
             wanted[f"list {path}"] = OK
         for path in (path for path, folder in found.items() if not folder):
-            # no socket can be opened, but Landlock is asked first
+            # a socket cannot be opened, but Landlock decides first
             granted = "ENXIO" if path == "/dev/log" else OK
             wanted[f"read {path}"] = granted if "r" in mode else DENIED
             wanted[f"write {path}"] = granted if "w" in mode else DENIED
@@ -115,7 +115,7 @@ def defaults():
 
 def neighbours():
     wanted = {}
-    # those that nobody can write to (read-only file systems) are left to the lists below
+    # those on read-only file systems are in the lists below
     planted = plant(existing(NEIGHBOURS))
     t.assertIn("/run/wrappers", planted)
     for path in planted:
@@ -144,7 +144,7 @@ def own_folder(path):
         f"mkdir {path}/folder": OK,
         f"link {path}/new {path}/linked": OK,
         f"rename {path}/linked {path}/renamed": OK,
-        # ABI 2 came with 5.19
+        # ABI 2, Linux 5.19
         f"rename {path}/renamed {path}/folder/moved": OK if abi >= 2 else "EXDEV",
         f"symlink /etc/passwd {path}/passwd": OK,
         f"read {path}/passwd": DENIED,
@@ -180,7 +180,7 @@ def others(mounts, neighbour, sibling, cgroup):
 
 MARK = 'for d in $NOMAD_TASK_DIR $NOMAD_ALLOC_DIR $NOMAD_SECRETS_DIR $TMPDIR; do echo x > $d/mark; chmod 666 $d/mark; chmod 777 $d; done'
 
-with subtest("a neighbour with files that everybody may read"):
+with subtest("a neighbour with files that every user may read"):
     stay = "; echo $NOMAD_TASK_DIR; cut -d: -f3 /proc/self/cgroup; echo ready; exec sleep 3600"
     run_job(job("neighbour", group("g", task("t", "sh", "-c", MARK + stay))))
     neighbour = wait_for_alloc("neighbour", "running")
@@ -197,7 +197,7 @@ with subtest("files for unveil to grant"):
 
 
 def granted(mode):
-    """What a folder of that mode allows; `none` is not unveiled."""
+    """What a folder unveiled with the mode allows; `none` is not unveiled."""
     path = f"/srv/exec2/{mode}"
     def may(*letters):
         return OK if mode != "none" and all(letter in mode for letter in letters) else DENIED
@@ -205,7 +205,7 @@ def granted(mode):
         f"list {path}": may("r"),
         f"read {path}/file": may("r"),
         f"write {path}/file": may("w"),
-        # the kernel opens a program for reading as well
+        # the kernel opens a program for reading too
         f"exec {path}/file": may("r", "x"),
         f"create {path}/new": may("c"),
         f"mkdir {path}/folder": may("c"),
@@ -213,7 +213,7 @@ def granted(mode):
         f"fifo {path}/fifo": may("c"),
         f"rename {path}/old {path}/renamed": may("c"),
         f"remove {path}/gone": may("c"),
-        # ABI 3 came with 6.2
+        # ABI 3, Linux 6.2
         f"truncate {path}/file": may("w") if abi >= 3 else OK,
     }
 
@@ -223,7 +223,7 @@ unveiled = {probe: result for mode in [*modes, "none"] for probe, result in gran
 unveiled.update(
     {
         "list /srv/exec2": DENIED,
-        # what is moved must not gain rights on its way
+        # a moved file must not gain rights
         "create /srv/exec2/c/a": OK,
         "rename /srv/exec2/c/a /srv/exec2/wc/a": "EXDEV",
         "rename /srv/exec2/c/a /srv/exec2/none/a": DENIED if abi >= 2 else "EXDEV",
@@ -264,8 +264,7 @@ by_default = {
 }
 
 SIDECAR = 'lifecycle {\n hook = "prestart"\n sidecar = true\n}'
-# Python. Once the log pipe of its neighbour is there, puts another one in its place again and again: so that nobody has
-# opened the one that is there now.
+# Python. Replaces the log pipe of another task of its group again and again, so that the current one has no reader.
 OWN_PIPE = """
 import os, time
 os.chdir(os.environ["NOMAD_ALLOC_DIR"] + "/logs")
@@ -288,7 +287,7 @@ with subtest("the jobs"):
                 "defaults",
                 task("sibling", "sh", "-c", f"{MARK}; {link}", extra=PRESTART),
                 probe("dynamic", by_default),
-                # no file's mode is in root's way: what it is refused, it is by Landlock
+                # file modes do not restrict root: if something is refused, Landlock refuses it
                 probe("root", by_default, extra='user = "root"'),
             ),
             group("modes", probe("t", unveiled, unveil=unveil)),
@@ -307,36 +306,36 @@ with subtest("a dynamic user: every default and its neighbours"):
 with subtest("root: the same"):
     check_probes(done["defaults"], "root", by_default)
 
-with subtest("each mode grants what it says and no more"):
+with subtest("each mode grants its letters and no more"):
     check_probes(done["modes"], "t", unveiled)
 
-with subtest("a rule through a link of a task's making is refused"):
+with subtest("an unveil through a link that a task could have made is refused"):
     t.assertEqual(done["link"]["ClientStatus"], "failed")
     (error,) = driver_errors(done["link"], "t")
     t.assertRegex(error, r'unveil "r:.*/alloc/link": .*symbolic links below .* are not followed: a task could have made them')
 
-with subtest("a log pipe that a sibling has put something else in place of is refused, and nothing is done to that"):
+with subtest("a log pipe that another task of the group replaced is refused, and the replacement is left alone"):
     for name, reason in (("symlink", "Too many symbolic links"), ("file", "this is no FIFO")):
         (error,) = driver_errors(done[name], "t")
         t.assertRegex(error, rf'open log ".*/alloc/logs/\.t\.stdout\.fifo": {reason}')
     t.assertEqual(machine.succeed("stat -c '%U %G %a %s' /srv/exec2/log").strip(), "root root 600 0")
 
-with subtest("a log pipe that nobody reads is an error, after a while"):
+with subtest("a log pipe without a reader is an error after 5 s"):
     t.assertEqual(done["pipe"]["ClientStatus"], "failed")
-    # it may have been quick enough once
+    # the first start may have found the reader
     errors = driver_errors(done["pipe"], "t")
     t.assertIn(len(errors), (1, 2))
     for error in errors:
         t.assertRegex(error, r'open log ".*/alloc/logs/\.t\.stdout\.fifo": No such device or address \(nobody reads the log FIFO, waited 5 s\)')
 
-with subtest("a job that says where its folders are does not start"):
+with subtest("a job that sets NOMAD_TASK_DIR does not start"):
     t.assertEqual(done["env"]["ClientStatus"], "failed")
     (error,) = driver_errors(done["env"], "t")
     t.assertIn('NOMAD_TASK_DIR="/" is not the task directory of this task; Nomad sets it, so remove NOMAD_TASK_DIR from the env block of the job', error)
 
-with subtest("an operator who keeps the policy to himself"):
+with subtest("jobs may not change the policy: unveil_by_task = false"):
     configure(unveil_by_task=False)
-    poll("the node says so", lambda: node()["Attributes"]["driver.exec2.unveil.tasks"] == "false", AGENT_TIMEOUT_S)
+    poll("the node has the attribute", lambda: node()["Attributes"]["driver.exec2.unveil.tasks"] == "false", AGENT_TIMEOUT_S)
     asks: dict[str, dict[str, Any]] = {
         "unveil": {"unveil": ["r:/etc/hosts"]},
         "work-dir": {"work_dir": "/srv/exec2"},
@@ -353,9 +352,9 @@ with subtest("an operator who keeps the policy to himself"):
     (error,) = driver_errors(done["caps"])
     t.assertRegex(error, r'net_raw.*set allow_caps = \["kill", "net_bind_service", "net_raw"\]')
 
-with subtest("without defaults: what is unveiled, and nothing else"):
+with subtest("unveil_defaults = false: only what is unveiled is reachable"):
     configure(unveil_by_task=True, unveil_defaults=False, unveil_paths=["r:/srv/exec2/files/read"])
-    poll("the node says so", lambda: node()["Attributes"]["driver.exec2.unveil.defaults"] == "false", AGENT_TIMEOUT_S)
+    poll("the node has the attribute", lambda: node()["Attributes"]["driver.exec2.unveil.defaults"] == "false", AGENT_TIMEOUT_S)
     programs = [f"rx:{path}" for path in existing("/usr /lib /lib64 /nix/store")] + [f"r:{path}" for path in existing("/etc/ld.so.cache /proc")]
     bare = {
         # the agent's unveil_paths, and the job's

@@ -42,12 +42,12 @@ with subtest("exit codes, and deaths by a signal"):
         t.assertEqual(exits(done[name]), [(128 + number, number)], name)
         t.assertEqual(done[name]["ClientStatus"], "failed")
 
-with subtest("a task whose logs nobody collects: its output goes to /dev/null"):
+with subtest("without log collection, a task's output goes to /dev/null"):
     look = '[ "$(readlink /proc/$$/fd/1)" = /dev/null ] && [ "$(readlink /proc/$$/fd/2)" = /dev/null ] && echo lost && exit 6'
     run_job(job("silent", group("g", task("t", "sh", "-c", look, cpu=200, extra="logs {\n disabled = true\n}"))))
     t.assertEqual(exits(wait_for_alloc("silent", "failed")), [(6, 0)])
 
-# Python. Says which signal came, and goes on.
+# Python. Prints each signal that it gets.
 LISTEN = """
 import signal, sys
 for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -56,10 +56,10 @@ print("ready", flush=True)
 while True:
     signal.pause()
 """
-# What a real-time signal is called depends on the C library; musl's first one is 35.
+# The numbers of real-time signals depend on the C library; musl's first one is 35.
 SIGNALS = {"SIGHUP": 1, "SIGUSR1": 10, "SIGUSR2": 12, "SIGWINCH": 28, "SIGCONT": 18, "SIGRTMIN+1": 35, "quit": 3, "SIGTERM": 15, "42": 42}
 
-with subtest("signals reach the task, each as itself; an unknown one is an error"):
+with subtest("every signal reaches the task with its number; an unknown name is an error"):
     run_job(job("signals", group("g", task("t", "python3", "-ISc", LISTEN, cpu=1000, extra='kill_signal = "SIGKILL"'))))
     alloc = wait_for_alloc("signals", "running")
     wait_for_log(alloc, "ready")
@@ -74,7 +74,7 @@ with subtest("signals reach the task, each as itself; an unknown one is an error
     stopped = wait_for_groups("signals")["g"]
     t.assertEqual(exits(stopped), [(137, 9)])
 
-# Python. Leaves orphans of every kind, and tells how many processes there are, and how many of them nobody reaped.
+# Python. Leaves orphans of every kind, and prints how many processes there are, and how many of them are zombies.
 ORPHANS = """
 import os, signal, sys, time
 ignored = sys.argv[1:] == ["ignore"]
@@ -108,10 +108,10 @@ except KeyboardInterrupt:
     sys.exit(3)
 """
 
-with subtest("stops: by the signal, by force, and with all that was forked"):
+with subtest("stops: by the signal, by force, and with all forked processes"):
     killed = 'kill_timeout = "2s"'
     wait = "echo ready; while :; do sleep 3600 & wait; done"
-    # Nomad's servers place no job with a kill_signal that they do not know
+    # Nomad's servers place no job with an unknown kill_signal
     bad = ["bad"] if stand_in() else []
     run_job(
         job(
@@ -148,7 +148,7 @@ with subtest("stops: by the signal, by force, and with all that was forked"):
         machine.fail(f"test -e /proc/{pid}")
 
 FAILURES = {
-    # group: (task, is it worth another try, the sentence)
+    # group: (task, whether it is recoverable, the message)
     "unveil": (task("t", "true", cpu=100, unveil=["r:/srv/x"]), True, 'unveil "r:/srv/x": No such file or directory'),
     "command": (
         task("t", "no-such-command", cpu=100),
@@ -176,7 +176,7 @@ FAILURES = {
     "cap": (task("t", "true", cpu=100, cap_add=["sys_admin"]), False, "allow_caps"),
 }
 
-with subtest("what cannot start says why, and is tried again if that may help"):
+with subtest("a failed start reports the reason, and is retried if it is recoverable"):
     machine.succeed(
         "mkdir -p /opt /usr/local/bin; cp $(readlink -f /bin/sh) /opt/exec2-program; echo garbage > /usr/local/bin/exec2-garbage",
         "chmod 755 /opt/exec2-program /usr/local/bin/exec2-garbage",

@@ -16,7 +16,7 @@ from exec2.tasks import SHIMS, TASKS_CGROUP, usage
 
 # With real Nomad each has a log collector of its own, some 30 MB: more than a guest has for 50.
 COUNT = 50 if stand_in() else 24
-# Bounds of docs/reliability.md, in KiB of anonymous memory: what the plugin has for a task, and what its shim has.
+# Bounds of docs/reliability.md, in KiB of anonymous memory: of the plugin for each task, and of a shim.
 PLUGIN_MAX_KIB = 128
 SHIM_MAX_KIB = 512
 LINES = 40_000  # of 128 bytes: 5 MB
@@ -25,7 +25,7 @@ wait_for_driver()
 
 
 def resident(pid):
-    """Anonymous memory that is resident, in KiB."""
+    """Resident anonymous memory, in KiB."""
     return int(machine.succeed(f"sed -n 's/^RssAnon:\\s*\\([0-9]*\\) kB/\\1/p' /proc/{pid}/status"))
 
 
@@ -44,14 +44,14 @@ plugin = plugin_pid()
 idle = resident(plugin)
 
 with subtest(f"{COUNT} tasks at once"):
-    # they meet when all run: none ends before the last one has started
+    # none ends before the last one has started
     script = "echo $NOMAD_ALLOC_INDEX; while [ ! -e /usr/local/lib/exec2-go ]; do sleep 5; done; exit $((NOMAD_ALLOC_INDEX % 3 * 7))"
-    # 300 MB of disk for each, as without this, are more than the guest has; Nomad wants more than 100 for its logs.
+    # The default of 300 MB of disk for each is more than the guest has; Nomad needs more than 100 for its logs.
     small = "ephemeral_disk {\n size = 110\n }"
     run_job(job("many", group("g", task("t", "sh", "-c", script, cpu=60, memory=16), count=COUNT, extra=small)))
 
     def states():
-        """Of each allocation, as its line in the list says; JSON of so many overflows the console that it comes through."""
+        """Of each allocation, from the list: JSON of so many is too much for the console."""
         return [line.split()[5] for line in machine.execute("nomad job allocs many")[1].splitlines()[1:]]
 
     poll("all of them run", lambda: states().count("running") == COUNT, AGENT_TIMEOUT_S)
@@ -77,7 +77,7 @@ with subtest("nothing is left of them"):
     t.assertEqual(plugin_pid(), plugin)
     print(f"plugin: {resident(plugin)} KiB afterwards")
 
-# Python: uses memory and the CPU, and says where its limits are.
+# Python. Prints its limits, then uses memory and the CPU.
 BUSY = """
 import os
 with open("/proc/self/cgroup") as file:
@@ -112,20 +112,20 @@ with subtest("the limits are in the cgroup"):
     t.assertEqual(shown["core"]["cpu.max"], "100000 100000")
     t.assertRegex(shown["core"]["cpus"], r"^\[\d+\]$")
 
-with subtest("statistics: memory, CPU, and how much a limited task was held back"):
+with subtest("statistics: memory, CPU, and the throttling of a limited task"):
 
     def figures(good):
-        """Of the task with a share, once they are good."""
+        """Of the task with a share, if they are good."""
         found = usage(busy["share"])
         return found if good(found["cpu"], found["memory"]) else None
 
-    # an interval may see nothing but the kernel's part of a task that is held back three quarters of the time
+    # in one interval a task that is throttled three quarters of the time may only have system time
     first = poll("figures for the busy task", lambda: figures(lambda cpu, _: cpu["user_mode"] > 0 and cpu["percent"] > 0), ALLOC_TIMEOUT_S)
     memory, cpu = first["memory"], first["cpu"]
     t.assertGreaterEqual(int(memory["rss"]), 32 * MIB)
     t.assertGreaterEqual(int(memory["usage"]), int(memory["rss"]))
     t.assertLessEqual(int(memory["usage"]), 64 * MIB)
-    # it may have a quarter of a core; Nomad's percent is of one core, and periods do not begin with the interval
+    # its share is a quarter of a core; Nomad's percent is of one core, and periods do not start with the interval
     t.assertLess(cpu["percent"], 40)
     t.assertAlmostEqual(cpu["user_mode"] + cpu["system_mode"], cpu["percent"], delta=5)
     t.assertGreater(cpu["total_ticks"], 0)
@@ -136,7 +136,7 @@ with subtest("statistics: memory, CPU, and how much a limited task was held back
     t.assertGreater(unlimited["percent"], cpu["percent"])
     nomad("job stop -detach busy")
 
-with subtest("a task that needs more memory than it has is killed, and it is said why"):
+with subtest("a task that needs more memory than its limit is killed, and the reason is reported"):
     hungry = 'exec python3 -ISc "x = bytearray(128 << 20)"'
     run_job(job("hungry", group("g", task("t", "sh", "-c", hungry, cpu=1000, memory=32))))
     alloc = wait_for_alloc("hungry", "failed")
@@ -152,7 +152,7 @@ with subtest("all of 5 MB arrives in the log"):
     digest = hashlib.sha256(text.encode()).hexdigest()
     machine.wait_until_succeeds(f"nomad alloc logs {alloc['ID']} | sha256sum | grep {digest}", timeout=ALLOC_TIMEOUT_S)
 
-with subtest("in the end nothing is left"):
+with subtest("nothing is left"):
     forget("busy", "hungry", "writer")
     t.assertEqual(settled_traces(before), before)
     t.assertEqual(plugin_pid(), plugin)

@@ -21,7 +21,7 @@ DPKG = "dpkg --path-include='/usr/share/*'"
 
 
 def sleeper(name):
-    """Starts a job that stays, and returns its allocation."""
+    """Starts a job that keeps running, and returns its allocation."""
     run_job(f"""
 job "{name}" {{
   group "main" {{
@@ -59,7 +59,7 @@ machine.succeed(f"test -d {PACKAGES}/this -a -d {PACKAGES}/next")
 machine.succeed(f"systemctl stop nomad.service; rm -f {LINK} {PROGRAM}; rmdir --ignore-fail-on-non-empty /opt/nomad/data/plugins")
 
 with subtest("install: the program, the link that Nomad looks for, documentation; nothing else happens"):
-    # dpkg's own traces aside, whatever would start or configure something is in one of these.
+    # Apart from dpkg's own files, everything that could start or configure something is in one of these.
     traces = "find /etc /usr/lib/systemd /usr/lib/tmpfiles.d /usr/lib/sysusers.d -type f -o -type l | sort"
     before = machine.succeed(traces)
     machine.succeed(f"{DPKG} -i {package('deb', 'this')}")
@@ -67,24 +67,24 @@ with subtest("install: the program, the link that Nomad looks for, documentation
     t.assertEqual(machine.succeed(f"stat -c '%U:%G %a' {PROGRAM}").strip(), "root:root 755")
     machine.succeed(f"test -s /usr/share/man/man8/{NAME}.8.gz", f"test -s /usr/share/doc/{NAME}/copyright", f"test -s /usr/share/doc/{NAME}/examples/exec2.hcl")
     machine.succeed(f"{PROGRAM} --version", f"dpkg --verify {NAME}")
-    # or an upgrade of the system would replace it by the package of the same name in HashiCorp's repository
+    # an upgrade of the system must not replace it by the package of the same name in HashiCorp's repository
     machine.succeed(f"dpkg --compare-versions {version()} gt {THEIRS}")
     t.assertEqual(machine.succeed(traces), before)
 
-with subtest("an agent finds the plugin and runs a job by it"):
+with subtest("an agent finds the plugin and runs a job with it"):
     machine.succeed("systemctl start nomad.service")
     wait_for_driver()
     first = sleeper("first")
     task = pids(first)
     t.assertEqual(len(task), 1)
 
-with subtest("upgrade below the running agent: its tasks and its plugin go on"):
+with subtest("upgrade under a running agent: its tasks and its plugin keep running"):
     old = version()
     machine.succeed(f"{DPKG} -i {package('deb', 'next')}")
     t.assertNotEqual(version(), old)
     t.assertEqual(machine.succeed(f"readlink {LINK}").strip(), PROGRAM)
     t.assertEqual(pids(first), task)
-    # By the plugin that was there before, whose file is gone.
+    # It is the old plugin, whose file is gone.
     t.assertIn("(deleted)", machine.succeed(f"(ls -l /proc/[0-9]*/exe 2>/dev/null || true) | grep {NAME}"))
     second = sleeper("second")
     t.assertEqual(len(pids(second)), 1)
@@ -98,7 +98,7 @@ with subtest("after a restart the agent has the new plugin, and the tasks are th
     sleeper("third")
     stop_job("third")
 
-with subtest("removal below the running agent: tasks and plugin go on"):
+with subtest("removal under a running agent: tasks and plugin keep running"):
     machine.succeed(f"dpkg -r {NAME}")
     machine.fail(f"test -e {PROGRAM} -o -L {LINK}")
     t.assertEqual(machine.succeed(f"find /usr /opt/nomad -name '*{NAME}*' -not -path '/opt/nomad/data/*' -not -path '{PACKAGES}/*'").strip(), "")
@@ -121,7 +121,7 @@ with subtest("rpm: into a root of its own, without scripts, with the same link")
     t.assertEqual(machine.succeed(f"{rpm} -q --qf '%{{EPOCH}}' {NAME}"), "1")
     machine.succeed(f"{rpm} -V {NAME}")
     machine.succeed(f"{rpm} -U {package('rpm', 'next')}")
-    # An old package's removal comes after the new one's installation; the link has to live through it.
+    # An old package's removal comes after the new one's installation; the link has to survive it.
     t.assertEqual(machine.succeed(f"readlink {root}{LINK}").strip(), PROGRAM)
     t.assertEqual(len(machine.succeed(f"{rpm} -q {NAME}").splitlines()), 1)
     machine.succeed(f"{rpm} -e {NAME}")

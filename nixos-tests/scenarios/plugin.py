@@ -13,18 +13,18 @@ from exec2.tasks import inside
 
 wait_for_driver()
 
-# Says which signals come, and ends as it is told.
+# Prints the signals that it gets; some of them end it.
 WAIT = 'trap "echo usr1" USR1; trap "echo usr2; exit 7" USR2; trap "echo interrupted; exit 3" INT; echo ready; while :; do sleep 3600 & wait; done'
 GROUPS = ("ends", "stops", "stays")
 
 
 def pids():
-    """Of the tasks' first processes, by group."""
+    """The first process of each task, by group."""
     return {name: inside(alloc)[0] for name, alloc in running.items()}
 
 
 def heard(count):
-    """Each task gets one more SIGUSR1, and its word for it reaches the log."""
+    """Sends each task one more SIGUSR1, and waits for its line in the log."""
     for alloc in running.values():
         signal_alloc(alloc, "SIGUSR1")
         wait_for_log(alloc, "ready\n" + "usr1\n" * count)
@@ -38,7 +38,7 @@ with subtest("three tasks"):
     before = pids()
     heard(1)
 
-with subtest("the plugin is killed: the next one says that it found them, and has them in its hands"):
+with subtest("the plugin is killed: the next one reports the recovery and controls the tasks"):
     first = plugin_pid()
     machine.succeed(f"kill -KILL {first}")
     new_plugin(first)
@@ -59,7 +59,7 @@ with subtest("new tasks start beside them"):
     run_job(job("beside", group("g", task("t", "sh", "-c", "exit 9"))))
     t.assertEqual(exits(wait_for_alloc("beside", "failed")), [(9, 0)])
 
-with subtest("they end with their own codes: by a signal, and by a stop"):
+with subtest("they end with their own codes, on a signal and on a stop"):
     signal_alloc(running["ends"], "SIGUSR2")
     poll("one has ended", lambda: exits(alloc_status(running["ends"]["ID"])), ALLOC_TIMEOUT_S)
     nomad("job stop -detach found")
@@ -72,7 +72,7 @@ with subtest("the agent understands the plugin's log lines"):
     lines = machine.succeed("journalctl -b -u nomad.service -o cat --no-pager | grep -a 'nomad-driver-exec2:'").splitlines()
     t.assertTrue([line for line in lines if RECOVERED in line], "\n".join(lines[-20:]))
     for line in lines:
-        # a line that is none of hclog's is passed on as it came
+        # a line that hclog does not understand is passed on unchanged
         t.assertNotIn('"@level"', line)
         t.assertNotIn("panicked", line)
 

@@ -34,8 +34,8 @@ with subtest("a process of the host is served"):
     t.assertIn("grpc-status: 0", machine.succeed(CALL))
     t.assertEqual(warnings(), 0)
 
-with subtest("a root task reaches the socket, and is not served"):
-    # That it may connect is what makes the refusal the plugin's own.
+with subtest("a root task can connect to the socket, and is not served"):
+    # It may connect, so the plugin itself refuses it.
     connect = f"import socket; socket.socket(socket.AF_UNIX).connect('{socket}'); print('connected')"
     script = f"id -u; python3 -ISc \"{connect}\"; {CALL} 2>&1; echo curl=$?"
     run_job(job("root", group("g", task("t", "sh", "-c", script, memory=128, extra='user = "root"'))))

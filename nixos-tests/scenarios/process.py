@@ -45,7 +45,7 @@ with open("/run/exec2-agent", "w") as file:
 os.dup2(os.open("/etc/shadow", os.O_RDONLY), 9)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-# A root task against the shim, and against a child of its own to show that the attempt is a real one.
+# What a root task tries on the shim, and on a child of its own, where it succeeds.
 ATTACK = """
 def attempt(what, action):
     try:
@@ -73,7 +73,7 @@ ENVIRONMENT = (
     " OLDPWD=/root STATE_DIRECTORY=/var/lib/nomad MEMORY_PRESSURE_WATCH=/x SYSTEMD_LOG_LEVEL=err PLUGIN_UNIX_SOCKET_DIR=/run"
     " AWS_SECRET_ACCESS_KEY=agents LOGNAME=agent EXEC2_AGENT=passed"
 )
-# What a task has under these names is its own; the service manager and the shell give the agent others.
+# Variables that a task has with values of its own, and those that the service manager and the shell give the agent.
 OWN = {"EXEC2_AGENT", "LOGNAME"}
 SERVICE_MANAGERS = {"NOTIFY_SOCKET", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "LISTEN_PID", "LISTEN_FDS", "PWD"}
 NO_CAPABILITIES, NET_BIND_SERVICE = "0000000000000000", "0000000000000400"
@@ -108,7 +108,7 @@ wait_for_driver()
 
 with subtest("an agent that would leak: variables, a file, a session keyring"):
     write("/run/exec2-agent.py", KEYRING + LEAK)
-    # the agent takes a living plugin over, and this one has none of it
+    # the agent would keep the running plugin, which has none of this
     old = plugin_pid()
     command = agent_command()
     machine.succeed("systemctl stop nomad.service", f"kill {old} 2>/dev/null || true; while [ -e /proc/{old} ]; do sleep 0.1; done")
@@ -120,7 +120,7 @@ with subtest("an agent that would leak: variables, a file, a session keyring"):
 
 with subtest("the jobs"):
     env = 'env {\n EMPTY = ""\n PASSWORD = "hunter2"\n LD_LIBRARY_PATH = "/tmp"\n}'
-    # a second name of root's in the user database, and names that Nomad takes for dynamic users
+    # another name for uid 0 in the user database, and names that Nomad treats as dynamic users
     machine.succeed("useradd -o -u 0 -g 0 -M toor", "groupadd -g 7777 exec2-team", "usermod -aG exec2-team alice")
     refused = ["nomad-0", "nomad-00", "toor"]
     attack = f"{SHOW} section attack; python3 -ISc '{KEYRING}{ATTACK}'; {END}"
@@ -139,7 +139,7 @@ with subtest("the jobs"):
     running = wait_for_groups("process", wanted)
     shown = {name: sections(running[name]) for name in shows}
 
-with subtest("no rights: ids, groups, capabilities, no_new_privs"):
+with subtest("no privileges: ids, groups, capabilities, no_new_privs"):
     # a named user has the groups of the user database, as initgroups(3) sets them
     groups = {"dynamic": "", "alice": "1001 7777", "root": "0", "asks": "0"}
     for name, uid, gid in (("alice", "1001", "1001"), ("root", "0", "0"), ("asks", "0", "0")):
@@ -150,9 +150,9 @@ with subtest("no rights: ids, groups, capabilities, no_new_privs"):
     for name in shown:
         own = fields(shown[name]["status"])
         t.assertEqual(own["Groups"], groups[name])
-        # the bounding set of others than root is left alone, for programs with file capabilities
+        # only root's bounding set is reduced: programs with file capabilities need it
         for capability in CAPABILITIES if name in ("root", "asks") else set(CAPABILITIES) - {"CapBnd"}:
-            # root, too, has only what its job asks for; root needs no ambient set
+            # root has only what its job asks for as well, and needs no ambient set
             t.assertEqual(own[capability], NET_BIND_SERVICE if name == "asks" and capability != "CapAmb" else NO_CAPABILITIES, capability)
         t.assertEqual(own["NoNewPrivs"], "1")
         t.assertEqual(len(set(own["Uid"].split())), 1)
@@ -185,13 +185,13 @@ with subtest("a fresh process: open files, signals, umask, oom_score_adj"):
         # the agent has -1000
         t.assertEqual(shown[name]["oom"], ["500" if name == "alice" else "0"])
 
-with subtest("the environment: Nomad's, the job's, nothing of the dynamic linker's or the agent's session"):
+with subtest("the environment: of Nomad and the job, nothing for the dynamic linker or of the agent's session"):
     for name in shown:
         variables = environment(running[name])
         unwanted = {variable.split("=")[0] for variable in ENVIRONMENT.split()} - OWN | {"LD_LIBRARY_PATH"} | SERVICE_MANAGERS
         t.assertEqual(unwanted & set(variables), set())
         t.assertFalse([variable for variable in variables if variable.startswith("LD_")])
-        # Nomad itself hands the agent's other variables to tasks; so the test would see a leak
+        # Nomad passes the agent's other variables to tasks, so the test would see a leak
         t.assertEqual(variables["EXEC2_AGENT"], "passed")
         t.assertEqual(variables["NOMAD_ALLOC_ID"], running[name]["ID"])
         root = variables["NOMAD_TASK_DIR"].removesuffix("/local")
@@ -206,7 +206,7 @@ with subtest("the environment: Nomad's, the job's, nothing of the dynamic linker
     t.assertEqual(who["asks"], ("root", "/root"))
     t.assertEqual(who["root"], ("root", "/srv/own"), "a home that the job sets stands")
 
-with subtest("root may not touch the shim, and has no key of the agent's"):
+with subtest("root cannot access the shim, and has no key of the agent"):
     t.assertEqual(
         dict(line.split(": ") for line in shown["root"]["attack"]),
         {
@@ -222,7 +222,7 @@ with subtest("root may not touch the shim, and has no key of the agent's"):
     for name in shown:
         t.assertEqual(shown[name]["signal"], ["alive"])
 
-with subtest("the shim: without capabilities, outside of the task's cgroup, without secrets"):
+with subtest("the shim: no capabilities, outside the task's cgroup, no secrets"):
     for name in shown:
         pid = machine.succeed(f"cat /sys/fs/cgroup{shown[name]['cgroup'][0]}/cgroup.procs").strip()
         shim = status(pid)["PPid"]
@@ -241,7 +241,7 @@ with subtest("other names for root are refused"):
         t.assertEqual(len(errors), 1)
         t.assertIn(f'user "{name}" is another spelling of uid 0: write user = "root" if the task really has to run as root', errors[0])
 
-with subtest("a dynamic user that a task of another allocation has, or that is not Nomad's to assign, is refused"):
+with subtest("a dynamic user of another allocation, or outside the dynamic range, is refused"):
     asks = {"taken": user, "outside": "nomad-95000", "free": "nomad-89990"}
     run_job(job("users", *(group(name, task("t", "true", cpu=50, extra=f'user = "{name_of_user}"')) for name, name_of_user in asks.items())))
     done = wait_for_groups("users", {"taken": "failed", "outside": "failed", "free": "complete"})
@@ -250,7 +250,7 @@ with subtest("a dynamic user that a task of another allocation has, or that is n
     (error,) = driver_errors(done["outside"])
     t.assertIn('user "nomad-95000" is outside of 80000-89999, the plugin option dynamic_user_range', error)
 
-# Python. The interfaces that the task sees, and what becomes of a connection to the host's loopback address.
+# Python. The interfaces that the task sees, and the result of a connection to the host's loopback address.
 PORT = 8199
 CONNECT = f"""
 import errno, socket
@@ -282,7 +282,7 @@ with subtest("more jobs: networks, memory without a limit, users by number"):
     more = wait_for_groups("more", wanted)
     none = wait_for_groups("no-network")["none"]
 
-with subtest("network mode none: nothing but an own loopback; host: what the host has"):
+with subtest("network mode none: only a loopback interface; host: the interfaces of the host"):
     (connected, *interfaces) = wait_for_log(more["host"], "lo").split()
     t.assertEqual(connected, "connected")
     t.assertIn("eth0", interfaces)
@@ -298,12 +298,12 @@ with subtest("network mode none: nothing but an own loopback; host: what the hos
         t.assertEqual(interfaces, ["lo"])
     machine.succeed("systemctl stop exec2-listener")
 
-with subtest("memory_max = -1: no limit, and memory is what is kept for the task"):
+with subtest("memory_max = -1: no limit, and memory is the reservation"):
     t.assertEqual(wait_for_log(more["unlimited"], str(200 << 20)).split(), ["max", str(64 << 20), str(200 << 20)])
     t.assertEqual(logs(more["limited"]).split(), [str(64 << 20), "0"])
     t.assertEqual(exits(more["limited"]), [(137, 9)])
 
-with subtest("users by number: the client knows none, and asks no driver"):
+with subtest("users by number: the client refuses them before it calls the driver"):
     for name, user in numbers.items():
         t.assertIn(f"unknown user {user}", "".join(messages(more[name])))
         t.assertEqual(driver_errors(more[name]), [])

@@ -30,7 +30,7 @@ HELLO_JAVA = f'public class Hello {{ {MAIN_JAVA} {{ javax.net.ssl.SSLContext.get
 TEMPORARY_JAVA = f'public class Temporary {{ {MAIN_JAVA} {{ java.io.File.createTempFile("exec2", null).delete(); }} }}'
 JAVA = "java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # an emulated CPU compiles slowly
 NGINX = "events {} http { access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s; }"
-# More than a pipe holds, so that the shell needs a temporary file for it.
+# More than a pipe holds, so the shell needs a temporary file.
 HERE_DOCUMENT = "bash -c 'eval \"wc -c <<end\n$(head -c 200000 /dev/zero | tr \"\\0\" x)\nend\"'"
 
 # Output and status have to be those of the same script outside.
@@ -64,7 +64,7 @@ PROGRAMS = {
 TMP, SHM, ROOT = "needs a /tmp of its own", "needs a /dev/shm of its own", "needs a root of its own, in which what is not unveiled does not exist"
 USERS, TERMINALS = "needs a user database with its user", "needs a /dev/pts of its own"
 REPLACED = "needs an /etc of its own, which follows the host's"
-# What does not work yet: (options of `run`, script, why). When one of these works, this list and the documentation have to change.
+# Known limitations: (options of `run`, script, reason). If one of these works, change this list and the documentation.
 EXPECTED_TO_FAIL = {
     "java, createTempFile": ("", f"echo {shlex.quote(TEMPORARY_JAVA)} > Temporary.java && {JAVA} Temporary.java", TMP),
     "a socket in /tmp": ("", """python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/tmp/exec2.sock")'""", TMP),
@@ -75,7 +75,7 @@ EXPECTED_TO_FAIL = {
     "git, a named user's configuration": ("--user alice", "git init -q r", ROOT),
     "wget, without a message": ("", "wget --version 2>&1 | grep 'Permission denied' && exit 1 || exit 0", ROOT),
 }
-# Denied now and later: (script, a part of the message).
+# Denied on purpose: (script, a part of the message).
 REFUSED = {
     "a user namespace": ("unshare -r true", "denied|not permitted"),
     "a mount": ("mount -t tmpfs none $NOMAD_TASK_DIR", "denied|permi|superuser"),
@@ -89,7 +89,7 @@ REFUSED = {
 
 
 def outside(script):
-    """(status, output) of the script as a user that is as bare as a task's."""
+    """(status, output) of the script outside of a sandbox, as a user like that of a task."""
     return machine.execute(
         f"rm -rf {OUTSIDE} && install -d -m 700 -o {UID} -g {UID} {OUTSIDE} && cd {OUTSIDE} && HOME=/nonexistent TMPDIR={OUTSIDE}"
         f" setpriv --reuid {UID} --regid {UID} --clear-groups sh -c {shlex.quote(script)} 2>&1 < /dev/null"
@@ -102,14 +102,14 @@ def inside(script, options=""):
 
 wait_for_driver()
 
-with subtest("what operators put on a host"):
+with subtest("files of an operator"):
     write("/etc/gitconfig", "[exec2]\n\tscenario = yes\n")
     write("/home/alice/.gitconfig", "[init]\n\tdefaultBranch = main\n")
     write("/etc/wgetrc", "# an operator's\n")
     for path in ("/etc/ssl/private/exec2.key", "/etc/php/9.9/fpm/pool.d/www.conf", "/etc/npmrc", "/usr/local/etc/app.conf"):
         write(path, "secret\n")
         machine.succeed(f"d={path}; while d=$(dirname $d); [ $d != /etc ] && [ $d != /usr/local ]; do chmod 755 $d; done; chmod 644 {path}")
-    # a certificate authority, linked as update-ca-certificates does it: by its hash, to a name beside it, to the operator's file
+    # a certificate authority with the links of update-ca-certificates: from its hash to a name beside it, to the operator's file
     machine.succeed(
         "mkdir -p /srv/exec2 /usr/local/share/ca-certificates; cd /srv/exec2;"
         " openssl req -x509 -newkey ed25519 -nodes -keyout ca.key -out /usr/local/share/ca-certificates/exec2.crt -subj /CN=exec2-ca -days 3650 2>&1;"
@@ -119,7 +119,7 @@ with subtest("what operators put on a host"):
         " ln -s /usr/local/share/ca-certificates/exec2.crt /etc/ssl/certs/exec2.pem;"
         " ln -s exec2.pem /etc/ssl/certs/$(openssl x509 -noout -hash -in /usr/local/share/ca-certificates/exec2.crt).0"
     )
-    # for the one program that reads a file of the scenario's
+    # one program reads a file of the scenario
     LEAF = "--unveil r:/srv/exec2/leaf.pem"
 
 for name, script in PROGRAMS.items():
@@ -133,7 +133,7 @@ for name, (options, script, reason) in EXPECTED_TO_FAIL.items():
         status, output = inside(script, options)
         t.assertNotEqual(status, 0, f"this works now: move it from EXPECTED_TO_FAIL to PROGRAMS, and change what the documentation says: {output}")
 
-with subtest("what helps, as the documentation says"):
+with subtest("the workarounds of the documentation"):
     t.assertEqual(inside("GIT_CONFIG_GLOBAL=/dev/null git init -q r", "--user alice"), (0, ""))
     t.assertEqual(inside("git config --get init.defaultBranch", "--user alice --unveil r:/home/alice/.gitconfig"), (0, "main\n"))
     t.assertEqual(inside("cat /etc/npmrc", "--unveil r:/etc/npmrc"), (0, "secret\n"))
@@ -146,7 +146,7 @@ for name, (script, message) in REFUSED.items():
 
 
 def while_changed(path, change, options=""):
-    """What a task reads from the file, and again after the host has run `change`: output of both, and the error."""
+    """The output of a task that reads the file, and reads it again after the host has run `change`."""
     go, out = "/usr/share/exec2-go", "/tmp/out"
     script = f"cat {path} && until [ -e {go} ]; do sleep 0.2; done; cat {path}"
     command = f"{PLUGIN} run {options} -- sh -c {shlex.quote(script)} > {out} 2>&1 < /dev/null"
@@ -159,7 +159,7 @@ def replaced(path):
     return f"echo second > {path}.new; mv {path}.new {path}"
 
 
-with subtest("a file that is replaced: by its folder it can be read, by its name not any more"):
+with subtest("a replaced file is readable through its unveiled folder, not through its own unveil"):
     machine.succeed("mkdir -p /srv/exec2/conf /run/resolvconf; chmod 755 /srv/exec2/conf /run/resolvconf; cp /etc/resolv.conf /tmp/resolv.conf")
     app = "/srv/exec2/conf/app"
     t.assertEqual(while_changed(app, replaced(app), "--unveil r:/srv/exec2/conf"), ["first", "second"])
@@ -170,7 +170,7 @@ with subtest("a file that is replaced: by its folder it can be read, by its name
         t.assertIn("denied", output[1], f"this works now: change what docs/security.md says about it: {output}")
     machine.succeed("cp /tmp/resolv.conf /etc/resolv.conf")
 
-with subtest("a release link that is moved: likewise"):
+with subtest("the same for a release link"):
     machine.succeed("mkdir -p /srv/exec2/app/1 /srv/exec2/app/2; echo second > /srv/exec2/app/2/page; chmod -R a+rX /srv/exec2/app")
     move = "ln -sfn 2 /srv/exec2/app/current"
     for unveil, expected in (("r:/srv/exec2/app", "second"), ("r:/srv/exec2/app/current", "denied")):
@@ -217,7 +217,7 @@ def secret(perms):
     return task("t", "sh", "-c", "cat $NOMAD_SECRETS_DIR/key", extra=template)
 
 
-with subtest("what a job's author has to know of the task's own directories"):
+with subtest("limits of the task's own directories"):
     def listen(*arguments):
         return task("t", "python3", "-ISc", LISTEN, *arguments, cpu=1000)
     wanted = {"444": "complete", "400": "failed", "107": "complete", "108": "failed", "108-relative": "complete"}
@@ -228,7 +228,7 @@ with subtest("what a job's author has to know of the task's own directories"):
     t.assertEqual(wait_for_log(done["444"], "the key"), "the key")
     wait_for_log(done["400"], "Permission denied", stderr=True)
     wait_for_log(done["108"], "AF_UNIX path too long", stderr=True)
-    # the directory is what keeps the neighbours out of a file that everybody may read
+    # the mode of the directory keeps other users out
     key = f"{data_dir().rsplit('/', 1)[0]}/alloc_mounts/{done['444']['ID']}-t/secrets/key"
     t.assertEqual(machine.succeed(f"cat {key}"), "the key")
     machine.fail(f"setpriv --reuid {UID} --regid {UID} --clear-groups cat {key}")

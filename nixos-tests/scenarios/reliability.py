@@ -16,7 +16,7 @@ PLUGIN = "/opt/nomad/data/plugins/nomad-driver-exec2"
 # Many starts and many exits, on emulated CPUs.
 MANY_TIMEOUT_S = 300
 
-# Each ends with a code of its own, so that no two can be taken for each other.
+# Each ends with a code of its own, so that no two can be confused.
 JOB = f"""
 job "many" {{
   type = "batch"
@@ -47,7 +47,7 @@ job "many" {{
 
 
 def leaders():
-    """The oldest process of each task by its alloc's id."""
+    """The oldest process of each task, by allocation id."""
     lines = machine.succeed(
         f"for f in {TASKS_CGROUP}/*.scope/cgroup.procs; do"
         " read -r pid < $f && echo $f $pid; done 2>/dev/null || true"
@@ -64,7 +64,7 @@ def end(pids):
 
 
 def gone():
-    """Nothing of any task is left."""
+    """Whether nothing of any task is left."""
     left = {
         "shims": pgrep(SHIMS),
         "cgroups": machine.execute(f"ls -d {TASKS_CGROUP}/*.scope 2>/dev/null")[1],
@@ -84,7 +84,7 @@ with subtest(f"{TASKS} tasks run"):
     index = {alloc["ID"]: int(alloc["Name"].split("[")[1].rstrip("]")) for alloc in brief("many")}
     t.assertEqual(set(index), set(started))
 
-with subtest("SIGKILL of the plugin: the next one has them all, the tasks notice nothing"):
+with subtest("SIGKILL of the plugin: the next one recovers all tasks, which keep running"):
     old = plugin_pid()
     before = descriptors(old)
     machine.succeed(f"kill -9 {old}")
@@ -92,8 +92,8 @@ with subtest("SIGKILL of the plugin: the next one has them all, the tasks notice
     poll("all are recovered", lambda: descriptors(plugin) >= before, MANY_TIMEOUT_S)
     t.assertEqual(leaders(), started)
 
-with subtest("four descriptors a task, whoever started it"):
-    # Sockets, epoll, the program and the like are the rest; the first plugin started the tasks, the second found them.
+with subtest("four descriptors for each task, started or recovered"):
+    # The rest are sockets, epoll, the program. The first plugin started the tasks, the second recovered them.
     after = descriptors(plugin)
     t.assertLessEqual(abs(after - before), 2)
     t.assertEqual(int(machine.succeed(f"ls -l /proc/{plugin}/fd | grep -c 'memory.events$'")), TASKS)
@@ -101,7 +101,7 @@ with subtest("four descriptors a task, whoever started it"):
     threads = int(machine.succeed(f"ls /proc/{plugin}/task | wc -l"))
     t.assertLessEqual(threads, 4 + 64)
 
-with subtest("SIGKILL of the agent: the plugin and the tasks go on, the next agent takes them over"):
+with subtest("SIGKILL of the agent: plugin and tasks keep running, and the next agent takes them over"):
     kill_agent()
     t.assertEqual(plugin_pid(), plugin)
     t.assertEqual(leaders(), started)
@@ -109,7 +109,7 @@ with subtest("SIGKILL of the agent: the plugin and the tasks go on, the next age
     poll("all are running", lambda: all(a["ClientStatus"] == "running" for a in brief("many") or [{"ClientStatus": ""}]), MANY_TIMEOUT_S)
     t.assertEqual(leaders(), started)
 
-with subtest("a third ends while neither plugin nor agent is there"):
+with subtest("a third of the tasks ends while neither plugin nor agent runs"):
     kill_agent(plugin)
     third = sorted(started)[: TASKS // 3]
     end(started[alloc] for alloc in third)
@@ -122,7 +122,7 @@ if nixos():
     print("upgrade: not applicable, the plugin lies in the read-only store, and a new one comes with a new agent")
 else:
     with subtest("upgrade: another binary takes over the same tasks"):
-        # The ELF loader does not look at what follows.
+        # The ELF loader ignores appended bytes.
         machine.succeed(f"cp {PLUGIN} {PLUGIN}.new && echo upgraded >> {PLUGIN}.new && mv {PLUGIN}.new {PLUGIN}")
         old = plugin_pid()
         machine.succeed(f"kill -9 {old}")

@@ -19,7 +19,7 @@ plugin = pgrep(PLUGIN_NAME)
 bystander = run_python("bystander", WAIT)
 bystander_pids = inside(bystander)
 
-with subtest("SIGKILL of the task: 137, no word of memory"):
+with subtest("SIGKILL of the task: 137, not reported as OOM"):
     alloc = run_python("killed", WAIT)
     machine.succeed(f"kill -9 {inside(alloc)[0]}")
     alloc = wait_for_alloc("killed", "failed")
@@ -27,7 +27,7 @@ with subtest("SIGKILL of the task: 137, no word of memory"):
     t.assertEqual(reported(alloc, OUT_OF_MEMORY), [])
     stop_job("killed")
 
-with subtest("SIGKILL of the shim: the whole task ends with it, as killed"):
+with subtest("SIGKILL of the shim: the whole task ends, as killed"):
     alloc = run_python("shimkill", "import os\nos.fork()\n" + WAIT)
     pids = inside(alloc)
     t.assertEqual(len(pids), 2)
@@ -38,7 +38,7 @@ with subtest("SIGKILL of the shim: the whole task ends with it, as killed"):
     stop_job("shimkill")
 
 EXIT_7 = "import signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))\n" + WAIT
-with subtest(f"SIGKILL of the shim after the task's own end, before a word of it: {'7, as the kernel knows' if REMEMBERS else 'as killed'}"):
+with subtest(f"SIGKILL of the shim after the task has ended, before it reports: {'7, from the pidfd' if REMEMBERS else 'as killed'}"):
     alloc = run_python("shimlate", EXIT_7)
     (leader,), shim = inside(alloc), shim_of(alloc)
     machine.succeed(f"kill -STOP {shim}; kill -USR1 {leader}")
@@ -47,22 +47,22 @@ with subtest(f"SIGKILL of the shim after the task's own end, before a word of it
     t.assertEqual(deaths(wait_for_alloc("shimlate", "failed")), [(7, 0, "false") if REMEMBERS else (137, 9, "false")])
     stop_job("shimlate")
 
-with subtest("out of memory: 137, signal 9, told as such with limit and peak"):
+with subtest("OOM kill: 137, signal 9, reported with limit and peak"):
     run_job(python_job("oom", "import time\nprint('ready', flush=True)\nx = b'x' * (200 << 20)\ntime.sleep(60)"))
     alloc = wait_for_alloc("oom", "failed")
     t.assertEqual(deaths(alloc), [(137, 9, "true")])
-    told = poll("it is told", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
-    t.assertEqual(len(told), 1, told)
-    t.assertIn("limit: 32.0 MiB", told[0])
-    t.assertIn("peak: ", told[0])
+    texts = poll("the OOM kill is reported", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
+    t.assertEqual(len(texts), 1, texts)
+    t.assertIn("limit: 32.0 MiB", texts[0])
+    t.assertIn("peak: ", texts[0])
     stop_job("oom")
 
 CHILD = OOM_CHILD + WAIT
-with subtest("out of memory in a child: told, the task goes on, and its own death later is not laid to it"):
+with subtest("OOM kill of a child: reported, the task keeps running, and its later death is not reported as OOM"):
     alloc = run_python("oomchild", CHILD, ready="child ended with -9", unveil='["rw:/proc"]')
-    poll("it is told", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
+    poll("the OOM kill is reported", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
     t.assertEqual(alloc_status(alloc["ID"])["ClientStatus"], "running")
-    # What was a second ago and more did not end the task.
+    # An OOM kill more than a second ago is not the reason for an end.
     machine.succeed("sleep 2")
     machine.succeed(f"kill -9 {inside(alloc)[0]}")
     alloc = wait_for_alloc("oomchild", "failed")
@@ -70,7 +70,7 @@ with subtest("out of memory in a child: told, the task goes on, and its own deat
     t.assertEqual(len(reported(alloc, OUT_OF_MEMORY)), 1)
     stop_job("oomchild")
 
-with subtest("oom_group: one for all"):
+with subtest("oom_group: the OOM kill of one process kills the task"):
     run_job(python_job("oomgroup", CHILD, unveil='["rw:/proc"]', options="oom_group = true"))
     alloc = wait_for_alloc("oomgroup", "failed")
     t.assertEqual(deaths(alloc), [(137, 9, "true")])
@@ -112,7 +112,7 @@ with subtest("stop: cgroups below the task's own"):
     t.assertEqual(len(inside(alloc)), 2)
     stop_all_of("nested", alloc)
 
-# Whoever cannot fork ends, but for the first: so the bomb never comes to rest.
+# A process that cannot fork exits, except the first: so the bomb never stops.
 BOMB = """
 import os, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -129,22 +129,22 @@ while True:
             os._exit(0)
 """
 BOMB_PIDS = 30
-with subtest("stop: a fork bomb in full blast"):
+with subtest("stop: a running fork bomb"):
     alloc = run_python("bomb", BOMB, memory=400)
     # So that the guest stays usable.
     machine.succeed(f"echo {BOMB_PIDS} > {scope(alloc)}/pids.max; kill -USR1 {inside(alloc)[0]}")
     refused = f"awk '/^max / {{print $2}}' {scope(alloc)}/pids.events"
-    poll("it was refused many forks", lambda: int(machine.succeed(refused)) > BOMB_PIDS, ALLOC_TIMEOUT_S)
+    poll("many forks were refused", lambda: int(machine.succeed(refused)) > BOMB_PIDS, ALLOC_TIMEOUT_S)
     shim = shim_of(alloc)
     t.assertGreater(len(inside(alloc)), 1)
     over = stop_all_of("bomb", alloc)
-    # The kill ended it, and not the want of memory.
+    # The kill ended it, not the OOM killer.
     t.assertEqual(deaths(over), [(137, 9, "false")])
     t.assertTrue([m for m in messages(over) if "Killed: the task was still running 2s after SIGINT" in m], messages(over))
-    # The last of a PID namespace is its first.
+    # The shim is PID 1 of the namespace, and the last to end.
     t.assertEqual(alive([shim]), [])
 
-with subtest("the cgroup is removed from under it: it is stopped all the same"):
+with subtest("stop: a task whose cgroup was removed"):
     alloc = run_python("uprooted", IGNORE + WAIT)
     pids = inside(alloc)
     machine.succeed("mkdir -p /sys/fs/cgroup/elsewhere")
@@ -155,7 +155,7 @@ with subtest("the cgroup is removed from under it: it is stopped all the same"):
     machine.succeed("rmdir /sys/fs/cgroup/elsewhere")
     stop_job("uprooted")
 
-with subtest("a task cannot reach where its exit status is kept, and what it writes in its own place changes nothing"):
+with subtest("a task cannot reach its exit record, and a file that looks like one has no effect"):
     script = f"""
 import os, sys
 try:
@@ -170,5 +170,5 @@ sys.exit(7)"""
     t.assertEqual(deaths(wait_for_alloc("forged", "failed")), [(7, 0, "false")])
     stop_job("forged")
 
-with subtest("nobody else noticed, and nothing is left"):
+with subtest("nothing else was affected, and nothing is left"):
     nobody_else_noticed(plugin, bystander, bystander_pids)

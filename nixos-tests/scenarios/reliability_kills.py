@@ -24,7 +24,7 @@ from exec2.tasks import RUN, SHIMS, TASKS_CGROUP, records
 WAVE = 10
 WAVES = max(4, int(os.environ.get("EXEC2_KILL_TASKS", "40")) // WAVE)
 DOUBLE = 4
-# The moments of the deaths: any of the first seconds of a wave's starts.
+# The plugin dies within these first seconds of a wave.
 KILL_WITHIN_S = 3
 
 SCRIPT = (
@@ -61,8 +61,8 @@ job "WAVE" {{
 }}
 """
 
-# Python. Of each allocation: id, status, restarts, exit codes, whether it was given up for the plugin's deaths, and how many
-# lines are in the files that its runs wrote.
+# Python. Of each allocation: id, status, restarts, exit codes, whether Nomad gave it up because of the plugin's deaths, and how
+# many lines are in the files that its runs wrote.
 ACCOUNT = """
 import json, sys
 def lines(alloc, name):
@@ -77,7 +77,7 @@ print(json.dumps([
         "status": alloc["ClientStatus"],
         "restarts": state["Restarts"],
         "codes": [event["ExitCode"] for event in state["Events"] or [] if event["Type"] == "Terminated"],
-        "begun": bool(state["Events"]),
+        "started": bool(state["Events"]),
         "given up": any("after driver exited unexpectedly" in event["DisplayMessage"] for event in state["Events"] or []),
         **{name: lines(alloc["ID"], name) for name in ("runs", "ends", "clashes")},
     }
@@ -116,32 +116,32 @@ with subtest(f"{WAVES * WAVE} tasks, and the plugin dies while they start, and w
     for name in waves:
         poll("all are over", lambda: (s := statuses(name)) and all(status in TERMINAL for status in s), ALLOC_TIMEOUT_S)
 
-with subtest("each has one verdict, and the true one; never were there two runs at once"):
-    given_up, unbegun, twice = 0, 0, 0
+with subtest("each has one verdict, the true one, and no two runs were there at once"):
+    given_up, unstarted, twice = 0, 0, 0
     for number, name in enumerate(waves):
         account = json.loads(machine.succeed(f"nomad job allocs -json {name} | python3 -ISc {shlex.quote(account_of)}"))
         t.assertEqual(len({alloc["id"] for alloc in account}), WAVE)
         for alloc in account:
             t.assertEqual(alloc["clashes"], 0, alloc)
-            # Nomad tries each start twice at most, and again by the restart policy if the second try fails for another reason:
-            # the first may have taken the log reader along.
+            # Nomad tries each start at most twice, and again by the restart policy if the second try fails for another reason:
+            # the log reader may have died with the first.
             t.assertLessEqual(alloc["runs"], 2 * (1 + alloc["restarts"]), alloc)
             t.assertLessEqual(alloc["ends"], alloc["runs"], alloc)
             twice += alloc["runs"] > 1
             if alloc["status"] == "complete":
                 t.assertEqual(alloc["codes"], [0], alloc)
                 t.assertGreaterEqual(alloc["ends"], 1, alloc)
-            elif not alloc["begun"]:
-                # Nomad fails an allocation that comes in while there is no plugin, before any of it is begun.
+            elif not alloc["started"]:
+                # Nomad fails an allocation that arrives while there is no plugin, before anything of it starts.
                 t.assertEqual((alloc["status"], alloc["runs"], stand_in()), ("failed", 0, False), alloc)
-                unbegun += 1
+                unstarted += 1
             else:
                 t.assertEqual((alloc["status"], alloc["codes"], alloc["given up"]), ("failed", [], True), alloc)
                 t.assertEqual(number % DOUBLE, DOUBLE - 1, alloc)
                 given_up += 1
-    print(f"{WAVES * WAVE} tasks, {len(killed)} deaths of the plugin: {given_up} given up, {unbegun} never begun, {twice} ran twice, one after the other")
+    print(f"{WAVES * WAVE} tasks, {len(killed)} deaths of the plugin: {given_up} given up, {unstarted} never started, {twice} ran twice, one after the other")
 
-with subtest("nobody is left who belongs to nobody"):
+with subtest("no orphaned process, cgroup or record is left"):
     machine.fail(f"pgrep -fa '{SHIMS}'")
     forget(*waves)
     poll("no records but those that stay", lambda: not records(), CLEANUP_TIMEOUT_S)

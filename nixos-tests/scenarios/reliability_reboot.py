@@ -52,7 +52,7 @@ def refused(ids):
     return all("are not mounted there" in str(messages(alloc_status(alloc))) for alloc in ids)
 
 
-# Not machine.reboot(): the NixOS driver starts QEMU with -no-reboot. After either the next call boots the machine again.
+# Not machine.reboot(): the NixOS driver starts QEMU with -no-reboot. After shutdown and crash the next call boots the machine again.
 for how in ("shutdown", "crash"):
     wait_for_driver()
     run_job(JOB)
@@ -65,7 +65,7 @@ for how in ("shutdown", "crash"):
         t.assertNotEqual(boot_id(), before)
         poll("refused", lambda: refused(old), ALLOC_TIMEOUT_S)
     if not stand_in():
-        with subtest(f"{how}: three new ones run, in this boot, and only they"):
+        with subtest(f"{how}: only three new allocations run, in this boot"):
             for alloc in poll("three run again", running, ALLOC_TIMEOUT_S):
                 t.assertNotIn(alloc["ID"], old)
                 wait_for_log(alloc, boot_id())

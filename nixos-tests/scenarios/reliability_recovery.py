@@ -13,7 +13,7 @@ from exec2.tasks import RUN, SHIMS, inside, shim_of, stop_all_of, usage
 
 
 def replace_plugin(*allocs, signal="KILL"):
-    """Ends the plugin; returns when the next one has said of these tasks that it has them."""
+    """Ends the plugin, and waits until the next one has reported the recovery of these tasks."""
     before = [len(reported(alloc, RECOVERED)) for alloc in allocs]
     old = pgrep(PLUGIN_NAME)[0]
     machine.succeed(f"kill -{signal} {old}")
@@ -23,7 +23,7 @@ def replace_plugin(*allocs, signal="KILL"):
     return new
 
 
-# USR1: a child of it uses more memory than there is. USR2: it does so itself. It is never quite idle.
+# On USR1 a child uses more memory than there is, on USR2 the task itself. It is never quite idle.
 HUNGRY = """
 import os, signal, time
 def eat(*_):
@@ -59,13 +59,13 @@ def measured(alloc):
     return poll("statistics", good, ALLOC_TIMEOUT_S)
 
 
-with subtest("SIGTERM to the plugin: it ends, the tasks go on, the next plugin has them"):
+with subtest("SIGTERM to the plugin: it ends, the tasks keep running, the next plugin has them"):
     before = measured(hungry)
     replace_plugin(wait, hungry, signal="TERM")
     t.assertEqual(inside(wait) + inside(hungry), processes)
     t.assertEqual(machine.succeed(f"ls {RUN} | wc -l").strip(), "2")
 
-with subtest("statistics of a task that was found again"):
+with subtest("statistics of a recovered task"):
     replace_plugin(wait, hungry)
     after = measured(hungry)
     for figures in (before, after):
@@ -75,23 +75,23 @@ with subtest("statistics of a task that was found again"):
     t.assertEqual(after["cpu"].keys(), before["cpu"].keys())
     t.assertEqual(inside(wait) + inside(hungry), processes)
 
-with subtest("out of memory after that: told once, and why it ended"):
+with subtest("OOM kill of a recovered task: reported once, as the reason of its end"):
     machine.succeed(f"kill -USR2 {inside(hungry)[0]}")
     alloc = wait_for_alloc("hungry", "failed")
     t.assertEqual(deaths(alloc), [(137, 9, "true")])
-    poll("it is told", lambda: reported(hungry, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
+    poll("the OOM kill is reported", lambda: reported(hungry, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
     t.assertEqual(len(reported(hungry, OUT_OF_MEMORY)), 1)
     stop_job("hungry")
 
-with subtest("stop of a task that was found again, and that ignores its signal"):
+with subtest("stop of a recovered task that ignores its signal"):
     over = stop_all_of("wait", wait)
     t.assertEqual(exits(over), [(137, 9)])
 
-with subtest("a shim is killed while no plugin is there: all of the task ends, and Nomad starts it anew"):
-    alloc = run_python("anew", "import os\nos.fork()\n" + WAIT, attempts=1)
+with subtest("a shim is killed while no plugin runs: the whole task ends, and Nomad starts it again"):
+    alloc = run_python("again", "import os\nos.fork()\n" + WAIT, attempts=1)
     old, shim, plugin, agent = inside(alloc), shim_of(alloc), pgrep(PLUGIN_NAME)[0], agent_pid()
     t.assertEqual(len(old), 2)
-    # The agent is held up meanwhile: it would start another plugin at once.
+    # The agent is stopped meanwhile: it would start another plugin at once.
     machine.succeed(f"kill -STOP {agent}; kill -9 {plugin} {shim}; sleep 1")
     t.assertEqual(alive(old), [])
     machine.succeed(f"kill -CONT {agent}")
@@ -100,9 +100,9 @@ with subtest("a shim is killed while no plugin is there: all of the task ends, a
     t.assertEqual(len(events(alloc_status(alloc["ID"]), "Started")), 2)
     # The first one's record is gone.
     t.assertEqual(machine.succeed(f"ls {RUN} | wc -l").strip(), "1")
-    stop_all_of("anew", alloc)
+    stop_all_of("again", alloc)
 
-with subtest("the same when the task had ended before by itself: its code is lost, and that is no success"):
+with subtest("the same after the task has ended: its code is lost, and not reported as success"):
     alloc = run_python("ended", "import signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))\n" + WAIT)
     (leader,), shim, plugin, agent = inside(alloc), shim_of(alloc), pgrep(PLUGIN_NAME)[0], agent_pid()
     machine.succeed(f"kill -STOP {shim}; kill -USR1 {leader}")
@@ -111,18 +111,18 @@ with subtest("the same when the task had ended before by itself: its code is los
     t.assertEqual(exits(wait_for_alloc("ended", "failed")), [])
     stop_job("ended")
 
-with subtest("a child that was out of memory before the plugin died is not told again after it"):
+with subtest("an OOM kill of a child before the plugin died is not reported again after it"):
     alloc = run_python("fed", HUNGRY, memory=48, unveil='["rw:/proc"]')
     machine.succeed(f"kill -USR1 {inside(alloc)[0]}")
     wait_for_log(alloc, "child ended with -9")
-    poll("it is told", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
+    poll("the OOM kill is reported", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
     t.assertEqual(len(reported(alloc, OUT_OF_MEMORY)), 1)
     replace_plugin(alloc)
     machine.succeed("sleep 2")
     t.assertEqual(len(reported(alloc, OUT_OF_MEMORY)), 1)
-    # A second one is news, and nothing else is.
+    # Only a second one is reported.
     machine.succeed(f"kill -USR1 {inside(alloc)[0]}")
-    poll("it is told", lambda: len(reported(alloc, OUT_OF_MEMORY)) > 1, ALLOC_TIMEOUT_S)
+    poll("the OOM kill is reported", lambda: len(reported(alloc, OUT_OF_MEMORY)) > 1, ALLOC_TIMEOUT_S)
     t.assertIn("kills: 1,", reported(alloc, OUT_OF_MEMORY)[1])
     stop_all_of("fed", alloc)
 

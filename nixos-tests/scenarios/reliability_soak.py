@@ -18,15 +18,15 @@ from exec2.tasks import SHIMS, records
 MINUTES = float(os.environ.get("EXEC2_SOAK_MINUTES", "1"))
 ALLOCS = 8
 ALLOC_DIRS = f"{data_dir()}/alloc"
-# The allocator takes its arenas in the first starts.
+# The allocator allocates its arenas during the first starts.
 WARM_STARTS = 100
-# What starts at work at the same time may add, of which the allocator keeps some: 104 KiB have been seen. Less than a huge
-# page behind a thread's stack. And the slope that is allowed, judged where there are starts enough: 4 have been seen.
+# What concurrent starts may add, and the allocator keeps: 104 KiB were seen; less than a huge page behind a thread's stack. The
+# slope is judged after enough starts: 4 were seen.
 GROWTH_MAX_KIB = 1024
 SLOPE_MAX_KIB = 64  # for 1000 starts
 SLOPE_MIN_STARTS = 3000
 
-# Ends at once and is started again, over and over: by itself with 0 and 1, by a signal, and leaving processes behind.
+# Ends at once and is restarted, over and over: with 0 and 1, by a signal, and with processes left behind.
 CHURN = f"""
 job "churn" {{
   type = "service"
@@ -60,7 +60,7 @@ job "churn" {{
   }}
 }}
 """
-# Runs until it is stopped, and then half of the time not before it is killed.
+# Runs until it is stopped; half of the time it has to be killed.
 POKED = """
 job "poked" {
   type = "service"
@@ -99,7 +99,7 @@ def plugin():
 
 
 def lines(name):
-    """In the files of this name that tasks have written."""
+    """How many lines tasks have written to files of this name."""
     return int(machine.succeed(f"{{ cat {ALLOC_DIRS}/*/alloc/{name} 2>/dev/null || true; }} | wc -l"))
 
 
@@ -111,8 +111,8 @@ pokes = dict.fromkeys(("signal", "restart", "stop and run"), 0)
 
 
 def poke(number):
-    """SignalTask, or StopTask by a restart, or StopTask and the first start of another allocation. Not every one finds the
-    task running: those that do count."""
+    """SignalTask, or StopTask by a restart, or StopTask and the first start of another allocation; counted if it finds the task
+    running."""
     running = [alloc["ID"] for alloc in brief("poked") if alloc["ClientStatus"] == "running" and alloc["DesiredStatus"] == "run"]
     if not running:
         return
@@ -127,7 +127,7 @@ def poke(number):
 
 
 def counts():
-    """What must be as before when no task is left."""
+    """What has to be the same as before once no task is left."""
     return {
         "shims": len(pgrep(SHIMS)),
         "cgroups": int(machine.succeed("find /sys/fs/cgroup -name '*.t.scope' | wc -l")),
@@ -138,7 +138,7 @@ def counts():
 
 
 def sample(pid):
-    """(starts, KiB of private memory, descriptors) at the moment."""
+    """(starts, KiB of private memory, descriptors) now."""
     memory = int(machine.succeed(f"awk '/^RssAnon/ {{print $2}}' /proc/{pid}/status"))
     return starts(), memory, descriptors(pid)
 
@@ -163,7 +163,7 @@ with subtest(f"churn for {MINUTES / 2:g} minutes"):
     pid = plugin()
     samples = [sample(pid)]
     end = time.monotonic() + MINUTES * 30
-    # On a slow machine longer, until each poke has hit a running task.
+    # Longer on a slow machine, until each kind of poke has hit a running task.
     while time.monotonic() < end or not (all(pokes.values()) and lines("signals")):
         t.assertLess(time.monotonic(), end + ALLOC_TIMEOUT_S, pokes)
         poke(len(samples))

@@ -58,14 +58,14 @@ alloc = wait_for_alloc("forgotten", "running")
 first = poll("its first line", lambda: starts(alloc), ALLOC_TIMEOUT_S)
 t.assertRegex(first[0], r"^start (8\d{4}):\1 nomad-\1$")
 
-with subtest("restarted after the agent was: the same user"):
+with subtest("restarted after a restart of the agent: the same user"):
     new_agent()
     machine.succeed(f"kill -USR1 {leader(alloc)}")
     again = poll("it runs again", lambda: (lines := starts(alloc)) and len(lines) == 2 and lines, ALLOC_TIMEOUT_S)
     t.assertEqual(again[0], again[1])
     t.assertEqual(len(allocs("forgotten")), 1)
 
-with subtest("not where a task could have given its directory away"):
+with subtest("refused if a task could have changed the owner of its directory"):
     configure(allow_caps=["chown"])
     machine.succeed(f"kill -USR1 {leader(alloc)}")
     poll("it is refused", lambda: reported(alloc, "user must be set"), ALLOC_TIMEOUT_S)

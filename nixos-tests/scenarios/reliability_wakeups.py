@@ -11,7 +11,7 @@ from exec2.guest import ALLOC_TIMEOUT_S, machine, poll, subtest, t
 from exec2.jobs import OOM_CHILD
 from exec2.tasks import scope
 
-# More than the task's memory: each pass reclaims what the last one has read.
+# More than the task's memory: each pass reclaims what the last one read.
 READ = """
 import os
 path = os.environ["NOMAD_TASK_DIR"] + "/big"
@@ -24,9 +24,9 @@ while True:
         while file.read(1 << 20):
             pass
 """
-# Seconds in which is counted.
+# How long is counted.
 SPAN_S = 20
-# The kernel counts up to 100 reclaims at the limit a second, and each woke the plugin. Now it looks four times a second.
+# The kernel counts up to 100 reclaims at the limit a second. The plugin looks four times a second.
 RECLAIMS_MIN = 30 * SPAN_S
 WAKE_UPS_MAX = 20 * SPAN_S
 
@@ -35,13 +35,13 @@ plugin = plugin_pid()
 
 
 def counted(alloc=None):
-    """How often the plugin's threads have slept within the span, and how often the task met its limit."""
+    """How often the plugin's threads slept within the span, and how often the task reached its limit."""
     look = f"cat /proc/{plugin}/task/*/status"
     if alloc:
         look += f"; cat {scope(alloc)}/memory.events"
     before, after = machine.succeed(f"{look}; sleep {SPAN_S}; echo LATER; {look}").split("LATER")
     switches = [by_thread(text) for text in (before, after)]
-    # A thread that has ended meanwhile had nothing to do.
+    # A thread that has ended meanwhile was idle.
     wakeups = sum(count - switches[0].get(thread, 0) for thread, count in switches[1].items())
     reclaims = [sum(int(number) for number in re.findall(r"^max (\d+)$", text, re.M)) for text in (before, after)]
     return wakeups, reclaims[1] - reclaims[0]
