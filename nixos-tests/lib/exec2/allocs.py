@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .agent import nomad, nomad_json
@@ -52,6 +52,22 @@ def brief(job: str) -> list[Alloc]:
 
 def alloc_status(alloc_id: str) -> Alloc:
     found: Alloc = nomad_json(f"alloc status -json {alloc_id}")
+    return found
+
+
+# Without the job: its text, once for each group, is more than a slow console should carry.
+STATUSES = """
+import json, subprocess, sys
+def status(alloc_id):
+    shown = json.loads(subprocess.check_output(["nomad", "alloc", "status", "-json", alloc_id]))
+    return {key: value for key, value in shown.items() if key != "Job"}
+print(json.dumps([status(alloc_id) for alloc_id in sys.argv[1:]]))
+"""
+
+
+def alloc_statuses(ids: Iterable[str]) -> list[Alloc]:
+    """alloc_status() of several allocations, without their job."""
+    found: list[Alloc] = json.loads(machine.succeed(f"python3 -ISc {shlex.quote(STATUSES)} {' '.join(ids)}"))
     return found
 
 
@@ -132,7 +148,8 @@ def wait_for_groups(name: str, wanted: Mapping[str, str] | None = None) -> dict[
                 raise AssertionError(f"{name}, group {group}: {status}, not {wanted[group]}: {all_messages(newest[group]['ID'])}")
         return newest if all(statuses.get(group) == status for group, status in wanted.items()) else None
 
-    return {group: alloc_status(alloc["ID"]) for group, alloc in poll(f"job {name} is settled", settled, ALLOC_TIMEOUT_S).items()}
+    newest = poll(f"job {name} is settled", settled, ALLOC_TIMEOUT_S)
+    return dict(zip(newest, alloc_statuses(alloc["ID"] for alloc in newest.values()), strict=True))
 
 
 def ended(name: str, alloc: Alloc) -> Alloc:
