@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """check_docs.py: checks that everything that the documentation refers to exists.
 
-* Relative links of all Markdown files, with their anchors.
+* Relative links of all Markdown files, with their anchors; files and directories of the repository that they name in backticks.
 * The tests that docs/reliability.md names: scenarios, modules with tests, and test functions.
 """
 
@@ -15,6 +15,8 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 ELSEWHERE = re.compile(r"[a-z]+:")
+# A path below one of these; `NAME` and `*` stand for something else.
+NAMED = re.compile(r"`((?:bench|docs|examples|fuzz|goplugin|nix|nixos-tests|packaging|scripts|src|tests)/[\w./-]*)`")
 RELIABILITY = PROJECT / "docs" / "reliability.md"
 # The last cell of a row: `scenario`, `room::module` or `test_function`.
 TESTS = re.compile(r"\| ([^|]*) \|$", re.MULTILINE)
@@ -50,21 +52,27 @@ def links(page: Path) -> list[str]:
     return wrong
 
 
+def named(page: Path) -> list[str]:
+    wrong = [name for name in NAMED.findall(prose(page)) if "NAME" not in name and not ((PROJECT / name).exists() or (page.parent / name).exists())]
+    return [f"{page.relative_to(PROJECT)}: {name}: there is no such file" for name in wrong]
+
+
 def tests() -> list[str]:
     sources = tracked("src/*.rs", "tests/*.rs", "goplugin/*.rs")
     functions = {name for path in sources for name in re.findall(r"\bfn (\w+)\(", path.read_text(encoding="utf-8"))}
     modules = {str(path.relative_to(PROJECT / "src").with_suffix("")).replace("/", "::") for path in tracked("src/*.rs")}
     scenarios = {path.stem for path in tracked("nixos-tests/*.py")}
     table = RELIABILITY.read_text(encoding="utf-8").partition("\n## Faults\n")[2]
-    named = [name for cell in TESTS.findall(table) for name in NAME.findall(cell)]
-    if not named:
+    wanted = [name for cell in TESTS.findall(table) for name in NAME.findall(cell)]
+    if not wanted:
         return [f"{RELIABILITY.relative_to(PROJECT)}: names no test"]
     known = functions | modules | scenarios
-    return [f"{RELIABILITY.relative_to(PROJECT)}: {name}: there is no such test" for name in named if name not in known]
+    return [f"{RELIABILITY.relative_to(PROJECT)}: {name}: there is no such test" for name in wanted if name not in known]
 
 
 def main() -> int:
-    wrong = [line for page in tracked("*.md") for line in links(page)] + tests()
+    pages = tracked("*.md")
+    wrong = [line for page in pages for line in links(page) + named(page)] + tests()
     for line in wrong:
         print(line)
     return 1 if wrong else 0
