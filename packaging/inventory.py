@@ -61,7 +61,8 @@ def cargo(*arguments: str) -> str:
 
 def linked(target: str) -> dict[Crate, list[Crate]]:
     """{(name, version): [the same of each dependency]}; the plugin itself comes first."""
-    tree = cargo("tree", "--package", "nomad-driver-exec2", "--target", target, "-e", "normal,no-proc-macro", "--prefix", "depth", "--no-dedupe", "--format", "|{p}")
+    form = ("--prefix", "depth", "--no-dedupe", "--format", "|{p}")
+    tree = cargo("tree", "--package", "nomad-driver-exec2", "--target", target, "-e", "normal,no-proc-macro", *form)
     graph: dict[Crate, set[Crate]] = {}
     path: list[Crate] = []
     for line in tree.splitlines():

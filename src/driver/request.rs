@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mode_of_nomad_is_the_policys_mode() {
+    fn each_network_mode_of_nomad_maps_to_one_of_the_policy() {
         use NetworkIsolationMode::{Group, Host, None as NoNetwork, Task};
         assert_eq!(network(None).unwrap(), None);
         assert_eq!(network_of(Host.into(), "").unwrap(), None);
