@@ -363,6 +363,17 @@ mod tests {
     }
 
     #[test]
+    fn values_that_nomad_converts_are_accepted() {
+        for json in [
+            json!({"unveil_by_task": "true", "unveil_defaults": "0"}),
+            agent(json!({PLUGIN: {"config": {"unveil_by_task": "1", "unveil_defaults": "false"}}})),
+        ] {
+            let config = ok(json);
+            assert!(config.unveil_by_task && !config.unveil_defaults);
+        }
+    }
+
+    #[test]
     fn nothing_set_is_the_default() {
         for json in [
             json!({}),

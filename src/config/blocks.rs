@@ -206,14 +206,14 @@ mod tests {
             (json!({"labels": ["a"]}), "labels is a list; write a map of strings"),
             (json!({"ulimit": "a"}), "ulimit is a string; write a map of strings"),
             (json!({"labels": {"a": null}}), "labels[\"a\"] is null; write a string"),
-            (json!({"ulimit": {"a\n": 5}}), "ulimit[\"a\\n\"] is a number; write a string"),
+            (json!({"ulimit": {"a\n": []}}), "ulimit[\"a\\n\"] is a list; write a string"),
             (json!({"ulimit": {"a": {"b": 1}}}), "ulimit[\"a\"] is a map; write a string"),
             (json!({"network_policy": []}), "network_policy is a list; write a block of options"),
             (
                 json!({"network_policy": {"bind": {}}}),
                 "network_policy.bind is a map; write a list of strings",
             ),
-            (json!({"network_policy": {"bind": [1]}}), "network_policy.bind[0] is a number; write a string"),
+            (json!({"network_policy": {"bind": [[]]}}), "network_policy.bind[0] is a list; write a string"),
             (
                 json!({"network_policy": {"log": {"count": 10}}}),
                 "network_policy.log.count 10: it is too large; write a whole number from 0 to 9",

@@ -74,16 +74,25 @@ impl Value {
             Self::Other(kind) => kind,
         }
     }
+
+    /// A boolean, or a string that go-cty converts to one: an agent's configuration in JSON may have either.
     pub(super) fn flag(self, at: &At) -> Result<bool, ConfigError> {
         match self {
             Self::Bool(flag) => Ok(flag),
+            Self::Text(text) if text == "true" || text == "1" => Ok(true),
+            Self::Text(text) if text == "false" || text == "0" => Ok(false),
             other => Err(other.wrong_type(at, "true or false")),
         }
     }
 
+    /// A string, or a boolean or a number, which go-cty converts to one.
     pub(super) fn text(self, at: &At) -> Result<String, ConfigError> {
         match self {
             Self::Text(text) => Ok(text),
+            Self::Bool(flag) => Ok(flag.to_string()),
+            Self::Int(number) => Ok(number.to_string()),
+            Self::Uint(number) => Ok(number.to_string()),
+            Self::Float(number) if number.is_finite() => Ok(number.to_string()),
             other => Err(other.wrong_type(at, "a string")),
         }
     }

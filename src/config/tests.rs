@@ -170,9 +170,9 @@ fn plugin_errors_name_option_value_and_form() {
         plugin_err(json!({"allow_caps": [{}]})),
         "plugin option allow_caps[0] is a map; write a string"
     );
-    assert_eq!(
-        plugin_err(json!({"allow_caps": [7]})),
-        "plugin option allow_caps[0] is a number; write a string"
+    assert!(
+        plugin_err(json!({"allow_caps": [7]}))
+            .starts_with("plugin option allow_caps[0] \"7\": unknown capability")
     );
     assert!(plugin_err(json!({"allow_caps": ["chown", "netraw"]})).starts_with(
         "plugin option allow_caps[1] \"netraw\": unknown capability; write \"net_raw\" if that was meant"
@@ -235,7 +235,27 @@ fn a_range_of_users_is_checked() {
         "plugin option dynamic_user_range \"9-5\": it is not a range of uids; write the client's dynamic_user_min and \
          dynamic_user_max, for example \"80000-89999\""
     );
-    assert!(plugin_err(json!({"dynamic_user_range": 80000})).contains("is a number; write a string"));
+    assert!(
+        plugin_err(json!({"dynamic_user_range": 80000})).contains("\"80000\": it is not a range of uids")
+    );
+}
+
+/// The host in tests/pluginhost shows the same for go-cty.
+#[test]
+fn values_convert_as_in_go_cty() {
+    for (form, value) in
+        [(json!("true"), true), (json!("1"), true), (json!("false"), false), (json!("0"), false)]
+    {
+        assert_eq!(plugin(json!({"unveil_by_task": form})).unwrap().unveil_by_task, value, "{form}");
+    }
+    for form in [json!(1), json!(0), json!("yes"), json!("True"), json!(" true"), json!("")] {
+        let error = plugin_err(json!({"unveil_by_task": form}));
+        assert!(error.ends_with("; write true or false"), "{form}: {error}");
+    }
+    let args = json!([7, -1, u64::MAX, 1.5, 1e3, true, "a"]);
+    let config = task(json!({"command": 5.0, "args": args})).unwrap();
+    assert_eq!(config.command, "5");
+    assert_eq!(config.args, ["7", "-1", "18446744073709551615", "1.5", "1000", "true", "a"]);
 }
 
 #[test]

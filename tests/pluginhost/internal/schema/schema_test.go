@@ -2,6 +2,8 @@ package schema_test
 
 import (
 	"bytes"
+	"math"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -68,6 +70,31 @@ func TestValuesConvertToTheSchemasTypes(t *testing.T) {
 	}
 	if out["logging"].(map[string]any)["type"] != "journald" {
 		t.Errorf("default in a nested block: %v", out["logging"])
+	}
+}
+
+// The driver's unit test values_convert_as_in_go_cty expects the same.
+func TestStringsAndNumbersConvertInBothDirections(t *testing.T) {
+	for flag, want := range map[any]bool{"true": true, "1": true, "false": false, "0": false} {
+		out := pack(t, schematest.TaskSpec(), map[string]any{"command": 5.0, "flag": flag}, nil)
+		if out["flag"] != want || out["command"] != "5" {
+			t.Errorf("%q: %v", flag, out)
+		}
+	}
+	dec, err := schema.Convert(schematest.TaskSpec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, flag := range []any{int64(1), int64(0), "yes", "True", " true", ""} {
+		if _, err := schema.Pack(map[string]any{"command": "a", "flag": flag}, dec, nil); err == nil {
+			t.Errorf("%q is accepted as a boolean", flag)
+		}
+	}
+	out := pack(t, schematest.TaskSpec(), map[string]any{
+		"command": "a", "args": []any{int64(7), int64(-1), uint64(math.MaxUint64), 1.5, 1e3, true},
+	}, nil)
+	if want := []any{"7", "-1", "18446744073709551615", "1.5", "1000", "true"}; !reflect.DeepEqual(out["args"], want) {
+		t.Errorf("args: %v", out["args"])
 	}
 }
 
