@@ -106,7 +106,7 @@ pub enum ConfigError {
         most: usize,
     },
     /// A string that is not an unveil rule.
-    #[error("{scope} option {option} {error}")]
+    #[error("{scope} option {option} {error}{}", or_of_the_task(*.scope, .error))]
     Unveil {
         /// The config.
         scope: Scope,
@@ -125,6 +125,14 @@ pub enum ConfigError {
         /// Repeats the name.
         error: UnknownCapability,
     },
+}
+
+/// Nomad replaces `${…}` only in a job.
+fn or_of_the_task(scope: Scope, error: &UnveilError) -> &'static str {
+    match (scope, error) {
+        (Scope::Task, UnveilError::RelativePath(_)) => ", or ${NOMAD_TASK_DIR}/… for a path of the task",
+        _ => "",
+    }
 }
 
 /// An option as error messages name it.

@@ -229,6 +229,17 @@ fn lists_have_limits() {
 }
 
 #[test]
+fn only_errors_of_jobs_mention_variables() {
+    let relative = "option unveil[0] \"r:etc\": the path is relative; write an absolute path";
+    assert_eq!(
+        task_err(json!({"command": "a", "unveil": ["r:etc"]})),
+        format!("task {relative}, or ${{NOMAD_TASK_DIR}}/… for a path of the task")
+    );
+    let error = plugin_err(json!({"unveil_paths": ["r:etc"]}));
+    assert!(error.ends_with("the path is relative; write an absolute path"), "{error}");
+}
+
+#[test]
 fn a_range_of_users_is_checked() {
     assert_eq!(
         plugin_err(json!({"dynamic_user_range": "9-5"})),

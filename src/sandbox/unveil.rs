@@ -162,7 +162,7 @@ pub enum UnveilError {
     #[error("{}: the path after the colon is empty; {FORM}", quote(.0))]
     EmptyPath(String),
     /// The path does not start with a slash.
-    #[error("{}: the path is relative; write an absolute path, or ${{NOMAD_TASK_DIR}}/… for one of the task", quote(.0))]
+    #[error("{}: the path is relative; write an absolute path", quote(.0))]
     RelativePath(String),
     /// A `..` component.
     #[error("{}: the path has a `..`, which means different places before and after symlinks; write the path itself", quote(.0))]
@@ -282,10 +282,7 @@ mod tests {
         assert!(err("R:/etc").contains("unknown mode letter 'R'"));
         assert!(err(" r:/etc").contains("unknown mode letter ' '"));
         assert!(err("/etc:r").contains("unknown mode letter '/'"));
-        assert_eq!(
-            err("r:etc"),
-            r#""r:etc": the path is relative; write an absolute path, or ${NOMAD_TASK_DIR}/… for one of the task"#
-        );
+        assert_eq!(err("r:etc"), r#""r:etc": the path is relative; write an absolute path"#);
         assert!(err("r:${NOMAD_TASK_DIR}/x").contains("is relative"));
         assert!(err("r:~/x").contains("is relative"));
         assert!(err("r: /x").contains("is relative"));
