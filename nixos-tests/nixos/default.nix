@@ -42,7 +42,7 @@ let
     defaults // own // { packages = defaults.packages // own.packages or { }; };
   defaults = builtins.fromTOML (builtins.readFile ../scenarios/defaults.toml);
 
-  # The scenarios' library, and in front of each scenario what makes it importable and gives it the test driver's names.
+  # The scenarios' library, and the lines in front of each scenario that make it importable and give it the test driver's names.
   library = builtins.path {
     path = ../lib;
     name = "exec2-scenario-library";
@@ -128,7 +128,7 @@ let
         # A scenario for a kernel with Landlock left out expects the driver's message, not the module's assertion.
         assertions = lib.mkIf lsmOff (lib.mkOverride 40 [ ]);
         systemd.services.nomad.wantedBy = lib.mkIf (scenario.nomad == "none") (lib.mkForce [ ]);
-        # By name, so that a package set without one of them still evaluates: the scenario that needs it then says so.
+        # By name, so that a package set without one of them still evaluates, and only the scenario that needs it fails.
         environment.systemPackages = lib.filter (package: package != null) (
           map (package: pkgs.${package} or null) scenario.packages.nix
         );

@@ -12,7 +12,7 @@ let
     alice = 1001;
     bob = 1002;
   };
-  # By name, so that a package set without one of them still evaluates: the scenario that needs it then says so.
+  # By name, so that a package set without one of them still evaluates, and only the scenario that needs it fails.
   present = names: lib.filter (package: package != null) (map (name: pkgs.${name} or null) names);
   # For jobs, which look commands up in the agent's PATH.
   commands = present [
@@ -59,12 +59,12 @@ in
     };
   };
 
-  # A crash has to be seen by a scenario, and none restarts the agent too often.
+  # A scenario must notice a crash, and may restart the agent often.
   systemd.services.nomad = {
     serviceConfig.Restart = lib.mkForce "no";
     unitConfig.StartLimitIntervalSec = lib.mkForce 0;
   };
-  # Nomad finds bridge networking by this module; below /lib/modules, where it looks for one that is not loaded yet, is nothing.
+  # Nomad detects bridge networking by this module, loaded or below /lib/modules, which does not exist here.
   boot.kernelModules = [ "bridge" ];
 
   services.nomad-driver-exec2 = {

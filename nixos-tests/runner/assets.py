@@ -1,7 +1,7 @@
-"""Builds and keeps what a guest is made of: the tools (QEMU and friends), the root image, and each kernel.
+"""Builds and caches the parts of a guest: the tools (QEMU and others), the root image, and each kernel.
 
-Every part lies in the cache under a name with a hash of what it was made from, so that a change makes a new one and two
-checkouts do not disturb each other.
+The name of each part in the cache has a hash of its sources, so that a change makes a new part and two checkouts do not
+disturb each other.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ def _source(*names: str) -> str:
 
 
 def _mirror_of(tools: Tools) -> str:
-    """The one that mmdebstrap took the tools from."""
+    """The mirror that mmdebstrap took the tools from."""
     sources = tools.tree / "etc/apt/sources.list"
     found = re.search(r"^deb (?:\[[^]]*\] )?(\S+)", sources.read_text(encoding="utf-8"), re.M) if sources.exists() else None
     if not found:
@@ -98,7 +98,7 @@ class Assets:
         source = [f"deb [signed-by={KEYRING}] {self.mirror} {suite} main"] if self.mirror else []
         command = ["mmdebstrap", f"--variant={variant}", "--format=tar", f"--include={','.join(packages)}",
                    '--aptopt=APT::Sandbox::User "root"', *options, suite, str(target), *source]  # fmt: skip
-        # the caller's temporary folder may be closed to the user namespace that mmdebstrap works in
+        # the user namespace of mmdebstrap may have no access to the caller's temporary folder
         run(command, env={**os.environ, "TMPDIR": "/tmp"})
 
     def tools(self) -> Tools:
@@ -113,12 +113,12 @@ class Assets:
                     self._mmdebstrap(TOOLS_SUITE, archive, "extract", list(TOOLS_PACKAGES))
                     tree = scratch / "tree"
                     with tarfile.open(archive) as tar:
-                        if hasattr(tarfile, "fully_trusted_filter"):  # or Python 3.14 refuses Debian's absolute links
+                        if hasattr(tarfile, "fully_trusted_filter"):  # Python 3.14 refuses Debian's absolute links otherwise
                             tar.extraction_filter = tarfile.fully_trusted_filter
                         members = [m for m in tar if m.isreg() or m.isdir() or m.issym() or m.islnk()]
                         wanted = [m for m in members if not re.match(r"\./(dev|proc|sys|var|usr/share/(doc|man|locale))/", m.name)]
                         for member in wanted:
-                            member.mode |= 0o700 if member.isdir() else 0o600  # or it could not be deleted again
+                            member.mode |= 0o700 if member.isdir() else 0o600  # otherwise it could not be deleted
                         tar.extractall(tree, members=wanted)
                     tree.rename(final)
         return Tools(final)

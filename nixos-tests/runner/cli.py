@@ -1,4 +1,4 @@
-"""The command line, and the order of things: what to run, build what is missing, run it, report."""
+"""The command line and the sequence of a run: choose scenarios, build what is missing, run them, report."""
 
 import argparse
 import code
@@ -62,15 +62,15 @@ def _parser() -> argparse.ArgumentParser:
                         help="who loads the plugin; auto: the pluginhost, and real Nomad as well if NOMAD_BIN or PATH has one")  # fmt: skip
     parser.add_argument("--plugin", metavar="PATH", help="this plugin binary instead of a build of this checkout")
     parser.add_argument("--pluginhost", metavar="PATH", help="this pluginhost instead of a build of tests/pluginhost")
-    parser.add_argument("--payload", metavar="DIR", help="a folder that is laid over the guest's root")
-    parser.add_argument("--across", action="store_true", help="of the chosen scenarios only those that a kernel makes a difference to")
+    parser.add_argument("--payload", metavar="DIR", help="a folder to put over the guest's root")
+    parser.add_argument("--across", action="store_true", help="of the chosen scenarios only those whose result depends on the kernel")
     parser.add_argument("--list", action="store_true", help="list the chosen scenarios and what they are for")
     parser.add_argument("--table", action="store_true", help="print the scenarios as the table of nixos-tests/README.md")
     parser.add_argument("--build", action="store_true", help="build what the chosen kernels need, and run nothing")
     parser.add_argument("--update", action="store_true", help="look for newer kernel packages")
     parser.add_argument("--interactive", action="store_true", help="boot one machine and open a Python prompt with the scenario's globals")
     parser.add_argument("--shell", action="store_true", help="boot one machine and open a root shell in it")
-    parser.add_argument("--no-snapshots", action="store_true", help="boot every guest, where one that has booted before could be resumed")
+    parser.add_argument("--no-snapshots", action="store_true", help="boot every guest instead of resuming snapshots")
     parser.add_argument("--keep", action="store_true", help="keep the disks of each guest in the log folder")
     parser.add_argument("--timeout", type=float, metavar="S", help="for each scenario, boot included (default: what its head says)")
     parser.add_argument("--jobs", type=int, metavar="N",
@@ -112,7 +112,7 @@ class Session:
             return 0
         chosen = [item for item in scenario.choose(options.scenarios) if item.across or not options.across]
         if not chosen:
-            raise RunnerError("--across: a kernel makes no difference to any of the chosen scenarios")
+            raise RunnerError("--across: the result of no chosen scenario depends on the kernel")
         if options.list:
             for item in chosen:
                 result(f"{item.name:28} kernels {item.kernels:16} lsm {item.lsm:4} nomad {item.nomad:11} {item.description}")
@@ -152,7 +152,7 @@ class Session:
     # -- what to run --------------------------------------------------------------------------------------------------
 
     def _kernels(self, assets: Assets) -> tuple[list[KernelImage], dict[str, str]]:
-        """Those that could be built, and why the others could not."""
+        """The kernels that could be built, and the errors of the others."""
         images, broken = [], {}
         for kernel, wanted in kernels.choose(self.options.kernel):
             try:
@@ -162,7 +162,7 @@ class Session:
         return images, broken
 
     def _agents(self, nomad: str) -> list[str]:
-        """Who loads the plugin for a scenario with this `nomad` in its head; nothing if it cannot be run here."""
+        """Who loads the plugin for a scenario with this `nomad` in its head; empty if it cannot run here."""
         if nomad == "none":
             return ["none"]
         choice = self.options.nomad
@@ -189,7 +189,7 @@ class Session:
                     report.not_applicable(label, item.name, mismatch)
                     continue
                 if "packages" in item.payload and not self.options.payload:
-                    report.failed(label, item.name, "", 0.0, "needs the packages in the guest: run it by make test-vm, or give --payload DIR")
+                    report.failed(label, item.name, "", 0.0, "needs the packages in the guest; run make test-vm, or write --payload DIR")
                     continue
                 agents = self._agents(item.nomad)
                 if not agents:
@@ -214,7 +214,7 @@ class Session:
         return folder
 
     def _payloads(self, scratch: Path, agents: "set[str]", with_unit_tests: bool) -> None:
-        """One image for each agent; without an agent any of them will do, as its unit is masked then."""
+        """One image for each agent. A scenario without an agent uses any of them, with the unit masked."""
         plugin = payload.build_plugin(self.options.plugin)
         wanted = sorted(agents - {"none"}) or self._agents("both")[:1]
         host = None if self.options.nomad == "real" else payload.build_pluginhost(self.options.pluginhost)
@@ -222,7 +222,7 @@ class Session:
         for agent in wanted:
             binary = payload.real_nomad() if agent == "nomad" else host
             if binary is None:
-                raise RunnerError("--nomad real: there is no nomad; set NOMAD_BIN, or put it on PATH")
+                raise RunnerError("--nomad real needs a nomad; set NOMAD_BIN, or put it on PATH")
             extra = Path(self.options.payload) if self.options.payload else None
             tree, image = scratch / agent, scratch / f"{agent}.erofs"
             payload.assemble(tree, plugin, binary, host, unit_tests, extra)
@@ -239,7 +239,7 @@ class Session:
         return qemu.guest_arguments(self.tools, self.accel, kernel, disks, memory_mib, lsm_off, extra)
 
     def _machine(self, run: Run, folder: Path, transcript: Transcript, timeout: float) -> Machine:
-        """With an empty disk; whatever else is in the folder under its names is replaced."""
+        """A machine with an empty disk, in place of an earlier one in the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         state = folder / snapshot.DISK
         for old in (state, folder / snapshot.CONSOLE):
@@ -259,7 +259,7 @@ class Session:
         return snapshot.name(kernel, [self.root, self.tools.tree], self.payloads[agent], self._command(kernel, lsm_off, agent, memory_mib, placeholders))
 
     def _resumed(self, run: Run, folder: Path, transcript: Transcript) -> Machine | None:
-        """A machine that has booted already; None if this one has to boot."""
+        """A machine resumed from a snapshot; None if this one has to boot."""
         if self.snapshots is None or not run.scenario.shares_boot:
             return None
         name = self._snapshot_name(*run.boot)

@@ -1,4 +1,4 @@
-"""Progress lines on standard error. Results go to standard output, so that the two can be told apart."""
+"""Progress lines on standard error. Results go to standard output, so that the two can be separated."""
 
 import sys
 import threading
@@ -15,6 +15,6 @@ def progress(text: str) -> None:
 
 
 def result(text: str) -> None:
-    """One line of the report; may hold several lines that belong together."""
+    """A part of the report, of one or more lines."""
     with _LOCK:
         print(text, flush=True)

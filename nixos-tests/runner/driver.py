@@ -1,4 +1,4 @@
-"""Runs one scenario: gives it the NixOS driver's globals, and makes a result of how it ended."""
+"""Runs one scenario with the NixOS driver's globals, and returns its outcome."""
 
 import contextlib
 import linecache
@@ -16,7 +16,7 @@ from .machine import Machine, retry
 from .scenario import Scenario
 from .transcript import Transcript
 
-# A guest that still answers hands over its journal within this.
+# A guest that responds sends its journal within this time.
 JOURNAL_TIMEOUT_S = 60
 
 
@@ -82,7 +82,7 @@ class Driver:
             _execute(scenario.path, self.script_globals())
         except (CommandError, MachineError, AssertionError) as error:
             reason = f"{_place(error, scenario.path)}{type(error).__name__}: {error}"
-        except (Exception, SystemExit):  # a mistake in the scenario is a failure like any other
+        except (Exception, SystemExit):  # an error in the scenario is a failure too
             reason = _traceback(scenario.path)
         seconds = time.monotonic() - started
         if reason:
@@ -93,7 +93,7 @@ class Driver:
                        self._log.subtests, reason)
 
     def collect(self) -> None:
-        """The guest's own journal, as long as it answers."""
+        """Saves the guest's journal if the guest still responds."""
         for machine in self.machines:
             if not machine.is_up():
                 continue
@@ -112,7 +112,7 @@ def _execute(path: Path, names: dict[str, Any]) -> None:
 
 
 def _traceback(path: Path) -> str:
-    """From the scenario on; the runner's own frames above it say nothing."""
+    """The traceback from the scenario's frame on, without the runner's."""
     kind, error, trace = sys.exc_info()
     while trace is not None and trace.tb_frame.f_code.co_filename != str(path):
         trace = trace.tb_next

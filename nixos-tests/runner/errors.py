@@ -10,8 +10,8 @@ class MachineError(Exception):
 
 
 class CommandError(Exception):
-    """A command in the guest had another outcome than the scenario demands."""
+    """A command in the guest did not have the required outcome."""
 
 
 class EmulatorError(MachineError):
-    """QEMU itself broke down (an assertion, a segmentation fault); says nothing about the guest."""
+    """QEMU itself crashed (an assertion, a segmentation fault); this is no result for the guest."""

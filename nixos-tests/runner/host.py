@@ -11,21 +11,21 @@ from .errors import RunnerError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-# A cold apt-get on a slow mirror takes minutes; past this it hangs.
+# apt-get without a cache on a slow mirror takes minutes; after this time it hangs.
 APT_INSTALL_TIMEOUT_S = 600
 
 
 def cache_dir() -> Path:
-    """Everything that is built is kept here; deleting it costs only the next build."""
+    """The folder of everything that is built; it can be deleted at any time."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "nomad-driver-exec2" / "vm"
 
 
 def _missing() -> dict[str, str]:
-    """What is not there: what it is -> the Debian package that has it."""
+    """What is missing: {name: the Debian package that has it}."""
     wanted = {"mmdebstrap": "mmdebstrap", "apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg"}
     if os.geteuid() != 0:
-        wanted["newuidmap"] = "uidmap"  # mmdebstrap then works in a user namespace
+        wanted["newuidmap"] = "uidmap"  # mmdebstrap then uses a user namespace
     path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
     missing = {tool: package for tool, package in wanted.items() if not shutil.which(tool, path=path)}
     if not KEYRING.exists():
@@ -42,7 +42,7 @@ def _os_family() -> str:
 
 
 def require_build_tools() -> None:
-    """Installs what is missing on Debian and Ubuntu as root; elsewhere names it and stops."""
+    """Installs what is missing on Debian and Ubuntu as root; elsewhere raises an error that names it."""
     missing = _missing()
     if not missing:
         return
@@ -62,7 +62,7 @@ def require_build_tools() -> None:
         done = _run(install, env)
     still = _missing()
     if still:
-        raise RunnerError(f"apt-get install {' '.join(packages)} did not bring {', '.join(still)}:\n{done.stdout.strip()}")
+        raise RunnerError(f"apt-get install {' '.join(packages)} did not install {', '.join(still)}:\n{done.stdout.strip()}")
 
 
 def _run(command: list[str], env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
@@ -81,7 +81,7 @@ def debian_mirror(option: str | None) -> str | None:
                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
         for line in done.stdout.splitlines():
             origin, _, uri = line.partition(" ")
-            # Debian's own archive, not the security archive and no third party's repository for Debian
+            # Debian's main archive, not the security archive or a third party's repository
             if origin == "Debian" and uri.rstrip("/").endswith("/debian"):
                 return uri.rstrip("/")
     return None

@@ -32,7 +32,7 @@ PANIC = re.compile(rb"Kernel panic - not syncing|BUG: unable to handle")
 
 COMMAND_TIMEOUT_S = 900  # of execute() and of every wait, as in the NixOS driver
 RETRY_INTERVAL_S = 1.0
-# QEMU is told and does nothing else; a guest that is busy shuts down slowly under emulation.
+# Of QEMU's start, and of a shutdown, which is slow in a busy guest under emulation.
 QEMU_START_TIMEOUT_S = 30
 SHUTDOWN_TIMEOUT_S = 180
 CONSOLE_TAIL_LINES = 40
@@ -40,7 +40,7 @@ CONSOLE_TAIL_LINES = 40
 MIGRATE_TIMEOUT_S = 120
 RESUMED = "resumed"
 # QEMU 10 under TCG aborts in about one boot of a hundred, before the kernel prints its first line
-# ("msix_table_mmio_write: Assertion"). That is no result; a guest that was up once is never started again.
+# ("msix_table_mmio_write: Assertion"). That is no result for the guest; one that was up is never started again.
 BOOT_ATTEMPTS = 3
 EMULATOR_SIGNALS = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL)
 POLL_S = 0.5  # how soon a dead QEMU or the scenario's deadline is noticed while waiting for output
@@ -54,7 +54,7 @@ def retry(fn: Callable[[bool], bool], timeout: float = COMMAND_TIMEOUT_S) -> Non
             return
         time.sleep(RETRY_INTERVAL_S)
     if not fn(True):
-        raise CommandError(f"not so after {timeout:.0f} s")
+        raise CommandError(f"still failing after {timeout:.0f} s")
 
 
 class Machine:
@@ -75,7 +75,7 @@ class Machine:
         self._buffer = b""
         self._console = bytearray()
         self._panic = False
-        self.emulator_errors = 0  # how often QEMU broke down while booting
+        self.emulator_errors = 0  # how often QEMU crashed while booting
         self.boot_seconds: float | None = None  # from start to a usable shell
         self.resumed = False  # not booted, but resumed from a snapshot
 
@@ -123,13 +123,13 @@ class Machine:
     def suspend(self, memory: Path) -> None:
         """Writes the guest's memory to a file and ends QEMU: with its disk, that is all that resume() needs."""
         self._log.event(f"{self.name}: suspend")
-        # not stopped before: whoever resumes it would find it stopped
+        # not stopped first: it would be resumed as stopped
         self.send_monitor_command("migrate_set_parameter max-bandwidth 100G")
         with _link(self.folder / "to", memory.parent):
             answer = self.send_monitor_command(f"migrate file:to/{memory.name}", timeout=MIGRATE_TIMEOUT_S)
         state = self.send_monitor_command("info migrate")
         if not re.search(r"status:\s*completed", state, re.I):
-            raise MachineError(f"QEMU did not write the guest's memory: {answer} {state}")
+            raise MachineError(f"failed to write the guest's memory: {answer} {state}")
         self.send_monitor_command("quit", answered=False)
         self._wait_for_end()
 
@@ -139,7 +139,7 @@ class Machine:
         (self.folder / "console.log").write_bytes(console)
         with _link(self.folder / "from", memory.parent):
             self._launch("-incoming", f"file:from/{memory.name}")
-            # the guest's clock has stood still since
+            # the guest's clock stopped with it
             self._send(f"date --utc --set=@{time.time():.3f} >/dev/null; echo {RESUMED}")
             while RESUMED.encode() not in self._buffer:
                 self._receive(self._started + MIGRATE_TIMEOUT_S)
@@ -206,7 +206,7 @@ class Machine:
                 raise MachineError(f"the guest runs Linux {release}, not {self._release}")
 
     def _receive(self, deadline: float = math.inf) -> None:
-        """Adds what the shell wrote to the buffer; raises if the guest is gone or the time is up, the scenario's or this one."""
+        """Adds the shell's output to the buffer; raises if the guest is gone, or at either deadline."""
         assert self._shell is not None and self._process is not None
         while True:
             if select.select([self._shell], [], [], POLL_S)[0]:
@@ -222,7 +222,7 @@ class Machine:
                 broken = EmulatorError if status in EMULATOR_SIGNALS else MachineError
                 raise broken(f"the guest is gone (QEMU ended with {status}) {self._qemu_errors()}".rstrip())
             if time.monotonic() > min(self._deadline, deadline):
-                raise MachineError("the scenario ran out of time" if deadline > self._deadline else "the guest does not answer")
+                raise MachineError("the scenario ran out of time" if deadline > self._deadline else "the guest does not respond")
 
     def _read_line(self) -> bytes:
         while b"\n" not in self._buffer:
@@ -231,7 +231,7 @@ class Machine:
         return line
 
     def _forget(self) -> None:
-        """After QEMU has ended: closes what led to it."""
+        """Closes the connections to a QEMU that has ended."""
         for connection in (self._shell, self._monitor):
             if connection is not None:
                 connection.close()
@@ -253,7 +253,7 @@ class Machine:
             self.kill()
 
     def shutdown(self) -> None:
-        """A clean shutdown. The next call that needs the machine boots it again, with what it had on disk."""
+        """A clean shutdown. The next call that needs the machine boots it again with its disk."""
         if self._process is None:
             return
         self.connect()
@@ -262,7 +262,7 @@ class Machine:
         self._wait_for_end()
 
     def crash(self) -> None:
-        """As if the power failed."""
+        """Ends QEMU at once, like a power failure."""
         if self._process is None:
             return
         self._log.event(f"{self.name}: crash")
@@ -278,7 +278,7 @@ class Machine:
         self.connect()
 
     def kill(self) -> None:
-        """Ends QEMU whatever it does; for the end of a scenario."""
+        """Ends QEMU at once; for the end of a scenario."""
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.kill()
@@ -286,18 +286,18 @@ class Machine:
             self._forget()
 
     def terminate(self) -> None:
-        """Ends QEMU from another thread; whoever waits for the guest then gets a MachineError."""
+        """Ends QEMU from another thread; a thread that waits for the guest gets a MachineError."""
         process = self._process
         if process is not None and process.poll() is None:
             process.kill()
 
     def wait_for_shutdown(self) -> None:
-        """Until the guest has ended by itself."""
+        """Waits until the guest has ended by itself."""
         if self._process is not None:
             self._wait_for_end()
 
     def extend_deadline(self, seconds: float) -> None:
-        """Time for what is done after the scenario has ended."""
+        """Sets a new deadline, for work after the end of the scenario."""
         self._deadline = time.monotonic() + seconds
 
     def is_up(self) -> bool:
@@ -313,7 +313,7 @@ class Machine:
             try:
                 data = self._monitor.recv(4096)
             except TimeoutError as error:
-                raise MachineError("QEMU's monitor does not answer") from error
+                raise MachineError("QEMU's monitor does not respond") from error
             if not data:
                 raise MachineError(f"QEMU's monitor is closed: {self._qemu_errors()}")
             text += data
@@ -331,11 +331,11 @@ class Machine:
         self.send_monitor_command("set_link net0 off")
 
     def unblock(self) -> None:
-        """Plugs it in again."""
+        """Plugs the network cable in again."""
         self.send_monitor_command("set_link net0 on")
 
     def get_console_log(self) -> str:
-        """All that the serial console showed since the first start."""
+        """The output of the serial console since the first start."""
         return bytes(self._console).decode(errors="replace")
 
     def console_tail(self) -> str:
@@ -430,7 +430,7 @@ class Machine:
         return self.execute(f"systemctl {arguments}")
 
     def wait_for_unit(self, unit: str, timeout: float = COMMAND_TIMEOUT_S) -> None:
-        """Until systemd calls it active; a failed unit, or an inactive one with nothing pending, ends the wait."""
+        """Waits until the unit is active; a failed unit, or an inactive one without pending jobs, is an error."""
 
         def active(_: bool) -> bool:
             state = self._property(unit, "ActiveState")
@@ -469,7 +469,7 @@ class Machine:
         self.succeed(f"sleep {seconds}")
 
     def copy_from_host_via_shell(self, source: str, target: str) -> None:
-        """A small file, through the shell."""
+        """Copies a small file through the shell."""
         text = base64.b64encode(Path(source).read_bytes()).decode()
         quoted = shlex.quote(target)
         self.succeed(f"mkdir -p $(dirname {quoted})", f"echo -n {text} | base64 -d > {quoted}")
@@ -508,13 +508,13 @@ class Machine:
 
 
 def _tied_to_us() -> list[str]:
-    """In front of a command: it is killed when the runner is, however that happens."""
+    """The start of a command that is killed when the runner ends in any way."""
     return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 
 @contextlib.contextmanager
 def _link(path: Path, target: Path) -> Iterator[None]:
-    """A name without special characters for a folder that QEMU's `file:` is to find."""
+    """A name without special characters for a folder, for QEMU's `file:`."""
     path.symlink_to(target.resolve())
     try:
         yield
@@ -524,7 +524,7 @@ def _link(path: Path, target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _short_path(path: Path) -> Iterator[str]:
-    """The path by way of an open folder, as a unix address holds 107 bytes only."""
+    """The path through an open folder: a unix address has at most 107 bytes."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"

@@ -1,4 +1,4 @@
-"""Puts together what lies over the root image: the guest's configuration, the plugin, the agent and the examples.
+"""Builds the layer over the root image: the guest's configuration, the plugin, the agent and the examples.
 
 It becomes a read-only disk that is stacked on the root, so that no guest spends time on copying.
 """
@@ -22,8 +22,8 @@ CARGO_BUILD_TIMEOUT_S = 2400
 
 UNIT_TESTS = "usr/local/libexec/exec2-unit-tests"
 
-MACHINE_ID = "0123456789abcdef0123456789abcdef"  # fixed, so that systemd takes no boot for the first one
-IMAGE_UUID = "00000000-0000-4000-8000-000000000001"  # any: nothing looks for the image by it
+MACHINE_ID = "0123456789abcdef0123456789abcdef"  # fixed, so that systemd treats no boot as the first
+IMAGE_UUID = "00000000-0000-4000-8000-000000000001"  # any value: nothing uses it
 UNIT_FOLDER = "etc/systemd/system"
 WANTS = {
     "multi-user.target.wants/backdoor.service": "../backdoor.service",
@@ -42,7 +42,7 @@ FILES = {
 
 
 def build_plugin(option: str | None) -> Path:
-    """The plugin of --plugin, or what cargo makes of this checkout (cargo knows whether it is up to date)."""
+    """The plugin of --plugin, or one that cargo builds from this checkout."""
     if option:
         return _existing(Path(option), "--plugin")
     target = Path(os.environ.get("CARGO_TARGET_DIR") or PROJECT / "target")
@@ -52,12 +52,12 @@ def build_plugin(option: str | None) -> Path:
 
 
 def build_pluginhost(option: str | None) -> Path:
-    """The test host of --pluginhost, or what go makes of tests/pluginhost."""
+    """The test host of --pluginhost, or one that go builds from tests/pluginhost."""
     if option:
         return _existing(Path(option), "--pluginhost")
     source = PROJECT / "tests" / "pluginhost"
     if not (source / "go.mod").exists():
-        raise RunnerError(f"{source} is not there; name another pluginhost with --pluginhost PATH, or use real Nomad with --nomad real")
+        raise RunnerError(f"{source} does not exist; write --pluginhost PATH, or use real Nomad with --nomad real")
     result = PROJECT / "target" / "pluginhost"
     _build("the pluginhost", ["go", "build", "-trimpath", "-o", str(result), "./cmd/pluginhost"], source, {"CGO_ENABLED": "0"}, GO_BUILD_TIMEOUT_S,
            "--pluginhost PATH, or --nomad real")  # fmt: skip
@@ -65,7 +65,7 @@ def build_pluginhost(option: str | None) -> Path:
 
 
 def build_unit_tests() -> Path:
-    """The crate's unit tests as a program, for those of them that need a real kernel and root; static, so that the guest's libc does not matter."""
+    """The crate's unit tests as a static program, for those that need a real kernel and root."""
     target = Path(os.environ.get("CARGO_TARGET_DIR") or PROJECT / "target")
     output = _build("the unit tests", ["cargo", "test", "--quiet", "--locked", "--lib", "--target", RUST_TARGET, "--no-run", "--message-format=json"], PROJECT,
                     {"CARGO_TARGET_DIR": str(target)}, CARGO_BUILD_TIMEOUT_S, "other scenarios")  # fmt: skip
@@ -87,7 +87,7 @@ def real_nomad() -> Path | None:
 
 def _existing(path: Path, source: str) -> Path:
     if not path.is_file() or not os.access(path, os.X_OK):
-        raise RunnerError(f"{source}: {path} is no executable file")
+        raise RunnerError(f"{source}: {path} is not an executable file")
     return path.resolve()
 
 
@@ -98,7 +98,7 @@ def _build(what: str, command: list[str], folder: Path, extra: dict[str, str], t
     done = subprocess.run(command, cwd=folder, env={**os.environ, **extra}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False)  # fmt: skip
     if done.returncode != 0:
-        raise RunnerError(f"building {what} failed ({' '.join(command)}):\n{done.stdout.rstrip()}")
+        raise RunnerError(f"failed to build {what} ({' '.join(command)}):\n{done.stdout.rstrip()}")
     return done.stdout
 
 
@@ -129,7 +129,7 @@ def assemble(folder: Path, plugin: Path, agent: Path, pluginhost: Path | None, u
         shutil.copy(job, examples)
     if extra:
         if not extra.is_dir():
-            raise RunnerError(f"--payload: {extra} is no folder")
+            raise RunnerError(f"--payload: {extra} is not a folder")
         shutil.copytree(extra, folder, symlinks=True, dirs_exist_ok=True)
 
 

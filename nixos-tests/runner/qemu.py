@@ -1,4 +1,4 @@
-"""The QEMU command line, and whether KVM really works here."""
+"""The QEMU command line, and a probe whether KVM works."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ CPUS = 2
 PROBE_MEMORY_MIB = 2048
 STATE_DISK_GIB = 8  # sparse: costs what is written
 
-# lsm= without landlock; the other names are those that Debian has, so that only one thing changes
+# lsm= without landlock, and otherwise Debian's value
 LSM_OFF = "lsm=lockdown,yama,apparmor"
 # quiet: each line on an emulated serial port costs time. panic=-1: a panic ends QEMU at once, with the trace on the console.
 # no_timer_check, tsc=reliable: on a busy host an emulated timer is late; the kernel would panic over that, or read the time from a device.
@@ -24,7 +24,7 @@ COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable mitigations=off init_on_alloc=0 audit=0 nowatchdog net.ifnames=0 TERM=dumb "
     "systemd.show_status=0"
 )
-# What a distribution asks for at most (x86-64-v2). With `max`, which has page tables of five levels and wide vector registers, a
+# The most that distributions require (x86-64-v2). With `max`, which has page tables of five levels and wide vector registers, a
 # process takes a quarter to a half longer to start.
 EMULATED_CPU = "Nehalem"
 
@@ -40,7 +40,7 @@ class Disks(NamedTuple):
 
 
 def machine_arguments(tools: Tools, accel: str, memory_mib: int) -> list[str]:
-    """What a probe and a guest have in common. q35 because microvm dies in one boot of four."""
+    """The arguments of a probe and a guest. q35 because microvm dies in one boot of four."""
     share = tools.tree / "usr/share"
     command = tools.command("qemu-system-x86_64")
     for folder in ("qemu", "seabios"):
@@ -82,7 +82,7 @@ def accelerator(tools: Tools, kernel: KernelImage, cache: Path) -> str:
         progress("KVM: /dev/kvm is missing or not writable; emulating the CPU (TCG), which is 10 to 20 times slower")
         return "tcg"
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    remembered = cache / f"accel-{boot_id}"  # the answer holds until the host boots again
+    remembered = cache / f"accel-{boot_id}"  # valid until the host boots again
     if remembered.exists():
         answer = remembered.read_text(encoding="ascii")
     else:

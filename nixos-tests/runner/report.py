@@ -7,7 +7,7 @@ from .driver import Outcome
 
 
 class Report:
-    """Counts what happened; a scenario that is not for a kernel is neither passed nor skipped."""
+    """Counts what happened; a scenario that does not support a kernel is neither passed nor skipped."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -22,7 +22,7 @@ class Report:
     def finished(self, kernel: str, name: str, agent: str, outcome: Outcome, detail: str) -> None:
         boot = f" ({'resumed' if outcome.resumed else 'boot'} {outcome.boot_seconds:.1f} s)" if outcome.boot_seconds is not None else ""
         if outcome.emulator_errors:
-            boot += f" (QEMU broke down {outcome.emulator_errors} times while booting and was started again)"
+            boot += f" (QEMU crashed {outcome.emulator_errors} times while booting and was restarted)"
         lines = [self._line("ok" if outcome.passed else "FAIL", kernel, name, agent, f"{outcome.seconds:6.1f} s{boot}")]
         for depth, title, passed, seconds in outcome.subtests:
             lines.append(f"      {'  ' * depth}{'ok' if passed else 'FAIL'}  {title}  {seconds:.1f} s")

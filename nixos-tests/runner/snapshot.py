@@ -1,8 +1,7 @@
-"""Booted guests, kept: the memory and the disk of a guest at rest, from which a scenario goes on within a second or two.
+"""Cached snapshots: the memory and the disk of an idle booted guest, from which a scenario starts within a second or two.
 
-A snapshot is taken of a guest that has just booted, once systemd has started all that it was asked to and the agent has
-looked at the driver, and nothing else has been done to it. It is found by what it was made from, and nothing relies on one:
-a guest that cannot be resumed is booted.
+A snapshot is taken of a guest that has just booted, once systemd has started all units and the agent has checked the driver.
+Its name has a hash of its sources. A guest that cannot be resumed is booted.
 """
 
 import hashlib
@@ -23,17 +22,17 @@ from .transcript import Transcript
 MEMORY = "memory"
 DISK = "state.img"
 CONSOLE = "console.log"
-# Makes a machine with a fresh disk in a folder, for so many seconds.
+# Creates a machine with an empty disk in a folder, with a deadline in seconds.
 Launcher = Callable[[Path, Transcript, float], Machine]
-# What `make test-vm` uses takes about half of it; past that the ones that were used least recently are deleted.
+# `make test-vm` uses about half of it; beyond it the least recently used snapshots are deleted.
 KEPT_BYTES = 6 * 2**30
-# Booting is bounded by what a busy emulated CPU takes, several times over.
+# Several times what a busy emulated CPU takes to boot.
 BOOT_TIMEOUT_S = 300
-# The scenarios bound this as well, and wait longer: a guest is kept in whatever state it has by then.
+# After this time the snapshot is taken anyway: the scenarios wait for the agent too.
 SETTLE_TIMEOUT_S = 120
 # `--wait` returns at "running" and at "degraded" alike.
 STARTED = "systemctl is-system-running --wait || true"
-# The agent says of each driver whether it is healthy, and why.
+# The agent reports the health of each driver with a description.
 AGENT_READY = """until nomad node status -self -json 2>/dev/null | grep -q '"HealthDescription": *"[^"]'; do sleep 0.2; done"""
 
 
@@ -43,20 +42,20 @@ class Snapshot(NamedTuple):
     folder: Path
 
     def resume(self, machine: Machine) -> None:
-        """Gives a machine that was never started the disk, and starts it with the memory."""
+        """Starts a new machine with the disk and the memory."""
         self.folder.touch()
         copy_disk(self.folder / DISK, machine.folder / DISK)
         machine.resume(self.folder / MEMORY, (self.folder / CONSOLE).read_bytes())
 
 
 def copy_disk(source: Path, target: Path) -> None:
-    """Shares the blocks where the file system can, and else copies those that were written."""
+    """Shares the blocks if the file system can, otherwise copies those that were written."""
     run(["cp", "--reflink=auto", "--sparse=always", str(source), str(target)])
 
 
 def name(kernel: KernelImage, parts: list[Path], payload: Path, arguments: list[str]) -> str:
-    """By everything that a booted guest follows from: `parts` of the cache, which stay as they are once built, the payload,
-    QEMU's arguments with placeholders for disks, and this package."""
+    """The name of a snapshot: a hash of `parts` of the cache, which never change once built, the payload, QEMU's arguments with
+    placeholders for disks, and this package."""
     digest = hashlib.sha256()
     for part in (kernel.vmlinux, kernel.initrd, kernel.modules, *parts):
         status = part.stat()
@@ -69,7 +68,7 @@ def name(kernel: KernelImage, parts: list[Path], payload: Path, arguments: list[
 
 
 class Snapshots:
-    """Those of the cache."""
+    """The snapshots of the cache."""
 
     def __init__(self, assets: Assets) -> None:
         self._assets = assets
@@ -80,7 +79,7 @@ class Snapshots:
         return Snapshot(folder) if folder.exists() else None
 
     def take(self, wanted: str, machine_in: Launcher) -> Snapshot | None:
-        """The snapshot of this name; boots a guest for it unless another scenario or runner has done so meanwhile."""
+        """The snapshot of this name; boots a guest for it unless another scenario or runner has done that."""
         with self._assets.building(wanted) as scratch:
             found = self.find(wanted)
             if found or wanted in self._failed:

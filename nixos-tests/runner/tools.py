@@ -6,12 +6,12 @@ from pathlib import Path
 
 from .errors import RunnerError
 
-BUILD_TIMEOUT_S = 1800  # past this a build hangs; the longest takes 2 minutes on a slow machine
+BUILD_TIMEOUT_S = 1800  # after this time a build hangs; the longest takes 2 minutes on a slow machine
 ERROR_TAIL_LINES = 12
 
 
 def run(command: list[str], *, timeout: float = BUILD_TIMEOUT_S, stdin: bytes | None = None, env: dict[str, str] | None = None) -> bytes:
-    """Runs it; a failure is a RunnerError with what it printed."""
+    """Runs the command; a failure is a RunnerError with its output."""
     try:
         done = subprocess.run(command, input=stdin if stdin is not None else b"", capture_output=True, timeout=timeout, env=env, check=False)  # fmt: skip
     except OSError as error:
