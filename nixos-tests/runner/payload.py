@@ -67,8 +67,8 @@ def build_pluginhost(option: str | None) -> Path:
 def build_unit_tests() -> Path:
     """The crate's unit tests as a static program, for those that need a real kernel and root."""
     target = Path(os.environ.get("CARGO_TARGET_DIR") or PROJECT / "target")
-    output = _build("the unit tests", ["cargo", "test", "--quiet", "--locked", "--lib", "--target", RUST_TARGET, "--no-run", "--message-format=json"], PROJECT,
-                    {"CARGO_TARGET_DIR": str(target)}, CARGO_BUILD_TIMEOUT_S, "other scenarios")  # fmt: skip
+    command = ["cargo", "test", "--quiet", "--locked", "--package", PLUGIN_NAME, "--lib", "--target", RUST_TARGET, "--no-run", "--message-format=json"]
+    output = _build("the unit tests", command, PROJECT, {"CARGO_TARGET_DIR": str(target)}, CARGO_BUILD_TIMEOUT_S, "other scenarios")
     for line in output.splitlines():
         message = json.loads(line) if line.startswith("{") else {}
         if message.get("executable") and "lib" in message["target"]["kind"]:
