@@ -33,6 +33,7 @@ rustPlatform.buildRustPackage (
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../tests)
         ../fuzz/seeds/shim_spec
         ../tests/messages.txt
+        ../tests/fixtures
         # Tests compare these with the table of options.
         ../README.md
         ../docs/nixos.md

@@ -6,3 +6,6 @@ pub mod identity;
 pub mod key;
 pub(crate) mod reconcile;
 pub mod run_dir;
+pub mod spec;
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,8 @@ use super::identity::Identity;
 /// `TaskHandle.version` of our handles. The Go driver's are 1 and 2; the gap is theirs to grow.
 pub const HANDLE_VERSION: i32 = 100;
 
-/// Serialized as JSON: opaque to Nomad, readable to whoever debugs its state.
+/// Serialized as JSON: opaque to Nomad, readable to whoever debugs its state. Fields that an earlier version did not write have
+/// a default, and unknown ones are ignored; only without the boot and the shim is there no task to find.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriverState {
     /// The boot that the processes belong to.
@@ -20,8 +21,10 @@ pub struct DriverState {
     pub task: Option<Identity>,
     pub cgroup: Option<PathBuf>,
     /// µs since the epoch.
+    #[serde(default)]
     pub started_at_us: u64,
     /// The cgroup's OOM kills before the task started.
+    #[serde(default)]
     pub oom_kills_before: u64,
     /// The task's user; older versions did not note it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -18,7 +18,7 @@ use super::run_dir::{self, RunDir};
 use crate::sys;
 
 /// How long an entry of a task that has ended is kept for an agent that does not come back. An agent may be down for
-/// days; an entry takes a few hundred bytes of /run.
+/// days; an entry takes some 10 KiB of /run.
 const KEEP_ENDED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How long a killed shim may take to be gone, which is how long its task takes to die. A process in an uninterruptible
 /// wait takes longer; nobody who waits for an answer is held up by it.

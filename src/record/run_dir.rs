@@ -6,6 +6,7 @@
 //!   nobody will ever ask for it.
 //! * `answered`: the same file under another name, once the answer is on its way to Nomad. Removed when Nomad asks for
 //!   the task, which it does at once: only then is it certain that the answer has arrived.
+//! * `spec`: what the task may do, written before it runs; the task itself cannot read it.
 //! * `outlived`: how many OOM kills of its processes the task has gone on after; not there while it is none.
 
 use std::ffi::{OsStr, OsString};
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, boot_id};
 use super::key::Key;
+use super::spec::StoredSpec;
 use crate::shim::exit::{BLANK, Exit, MAX_LINE, Malformed};
 use crate::sys;
 
@@ -34,8 +36,11 @@ const SHIM_FILE: &str = "shim";
 const STARTING_FILE: &str = "starting";
 const ANSWERED_FILE: &str = "answered";
 const OUTLIVED_FILE: &str = "outlived";
+const SPEC_FILE: &str = "spec";
 /// Longest record of the plugin's own, bytes: a [`Record`] has some 100.
 const MAX_RECORD: u64 = 1024;
+/// Longest specification, bytes: a job may have hundreds of thousands of rules.
+const MAX_SPEC: u64 = 256 << 20;
 /// Digits of the greatest number; always as many are written, so that one write replaces the last number.
 const NUMBER: u64 = 20;
 /// NAME_MAX is 255 (limits.h); a longer name is cut and told apart by a hash.
@@ -50,6 +55,8 @@ pub enum RunDirError {
     Unsafe(PathBuf),
     #[error("{path:?}: {error}")]
     Malformed { path: PathBuf, error: Malformed },
+    #[error("failed to decode {path:?}: {error}")]
+    Spec { path: PathBuf, error: serde_json::Error },
 }
 
 impl RunDirError {
@@ -124,6 +131,24 @@ impl RunDir {
         // The space is taken now: at the task's end a full file system must not cost its exit status.
         file.write_all_at(&BLANK, 0).map_err(|error| self.failed("write", EXIT_FILE)(error))?;
         Ok(file)
+    }
+
+    /// Stores what the task may do. Not synced: it is of no use after a reboot.
+    pub(crate) fn record_spec(&self, spec: &StoredSpec<'_>) -> Result<(), RunDirError> {
+        let bytes = spec.encode().map_err(|error| self.failed("encode", SPEC_FILE)(error.into()))?;
+        let file = self.new_file(&self.dir()?, SPEC_FILE)?;
+        file.write_all_at(&bytes, 0).map_err(self.failed("write", SPEC_FILE))
+    }
+
+    /// What the task may do; none if the version that started it did not store that.
+    pub fn spec(&self) -> Result<Option<StoredSpec<'static>>, RunDirError> {
+        let mut bytes = Vec::new();
+        match self.open(SPEC_FILE).and_then(|file| file.take(MAX_SPEC).read_to_end(&mut bytes)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(self.failed("read", SPEC_FILE))?,
+        };
+        let decoded = StoredSpec::decode(&bytes);
+        decoded.map(Some).map_err(|error| RunDirError::Spec { path: self.path().join(SPEC_FILE), error })
     }
 
     /// Notes who the shim is.

@@ -106,19 +106,26 @@ impl std::str::FromStr for Exit {
         };
         let (code, signal) = (number("code=")?, number("signal=")?);
         let (oom_kills, micros) = (number("oom=")?, number("at=")?);
-        let right = match signal {
+        let mut right = match signal {
             0 => code <= 255,
             1..=64 => code == 128 + signal,
             _ => false,
         };
-        if !right || fields.next().is_some() {
+        // A later version may write more of the form name=value.
+        let mut later = 0;
+        for field in fields {
+            later += field.len() + 1;
+            right &= field.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+        }
+        if !right {
             return Err(Malformed);
         }
         let at = UNIX_EPOCH.checked_add(Duration::from_micros(micros)).ok_or(Malformed)?;
         let small = |number: u64| i32::try_from(number).map_err(|_| Malformed);
         let exit = Self { code: small(code)?, signal: small(signal)?, oom_kills, at };
         // A shim writes a number in one way only.
-        if exit.to_string() == line { Ok(exit) } else { Err(Malformed) }
+        let ours = &line[..line.len() - later - 1];
+        if exit.to_string().trim_end() == ours { Ok(exit) } else { Err(Malformed) }
     }
 }
 
@@ -193,13 +200,25 @@ mod tests {
             "v1 code=007 signal=0 oom=0 at=1\n",
             "v1 code=7 signal=0 oom=00 at=1\n",
             "v1 code=7 signal=0 oom=0 at=01\n",
-            "v1 code=0 signal=0 oom=0 at=1 more=1\n",
+            "v1 code=0 signal=0 oom=0 at=01 more=1\n",
+            "v1 code=0 signal=0 oom=0 at=1 more\n",
+            "v1 code=0 signal=0 oom=0 at=1 =1\n",
+            "v1 code=0 signal=0 oom=0 at=1 \n",
+            "v1 code=0 signal=0 oom=0 at=1  more=1\n",
             "v1 code=0 signal=0 at=1\n",
             "v1 code=0 signal=0 oom=0 at=99999999999999999999\n",
             "v1 signal=0 code=0 oom=0 at=1\n",
         ] {
             assert_eq!(line.parse::<Exit>(), Err(Malformed), "{line:?}");
         }
+    }
+
+    #[test]
+    fn fields_of_a_later_version_are_ignored() {
+        let line = "v1 code=137 signal=9 oom=1 at=5 core=1 note=x\n";
+        let exit = line.parse::<Exit>().unwrap();
+        assert_eq!((exit.code, exit.signal, exit.oom_kills), (137, 9, 1));
+        assert_eq!(exit.at, UNIX_EPOCH + Duration::from_micros(5));
     }
 
     proptest! {

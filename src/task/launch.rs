@@ -138,6 +138,7 @@ impl Launcher {
         run_dir: &RunDir,
         exit: File,
     ) -> Result<Processes, LaunchError> {
+        run_dir.record_spec(&spec.stored())?;
         let spec_fd = spec_file(spec)?;
         let (receiver, report) = report::pair().map_err(system("make the report socket"))?;
         let given = [spec_fd.as_fd(), report.as_fd(), exit.as_fd()];

@@ -49,9 +49,24 @@ pub(crate) fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Rec
             Err(error) => Err(RecoverError::NoTrace(error.to_string())),
         };
     };
+    check_stored(&run_dir);
     let leader = state.task.map(|leader| leader.open()).transpose()?.flatten();
     let processes = Processes { shim, shim_id: state.shim, leader, leader_id: state.task };
     let started_at = state.started_at();
     let oom_before = OomCounts { oom_kill: state.oom_kills_before, ..OomCounts::default() };
     Ok(Recovered::Running(Box::new(Launched { processes, cgroup, run_dir, started_at, oom_before })))
+}
+
+/// The task runs on whatever was stored: only what would enter it later needs its plan.
+fn check_stored(run_dir: &RunDir) {
+    match run_dir.spec() {
+        Ok(Some(_)) => {}
+        Ok(None) => tracing::debug!(
+            entry = %run_dir.path().display(),
+            "the task was started by a version that stored no specification; alloc exec into it will not be available"
+        ),
+        Err(error) => {
+            tracing::warn!(%error, "failed to read the task specification; alloc exec into the task will not be available");
+        }
+    }
 }

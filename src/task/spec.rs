@@ -1,9 +1,11 @@
 //! The specification of a task: every decision is taken, and nothing after this asks Nomad or the job again.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup::Limits;
+use crate::record::spec::StoredSpec;
 use crate::sandbox::capabilities::{CapSet, own};
 use crate::sandbox::place::Place;
 use crate::sandbox::plan::Plan;
@@ -85,6 +87,17 @@ impl TaskSpec {
         let program = request.program.to_owned();
         let command = Command { program, args: request.args.to_vec(), env, stdio, foreground };
         Ok(Self { id: request.id, user: request.user, plan, command })
+    }
+
+    /// What the run directory keeps of it.
+    pub(crate) fn stored(&self) -> StoredSpec<'_> {
+        StoredSpec {
+            task: self.id.as_str().into(),
+            alloc: self.id.alloc().into(),
+            name: self.id.name().into(),
+            user: Cow::Borrowed(&self.user),
+            plan: Cow::Borrowed(&self.plan),
+        }
     }
 }
 
