@@ -106,12 +106,12 @@ with subtest("missing controllers are reported, and are an error for a limit tha
     t.assertNotIn("controller cpu", output)
     t.assertIn("done\n", output)
     t.assertRegex(contained("empty", "--cpu 100 -- sh -c 'cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cpu.max'"), r"\n\d+ 100000\n")
-    t.assertIn("the memory limit cannot be set: failed to write", contained("empty", "--memory 100 -- true", 125))
+    t.assertIn("failed to set the memory limit: failed to write", contained("empty", "--memory 100 -- true", 125))
     output = contained("inhabited", "-- echo done")
     for controller in ("memory", "cpu", "pids"):
         t.assertIn(f"running without the controller {controller}, so without its limits: there are processes in", output)
     t.assertIn("done\n", output)
-    t.assertIn("the cpu limit cannot be set: there are processes in", contained("inhabited", "--cpu 100 -- true", 125))
+    t.assertIn("failed to set the cpu limit: there are processes in", contained("inhabited", "--cpu 100 -- true", 125))
     machine.succeed("cd /sys/fs/cgroup; rmdir -p exec2-outer/inner")
 
 with subtest("a cgroup that cannot be removed does not hide the exit status"):
