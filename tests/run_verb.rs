@@ -101,24 +101,13 @@ fn state(pid: i32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// Waits until `run` handles signals: the command may write earlier, and until then a signal has its default action. SIGCONT is
-/// the last handler that it installs.
-fn until_it_listens(run: &Run) {
-    until("run listens for signals", || {
-        let status = fs::read_to_string(format!("/proc/{}/status", pid(run))).unwrap();
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
-        u64::from_str_radix(caught.trim(), 16).unwrap() & 1 << (libc::SIGCONT - 1) != 0
-    });
-}
-
-/// Starts a command that prints "ready", and waits for that and until `run` handles signals.
+/// Starts a command that prints "ready", and waits for that.
 fn ready(mut command: Command) -> (Run, BufReader<std::process::ChildStdout>) {
     let mut child = Run(command.stdout(Stdio::piped()).spawn().unwrap());
     let mut stdout = BufReader::new(child.0.stdout.take().unwrap());
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
-    until_it_listens(&child);
     (child, stdout)
 }
 
@@ -647,22 +636,50 @@ fn a_signal_ends_run_while_its_output_is_blocked() {
     }
 }
 
+/// A `run` and its shim, which is stopped during the start of the command: it has so many rules that there is time for that,
+/// and the rest of the start takes far less than a second.
+fn stopped_start(base: &Path, command: &[&str]) -> (Run, Pid) {
+    let unveils = vec!["--unveil=r:/usr/share"; 3000];
+    let mut run = run(base, &unveils, command);
+    // A process group of its own, whose parent is in the same session: such a group can be stopped.
+    let child = Run(run.process_group(0).spawn().unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(shim) = child_of(pid(&child), "shim") {
+            kill(shim, Signal::SIGSTOP).unwrap();
+            assert_eq!(child_of(shim, command[0]), None, "the start has not been stopped in time");
+            return (child, shim);
+        }
+        assert!(Instant::now() < deadline, "no start within {PATIENCE:?}");
+    }
+}
+
+#[test]
+fn a_signal_during_the_start_reaches_the_command() {
+    if !applicable() {
+        return;
+    }
+    let base = base();
+    let argument = &unique_seconds(5);
+    let (mut child, shim) = stopped_start(base.path(), &["sleep", argument]);
+    kill(pid(&child), Signal::SIGTSTP).unwrap();
+    std::thread::sleep(PAUSE * 10);
+    assert_ne!(state(pid(&child).as_raw()), Some('T'), "run waits for the end of the start");
+    kill(shim, Signal::SIGCONT).unwrap();
+    until("run stops", || state(pid(&child).as_raw()) == Some('T'));
+    until("the command stops", || process_with(argument).and_then(state) == Some('T'));
+    kill(pid(&child), Signal::SIGCONT).unwrap();
+    kill(pid(&child), Signal::SIGTERM).unwrap();
+    assert_eq!(child.0.wait().unwrap().code(), Some(128 + libc::SIGTERM));
+}
+
 #[test]
 fn a_signal_ends_run_during_a_start_that_hangs() {
     if !applicable() {
         return;
     }
     let base = base();
-    // So many rules that there is time to stop the shim.
-    let unveils = vec!["--unveil=r:/usr/share"; 20_000];
-    let mut child = Run(run(base.path(), &unveils, &["true"]).spawn().unwrap());
-    let mut shim = None;
-    until("the start begins", || {
-        shim = child_of(pid(&child), "shim");
-        shim.is_some()
-    });
-    let shim = shim.unwrap();
-    kill(shim, Signal::SIGSTOP).unwrap();
+    let (mut child, shim) = stopped_start(base.path(), &["true"]);
     kill(pid(&child), Signal::SIGTERM).unwrap();
     // Less than the time limit of a start.
     let deadline = Instant::now() + Duration::from_secs(10);

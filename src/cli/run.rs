@@ -239,10 +239,13 @@ fn supervise(spec: &TaskSpec, ignored: Bits, stdio: Stdio) -> anyhow::Result<Fin
         .context("failed to start the runtime")?;
     runtime.block_on(async {
         let launcher = Launcher::new(Path::new(RUN_DIR))?;
-        let (launched, mut running) = stdio.during(|| launcher.launch(spec))?;
-        // Not before: a start may hang, in this thread, and until it is over a signal acts by default. If that ends this
-        // process, the kernel ends what has been started.
+        // Before the start, so that no signal is lost to the command once it runs.
         let signals = Signals::listen(ignored).context("failed to listen for signals")?;
+        let (launched, mut running) = stdio.during(|| {
+            let launched = launcher.launch(spec);
+            signals.start_has_ended();
+            launched
+        })?;
         let task =
             Task::adopt(spec.id.clone(), launched?, &EventBus::default()).map_err(|(error, launched)| {
                 launched.abandon();

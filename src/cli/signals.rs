@@ -2,10 +2,14 @@
 
 use std::io;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
+use crate::sys;
 use crate::sys::signals::{Bits, bit};
 
 /// Forwarded to the task.
@@ -51,31 +55,67 @@ impl Meaning {
     }
 }
 
-/// The signals that arrive after [`Signals::listen`].
+/// How long a signal waits for the end of the start before it has its default action. A start takes milliseconds, but one that
+/// hangs must not keep the user from ending it.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The signals that arrive after [`Signals::listen`]. They are received in a thread of their own, because the start blocks the
+/// thread of [`Signals::next`].
 #[derive(Debug)]
-pub(super) struct Signals(mpsc::UnboundedReceiver<i32>);
+pub(super) struct Signals {
+    numbers: mpsc::UnboundedReceiver<i32>,
+    started: watch::Sender<bool>,
+}
 
 impl Signals {
     /// Handles every signal of the lists except those in `ignored`, which the caller (nohup, a shell that runs this in the
-    /// background) has disabled on purpose. Needs a runtime.
+    /// background) has disabled on purpose.
     pub(super) fn listen(ignored: Bits) -> io::Result<Self> {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (sender, arrived) = mpsc::unbounded_channel();
+        let guard = runtime.enter();
         for number in taken(ignored) {
-            let mut arrived = signal(SignalKind::from_raw(number))?;
+            let mut signal = signal(SignalKind::from_raw(number))?;
             let sender = sender.clone();
             tokio::spawn(
-                async move { while arrived.recv().await.is_some() && sender.send(number).is_ok() {} },
+                async move { while signal.recv().await.is_some() && sender.send(number).is_ok() {} },
             );
         }
-        Ok(Self(receiver))
+        drop(guard);
+        let (sender, numbers) = mpsc::unbounded_channel();
+        let (started, watching) = watch::channel(false);
+        let deliver = move || runtime.block_on(deliver(arrived, watching, sender));
+        std::thread::Builder::new().name("signals".into()).spawn(deliver)?;
+        Ok(Self { numbers, started })
+    }
+
+    /// To be called when the start has ended: from now on all signals are for [`Signals::next`].
+    pub(super) fn start_has_ended(&self) {
+        self.started.send_replace(true);
     }
 
     /// The number of the next signal.
     pub(super) async fn next(&mut self) -> i32 {
-        match self.0.recv().await {
+        match self.numbers.recv().await {
             Some(number) => number,
             // All signals are ignored.
             None => std::future::pending().await,
+        }
+    }
+}
+
+/// Passes on what arrives, unless the start takes too long. Ends with the receiver.
+async fn deliver(
+    mut arrived: mpsc::UnboundedReceiver<i32>,
+    mut started: watch::Receiver<bool>,
+    sender: mpsc::UnboundedSender<i32>,
+) {
+    while let Some(number) = arrived.recv().await {
+        match timeout(START_PATIENCE, started.wait_for(|started| *started)).await {
+            Ok(_) if sender.send(number).is_err() => return,
+            Ok(_) => {}
+            // If that ends this process, the kernel ends what has been started.
+            Err(_) => drop(sys::signals::act_by_default(number, false)),
         }
     }
 }
