@@ -1,7 +1,6 @@
-//! The only `unsafe` of the crate: system calls that no safe wrapper covers.
+//! System calls, and the only `unsafe` of the crate, for those that neither std nor nix nor rustix covers.
 //!
-//! Everything here is a thin, total wrapper: it takes plain values, returns `nix::Result`, and keeps no state. [`is_passing`] judges
-//! errors of such calls.
+//! Every function is a thin wrapper: it takes plain values, returns `nix::Result`, and keeps no state.
 #![allow(unsafe_code, reason = "denied everywhere else, by Cargo.toml")]
 
 pub(crate) mod async_fd;
@@ -18,8 +17,12 @@ pub(crate) mod wait;
 
 use nix::errno::Errno;
 
-/// Whether a call failed because this process or the host has no descriptor or memory left: nothing is wrong with what it was
-/// about, and later it may succeed.
+/// An error of rustix as one of nix.
+fn nix_errno(errno: rustix::io::Errno) -> Errno {
+    Errno::from_raw(errno.raw_os_error())
+}
+
+/// Whether a call failed because this process or the host has no descriptor or memory left, so that it may succeed later.
 pub fn is_passing(error: &std::io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))

@@ -149,7 +149,7 @@ impl Terminal {
     pub(super) fn resize(&self) {
         if let Ok(size) = sys::terminal::size(&*self.user) {
             // On failure the task keeps its previous size.
-            let _ = sys::terminal::set_size(&*self.master, &size);
+            let _ = sys::terminal::set_size(&*self.master, size);
         }
     }
 

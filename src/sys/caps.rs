@@ -2,25 +2,14 @@
 
 use nix::Result;
 use nix::errno::Errno;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+};
 
-/// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`: two 32-bit words a set.
-const VERSION_3: u32 = 0x2008_0522;
+use super::nix_errno;
 
-#[repr(C)]
-struct Header {
-    version: u32,
-    pid: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Word {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-/// The three sets that capset(2) takes, bit N = capability number N.
+/// The three sets of capset(2); bit N is capability number N.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Sets {
     pub effective: u64,
@@ -30,53 +19,42 @@ pub(crate) struct Sets {
 
 /// Replaces the calling thread's effective, permitted and inheritable sets.
 pub(crate) fn set(sets: Sets) -> Result<()> {
-    #[expect(clippy::cast_possible_truncation, reason = "the other half has a word of its own")]
-    let half = |set: u64, shift: u32| (set >> shift) as u32;
-    let header = Header { version: VERSION_3, pid: 0 };
-    let words = [0, 32].map(|shift| Word {
-        effective: half(sets.effective, shift),
-        permitted: half(sets.permitted, shift),
-        inheritable: half(sets.inheritable, shift),
-    });
-    // SAFETY: header and words have the layout of version 3 and live over the call.
-    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, words.as_ptr()) }).map(drop)
+    let sets = CapabilitySets {
+        effective: CapabilitySet::from_bits_retain(sets.effective),
+        permitted: CapabilitySet::from_bits_retain(sets.permitted),
+        inheritable: CapabilitySet::from_bits_retain(sets.inheritable),
+    };
+    set_capabilities(None, sets).map_err(nix_errno)
 }
 
 /// The calling thread's effective, permitted and inheritable sets.
 pub(crate) fn get() -> Result<Sets> {
-    let header = Header { version: VERSION_3, pid: 0 };
-    let mut words = [Word::default(); 2];
-    // SAFETY: header and words have the layout of version 3 and live over the call.
-    Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw const header, words.as_mut_ptr()) })?;
-    let whole = |f: fn(&Word) -> u32| u64::from(f(&words[0])) | u64::from(f(&words[1])) << 32;
+    let sets = capabilities(None).map_err(nix_errno)?;
     Ok(Sets {
-        effective: whole(|w| w.effective),
-        permitted: whole(|w| w.permitted),
-        inheritable: whole(|w| w.inheritable),
+        effective: sets.effective.bits(),
+        permitted: sets.permitted.bits(),
+        inheritable: sets.inheritable.bits(),
     })
 }
 
 /// Drops capability `number` from the bounding set (`PR_CAPBSET_DROP`). EINVAL: the kernel has no such capability.
 pub(crate) fn drop_from_bounding(number: u8) -> Result<()> {
-    // SAFETY: this prctl takes integers only.
-    Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) })
-        .map(drop)
+    remove_capability_from_bounding_set(single(number)?).map_err(nix_errno)
 }
 
 /// Empties the ambient set (`PR_CAP_AMBIENT_CLEAR_ALL`).
 pub(crate) fn clear_ambient() -> Result<()> {
-    // SAFETY: this prctl takes integers only.
-    Errno::result(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) })
-        .map(drop)
+    clear_ambient_capability_set().map_err(nix_errno)
 }
 
 /// Raises capability `number` in the ambient set; it must be permitted and inheritable (`PR_CAP_AMBIENT_RAISE`).
 pub(crate) fn raise_ambient(number: u8) -> Result<()> {
-    // SAFETY: this prctl takes integers only.
-    Errno::result(unsafe {
-        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, libc::c_ulong::from(number), 0, 0)
-    })
-    .map(drop)
+    configure_capability_in_ambient_set(single(number)?, true).map_err(nix_errno)
+}
+
+/// The set of one capability. EINVAL: the kernel's sets have 64 bits.
+fn single(number: u8) -> Result<CapabilitySet> {
+    1_u64.checked_shl(number.into()).map(CapabilitySet::from_bits_retain).ok_or(Errno::EINVAL)
 }
 
 #[cfg(test)]
@@ -93,7 +71,9 @@ mod tests {
     #[test]
     fn an_unknown_capability_is_refused() {
         assert_eq!(raise_ambient(200), Err(Errno::EINVAL));
-        // Without CAP_SETPCAP the kernel does not get as far as the number.
-        assert!(matches!(drop_from_bounding(200), Err(Errno::EINVAL | Errno::EPERM)));
+        assert_eq!(raise_ambient(63), Err(Errno::EINVAL));
+        assert_eq!(drop_from_bounding(200), Err(Errno::EINVAL));
+        // Without CAP_SETPCAP the kernel does not check the number.
+        assert!(matches!(drop_from_bounding(63), Err(Errno::EINVAL | Errno::EPERM)));
     }
 }

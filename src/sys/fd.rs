@@ -1,14 +1,16 @@
 //! File descriptors: taking over inherited ones, closing all others.
 
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::Result;
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 use super::clone::FIRST_FREE_FD;
+use super::nix_errno;
 
 /// Whether [`inherited`] was called.
 static CLAIMED: AtomicBool = AtomicBool::new(false);
@@ -43,35 +45,30 @@ pub fn inherited<const N: usize>(first: RawFd) -> Result<[Option<OwnedFd>; N]> {
 
 /// A close-on-exec copy with a number of at least `first` (`F_DUPFD_CLOEXEC`, fcntl(2)).
 pub fn duplicate_from(fd: BorrowedFd<'_>, first: RawFd) -> Result<OwnedFd> {
-    // SAFETY: F_DUPFD_CLOEXEC takes integers only.
-    let copy = Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, first) })?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+    rustix::io::fcntl_dupfd_cloexec(fd, first).map_err(nix_errno)
 }
 
 /// Marks every descriptor from `first` on close-on-exec: close_range(2) with `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
 pub fn close_on_exec_from(first: u32) -> Result<()> {
-    close_range(first, libc::CLOSE_RANGE_CLOEXEC)
-}
-
-fn close_range(first: u32, flags: libc::c_uint) -> Result<()> {
     // SAFETY: close_range takes integers only; with CLOSE_RANGE_CLOEXEC it closes nothing that is owned here.
-    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+        .map(drop)
 }
 
 /// Receives one message and at most one descriptor (`SCM_RIGHTS`, unix(7)), close-on-exec. 0 bytes: the other end is closed.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
-    let mut control = nix::cmsg_space!([RawFd; 1]);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut slices = [IoSliceMut::new(buffer)];
-    let message =
-        recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC).map_err(nix_errno)?;
+    if message.flags.contains(ReturnFlags::CTRUNC) {
+        // As in nix: what was cut off is no answer.
+        return Err(Errno::ENOBUFS);
+    }
     let mut received = None;
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = part {
-            for fd in fds {
-                // SAFETY: recvmsg has just installed this descriptor for us, and nothing else knows its number.
-                received = Some(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = part {
+            received = fds.last().or(received);
         }
     }
     Ok((message.bytes, received))

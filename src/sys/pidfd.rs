@@ -1,24 +1,23 @@
 //! Processes by pidfd: pidfd_open(2), pidfd_send_signal(2).
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::Result;
 use nix::errno::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::nix_errno;
 
 /// `PIDFD_SIGNAL_PROCESS_GROUP` of `linux/pidfd.h`, Linux 6.9: the signal goes to the process group led by the process.
 const SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
 
 /// Opens the process `pid`. The descriptor is close-on-exec. ESRCH: there is no such process.
 pub(crate) fn open(pid: i32) -> Result<OwnedFd> {
-    // SAFETY: pidfd_open takes integers only.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
-    #[expect(clippy::cast_possible_truncation, reason = "a descriptor is an int")]
-    let fd = fd as RawFd;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let pid = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(Errno::EINVAL)?;
+    pidfd_open(pid, PidfdFlags::empty()).map_err(nix_errno)
 }
 
-/// Sends `signal` (0 only asks) to the process. ESRCH: it is gone.
+/// Sends `signal` to the process; 0 only checks that it exists. ESRCH: it has ended.
 pub fn signal(process: BorrowedFd<'_>, signal: i32) -> Result<()> {
     send(process, signal, 0)
 }
@@ -29,9 +28,9 @@ pub(crate) fn signal_group(leader: BorrowedFd<'_>, signal: i32) -> Result<()> {
 }
 
 /// Sends `signal` to the process group with this number, kill(2). For kernels before 6.9 only: make sure that the leader
-/// is still there, so that the number means what it meant.
+/// still exists, so that the number is not a reused one.
 pub(crate) fn signal_group_by_number(leader: i32, signal: i32) -> Result<()> {
-    // kill(2) takes -1 for everybody; 0 and less would mean other things yet.
+    // For kill(2), -1 is every process, and 0 the caller's own group.
     if leader <= 1 {
         return Err(Errno::EINVAL);
     }
@@ -49,13 +48,13 @@ struct PidfdInfo {
     exit_code: i32,
 }
 
-/// `PIDFD_INFO_EXIT`: ask for, and say that there is, an exit status.
+/// `PIDFD_INFO_EXIT`: requests an exit status, and marks that there is one.
 const INFO_EXIT: u64 = 1 << 3;
 /// `PIDFD_GET_INFO`: `_IOWR(0xFF, 11, struct pidfd_info)` with the size above, which the kernel takes as the version.
 const GET_INFO: u64 = 3 << 30 | (size_of::<PidfdInfo>() as u64) << 16 | 0xff << 8 | 11;
 
-/// The wait(2) status of a process that has ended and been reaped, also by somebody else; none while it has not.
-/// ENOTTY, EINVAL: the kernel is older than 6.15 and does not remember.
+/// The wait(2) status of a process that has ended and been reaped, by whatever process; none before. ENOTTY, EINVAL: the kernel is older
+/// than 6.15 and does not keep it.
 pub(crate) fn exit_status(process: BorrowedFd<'_>) -> Result<Option<i32>> {
     let mut info = PidfdInfo { mask: INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the kernel writes no more than the size that is part of the request, into a struct of that size.
@@ -79,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_living_process_can_be_asked_and_a_dead_one_not() {
+    fn a_running_process_can_be_signalled_and_a_dead_one_not() {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let fd = open(child.id() as i32).unwrap();
         assert_eq!(signal(fd.as_fd(), 0), Ok(()));
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reaped_process_is_remembered_where_the_kernel_can() {
+    fn the_exit_status_of_a_reaped_process_is_kept_by_newer_kernels() {
         let mut child = std::process::Command::new("sh")
             .args(["-c", "read x; exit 7"])
             .stdin(std::process::Stdio::piped())

@@ -26,10 +26,10 @@ pub(crate) const fn bit(signal: i32) -> Bits {
     1 << (signal - 1)
 }
 
-/// The C library's own signals: musl's posix_spawn ignores them in every child, which says nothing about the caller's wish.
+/// The C library's own signals: musl's posix_spawn ignores them in every child, so their disposition is not the caller's choice.
 const INTERNAL: RangeInclusive<i32> = 32..=33;
 
-/// Signals that this process was started with as ignored. Ask before a handler is installed.
+/// Signals that were ignored when this process was started. Call it before a handler is installed.
 pub(crate) fn ignored() -> Bits {
     let ignored = (1..=LAST_SIGNAL)
         .filter(|signal| !INTERNAL.contains(signal) && disposition(*signal) == Ok(libc::SIG_IGN));
@@ -42,7 +42,7 @@ pub(crate) fn ignored() -> Bits {
     }
 }
 
-/// What SIGPIPE was before Rust's runtime, which ignores it in every program, could change it.
+/// The disposition of SIGPIPE before Rust's runtime, which ignores it in every program, changed it.
 mod at_start {
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -71,12 +71,12 @@ fn disposition(signal: i32) -> Result<usize> {
     Ok(found.handler)
 }
 
-/// Ignores each signal of the set. SIGKILL and SIGSTOP, which cannot be, are passed over. Async-signal-safe.
+/// Ignores each signal of the set, except SIGKILL and SIGSTOP, which cannot be ignored. Async-signal-safe.
 pub(crate) fn ignore(set: Bits) {
     let action = KernelSigaction { handler: libc::SIG_IGN, flags: 0, restorer: 0, mask: 0 };
     let none: *mut KernelSigaction = std::ptr::null_mut();
     for signal in (1..=LAST_SIGNAL).filter(|signal| set & bit(*signal) != 0) {
-        // SAFETY: the action has the kernel's layout and lives over the call; an ignored signal runs no code of ours.
+        // SAFETY: the action has the kernel's layout and lives over the call; an ignored signal runs no code of this program.
         unsafe {
             libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, none, size_of::<u64>());
         }
@@ -87,15 +87,15 @@ pub(crate) fn ignore(set: Bits) {
 pub(crate) fn reset(signal: i32) {
     let default = KernelSigaction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
     let none: *mut KernelSigaction = std::ptr::null_mut();
-    // SAFETY: the action has the kernel's layout and lives over the call; the default disposition runs no code of ours.
+    // SAFETY: the action has the kernel's layout and lives over the call; the default disposition runs no code of this program.
     unsafe {
         libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, none, size_of::<u64>());
     }
 }
 
-/// Sends `signal` to every other process of this one's process group, then lets it act on this process as if it had no
-/// handler for it. Returns once this process is continued, or at once where the kernel does not stop it (an orphaned
-/// process group); never if the signal ends it.
+/// Sends `signal` to every other process of this process group if `whole_group` is set, then lets it act on this process as if it had
+/// no handler. Returns when this process is continued, or at once if the kernel does not stop it (an orphaned process group); never if
+/// the signal ends it.
 pub(crate) fn act_by_default(signal: i32, whole_group: bool) -> Result<()> {
     let mut before = KernelSigaction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
     let action = |handler| KernelSigaction { handler, flags: 0, restorer: 0, mask: 0 };
@@ -113,7 +113,7 @@ pub(crate) fn act_by_default(signal: i32, whole_group: bool) -> Result<()> {
         unsafe { libc::kill(0, signal) };
     }
     set(&action(libc::SIG_DFL), std::ptr::null_mut())?;
-    // SAFETY: raise takes an integer; the disposition is the default, which runs no code of ours.
+    // SAFETY: raise takes an integer; the disposition is the default, which runs no code of this program.
     let raised = Errno::result(unsafe { libc::raise(signal) }).map(drop);
     set(&before, std::ptr::null_mut())?;
     raised
@@ -121,10 +121,10 @@ pub(crate) fn act_by_default(signal: i32, whole_group: bool) -> Result<()> {
 
 /// Gives every signal its default disposition. Async-signal-safe.
 ///
-/// The plugin ignores SIGINT and Rust's runtime SIGPIPE, and exec keeps what is ignored: a task must not inherit that.
-/// It asks the kernel directly, since the libc refuses the two or three real-time signals that it uses itself.
+/// The plugin ignores SIGINT and Rust's runtime SIGPIPE, and ignored signals survive exec: a task must not inherit that. A raw system
+/// call, because the libc refuses the two or three real-time signals that it uses itself.
 pub(crate) fn reset_dispositions() {
-    // SIGKILL and SIGSTOP fail with EINVAL, as they should.
+    // SIGKILL and SIGSTOP fail with EINVAL and always have their default.
     (1..=LAST_SIGNAL).for_each(reset);
 }
 
@@ -140,7 +140,7 @@ pub(crate) fn restore(mask: &SigSet) -> Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)
 }
 
-/// Unblocks every signal, also those that the libc reserves for itself. Async-signal-safe.
+/// Unblocks every signal, including those that the libc reserves for itself. Async-signal-safe.
 pub(crate) fn unblock_all() -> Result<()> {
     let empty = 0u64;
     let none: *mut u64 = std::ptr::null_mut();
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_that_is_ignored_is_found() {
+    fn an_ignored_signal_is_found() {
         // No test of this process uses it.
         let signal = libc::SIGSTKFLT;
         assert_eq!(ignored() & bit(signal), 0);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rust_does_to_sigpipe_does_not_count() {
+    fn sigpipe_ignored_by_rust_does_not_count() {
         assert_eq!(disposition(libc::SIGPIPE), Ok(libc::SIG_IGN), "Rust's runtime ignores it");
         assert_eq!(ignored() & bit(libc::SIGPIPE), 0);
     }

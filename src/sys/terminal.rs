@@ -1,38 +1,35 @@
 //! Terminals and pseudo-terminals: ioctl_tty(2).
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::Result;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::libc::winsize;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{posix_openpt, unlockpt};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
+
+use super::nix_errno;
+
+/// Of both ends of a pseudo-terminal: neither becomes the controlling terminal.
+const FLAGS: OpenptFlags = OpenptFlags::RDWR.union(OpenptFlags::NOCTTY).union(OpenptFlags::CLOEXEC);
 
 /// Makes a pseudo-terminal: its master, non-blocking, and its slave. Neither becomes the controlling terminal. The slave is
-/// opened through the master (`TIOCGPTPEER`, Linux 4.13), so that it does not matter what is mounted at /dev/pts.
+/// opened through the master (`TIOCGPTPEER`, Linux 4.13), whatever is mounted at /dev/pts.
 pub(crate) fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let master = posix_openpt(flags | OFlag::O_NONBLOCK)?;
-    unlockpt(&master)?;
+    let master = openpt(FLAGS).and_then(|master| unlockpt(&master).map(|()| master)).map_err(nix_errno)?;
+    rustix::io::ioctl_fionbio(&master, true).map_err(nix_errno)?;
     let slave = slave_of(master.as_fd())?;
-    Ok((master.into(), slave))
+    Ok((master, slave))
 }
 
 /// The size of the window.
-pub(crate) fn size(terminal: impl AsFd) -> Result<winsize> {
-    let mut size = winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    let terminal = terminal.as_fd().as_raw_fd();
-    // SAFETY: TIOCGWINSZ writes one winsize, which lives over the call.
-    Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCGWINSZ as _, &raw mut size) })?;
-    Ok(size)
+pub(crate) fn size(terminal: impl AsFd) -> Result<Winsize> {
+    tcgetwinsize(terminal).map_err(nix_errno)
 }
 
 /// Sets the size of the window; if it differs, the foreground process group gets SIGWINCH.
-pub(crate) fn set_size(terminal: impl AsFd, size: &winsize) -> Result<()> {
-    let terminal = terminal.as_fd().as_raw_fd();
-    // SAFETY: TIOCSWINSZ reads one winsize, which lives over the call.
-    Errno::result(unsafe { libc::ioctl(terminal, libc::TIOCSWINSZ as _, std::ptr::from_ref(size)) }).map(drop)
+pub(crate) fn set_size(terminal: impl AsFd, size: Winsize) -> Result<()> {
+    tcsetwinsize(terminal, size).map_err(nix_errno)
 }
 
 /// The number of the terminal's device, makedev(3); what is open as /dev/tty has that of the terminal that this means.
@@ -45,7 +42,7 @@ pub(crate) fn device(terminal: impl AsFd) -> Result<u32> {
     Ok(device)
 }
 
-/// Makes each read from the master begin with a byte that is 0, or tells a change of the slave alone (`TIOCPKT`).
+/// Makes each read from the master begin with a zero byte, or return one byte that reports a change of the slave (`TIOCPKT`).
 pub(crate) fn report_changes(master: impl AsFd) -> Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: TIOCPKT reads one int, which lives over the call.
@@ -55,50 +52,40 @@ pub(crate) fn report_changes(master: impl AsFd) -> Result<()> {
 
 /// Opens the slave of a master once more.
 fn slave_of(master: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    // SAFETY: TIOCGPTPEER takes the flags as an integer.
-    let slave =
-        Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags.bits()) })?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(slave) })
+    ioctl_tiocgptpeer(master, FLAGS).map_err(nix_errno)
 }
 
-/// How much of what was written to the master has not been read from the slave.
-pub(crate) fn unread(master: impl AsFd) -> Result<i32> {
+/// Bytes that were written to the master and not read from the slave.
+pub(crate) fn unread(master: impl AsFd) -> Result<u64> {
     let slave = slave_of(master.as_fd())?;
-    // What was written is on its way for a moment, which poll(2) of an empty terminal waits for.
+    // poll(2) of an empty terminal waits for bytes that the kernel has not passed on yet.
     poll(&mut [PollFd::new(slave.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)?;
-    let mut unread: libc::c_int = 0;
-    // SAFETY: TIOCINQ writes one int, which lives over the call.
-    Errno::result(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCINQ as _, &raw mut unread) })?;
-    Ok(unread)
+    // FIONREAD has the number of TIOCINQ.
+    rustix::io::ioctl_fionread(slave).map_err(nix_errno)
 }
 
-/// Hangs the slave up, as if its line had been cut (`TIOCVHANGUP`): its foreground process group gets SIGHUP and SIGCONT, and
-/// whoever reads it gets the end of file.
+/// Hangs the slave up (`TIOCVHANGUP`): its foreground process group gets SIGHUP and SIGCONT, and its readers get the end of file.
 pub(crate) fn hang_up(master: impl AsFd) -> Result<()> {
     let slave = slave_of(master.as_fd())?;
     // SAFETY: TIOCVHANGUP takes no argument.
     Errno::result(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCVHANGUP as _, 0) }).map(drop)
 }
 
-/// Makes the terminal open at `number` the controlling terminal of this process, which leads a session without one.
+/// Makes the terminal open at `number` (0, 1 or 2) the controlling terminal of this process, which leads a session without one.
 pub(crate) fn take_control(number: RawFd) -> Result<()> {
-    // SAFETY: TIOCSCTTY takes an integer; a number that is not open is EBADF.
-    Errno::result(unsafe { libc::ioctl(number, libc::TIOCSCTTY as _, 0) }).map(drop)
+    rustix::process::ioctl_tiocsctty(standard(number)?).map_err(nix_errno)
 }
 
-/// Gives the controlling terminal up again, without the hang-up that the end of a session's leader means: that would throw
-/// away what has not been read from the master yet.
+/// Releases the controlling terminal without the hang-up that the end of the session's leader causes: that would discard what has not
+/// been read from the master.
 pub(crate) fn give_up_control(number: RawFd) -> Result<()> {
     // SAFETY: TIOCNOTTY takes no argument; a number that is not open is EBADF.
     Errno::result(unsafe { libc::ioctl(number, libc::TIOCNOTTY as _, 0) }).map(drop)
 }
 
-/// Makes this process' group the foreground one of its controlling terminal, open at `number`. SIGTTOU must be blocked.
+/// Makes this process's group the foreground group of its controlling terminal, open at `number` (0, 1 or 2). SIGTTOU must be blocked.
 pub(crate) fn come_to_foreground(number: RawFd) -> Result<()> {
-    // SAFETY: tcsetpgrp takes integers only; a number that is not open is EBADF.
-    Errno::result(unsafe { libc::tcsetpgrp(number, libc::getpgrp()) }).map(drop)
+    nix::unistd::tcsetpgrp(standard(number)?, nix::unistd::getpgrp())
 }
 
 /// A descriptor that is inherited and stays open as long as the process: 0, 1 or 2.
@@ -106,10 +93,9 @@ pub(crate) fn standard(number: RawFd) -> Result<BorrowedFd<'static>> {
     if !(0..=2).contains(&number) {
         return Err(Errno::EBADF);
     }
-    // SAFETY: F_GETFD takes integers only.
-    Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
-    // SAFETY: it is open (checked above), and nothing in the shim closes one of these three.
-    Ok(unsafe { BorrowedFd::borrow_raw(number) })
+    // SAFETY: it is not -1, and nothing in the shim closes one of these three; if it is not open, fcntl says EBADF.
+    let standard = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_getfd(standard).map(|_| standard).map_err(nix_errno)
 }
 
 /// Sends SIGINT, SIGQUIT or SIGTSTP to the foreground process group of the slave (`TIOCSIG` on the master).
@@ -129,21 +115,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_to_the_slave_is_read_from_the_master() {
+    fn output_of_the_slave_is_read_from_the_master() {
         let (master, slave) = open_pair().unwrap();
         assert!(nix::unistd::isatty(&slave).unwrap());
         File::from(slave.try_clone().unwrap()).write_all(b"x\n").unwrap();
         let mut text = [0; 8];
         let read = File::from(master.try_clone().unwrap()).read(&mut text).unwrap();
         assert_eq!(&text[..read], b"x\r\n");
-        let wanted = winsize { ws_row: 33, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
-        set_size(&master, &wanted).unwrap();
+        let wanted = Winsize { ws_row: 33, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
+        set_size(&master, wanted).unwrap();
         let found = size(&slave).unwrap();
         assert_eq!((found.ws_row, found.ws_col), (33, 77));
     }
 
     #[test]
-    fn what_is_not_read_yet_is_counted_and_a_hang_up_ends_the_input() {
+    fn unread_bytes_are_counted_and_a_hang_up_ends_the_input() {
         let (master, slave) = open_pair().unwrap();
         assert_eq!(unread(&master), Ok(0));
         File::from(master.try_clone().unwrap()).write_all(b"line\n").unwrap();
@@ -162,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_reported_before_what_is_written_after_it() {
+    fn a_change_is_reported_before_later_output() {
         use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
         let (master, slave) = open_pair().unwrap();
         report_changes(&master).unwrap();
@@ -178,13 +164,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_terminal_is_refused() {
+    fn a_file_that_is_not_a_terminal_is_refused() {
         let null = File::open("/dev/null").unwrap();
         assert_eq!(size(&null).map(drop), Err(Errno::ENOTTY));
         assert_eq!(device(&null), Err(Errno::ENOTTY));
         assert!(unread(&null).is_err() && hang_up(&null).is_err() && report_changes(&null).is_err());
-        assert_eq!(take_control(null.as_raw_fd()), Err(Errno::ENOTTY));
-        assert_eq!(come_to_foreground(null.as_raw_fd()), Err(Errno::ENOTTY));
+        assert_eq!(take_control(null.as_raw_fd()), Err(Errno::EBADF), "not one of the standard three");
+        assert_eq!(come_to_foreground(null.as_raw_fd()), Err(Errno::EBADF));
         assert!(signal_foreground(&null, libc::SIGINT).is_err());
         assert_eq!(standard(3).map(drop), Err(Errno::EBADF));
     }

@@ -1,13 +1,16 @@
-//! The end of a child, by whatever signal: nix's `WaitStatus` has no place for a real-time one, and then loses the child.
+//! The end of a child, by any signal: nix's `WaitStatus` has no real-time signals, so its wait fails after it has reaped the child.
 
 use nix::Result;
 use nix::errno::Errno;
 use nix::unistd::Pid;
+use rustix::process::{WaitOptions, wait};
 
-/// Waits for any child to end and reaps it: its pid, and its status as wait(2) gives it.
+use super::nix_errno;
+
+/// Waits for any child to end and reaps it: its PID, and its status as in wait(2).
 pub(crate) fn any_child() -> Result<(Pid, i32)> {
-    let mut status = 0;
-    // SAFETY: `status` lives over the call.
-    let pid = Errno::result(unsafe { libc::waitpid(-1, &raw mut status, 0) })?;
-    Ok((Pid::from_raw(pid), status))
+    let ended = wait(WaitOptions::empty()).map_err(nix_errno)?;
+    // None is for WNOHANG only.
+    let (pid, status) = ended.ok_or(Errno::ECHILD)?;
+    Ok((Pid::from_raw(pid.as_raw_nonzero().get()), status.as_raw()))
 }
