@@ -335,7 +335,8 @@ impl Attendant {
         match Meaning::of(number) {
             Meaning::Stop => self.suspend(number, false),
             Meaning::End => {
-                self.restore_terminal();
+                // Closed, not only restored: the thread that copies the output would set the task's mode again.
+                drop(self.terminal.take());
                 // The kernel kills the task when this process ends.
                 let _ = sys::signals::act_by_default(number, false);
             }
