@@ -13,7 +13,7 @@ from typing import NamedTuple
 PROJECT = Path(__file__).resolve().parent.parent
 WORDS = PROJECT / "scripts" / "prose-words.txt"
 # Documentation, the man page, and source files with comments and messages.
-PATTERNS = ("*.md", "*.rs", "*.8", "*.nix", "*.py", "*.go")
+PATTERNS = ("*.md", "*.rs", "*.8", "*.nix", "*.py", "*.go", ":!*.pb.go")
 # Between two words of a phrase: white space, and the start of a comment on the next line.
 GAP = r"(?:\s|//[/!]?|#)+"
 

@@ -129,7 +129,7 @@ fn a_message_of_each_kind_is_found_in_planted_source() {
         fn log() {
             tracing::error!(error = x, "an error");
             warn!("a warning");
-            info!("begun");
+            info!("started");
             debug!("only for developers");
         }
 
@@ -176,7 +176,7 @@ fn a_message_of_each_kind_is_found_in_planted_source() {
         "help: An option",
         "help: N",
         "log error: an error",
-        "log info: begun",
+        "log info: started",
         "log warn: a warning",
         "option: what the option is for",
         "panic: a promise",

@@ -32,17 +32,6 @@ const PLUGIN: &str = env!("CARGO_BIN_EXE_nomad-driver-exec2");
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Whether `run` works here. If not, the test reports that it was not run.
-fn applicable() -> bool {
-    let unavailable = sandbox::unavailable(PLUGIN);
-    if let Some(why) = &unavailable {
-        let name = std::thread::current().name().unwrap_or_default().to_owned();
-        // Not with a macro, whose output the harness captures.
-        std::io::stderr().write_all(format!("{name} was not run: {why}\n").as_bytes()).unwrap();
-    }
-    unavailable.is_none()
-}
-
 /// `run OPTIONS -- COMMAND`, with a temporary directory of its own as TMPDIR.
 fn run(base: &Path, options: &[&str], command: &[&str]) -> Command {
     let mut run = Command::new(PLUGIN);
@@ -50,11 +39,26 @@ fn run(base: &Path, options: &[&str], command: &[&str]) -> Command {
     run
 }
 
-/// A TMPDIR that `run` accepts.
-fn base() -> tempfile::TempDir {
+/// A TMPDIR that `run` accepts. None if `run` does not work here; the test then reports that it was not run.
+fn base() -> Option<tempfile::TempDir> {
+    if let Some(why) = sandbox::unavailable(PLUGIN) {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        // Not with a macro, whose output the harness captures.
+        std::io::stderr().write_all(format!("{name} was not run: {why}\n").as_bytes()).unwrap();
+        return None;
+    }
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
-    dir
+    Some(dir)
+}
+
+/// `run -- sh -c SCRIPT` in a shell that runs `before` first.
+fn run_after(base: &Path, before: &str, script: &str) -> Command {
+    let mut shell = Command::new("sh");
+    let exec = format!("{before}; exec \"$@\"");
+    shell.args(["-c", &exec, "sh", PLUGIN, "run", "--", "sh", "-c", script]);
+    shell.env("TMPDIR", base).stdin(Stdio::null());
+    shell
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -111,8 +115,13 @@ fn ready(mut command: Command) -> (Run, BufReader<std::process::ChildStdout>) {
     (child, stdout)
 }
 
-fn pid(child: &Run) -> Pid {
-    Pid::from_raw(child.0.id() as i32)
+/// A `run` of sleep(1), and the pid of the command.
+fn sleeping(base: &Path, seconds: &str) -> (Run, i32) {
+    let mut run = run(base, &[], &["sleep", seconds]);
+    // A process group of its own, whose parent is in the same session: such a group can be stopped.
+    let run = Run(run.process_group(0).spawn().unwrap());
+    until("the command runs", || process_with(seconds).is_some());
+    (run, process_with(seconds).unwrap())
 }
 
 /// A number of seconds for sleep(1) that no other process on this host uses.
@@ -122,6 +131,22 @@ fn unique_seconds(number: u32) -> String {
 
 /// A `run` that is killed at the end of the test, even of a failed one.
 struct Run(Child);
+
+impl Run {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id() as i32)
+    }
+
+    fn kill(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// The exit status after a signal, which the command gets.
+    fn end_by(&mut self, signal: Signal) -> Option<i32> {
+        self.kill(signal);
+        self.0.wait().unwrap().code()
+    }
+}
 
 impl Drop for Run {
     fn drop(&mut self) {
@@ -144,10 +169,7 @@ const DRIVER_VARIABLES: [&str; 8] = [
 
 #[test]
 fn the_environment_has_nothing_of_the_callers_session() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let env = |options: &[&str]| {
         let mut run = run(base.path(), options, &["env"]);
         run.env_clear()
@@ -178,10 +200,8 @@ fn the_environment_has_nothing_of_the_callers_session() {
 
 #[test]
 fn an_unsuitable_temporary_directory_is_not_used() {
-    if !applicable() {
-        return;
-    }
-    let (base, user) = (base(), 54_322);
+    let Some(base) = base() else { return };
+    let user = 54_322;
     let private = base.path().join("private");
     let foreign = base.path().join("foreign");
     for dir in [&private, &foreign] {
@@ -203,24 +223,16 @@ fn an_unsuitable_temporary_directory_is_not_used() {
 
 #[test]
 fn directories_deeper_than_the_limit_of_open_files_are_removed() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let nest = "mkdir -p $(printf 'd/%.0s' $(seq 300)) && test -d d/d/d";
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -n 128; exec \"$@\"", "sh", PLUGIN, "run", "--", "sh", "-c", nest]);
-    let output = shell.env("TMPDIR", base.path()).stdin(Stdio::null()).output().unwrap();
+    let output = run_after(base.path(), "ulimit -n 128", nest).output().unwrap();
     assert_eq!(status(&output), Some(0), "{output:?}");
     assert_eq!(base.path().read_dir().unwrap().count(), 0, "{output:?}");
 }
 
 #[test]
 fn standard_output_and_error_can_be_opened_again() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let script = "echo out > /dev/stdout; echo err > /dev/stderr";
     let file = base.path().join("file");
     let mut to_file = run(base.path(), &[], &["sh", "-c", script]);
@@ -246,10 +258,7 @@ fn umask(dir: &Path) -> u32 {
 
 #[test]
 fn a_closed_output_pipe_ends_the_command_with_sigpipe() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let mut child = run(base.path(), &[], &["yes"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 2]).unwrap();
@@ -259,75 +268,52 @@ fn a_closed_output_pipe_ends_the_command_with_sigpipe() {
 
 #[test]
 fn all_of_a_long_output_arrives() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let output = run(base.path(), &[], &["head", "-c", "20000000", "/dev/zero"]).output().unwrap();
     assert_eq!((status(&output), output.stdout.len()), (Some(0), 20_000_000));
 }
 
 #[test]
 fn arguments_that_are_not_text_are_refused_with_125() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let mut command = run(base.path(), &[], &["printf"]);
     let output = command.arg(OsString::from_vec(b"\xff".to_vec())).output().unwrap();
     assert_eq!(status(&output), Some(125));
     assert!(text(&output.stderr).contains("argument 1"), "{output:?}");
 }
 
-/// `run` as a child of a shell that ignores `signal`.
-fn ignoring(base: &Path, signal: &str, script: &str) -> Command {
-    let mut shell = Command::new("sh");
-    let ignore = format!("trap '' {signal}; exec \"$@\"");
-    shell.args(["-c", &ignore, "sh", PLUGIN, "run", "--", "sh", "-c", script]);
-    shell.env("TMPDIR", base).stdin(Stdio::null());
-    shell
-}
-
 #[test]
 fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
+    let ignoring = |signal: &str, script| run_after(base.path(), &format!("trap '' {signal}"), script);
     let script = "echo ready; sleep 1; echo survived";
     for (name, signal) in [("HUP", Signal::SIGHUP), ("INT", Signal::SIGINT), ("TERM", Signal::SIGTERM)] {
-        let (mut child, mut stdout) = ready(ignoring(base.path(), name, script));
-        kill(pid(&child), signal).unwrap();
+        let (mut child, mut stdout) = ready(ignoring(name, script));
+        child.kill(signal);
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
         assert_eq!((rest.as_str(), child.0.wait().unwrap().code()), ("survived\n", Some(0)), "{name}");
     }
-    let output = ignoring(base.path(), "PIPE", "grep SigIgn /proc/self/status").output().unwrap();
+    let output = ignoring("PIPE", "grep SigIgn /proc/self/status").output().unwrap();
     assert!(text(&output.stdout).ends_with("1000\n"), "{output:?}");
     // The twin: other signals are not ignored.
     let output = run(base.path(), &[], &["grep", "SigIgn", "/proc/self/status"]).output().unwrap();
     assert!(text(&output.stdout).ends_with("\t0000000000000000\n"), "{output:?}");
     let (mut child, _stdout) = ready(run(base.path(), &[], &["sh", "-c", script]));
-    kill(pid(&child), Signal::SIGHUP).unwrap();
-    assert_eq!(child.0.wait().unwrap().code(), Some(128 + libc::SIGHUP));
+    assert_eq!(child.end_by(Signal::SIGHUP), Some(128 + libc::SIGHUP));
 }
 
 #[test]
 fn killing_run_kills_its_command_and_the_next_run_cleans_up() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let count = || base.path().read_dir().unwrap().count();
     let started = |seconds: &str| {
-        let script = format!("echo ready; exec sleep {seconds}");
-        let (run, stdout) = ready(run(base.path(), &[], &["sh", "-c", &script]));
-        until("the command runs", || process_with(seconds).is_some());
-        (run_directory(pid(&run)), run, stdout)
+        let (run, _) = sleeping(base.path(), seconds);
+        (run_directory(run.pid()), run)
     };
     let [seconds, others] = [1, 2].map(unique_seconds);
-    let (entry, mut killed, _stdout) = started(&seconds);
-    let (living_entry, mut living, _stdout) = started(&others);
+    let (entry, mut killed) = started(&seconds);
+    let (living_entry, mut living) = started(&others);
     killed.0.kill().unwrap();
     assert_eq!(killed.0.wait().unwrap().signal(), Some(libc::SIGKILL));
     until("the command is gone", || process_with(&seconds).is_none());
@@ -336,8 +322,7 @@ fn killing_run_kills_its_command_and_the_next_run_cleans_up() {
     assert!(!entry.exists());
     assert!(living_entry.exists() && process_with(&others).is_some());
     assert_eq!(count(), 1, "the directories of the living one");
-    kill(pid(&living), Signal::SIGTERM).unwrap();
-    assert_eq!(living.0.wait().unwrap().code(), Some(128 + libc::SIGTERM));
+    assert_eq!(living.end_by(Signal::SIGTERM), Some(128 + libc::SIGTERM));
     assert_eq!(count(), 0);
 }
 
@@ -350,26 +335,17 @@ fn run_directory(run: Pid) -> std::path::PathBuf {
 
 #[test]
 fn a_stop_stops_the_command_first_and_a_continue_continues_both() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     for (signal, number) in [(Signal::SIGTSTP, 3), (Signal::SIGTTIN, 4)] {
         let argument = &unique_seconds(number);
-        let mut command = run(base.path(), &[], &["sh", "-c", &format!("echo ready; exec sleep {argument}")]);
-        // A process group of its own, whose parent is in the same session: such a group can be stopped.
-        command.process_group(0);
-        let (mut child, _stdout) = ready(command);
-        until("the command runs", || process_with(argument).is_some());
-        let task = process_with(argument).unwrap();
-        kill(pid(&child), signal).unwrap();
-        until("run stops", || state(pid(&child).as_raw()) == Some('T'));
+        let (mut child, task) = sleeping(base.path(), argument);
+        child.kill(signal);
+        until("run stops", || state(child.pid().as_raw()) == Some('T'));
         // A process that runs on another CPU stops a moment after the signal was sent.
         until("the command has stopped", || state(task) == Some('T'));
-        kill(pid(&child), Signal::SIGCONT).unwrap();
+        child.kill(Signal::SIGCONT);
         until("the command continues", || state(task) == Some('S'));
-        kill(pid(&child), Signal::SIGTERM).unwrap();
-        assert_eq!(child.0.wait().unwrap().code(), Some(128 + libc::SIGTERM), "{signal}");
+        assert_eq!(child.end_by(Signal::SIGTERM), Some(128 + libc::SIGTERM), "{signal}");
     }
 }
 
@@ -462,10 +438,7 @@ impl Drop for Shell {
 
 #[test]
 fn after_ctrl_z_the_keys_are_for_the_shell() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let mut shell = Shell::new(base.path());
     shell.enter("$RUN run -- sh -c 'echo re''ady; read x; echo TASK: $x'\r");
     shell.wait_for("ready");
@@ -486,10 +459,7 @@ fn after_ctrl_z_the_keys_are_for_the_shell() {
 
 #[test]
 fn the_command_has_a_terminal_of_its_own() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let mut shell = Shell::new(base.path());
     shell.enter(
         "$RUN run -- sh -c 'stty size; echo again > /dev/tty; echo out > /dev/stdout; exec sleep 1000'\r",
@@ -518,10 +488,7 @@ fn a_password_is_not_echoed_in_a_pipeline() {
     /// Acts like a program that asks for a password: it uses the controlling terminal, whatever the standard streams are.
     const ASK: &str = "stty -echo < /dev/tty; printf 'Password: ' > /dev/tty; read x < /dev/tty; stty echo < /dev/tty; \
                        printf %s \"$x\" | tr a-z A-Z > /dev/tty; echo > /dev/tty";
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let mut shell = Shell::new(base.path());
     shell.enter(&format!("ASK={}\r", shell_quoted(ASK)));
     shell.wait_for("SHELL> ");
@@ -556,10 +523,7 @@ fn shell_quoted(text: &str) -> String {
 
 #[test]
 fn a_question_is_answered_when_standard_input_is_a_file() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let mut shell = Shell::new(base.path());
     shell.enter("$RUN run -- sh -c 'echo sure''ly; read x < /dev/tty; echo answer $x' < /etc/hostname\r");
     shell.wait_for("surely");
@@ -580,10 +544,7 @@ fn a_question_is_answered_when_standard_input_is_a_file() {
 
 #[test]
 fn lines_typed_ahead_arrive_one_by_one_and_the_end_of_file_after_them() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let mut shell = Shell::new(base.path());
     // dd reads one line, as a read from a terminal returns it, and leaves the others.
     shell.enter(
@@ -597,10 +558,7 @@ fn lines_typed_ahead_arrive_one_by_one_and_the_end_of_file_after_them() {
 
 #[test]
 fn lost_output_is_a_failure() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     // The command succeeds even if it gets SIGPIPE, which depends on how fast it writes.
     let full = |bytes: &str| {
         let script = "mount -t tmpfs -o size=8k tmpfs $1 && exec $2 run -- sh -c \"head -c $3 /dev/zero; true\" > $1/file";
@@ -616,10 +574,7 @@ fn lost_output_is_a_failure() {
 
 #[test]
 fn a_signal_ends_run_while_its_output_is_blocked() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         // More than one pipe holds, and less than two: the command ends, and the last part stays.
         let mut command = run(base.path(), &[], &["head", "-c", "100000", "/dev/zero"]);
@@ -627,9 +582,9 @@ fn a_signal_ends_run_while_its_output_is_blocked() {
         let output = child.0.stdout.as_ref().unwrap().as_fd();
         assert_eq!(poll(&mut [PollFd::new(output, PollFlags::POLLIN)], PollTimeout::NONE), Ok(1));
         // Any child: it exists until `run` knows how the command ended.
-        until("the command ends", || child_of(pid(&child), "").is_none());
+        until("the command ends", || child_of(child.pid(), "").is_none());
         assert_eq!(child.0.try_wait().unwrap(), None, "it waits for its reader");
-        kill(pid(&child), signal).unwrap();
+        child.kill(signal);
         until("run ends", || child.0.try_wait().unwrap().is_some());
         assert_eq!(child.0.wait().unwrap().signal(), Some(signal as i32));
         assert_eq!(base.path().read_dir().unwrap().count(), 0, "it removes its directories before");
@@ -645,7 +600,7 @@ fn stopped_start(base: &Path, command: &[&str]) -> (Run, Pid) {
     let child = Run(run.process_group(0).spawn().unwrap());
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(shim) = child_of(pid(&child), "shim") {
+        if let Some(shim) = child_of(child.pid(), "shim") {
             kill(shim, Signal::SIGSTOP).unwrap();
             assert_eq!(child_of(shim, command[0]), None, "the start has not been stopped in time");
             return (child, shim);
@@ -656,31 +611,24 @@ fn stopped_start(base: &Path, command: &[&str]) -> (Run, Pid) {
 
 #[test]
 fn a_signal_during_the_start_reaches_the_command() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let argument = &unique_seconds(5);
     let (mut child, shim) = stopped_start(base.path(), &["sleep", argument]);
-    kill(pid(&child), Signal::SIGTSTP).unwrap();
+    child.kill(Signal::SIGTSTP);
     std::thread::sleep(PAUSE * 10);
-    assert_ne!(state(pid(&child).as_raw()), Some('T'), "run waits for the end of the start");
+    assert_ne!(state(child.pid().as_raw()), Some('T'), "run waits for the end of the start");
     kill(shim, Signal::SIGCONT).unwrap();
-    until("run stops", || state(pid(&child).as_raw()) == Some('T'));
+    until("run stops", || state(child.pid().as_raw()) == Some('T'));
     until("the command stops", || process_with(argument).and_then(state) == Some('T'));
-    kill(pid(&child), Signal::SIGCONT).unwrap();
-    kill(pid(&child), Signal::SIGTERM).unwrap();
-    assert_eq!(child.0.wait().unwrap().code(), Some(128 + libc::SIGTERM));
+    child.kill(Signal::SIGCONT);
+    assert_eq!(child.end_by(Signal::SIGTERM), Some(128 + libc::SIGTERM));
 }
 
 #[test]
 fn a_signal_ends_run_during_a_start_that_hangs() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let (mut child, shim) = stopped_start(base.path(), &["true"]);
-    kill(pid(&child), Signal::SIGTERM).unwrap();
+    child.kill(Signal::SIGTERM);
     // Less than the time limit of a start.
     let deadline = Instant::now() + Duration::from_secs(10);
     while child.0.try_wait().unwrap().is_none() && Instant::now() < deadline {
@@ -694,10 +642,7 @@ fn a_signal_ends_run_during_a_start_that_hangs() {
 
 #[test]
 fn a_second_terminal_gets_its_own_output() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let [(mut first_master, first), (mut second_master, second)] = [(); 2].map(|()| open_pair());
     let mut command = run(base.path(), &[], &["sh", "-c", "read x; echo out $x; echo err >&2"]);
     let stdio = |slave: &OwnedFd| Stdio::from(slave.try_clone().unwrap());
@@ -718,10 +663,7 @@ fn a_second_terminal_gets_its_own_output() {
 
 #[test]
 fn the_terminal_of_another_session_is_neither_read_nor_changed() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let mut shell = Shell::new(base.path());
     shell.enter("setsid $RUN run -- sh -c 'echo re''ady; while read x; do echo TA''SK $x; done' &\r");
     shell.wait_for("ready");
@@ -737,10 +679,7 @@ fn the_terminal_of_another_session_is_neither_read_nor_changed() {
 
 #[test]
 fn a_terminal_that_hangs_up_ends_a_command_that_reads_it() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     for script in ["trap '' HUP; echo ready; cat", "trap 'exit' HUP; echo ready; while :; do sleep 0.1; done"]
     {
         let mut shell = Shell::at_terminal(base.path(), &[PLUGIN, "run", "--", "sh", "-c", script]);
@@ -752,10 +691,7 @@ fn a_terminal_that_hangs_up_ends_a_command_that_reads_it() {
 
 #[test]
 fn a_signal_that_dumps_core_leaves_the_terminal_as_it_was() {
-    if !applicable() {
-        return;
-    }
-    let base = base();
+    let Some(base) = base() else { return };
     let mut shell = Shell::new(base.path());
     for signal in ["ABRT", "SYS", "40"] {
         shell.enter("(ulimit -c 0; exec $RUN run -- sh -c 'echo re''ady; exec sleep 1000')\r");

@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(of(7), 90_007);
         assert_eq!(of(10_007), 90_007);
         assert_eq!(of(10), 90_012, "one is in the database, the next one is running");
-        assert_eq!(of(9_999), 90_001, "it goes on at the start of the range");
+        assert_eq!(of(9_999), 90_001, "the search continues at the start of the range");
     }
 
     #[test]

@@ -159,7 +159,7 @@ mod tests {
         let change = Instant::now();
         assert_eq!(stream.next().await.unwrap().unwrap().health, 1);
         assert!(change.elapsed() <= INTERVAL, "{:?}", change.elapsed());
-        assert!(timeout(INTERVAL * 3, stream.next()).await.is_err(), "it is told once");
+        assert!(timeout(INTERVAL * 3, stream.next()).await.is_err(), "it is sent once");
 
         host.show(2);
         let change = Instant::now();

@@ -123,7 +123,7 @@ pub(crate) fn of_file(path: &Path, source: &str, tests_only: &mut Vec<PathBuf>) 
 
 struct Finder<'a> {
     path: &'a Path,
-    /// The kind of the literals here, if they are known to be messages.
+    /// The kind of the literals here, if the place makes them messages.
     kind: Option<Kind>,
     found: Vec<Message>,
     tests_only: &'a mut Vec<PathBuf>,

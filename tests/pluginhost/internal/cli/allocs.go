@@ -19,7 +19,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 )
 
-// pollPause is between two questions to the agent.
+// pollPause is the interval for polling the agent.
 const pollPause = 100 * time.Millisecond
 
 func allocStatusVerb(args []string, out io.Writer) error {

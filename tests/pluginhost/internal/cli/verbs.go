@@ -1,5 +1,5 @@
 // Package cli is the command line: Nomad's verbs as far as scenarios use them, and
-// those of the host.
+// the host's own.
 package cli
 
 import (
@@ -106,8 +106,8 @@ func logmonVerb(args []string, _ io.Writer) error {
 	return logmon.Serve(args[0])
 }
 
-// dispatch runs the longest verb that the arguments begin with. As "nomad", run,
-// stop and status mean what they mean there.
+// dispatch runs the longest verb that the arguments begin with. Under the name "nomad",
+// run, stop and status have Nomad's meaning.
 func dispatch(argv0 string, args []string, out io.Writer) error {
 	if argv0 == "nomad" && len(args) > 0 && (args[0] == "run" || args[0] == "stop" || args[0] == "status") {
 		args = append([]string{"job"}, args...)

@@ -71,7 +71,7 @@ func (ar *allocRunner) run() {
 	close(ar.done)
 }
 
-// setup makes what the tasks share. It may run again after a restart.
+// setup creates what the tasks share. It may run again after a restart.
 func (ar *allocRunner) setup(a *record) error {
 	anyTask := allocdir.New(ar.agent.allocsDir, ar.agent.cfg.MountsDir, a.ID, ar.group.Tasks[0].Name)
 	if err := anyTask.BuildShared(); err != nil || !a.isolated() {

@@ -72,8 +72,8 @@ func terminatedEvent(r plugin.ExitResult) *nomad.TaskEvent {
 	return e
 }
 
-// driverFailureEvent reports why a task did not start. "recoverable" is ours:
-// Nomad honours it, but does not show it.
+// driverFailureEvent reports why a task did not start. The field "recoverable" is
+// an addition: Nomad honours it, but does not show it.
 func driverFailureEvent(err error) *nomad.TaskEvent {
 	return newEvent(nomad.TaskDriverFailure, err.Error(), details{
 		"driver_error": err.Error(), "recoverable": strconv.FormatBool(plugin.IsRecoverable(err)),

@@ -23,7 +23,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 )
 
-// tracer prints what happens, for people or as JSON lines.
+// tracer prints each step, as text or as JSON lines.
 type tracer struct {
 	mu    sync.Mutex
 	out   io.Writer
@@ -123,7 +123,7 @@ func (a *Agent) runOnce(t *tracer, bin string, job *nomad.Job, strict bool) (cod
 	return code, nil
 }
 
-// showPlugins prints who the plugins are and what they offer.
+// showPlugins prints the plugins, their versions and their capabilities.
 func (a *Agent) showPlugins(t *tracer) error {
 	for name, m := range a.managers {
 		d, err := m.Dispense()
@@ -196,7 +196,7 @@ func taskExit(ts *nomad.TaskState) (int, string) {
 	return 0, "never started, not failed"
 }
 
-// logPause is between two looks at a log that has nothing new.
+// logPause is the interval for polling a log without new data.
 const logPause = 50 * time.Millisecond
 
 // followLog prints a task's log lines as they come.

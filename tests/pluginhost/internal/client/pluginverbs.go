@@ -23,7 +23,7 @@ func (a *Agent) manager(name string) (*plugin.Manager, error) {
 	return nil, fmt.Errorf("no driver %q here", name)
 }
 
-// pluginRequest serves what acts on the plugin itself.
+// pluginRequest serves the requests about the plugin itself.
 func (a *Agent) pluginRequest(r *http.Request) (any, error) {
 	m, err := a.manager(r.FormValue("driver"))
 	if err != nil {

@@ -82,7 +82,7 @@ func (a *Agent) cpuShares(t *nomad.Task, cores []int) int64 {
 	return int64(*t.Resources.CPU)
 }
 
-// taskConfig is what the driver gets, without its own config block.
+// taskConfig is the driver's configuration of a task, without its own config block.
 func (tr *taskRunner) taskConfig(a *record, scope string, cores []int) *pb.TaskConfig {
 	stdout, stderr := logmon.Fifos(tr.dir.Logs, tr.task.Name)
 	if *tr.task.LogConfig.Disabled {

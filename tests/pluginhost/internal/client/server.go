@@ -246,7 +246,7 @@ func (a *Agent) logsRequest(r *http.Request) (any, error) {
 	return logmon.Read(tr.dir.Logs, tr.task.Name, kind, index, offset, over)
 }
 
-// allocRequest serves what acts on one alloc.
+// allocRequest serves the requests about one alloc.
 func (a *Agent) allocRequest(r *http.Request) (any, error) {
 	ar, err := a.allocByPrefix(r.FormValue("id"))
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"pluginhost/pb"
 )
 
-// Topology is what this host's CPUs can do.
+// Topology describes the CPUs of this host.
 type Topology struct {
 	Cores    []Core
 	Override uint64 // MHz, the agent's cpu_total_compute; 0: none
@@ -26,7 +26,7 @@ type Core struct {
 	Base, Max, Guess uint64
 }
 
-// Read looks at /sys and /proc. override is the total in MHz, 0 for none.
+// Read reads /sys and /proc. override is the total in MHz, 0 for none.
 func Read(override uint64) (*Topology, error) {
 	online, err := os.ReadFile("/sys/devices/system/cpu/online")
 	if err != nil {

@@ -423,7 +423,7 @@ func TestBadFilesAreRefused(t *testing.T) {
 	}
 }
 
-// brokenStream answers a streaming exec with what it holds.
+// brokenStream answers a streaming exec with its messages.
 type brokenStream struct {
 	pb.Driver_ExecTaskStreamingClient
 	messages []*pb.ExecTaskStreamingResponse

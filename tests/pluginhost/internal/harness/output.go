@@ -44,8 +44,8 @@ func (c *command) fail(err error) error {
 	return errPrinted
 }
 
-// answer prints what a call returned: the message with the breaches of the
-// protocol in it, or the error.
+// answer prints the result of a call: the message with its breaches of the
+// protocol, or the error.
 func (c *command) answer(m proto.Message, breaches []string, err error) error {
 	if err != nil {
 		return c.fail(err)
@@ -65,8 +65,8 @@ func (c *command) answer(m proto.Message, breaches []string, err error) error {
 	return printJSON(c.out, fields)
 }
 
-// output is what a command wrote: a JSON string, or an object with the base64 form
-// if it is not UTF-8.
+// output is the output of a command: a JSON string, or an object with the base64
+// form if it is not UTF-8.
 type output []byte
 
 func (o output) MarshalJSON() ([]byte, error) {

@@ -32,8 +32,8 @@ func (o *options) taskDir(t *pb.TaskConfig) allocdir.TaskDir {
 	return allocdir.New(o.path("alloc"), o.path("alloc_mounts"), t.AllocId, t.Name)
 }
 
-// prepare makes what a Nomad client makes before it starts a task, and fills in
-// what the file leaves out. What the file gives is taken as it is.
+// prepare creates what a Nomad client creates before it starts a task, and fills in
+// the fields that the file omits. Fields of the file are used unchanged.
 func (c *command) prepare(s *spec) error {
 	if c.opts.asIs {
 		return nil
@@ -121,7 +121,7 @@ func scope(t *pb.TaskConfig) string {
 	return cgroup.TaskPath(t.AllocId, t.Name, t.GetResources().GetLinuxResources().GetCpusetCpus() != "")
 }
 
-// environment is what Nomad makes a task's environment of.
+// environment is the input for a task's environment.
 func (c *command) environment(s *spec) taskenv.Input {
 	t := s.task
 	resources := t.Resources.AllocatedResources
@@ -185,7 +185,7 @@ func prepareVerb(c *command) func() error {
 	}
 }
 
-// cleanupVerb removes what prepare made.
+// cleanupVerb removes what prepare has created.
 func cleanupVerb(c *command) func() error {
 	return func() error {
 		s, err := readSpec(c.file)

@@ -55,7 +55,7 @@ func (o *options) pluginOutput() string    { return o.path("plugin.stdout") }
 func (o *options) pluginLog() string       { return o.path("plugin.log") }
 func (o *options) logs() *logmon.Collector { return logmon.New(o.path("logmon.sock")) }
 
-// pluginState is what later commands need to find the plugin or to start it again.
+// pluginState has what later commands need to find or restart the plugin.
 type pluginState struct {
 	plugin.Reattach
 	Bin    string
@@ -222,8 +222,8 @@ func (c *command) endPlugin(end func(pluginState) error) error {
 	return printJSON(c.out, map[string]any{"pid": pid})
 }
 
-// shutdown ends the plugin as an agent does that stops. A plugin that is gone is
-// fine.
+// shutdown ends the plugin like a stopping agent. A plugin that has already exited
+// is not an error.
 func (c *command) shutdown(st pluginState) error {
 	p, err := plugin.Attach(st.Reattach, hclog.NewNullLogger())
 	if err != nil {
@@ -279,7 +279,7 @@ func violationsVerb(c *command) func() error {
 	}
 }
 
-// taskState is what later commands need to know of a task.
+// taskState has what later commands need about a task.
 type taskState struct {
 	ID     string
 	Handle []byte // a marshalled TaskHandle

@@ -48,7 +48,7 @@ type request struct {
 
 type response struct{ Error string }
 
-// Task is a task whose output is to be collected.
+// Task is a task whose output is collected.
 type Task struct {
 	Dir           string // of the log files and the fifos
 	Name          string

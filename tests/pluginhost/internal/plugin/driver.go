@@ -21,8 +21,8 @@ var ErrShutdown = errors.New("plugin is shut down")
 // exitPatience is how long Nomad waits for the exit of a plugin that seems gone.
 const exitPatience = 3 * time.Second
 
-// Driver makes the calls that the Nomad client makes, and checks the answers for
-// what would make it panic.
+// Driver makes the same calls as the Nomad client, and checks the answers for
+// anything that would make it panic.
 type Driver struct {
 	*Process
 	report func(string)

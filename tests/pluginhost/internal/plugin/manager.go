@@ -16,11 +16,11 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 )
 
-// firstFingerprint is how long the Nomad client waits for a driver's state.
+// firstFingerprint is how long the Nomad client waits for a driver's first state.
 const firstFingerprint = 50 * time.Second
 
 const (
-	// retryPause is between two attempts to start a plugin or follow its streams.
+	// retryPause separates attempts to start a plugin or follow its streams.
 	retryPause = time.Second
 	// shutdownTimeout bounds Driver.Shutdown, as in Nomad.
 	shutdownTimeout = 2 * time.Second
@@ -108,14 +108,22 @@ func (m *Manager) connect() error {
 	}
 }
 
-// describe is the first launch: who is the plugin, and what can be configured?
+// launch starts the plugin and records how long that took.
+func (m *Manager) launch(kind string) (*Process, error) {
+	p, err := launch(m.Bin, kind, m.Log, m.Report)
+	if err == nil {
+		m.launched = append(m.launched, p.ready)
+	}
+	return p, err
+}
+
+// describe is the first launch: it asks for the plugin's name and schema.
 func (m *Manager) describe() error {
-	p, err := launch(m.Bin, "base", m.Log, m.Report)
+	p, err := m.launch("base")
 	if err != nil {
 		return err
 	}
 	defer p.Kill(m.Report)
-	m.launched = append(m.launched, p.ready)
 	m.Info, m.packed, err = p.Describe(m.ctx, m.Config)
 	return err
 }
@@ -123,12 +131,11 @@ func (m *Manager) describe() error {
 // tryConfig is the second launch: the configuration, twice, without what only
 // the client knows.
 func (m *Manager) tryConfig() error {
-	p, err := launch(m.Bin, "base", m.Log, m.Report)
+	p, err := m.launch("base")
 	if err != nil {
 		return err
 	}
 	defer p.Kill(m.Report)
-	m.launched = append(m.launched, p.ready)
 	for range 2 {
 		if _, err := p.BaseClient.SetConfig(m.ctx, &pb.SetConfigRequest{MsgpackConfig: m.packed, PluginApiVersion: APIVersion}); err != nil {
 			return fmt.Errorf("plugin %q block: %w", m.Label, err)
@@ -179,11 +186,10 @@ func (m *Manager) attachOrLaunch() (*Driver, error) {
 		}
 		m.Log.Warn("failed to reattach to the plugin, starting a new one", "error", err)
 	}
-	p, err := launch(m.Bin, "driver", m.Log, m.Report)
+	p, err := m.launch("driver")
 	if err != nil {
 		return nil, err
 	}
-	m.launched = append(m.launched, p.ready)
 	if err := p.Configure(m.ctx, m.packed, m.Topology); err != nil {
 		p.Kill(m.Report)
 		return nil, err
@@ -196,7 +202,7 @@ func (m *Manager) attachOrLaunch() (*Driver, error) {
 	return &Driver{Process: p, report: m.Report}, nil
 }
 
-// readSchema asks what a task's config block may contain and what the driver can do.
+// readSchema reads the schema of a task's config block and the driver's capabilities.
 func (m *Manager) readSchema(d *Driver) error {
 	caps, err := d.DriverClient.Capabilities(m.ctx, &pb.CapabilitiesRequest{})
 	if err != nil {
@@ -213,33 +219,33 @@ func (m *Manager) readSchema(d *Driver) error {
 // fingerprints follows the driver's health for the host's whole life.
 func (m *Manager) fingerprints() {
 	m.follow("Fingerprint", func(d *Driver) error {
-		stream, err := d.DriverClient.Fingerprint(m.ctx, &pb.FingerprintRequest{})
-		for err == nil {
-			var resp *pb.FingerprintResponse
-			if resp, err = stream.Recv(); err == nil {
-				m.setFingerprint(resp)
-			}
-		}
-		return err
+		return receive(m.setFingerprint)(d.DriverClient.Fingerprint(m.ctx, &pb.FingerprintRequest{}))
 	})
 }
 
 // events follows the driver's task events.
 func (m *Manager) events() {
 	m.follow("TaskEvents", func(d *Driver) error {
-		stream, err := d.DriverClient.TaskEvents(m.ctx, &pb.TaskEventsRequest{})
-		for err == nil {
-			var ev *pb.DriverTaskEvent
-			if ev, err = stream.Recv(); err == nil {
-				m.OnEvent(ev)
-			}
-		}
-		return err
+		return receive(m.OnEvent)(d.DriverClient.TaskEvents(m.ctx, &pb.TaskEventsRequest{}))
 	})
 }
 
-// follow runs a stream again and again. One that ends although the plugin
-// lives is a violation: Nomad would reconnect in a busy loop.
+// receive returns a function that passes the messages of a stream to take until
+// the stream ends, and returns why.
+func receive[T any](take func(T)) func(interface{ Recv() (T, error) }, error) error {
+	return func(stream interface{ Recv() (T, error) }, err error) error {
+		for err == nil {
+			var message T
+			if message, err = stream.Recv(); err == nil {
+				take(message)
+			}
+		}
+		return err
+	}
+}
+
+// follow runs a stream repeatedly. A stream that ends although the plugin lives is
+// a violation: Nomad would reconnect in a busy loop.
 func (m *Manager) follow(what string, stream func(*Driver) error) {
 	for m.ctx.Err() == nil {
 		d, err := m.Dispense()
@@ -307,7 +313,7 @@ func (m *Manager) Fingerprint() nomad.DriverInfo {
 	return m.fp
 }
 
-// Stop ends the plugin as an agent does that stops; tasks keep running.
+// Stop ends the plugin like a stopping agent; tasks keep running.
 func (m *Manager) Stop() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -341,13 +347,13 @@ func attributeText(a *pb.Attribute) string {
 	return s + a.GetUnit()
 }
 
-// History is how often the plugin was started, and how long each launch took.
+// History counts the starts of the plugin and has the duration of each launch.
 type History struct {
 	Starts   int
 	Launches []string
 }
 
-// History returns what happened so far.
+// History returns the starts so far.
 func (m *Manager) History() History {
 	m.mu.Lock()
 	defer m.mu.Unlock()

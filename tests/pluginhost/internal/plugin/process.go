@@ -1,5 +1,5 @@
 // Package plugin launches driver plugins and calls them as the Nomad client does.
-// It reports what a plugin does that its contract with Nomad forbids.
+// It reports violations of the plugin's contract with Nomad.
 package plugin
 
 import (
@@ -45,7 +45,7 @@ type Process struct {
 	ready time.Duration
 }
 
-// Reattach is what a later host needs to find the plugin again.
+// Reattach has what a later host needs to connect to the plugin.
 type Reattach struct {
 	Pid    int
 	Socket string
@@ -151,7 +151,7 @@ func (p *Process) ReattachInfo() Reattach {
 func (p *Process) exited() bool { return p.gone.Err() != nil || p.client.Exited() }
 
 // Kill is GRPCController.Shutdown, a wait of killPatience, and SIGKILL. It reports
-// a plugin that needed the last.
+// a plugin that needed the SIGKILL.
 func (p *Process) Kill(report func(string)) {
 	before := time.Now()
 	p.client.Kill()

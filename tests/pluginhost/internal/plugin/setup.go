@@ -21,7 +21,7 @@ const APIVersion = "v0.1.0"
 // The port range that Nomad offers to plugins.
 const minPluginPort, maxPluginPort = 14000, 14512
 
-// Describe asks who the plugin is and encodes the agent's plugin block by the
+// Describe asks for the plugin's name and version and encodes the agent's plugin block by the
 // schema that the plugin has for it.
 func (p *Process) Describe(ctx context.Context, config map[string]any) (info *pb.PluginInfoResponse, packed []byte, err error) {
 	if info, err = p.info(ctx); err != nil {

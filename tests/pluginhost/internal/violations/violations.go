@@ -11,8 +11,8 @@ import (
 	"pluginhost/internal/files"
 )
 
-// Violation is something a plugin did that its contract with Nomad forbids:
-// Nomad would panic, misread it, lose it, or burn CPU on it.
+// Violation is a breach of a plugin's contract with Nomad: Nomad would panic,
+// misread or lose a message, or waste CPU.
 type Violation struct {
 	Time   time.Time
 	Plugin string

@@ -40,7 +40,7 @@ type Fake struct {
 	log string
 }
 
-// Main is TestMain of a package whose test binary is to be the fake plugin.
+// Main is TestMain of a package whose test binary becomes the fake plugin.
 func Main(m *testing.M) {
 	if os.Getenv(plugin.Handshake.MagicCookieKey) == plugin.Handshake.MagicCookieValue {
 		serve()
