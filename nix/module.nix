@@ -147,6 +147,17 @@ in
         modules = lib.singleton {
           freeformType = lib.types.attrsOf json.type;
           options = {
+            root = lib.mkOption {
+              type = lib.types.enum [
+                "private"
+                "host"
+              ];
+              default = "private";
+              description = ''
+                What a task has as its root directory: `private`, one with nothing but what is unveiled, or `host`, the host's tree,
+                in which Landlock denies access to the rest.
+              '';
+            };
             unveil_defaults = lib.mkOption {
               type = lib.types.bool;
               default = true;

@@ -6,4 +6,5 @@ pub(crate) mod landlock;
 pub(crate) mod place;
 pub(crate) mod plan;
 pub(crate) mod policy;
+pub(crate) mod root;
 pub mod unveil;

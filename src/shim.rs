@@ -8,6 +8,7 @@ pub mod report;
 mod setup;
 pub mod spec;
 mod steps;
+pub mod template;
 mod walk;
 
 use std::fs::File;
@@ -24,14 +25,19 @@ use crate::sys;
 use exit::Exit;
 use report::{Failure, Reporter, Step};
 use spec::ShimSpec;
+use steps::RootNamespaces;
 
 /// Descriptors that the plugin places for the shim.
 pub(crate) mod fds {
     use std::os::fd::RawFd;
 
     /// The spec, a sealed memfd. The ones after it are, in this order: the report socket (`SOCK_SEQPACKET`), the exit-status
-    /// file, opened for writing, and the task's cgroup directory, which is not there when the plan has none.
+    /// file, opened for writing; then, if the spec says that they are there, the task's cgroup directory, the empty mount
+    /// namespace and the template's mount namespace.
     pub(crate) const SPEC: RawFd = 3;
+    /// How many there are at most, and at least.
+    pub(crate) const COUNT: usize = 6;
+    pub(crate) const ALWAYS: usize = 3;
 }
 
 /// How deep a message between plugin and shim may nest. Theirs are no more than 8 deep; rmp-serde's default of 1024 is more
@@ -45,13 +51,13 @@ const MISUSED: u8 = 2;
 
 /// The entry point of `nomad-driver-exec2 shim`.
 pub fn main() -> ExitCode {
-    let Ok([Some(spec), Some(report), Some(exit), cgroup]) = sys::fd::inherited(fds::SPEC) else {
+    let Ok([Some(spec), Some(report), Some(exit), rest @ ..]) = sys::fd::inherited::<{ fds::COUNT }>(fds::SPEC) else {
         // Not started by the plugin: there is no socket for a report.
         return ExitCode::from(MISUSED);
     };
     let reporter = Reporter::new(report);
     let exit = File::from(exit);
-    match start(File::from(spec), cgroup, &reporter) {
+    match start(File::from(spec), rest, &reporter) {
         Ok((started, oom)) => {
             // The end of the report socket tells the plugin that exec has happened: no copy of it may stay here.
             drop(reporter);
@@ -74,7 +80,7 @@ struct Started {
 /// Everything up to the running task. What was read for it is given back before this returns: the shim stays small.
 fn start(
     mut file: File,
-    cgroup: Option<OwnedFd>,
+    rest: [Option<OwnedFd>; fds::COUNT - fds::ALWAYS],
     reporter: &Reporter,
 ) -> Result<(Started, Option<OomCounter>), Failure> {
     reporter.wait_for_go().map_err(|errno| Failure::new(Step::Spec, "the plugin's go", errno))?;
@@ -86,11 +92,9 @@ fn start(
         .map_err(|error| Failure::io(Step::Spec, "the spec", &error))?;
     let spec =
         ShimSpec::decode(&bytes).map_err(|error| Failure::text(Step::Spec, "the spec", error.to_string()))?;
-    if cgroup.is_some() != spec.plan.resources.cgroup.is_some() {
-        return Err(Failure::new(Step::Spec, "the cgroup's descriptor", Errno::EBADF));
-    }
+    let (cgroup, namespaces) = given(&spec, rest)?;
     let oom = cgroup.as_ref().and_then(|cgroup| OomCounter::of(cgroup.as_fd()));
-    let prepared = setup::prepare(&spec)?;
+    let prepared = setup::prepare(&spec, namespaces)?;
     let task = setup::launch(&spec, prepared, cgroup, reporter)?;
     steps::drop_privileges()?;
     if spec.command.foreground.is_some() {
@@ -99,6 +103,24 @@ fn start(
     let pid = task.pid;
     task.may_exec()?;
     Ok((Started { task: pid, terminal: spec.command.terminal() }, oom))
+}
+
+/// The task's cgroup directory and the namespaces for its root, of which the spec says whether they are there.
+fn given(
+    spec: &ShimSpec,
+    rest: impl IntoIterator<Item = Option<OwnedFd>>,
+) -> Result<(Option<OwnedFd>, Option<RootNamespaces>), Failure> {
+    let mut rest = rest.into_iter().flatten();
+    let mut next = |wanted: bool, what: &str| {
+        let found = if wanted { rest.next() } else { None };
+        let lacking = || Failure::new(Step::Spec, format!("the descriptor of {what}"), Errno::EBADF);
+        if found.is_some() == wanted { Ok(found) } else { Err(lacking()) }
+    };
+    let cgroup = next(spec.plan.resources.cgroup.is_some(), "the cgroup")?;
+    let empty = next(spec.root.is_some(), "an empty mount namespace")?;
+    let layout = spec.root.as_ref().is_some_and(|root| root.layout.is_some());
+    let template = next(layout, "the template")?;
+    Ok((cgroup, empty.map(|empty| RootNamespaces { empty, template })))
 }
 
 /// Reaps whatever ends until the task does, then writes how it ended. When the shim ends, so does its pid namespace.

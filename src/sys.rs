@@ -10,6 +10,7 @@ pub mod clone;
 pub mod fd;
 pub(crate) mod keyring;
 pub(crate) mod landlock;
+pub(crate) mod mount;
 pub mod pidfd;
 pub(crate) mod signals;
 pub(crate) mod terminal;

@@ -17,4 +17,6 @@ pub mod running;
 pub mod signal;
 pub mod spec;
 pub(crate) mod store;
+pub(crate) mod template;
 pub(crate) mod uids;
+mod user_files;

@@ -145,7 +145,7 @@ _nomad__driver__exec2() {
             return 0
             ;;
         nomad__driver__exec2__subcmd__run)
-            opts="-h --unveil --user --memory --cpu --cap-add --env --work-dir --no-defaults --help"
+            opts="-h --unveil --user --memory --cpu --cap-add --env --work-dir --root --no-defaults --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -177,6 +177,10 @@ _nomad__driver__exec2() {
                     ;;
                 --work-dir)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --root)
+                    COMPREPLY=($(compgen -W "private host" -- "${cur}"))
                     return 0
                     ;;
                 *)

@@ -12,6 +12,11 @@
 # Nomad 1.10 and later do not start a plugin without a block.
 plugin "nomad-driver-exec2" {
   config {
+    # "private": each task has a root directory of its own, with nothing in it
+    # but what is unveiled. "host": it sees the host's tree, in which Landlock
+    # denies access to the rest.
+    root = "private"
+
     # Give every task the paths that most programs need: /bin, /usr/bin,
     # /usr/share, shared libraries, certificates, resolver files, and the
     # task's own directories. docs/security.md lists each path with its reason.

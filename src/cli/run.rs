@@ -19,14 +19,14 @@ use super::stdio::Stdio;
 use super::terminal::{Terminal, Watch};
 use super::{causes, environment, free_user, say};
 use crate::cgroup::{Cgroup, Limits, ResourceRequest};
-use crate::config::PluginConfig;
+use crate::config::{PluginConfig, RootKind};
 use crate::record::run_dir::RUN_DIR;
 use crate::sandbox::capabilities::{CapList, UnknownCapability};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::policy::{Ask, Policy};
 use crate::sandbox::unveil::{Access, Unveil};
 use crate::shim::report::StartError;
-use crate::shim::spec::Foreground;
+use crate::shim::spec::{Foreground, TaskDirs};
 use crate::sys;
 use crate::sys::signals::Bits;
 use crate::task::end::Ended;
@@ -36,13 +36,16 @@ use crate::task::launch::{LaunchError, Launcher};
 use crate::task::running::Task;
 use crate::task::signal::SignalNumber;
 use crate::task::spec::{Logs, Request, TaskSpec};
-use crate::users;
+use crate::users::{self, User};
 
 /// Exit statuses for a command that could not be run, as in shells: not found, not executable; and 125, as in env(1), for a
 /// failure of this program.
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 const FAILED: u8 = 125;
+
+/// Where a task with a root of its own sees its directories.
+const TASK_DIR: &str = "/task";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -74,6 +77,9 @@ pub(super) struct Args {
     /// Start in this directory, absolute or relative to the task's own [default: local]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
+    /// Root directory of the task: private, with nothing in it but what is unveiled, or the host's
+    #[arg(long, value_name = "ROOT", default_value = "private")]
+    root: RootKind,
     /// Grant only the paths of --unveil: no system paths, not even the task's own directories
     #[arg(long)]
     no_defaults: bool,
@@ -122,13 +128,17 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         Some(name) => users::lookup(name)?,
         None => free_user::find(id.seed())?,
     };
-    let base = Base::find(std::env::var_os("TMPDIR"))?;
-    sweep(&base);
-    let scratch = Scratch::new(&base, &user)?;
+    sweep();
+    let scratch = match args.root {
+        RootKind::Private => None,
+        RootKind::Host => Some(scratch(&user)?),
+    };
+    let task_dir = scratch.as_ref().map_or(Path::new(TASK_DIR), Scratch::root).to_owned();
     // Dropped before the directories on every return path.
     let cgroup = OwnCgroup::new(id, &asked(args))?;
     let plugin = PluginConfig::default();
     let policy = Policy {
+        own_root: args.root == RootKind::Private,
         unveil_defaults: !args.no_defaults,
         unveil_by_task: true,
         allow_caps: capabilities.set(),
@@ -141,7 +151,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         ..Ask::default()
     };
     let mut env = environment::of_command(&asked_env, std::env::vars_os());
-    env.extend(scratch.variables());
+    env.extend(scratch::variables(&task_dir));
     let stdio = Stdio::new(&user)?;
     let terminal = stdio.terminal_number();
     let request = Request {
@@ -150,7 +160,8 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         program: &command,
         args: &rest,
         env: &env,
-        root: scratch.root(),
+        root: &task_dir,
+        dirs: TaskDirs::Scratch,
         logs: Logs::Inherited(Foreground { ignored, terminal }),
         network: None,
         cgroup: cgroup.get().map(Cgroup::path),
@@ -210,10 +221,16 @@ fn own_terminal() -> Rule {
 }
 
 /// Removes what killed `run`s left behind. Their tasks have already ended.
-fn sweep(base: &Base) {
+fn sweep() {
     run_id::sweep(Path::new(RUN_DIR));
     own_cgroup::sweep();
-    scratch::sweep(base);
+}
+
+/// The task's directories on the host. Those of earlier `run`s that were killed are removed.
+fn scratch(user: &User) -> anyhow::Result<Scratch> {
+    let base = Base::find(std::env::var_os("TMPDIR"))?;
+    scratch::sweep(&base);
+    Ok(Scratch::new(&base, user)?)
 }
 
 /// How the task ended, and whether its output is complete.

@@ -143,12 +143,12 @@ impl Scratch {
     pub(super) fn root(&self) -> &Path {
         &self.path
     }
+}
 
-    /// Nomad's environment variables for the directories.
-    pub(super) fn variables(&self) -> [(String, String); 3] {
-        [("NOMAD_ALLOC_DIR", "alloc"), ("NOMAD_TASK_DIR", "local"), ("NOMAD_SECRETS_DIR", "secrets")]
-            .map(|(name, dir)| (name.to_owned(), self.path.join(dir).display().to_string()))
-    }
+/// The variables that name a task's directories, which are in `task_dir`.
+pub(super) fn variables(task_dir: &Path) -> [(String, String); 3] {
+    [("NOMAD_ALLOC_DIR", "alloc"), ("NOMAD_TASK_DIR", "local"), ("NOMAD_SECRETS_DIR", "secrets")]
+        .map(|(name, dir)| (name.to_owned(), task_dir.join(dir).display().to_string()))
 }
 
 impl Drop for Scratch {

@@ -467,7 +467,7 @@ mod tests {
         let config = ok(json!({"unveil_paths": ["rx:/opt/bin"], "allow_caps": ["CAP_NET_RAW"]}));
         assert_eq!(
             summary(&config),
-            "valid\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\nunveil_by_task = false\n\
+            "valid\nroot = \"private\"\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\nunveil_by_task = false\n\
              allow_caps = [\"net_raw\"]\ndynamic_user_range = \"80000-89999\"\n"
         );
     }

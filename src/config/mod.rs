@@ -19,7 +19,7 @@ mod tests;
 
 use std::fmt;
 
-pub use plugin::PluginConfig;
+pub use plugin::{PluginConfig, RootKind};
 pub use table::{Form, Row};
 pub use task::DriverConfig;
 

@@ -15,6 +15,8 @@ options! {
     /// The options that an operator sets for all tasks of a client.
     #[derive(Clone, PartialEq, Eq)]
     pub struct PluginConfig {
+        /// what a task has as its root directory: `"private"`, one with nothing but what is unveiled, or `"host"`, the host's
+        pub root: RootKind = RootDirectory,
         /// give every task the default paths and its own directories
         pub unveil_defaults: bool = Flag { default: true },
         /// more paths for every task
@@ -58,6 +60,7 @@ impl PluginConfig {
     /// What the operator allows a job.
     pub fn policy(&self) -> Policy<'_> {
         Policy {
+            own_root: self.root == RootKind::Private,
             unveil_defaults: self.unveil_defaults,
             unveil_paths: &self.unveil_paths,
             unveil_by_task: self.unveil_by_task,
@@ -91,6 +94,43 @@ impl Kind for AllowedCapabilities {
 
     fn show(&self, value: &CapSet) -> String {
         hcl(*value)
+    }
+}
+
+/// What a task has as its root directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RootKind {
+    /// One of its own.
+    Private,
+    /// The host's.
+    Host,
+}
+
+/// `root`.
+struct RootDirectory;
+
+impl Kind for RootDirectory {
+    type Value = RootKind;
+    const FORM: Form = Form::Attribute(hclspec::STRING);
+    const TAKES: &str = r#"`"private"` or `"host"`"#;
+
+    fn unset(&self) -> Result<RootKind, &'static str> {
+        Ok(RootKind::Private)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<RootKind, ConfigError> {
+        match value.text(at)?.as_str() {
+            "private" => Ok(RootKind::Private),
+            "host" => Ok(RootKind::Host),
+            other => Err(at.bad_value(quote(other), "there is no such root directory", r#""private" or "host""#)),
+        }
+    }
+
+    fn show(&self, value: &RootKind) -> String {
+        quote(match value {
+            RootKind::Private => "private",
+            RootKind::Host => "host",
+        })
     }
 }
 

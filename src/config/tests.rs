@@ -465,6 +465,7 @@ fn schemas_are_those_of_the_documented_options() {
         [
             row("allow_caps", "list(string)", false, Some("[\"kill\", \"net_bind_service\"]")),
             row("dynamic_user_range", "string", false, Some("\"80000-89999\"")),
+            row("root", "string", false, Some("\"private\"")),
             row("unveil_by_task", "bool", false, Some("false")),
             row("unveil_defaults", "bool", false, Some("true")),
             row("unveil_paths", "list(string)", false, None),

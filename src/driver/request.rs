@@ -9,6 +9,7 @@ use crate::config::DriverConfig;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
 use crate::sandbox::policy::{self, NetworkMode, Policy};
+use crate::shim::spec::TaskDirs;
 use crate::task::dirs;
 use crate::task::id::TaskId;
 use crate::task::lifecycle::Job;
@@ -25,8 +26,9 @@ pub(super) fn task_spec(
     settings: &Settings,
 ) -> Result<TaskSpec, RpcError> {
     let config = DriverConfig::decode(&task.msgpack_driver_config)?;
-    let root = dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name)?;
     let policy = settings.plugin.policy();
+    let alloc_dir = Path::new(&task.alloc_dir);
+    let root = dirs::root(&task.env, alloc_dir, &task.name, policy.own_root)?;
     let name = user_name(task, &root, &policy);
     if let Some(uid) = users::dynamic_id(&name)? {
         policy.dynamic_user(&name, uid).map_err(SpecError::from)?;
@@ -45,6 +47,7 @@ pub(super) fn task_spec(
         args: &config.args,
         env: &task.env,
         root: &root.path,
+        dirs: TaskDirs::Nomad { alloc_dir: alloc_dir.to_owned(), task: task.name.clone() },
         logs: logs(task),
         network: network.as_deref(),
         cgroup: Some(&cgroup),

@@ -64,6 +64,7 @@ fn spec() -> StoredSpec<'static> {
         name: "web".into(),
         user: std::borrow::Cow::Owned(User { home: Some("/home/ann".into()), ..user }),
         plan: std::borrow::Cow::Owned(Plan {
+            root: crate::sandbox::plan::Root::Private { defaults: true },
             task_dir: "/data/alloc_mounts/alloc-web".into(),
             namespaces: Namespaces { network, ..Namespaces::default() },
             landlock: Landlock { rules, ..Landlock::default() },

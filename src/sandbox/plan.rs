@@ -19,6 +19,7 @@ pub struct Plan {
     /// The task's own directory, `alloc_mounts/<alloc>-<task>`. It has been proven to be its own, so the symbolic links that
     /// lead to it are followed.
     pub task_dir: PathBuf,
+    pub root: Root,
     pub namespaces: Namespaces,
     pub landlock: Landlock,
     /// What the task starts with (ambient for an ordinary user, permitted for root) and the most that it and its
@@ -29,6 +30,17 @@ pub struct Plan {
     pub oom_score_adj: i32,
     pub resources: Resources,
     pub work_dir: WorkDir,
+}
+
+/// What a task has as its root directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Root {
+    /// The host's tree, in which Landlock alone decides what can be used. Tasks of versions before 0.2.0 have it.
+    #[default]
+    Host,
+    /// One of its own, in which there is nothing but what was granted: also what all tasks get, if `defaults`.
+    Private { defaults: bool },
 }
 
 /// The namespaces that a task does not share with the host.
@@ -48,6 +60,7 @@ pub enum Namespace {
     Pid,
     Mount,
     Ipc,
+    Uts,
 }
 
 impl Default for Namespaces {

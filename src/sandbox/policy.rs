@@ -2,13 +2,14 @@
 //!
 //! Every such decision is here. `config` checks only whether a value is well-formed, the shim only what the kernel answers.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::capabilities::{CapList, CapSet, Capability, hcl};
 use super::defaults::DEFAULTS;
 use super::place::{Missing, NamedBy, Place, Rule};
-use super::plan::{Landlock, Namespaces, Plan, Resources, Rlimits, WorkDir};
+use super::plan::{Landlock, Namespace, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
 use super::unveil::{Access, Unveil};
 use crate::cgroup::Limits;
 use crate::quote::quote;
@@ -26,6 +27,8 @@ const RWXC: Access = R.union(Access::WRITE).union(Access::EXECUTE).union(Access:
 /// What the operator allows, from the plugin's options.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy<'a> {
+    /// Whether tasks have a root of their own.
+    pub own_root: bool,
     /// Whether every task gets the default paths and its own directories.
     pub unveil_defaults: bool,
     /// Paths that every task gets.
@@ -145,7 +148,11 @@ impl Policy<'_> {
         let capabilities = self.capabilities(ask, host.capabilities)?;
         Ok(Plan {
             task_dir: host.task_dir.to_owned(),
-            namespaces: Namespaces { network: host.network.map(Path::to_owned), ..Namespaces::default() },
+            root: match self.own_root {
+                true => Root::Private { defaults: self.unveil_defaults },
+                false => Root::Host,
+            },
+            namespaces: Namespaces { own: self.namespaces(), network: host.network.map(Path::to_owned) },
             landlock: Landlock { rules, ..Landlock::default() },
             capabilities,
             rlimits: Rlimits { open_files: host.open_files },
@@ -211,7 +218,9 @@ impl Policy<'_> {
     /// The rules, the task's own directories first. Paths that a task could have tampered with are opened from above.
     fn rules(&self, ask: &Ask<'_>, host: &Host<'_>) -> Result<Vec<Rule>, Denied> {
         let writable: Vec<&Path> = self.writable(ask, host.task_dir).collect();
-        let mut rules = if self.unveil_defaults { default_rules(host, &writable) } else { Vec::new() };
+        // What a root of its own has needs no list: the template knows it.
+        let listed = self.unveil_defaults && !self.own_root;
+        let mut rules = if listed { default_rules(host, &writable) } else { Vec::new() };
         let by_agent = self.unveil_paths.iter().map(|unveil| (NamedBy::Agent, unveil));
         let by_job = ask.unveil.iter().map(|unveil| (NamedBy::Job, unveil));
         for (named_by, unveil) in by_agent.chain(by_job) {
@@ -235,6 +244,15 @@ impl Policy<'_> {
             });
         }
         Ok(rules)
+    }
+
+    /// A root of its own is assembled in a mount namespace that the shim makes itself.
+    fn namespaces(&self) -> BTreeSet<Namespace> {
+        let mut own = BTreeSet::from([Namespace::Pid, Namespace::Ipc, Namespace::Uts]);
+        if !self.own_root {
+            own.insert(Namespace::Mount);
+        }
+        own
     }
 
     /// Whether another rule grants this access to the whole of /proc.

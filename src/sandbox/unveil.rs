@@ -59,6 +59,11 @@ impl Access {
         self.0 & other.0 == other.0
     }
 
+    /// Has what both have.
+    pub(crate) const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// Has what either of both has.
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)

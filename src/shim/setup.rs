@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use super::report::{Failure, Reporter, Step};
 use super::spec::ShimSpec;
-use super::steps::{self, Logs, Result};
+use super::steps::{self, Logs, Result, RootNamespaces};
 use crate::sys;
 
 /// Exit status of a task that never became one; nobody sees it, the failure is reported.
@@ -24,18 +24,28 @@ const NOT_A_TASK: i32 = 127;
 #[derive(Debug)]
 pub(super) struct Prepared {
     logs: Option<Logs>,
-    work_dir: OwnedFd,
+    /// None: it is entered by its path, in the task's own root.
+    work_dir: Option<OwnedFd>,
     ruleset: RulesetCreated,
 }
 
-/// In the shim: network namespace, mounts, logs, working directory, Landlock rules.
-pub(super) fn prepare(spec: &ShimSpec) -> Result<Prepared> {
+/// In the shim: network namespace, logs, root, working directory, Landlock rules.
+pub(super) fn prepare(spec: &ShimSpec, namespaces: Option<RootNamespaces>) -> Result<Prepared> {
     steps::join_network(spec)?;
-    steps::separate_mounts(spec)?;
-    let logs = steps::open_logs(spec)?;
-    let writable = steps::writable(spec);
-    let work_dir = steps::open_work_dir(spec, &writable)?;
-    let ruleset = steps::build_ruleset(spec, logs.as_ref(), &writable)?;
+    let (logs, work_dir, ruleset);
+    if let Some((root, namespaces)) = spec.root.as_ref().zip(namespaces) {
+        logs = steps::open_logs(spec)?;
+        let writable = steps::writable(spec);
+        let rules = steps::enter_root(spec, root, namespaces, &writable)?;
+        work_dir = None;
+        ruleset = steps::build_root_ruleset(spec, logs.as_ref(), &rules)?;
+    } else {
+        steps::separate_mounts(spec)?;
+        logs = steps::open_logs(spec)?;
+        let writable = steps::writable(spec);
+        work_dir = Some(steps::open_work_dir(spec, &writable)?);
+        ruleset = steps::build_ruleset(spec, logs.as_ref(), &writable)?;
+    }
     steps::lead_session(spec)?;
     Ok(Prepared { logs, work_dir, ruleset })
 }
@@ -106,7 +116,7 @@ fn become_task(
     steps::limit_open_files(spec)?;
     steps::attach_logs(prepared.logs)?;
     steps::become_user(spec)?;
-    steps::enter_work_dir(spec, &prepared.work_dir)?;
+    steps::enter_work_dir(spec, prepared.work_dir.as_ref())?;
     prctl::set_no_new_privs().map_err(|errno| Failure::new(Step::NoNewPrivs, "the task", errno))?;
     steps::restrict(prepared.ruleset)?;
     // The shim is on its way to an id and a state in which this task cannot touch it.

@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::MAX_DEPTH;
 use crate::sandbox::place::Place;
 use crate::sandbox::plan::Plan;
+use crate::sandbox::root::layout::Layout;
 use crate::sys::signals::Bits;
 use crate::users::User;
 
 /// The shim and the plugin are the same file; a mismatch means that something else wrote the spec.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// A task as its shim sees it: who it is, what it may do, and what it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -20,6 +21,31 @@ pub struct ShimSpec {
     pub user: User,
     pub plan: Plan,
     pub command: Command,
+    /// None: the task sees the host's tree.
+    pub root: Option<PrivateRoot>,
+}
+
+/// What the plugin knows of a task's own root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrivateRoot {
+    /// What the template has; none without `unveil_defaults`: then there is no template.
+    pub(crate) layout: Option<Layout>,
+    pub dirs: TaskDirs,
+    /// Name below [`crate::sandbox::root::OWN`], and content.
+    pub files: Vec<(String, String)>,
+    /// Size of /dev/shm in bytes; none = half of the host's memory, as tmpfs(5).
+    pub shm_size: Option<u64>,
+    /// Where cgroup2 is mounted on the host.
+    pub cgroup_root: Option<PathBuf>,
+}
+
+/// Where a task's directories come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaskDirs {
+    /// `<alloc_dir>/<task>` and `<alloc_dir>/alloc`, from Nomad's TaskConfig.
+    Nomad { alloc_dir: PathBuf, task: String },
+    /// They are made in the root, and gone with it (the `run` verb).
+    Scratch,
 }
 
 /// What a task runs, with which arguments, environment and descriptors.
@@ -61,12 +87,13 @@ impl ShimSpec {
         user: &User,
         plan: &Plan,
         command: &Command,
+        root: Option<&PrivateRoot>,
     ) -> Result<Vec<u8>, rmp_serde::encode::Error> {
-        rmp_serde::to_vec(&(VERSION, (user, plan, command)))
+        rmp_serde::to_vec(&(VERSION, (user, plan, command, root)))
     }
 
     pub fn encode(&self) -> Result<Vec<u8>, rmp_serde::encode::Error> {
-        Self::encode_parts(&self.user, &self.plan, &self.command)
+        Self::encode_parts(&self.user, &self.plan, &self.command, self.root.as_ref())
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
@@ -135,7 +162,15 @@ mod tests {
         };
         ShimSpec {
             user: User { groups: vec![80_000, 44], ..User::unknown("nomad-80000", 80_000, 80_000) },
+            root: Some(PrivateRoot {
+                layout: Some(Layout::default()),
+                dirs: TaskDirs::Nomad { alloc_dir: "/d/alloc/1".into(), task: "web".into() },
+                files: vec![("passwd".into(), "root:x:0:0::/root:/bin/sh\n".into())],
+                shm_size: Some(1 << 20),
+                cgroup_root: Some("/sys/fs/cgroup".into()),
+            }),
             plan: Plan {
+                root: crate::sandbox::plan::Root::Private { defaults: true },
                 task_dir: "/a".into(),
                 namespaces: Namespaces { network: Some("/var/run/netns/x".into()), ..Namespaces::default() },
                 landlock: Landlock { rules: vec![rule], ..Landlock::default() },
@@ -180,9 +215,9 @@ mod tests {
 
     #[test]
     fn another_version_and_garbage_are_refused() {
-        let ShimSpec { user, plan, command } = spec();
-        let other = rmp_serde::to_vec(&(VERSION + 1, (user, plan, command))).unwrap();
-        assert!(ShimSpec::decode(&other).unwrap_err().to_string().contains("version 3"));
+        let ShimSpec { user, plan, command, root } = spec();
+        let other = rmp_serde::to_vec(&(VERSION + 1, (user, plan, command, root))).unwrap();
+        assert!(ShimSpec::decode(&other).unwrap_err().to_string().contains("version 4"));
         assert!(ShimSpec::decode(b"").is_err());
         assert!(ShimSpec::decode(&[0xc1; 64]).is_err());
         // Arrays of one array, deeper than a stack of any size would take.

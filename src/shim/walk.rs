@@ -17,8 +17,10 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
+use crate::sandbox::root::layout::Link;
+
 /// The most symbolic links on the way to a place, MAXSYMLINKS of path_resolution(7).
-const MAX_LINKS: u32 = 40;
+const MAX_LINKS: usize = 40;
 /// Tries of an openat2(2) that met a concurrent rename (EAGAIN).
 const OPEN_TRIES: u32 = 16;
 
@@ -61,14 +63,29 @@ impl DirId {
     }
 }
 
+/// What a path led to.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub place: OwnedFd,
+    /// Its path without symbolic links.
+    pub path: PathBuf,
+    /// The links that were followed.
+    pub links: Vec<Link>,
+}
+
 /// Opens `path`, which is absolute, `O_PATH`. No link at or below the directories `writable` is followed.
 pub(super) fn open_path(path: &Path, writable: &[DirId]) -> Result<OwnedFd, WalkError> {
+    find(path, writable).map(|found| found.place)
+}
+
+/// The same, with the way to it.
+pub(super) fn find(path: &Path, writable: &[DirId]) -> Result<Found, WalkError> {
     // Most paths have no link, and then there is nothing to be led by.
     let plain = ResolveFlag::RESOLVE_NO_SYMLINKS;
     match retry(|| openat2(nix::fcntl::AT_FDCWD, path, path_only(plain))) {
         // EACCES is `fs.protected_symlinks`, which judges a last link before the flag does; the walk says which link it is.
         Err(Errno::ELOOP | Errno::EACCES) => Walk::new(writable)?.to(path),
-        opened => Ok(opened?),
+        opened => Ok(Found { place: opened?, path: path.components().collect(), links: Vec::new() }),
     }
 }
 
@@ -105,7 +122,7 @@ struct Walk<'a> {
     /// For messages.
     path: PathBuf,
     maker: Option<Maker>,
-    links: u32,
+    links: Vec<Link>,
 }
 
 impl<'a> Walk<'a> {
@@ -113,11 +130,11 @@ impl<'a> Walk<'a> {
         let here = open_root()?;
         let stat = fstat(&here)?;
         let below_writable = writable.contains(&DirId::of(&stat));
-        Ok(Self { writable, below_writable, stat, here, path: PathBuf::from("/"), maker: None, links: 0 })
+        Ok(Self { writable, below_writable, stat, here, path: PathBuf::from("/"), maker: None, links: Vec::new() })
     }
 
     /// One component after the other, those of a link before the rest.
-    fn to(mut self, path: &Path) -> Result<OwnedFd, WalkError> {
+    fn to(mut self, path: &Path) -> Result<Found, WalkError> {
         let mut left = components(path);
         while let Some(name) = left.pop() {
             let child = retry(|| {
@@ -136,7 +153,7 @@ impl<'a> Walk<'a> {
                 self.step(name.as_os_str(), child)?;
             }
         }
-        Ok(self.here)
+        Ok(Found { place: self.here, path: self.path, links: self.links })
     }
 
     fn enter(&self, name: &OsStr) -> Result<OwnedFd, WalkError> {
@@ -167,8 +184,7 @@ impl<'a> Walk<'a> {
     /// The components that the link stands for, the first one last.
     fn follow(&mut self, name: &OsStr, child: &OwnedFd, stat: &FileStat) -> Result<Vec<OsString>, WalkError> {
         let link = self.path.join(name);
-        self.links += 1;
-        if self.links > MAX_LINKS {
+        if self.links.len() == MAX_LINKS {
             return Err(Errno::ELOOP.into());
         }
         if self.below_writable {
@@ -181,6 +197,7 @@ impl<'a> Walk<'a> {
             return Err(WalkError::Magic(link));
         }
         let target = PathBuf::from(readlinkat(child, "")?);
+        self.links.push(Link { path: link.clone(), target: target.clone() });
         if self.stat.st_uid != 0 {
             self.maker = Some(Maker { link, uid: stat.st_uid });
         }

@@ -71,8 +71,15 @@ impl Root {
 
 /// Finds the root directory in the environment, and proves that it is the task's.
 ///
-/// `alloc_dir` is Nomad's `TaskConfig.alloc_dir` (`<data_dir>/alloc/<alloc>`), which no job can set; `task` the task's name.
-pub(crate) fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) -> Result<Root, DirsError> {
+/// `alloc_dir` is Nomad's `TaskConfig.alloc_dir` (`<data_dir>/alloc/<alloc>`), which no job can set; `task` the task's name. If
+/// the task gets an `own_root`, its directories need not be mounted at the path that the environment names: it is only where the
+/// task will see them.
+pub(crate) fn root(
+    env: &HashMap<String, String>,
+    alloc_dir: &Path,
+    task: &str,
+    own_root: bool,
+) -> Result<Root, DirsError> {
     let value = |name: &'static str| env.get(name).map(Path::new).ok_or(DirsError::Unset(name));
     let (local, alloc, secrets) = (value(TASK_DIR)?, value(ALLOC_DIR)?, value(SECRETS_DIR)?);
     let foreign = |name, value: &Path, what| DirsError::Foreign { name, value: value.into(), what };
@@ -91,26 +98,28 @@ pub(crate) fn root(env: &HashMap<String, String>, alloc_dir: &Path, task: &str) 
 
     let theirs = directory("the alloc directory", alloc_dir)?;
     let ours = directory("the task directory", root)?;
-    if !same(&ours, &beneath(&theirs, alloc_dir, Path::new(task))?) {
-        if matches!(
-            beneath(&ours, root, Path::new("local")),
-            Err(DirsError::Open { errno: Errno::ENOENT, .. })
-        ) {
-            return Err(DirsError::NotMounted(root.to_owned()));
-        }
-        return Err(foreign(TASK_DIR, local, "task directory"));
+    let kept = beneath(&theirs, alloc_dir, Path::new(task))?;
+    if !same(&ours, &kept) {
+        let local_there = beneath(&ours, root, Path::new("local"));
+        return match local_there {
+            Err(DirsError::Open { errno: Errno::ENOENT, .. }) if own_root => owned(root, &kept),
+            Err(DirsError::Open { errno: Errno::ENOENT, .. }) => Err(DirsError::NotMounted(root.to_owned())),
+            _ => Err(foreign(TASK_DIR, local, "task directory")),
+        };
     }
     let (mounted, shared) =
         (beneath(&ours, root, Path::new("alloc"))?, beneath(&theirs, alloc_dir, Path::new("alloc"))?);
     if !same(&mounted, &shared) {
         return Err(foreign(ALLOC_DIR, alloc, "alloc directory"));
     }
-    let found = fstat(&ours).map_err(|errno| DirsError::Open {
-        what: "the task directory",
-        path: root.into(),
-        errno,
-    })?;
-    Ok(Root { path: root.to_owned(), uid: found.st_uid, gid: found.st_gid })
+    owned(root, &ours)
+}
+
+/// The root at `path`, with the owner of the task's directory.
+fn owned(path: &Path, directory: &OwnedFd) -> Result<Root, DirsError> {
+    let failed = |errno| DirsError::Open { what: "the task directory", path: path.into(), errno };
+    let found = fstat(directory).map_err(failed)?;
+    Ok(Root { path: path.to_owned(), uid: found.st_uid, gid: found.st_gid })
 }
 
 /// Opens a directory that the shim, a process of another PID namespace, opens again by the same path: so the path must mean
@@ -176,7 +185,7 @@ mod tests {
         }
 
         fn root(&self) -> Result<Root, DirsError> {
-            root(&self.env, &self.dir.path().join("alloc/1"), "web")
+            root(&self.env, &self.dir.path().join("alloc/1"), "web", false)
         }
 
         fn set(mut self, name: &str, value: impl AsRef<Path>) -> Self {
@@ -255,7 +264,7 @@ mod tests {
             assert!(prefix.join("local").is_dir(), "it leads there: {prefix:?}");
             let env = [(TASK_DIR, "local"), (ALLOC_DIR, "alloc"), (SECRETS_DIR, "secrets")]
                 .map(|(name, sub)| (name.to_owned(), prefix.join(sub).display().to_string()));
-            let error = super::root(&env.into(), &held.dir.path().join("alloc/1"), "web").unwrap_err();
+            let error = super::root(&env.into(), &held.dir.path().join("alloc/1"), "web", false).unwrap_err();
             assert!(matches!(error, DirsError::Proc { .. }) && error.is_jobs_fault(), "{error}");
         }
         let error = directory("the task directory", Path::new("/proc/self/task")).unwrap_err();
@@ -271,7 +280,7 @@ mod tests {
         alloc.env.remove(SECRETS_DIR);
         assert!(matches!(alloc.root(), Err(DirsError::Unset(SECRETS_DIR))));
         let alloc = Alloc::new();
-        let error = root(&alloc.env, &alloc.dir.path().join("alloc/2"), "web").unwrap_err();
+        let error = root(&alloc.env, &alloc.dir.path().join("alloc/2"), "web", false).unwrap_err();
         assert!(!error.is_jobs_fault());
         assert!(error.to_string().contains("alloc/2"), "{error}");
     }

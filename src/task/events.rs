@@ -10,6 +10,7 @@ use super::id::TaskId;
 use super::signal::SignalNumber;
 use crate::quote::shorten;
 use crate::sandbox::place::{NamedBy, Rule};
+use crate::sandbox::plan::{Plan, Root};
 
 /// EventBus that a slow listener may be behind before it loses the oldest; the memory for them is bounded by this.
 const BACKLOG: usize = 256;
@@ -66,7 +67,8 @@ pub struct Unveiled {
 }
 
 impl Unveiled {
-    pub(crate) fn of(rules: &[Rule]) -> Self {
+    pub(crate) fn of(plan: &Plan) -> Self {
+        let rules = &plan.landlock.rules;
         let named_by = |who| rules.iter().filter(move |rule| rule.named_by == who);
         let mut bytes = 0;
         let fits = |rule: &String| {
@@ -76,7 +78,10 @@ impl Unveiled {
         let job: Vec<String> =
             named_by(NamedBy::Job).map(Rule::to_string).take(RULES_SHOWN).take_while(fits).collect();
         Self {
-            defaults: named_by(NamedBy::Driver).next().is_some(),
+            defaults: match plan.root {
+                Root::Host => named_by(NamedBy::Driver).next().is_some(),
+                Root::Private { defaults } => defaults,
+            },
             agent: named_by(NamedBy::Agent).count(),
             more: named_by(NamedBy::Job).count() - job.len(),
             job,
@@ -216,7 +221,9 @@ mod tests {
         let by_driver = (0..usize::from(defaults) * 3).map(|_| rule(NamedBy::Driver, "r:/usr"));
         let by_agent = (0..agent).map(|_| rule(NamedBy::Agent, "r:/opt"));
         let by_job = job.iter().map(|text| rule(NamedBy::Job, text));
-        Unveiled::of(&by_driver.chain(by_agent).chain(by_job).collect::<Vec<_>>())
+        let mut plan = Plan::default();
+        plan.landlock.rules = by_driver.chain(by_agent).chain(by_job).collect();
+        Unveiled::of(&plan)
     }
 
     #[test]

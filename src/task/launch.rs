@@ -13,15 +13,16 @@ use nix::sys::stat::Mode;
 
 use super::processes::{Launched, Processes};
 use super::spec::TaskSpec;
-use crate::cgroup::{Cgroup, CgroupError};
+use super::template::{Template, TemplateError, Templates};
+use crate::cgroup::{self, Cgroup, CgroupError, MemoryMax};
 use crate::record::identity::Identity;
 use crate::record::key::{EmptyKey, Key};
 use crate::record::reconcile;
 use crate::record::run_dir::{self, RunDir, RunDirError};
-use crate::sandbox::plan::{Namespace, Plan};
+use crate::sandbox::plan::{Namespace, Plan, Root};
 use crate::shim::fds;
 use crate::shim::report::{self, Receiver, StartError};
-use crate::shim::spec::{ShimSpec, Stdio};
+use crate::shim::spec::{PrivateRoot, ShimSpec, Stdio};
 use crate::sys;
 
 /// How long a start may take, from clone to exec. The shim's own waits are bounded far below it; only a path on a file
@@ -34,6 +35,7 @@ pub struct Launcher {
     /// This very program, so that an upgrade on disk never mixes two versions in one start.
     program: OwnedFd,
     run_dir: PathBuf,
+    templates: Templates,
 }
 
 /// Why a task did not start. Nothing is left of it.
@@ -47,6 +49,8 @@ pub enum LaunchError {
     Id(#[from] EmptyKey),
     #[error("failed to {step}: {error}")]
     System { step: &'static str, error: io::Error },
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     #[error(transparent)]
     End(#[from] reconcile::EndError),
     #[error(transparent)]
@@ -67,7 +71,10 @@ fn system<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> LaunchErr
 impl Launcher {
     pub fn new(run_dir: &Path) -> Result<Self, LaunchError> {
         let program = open_high("/proc/self/exe", OFlag::O_PATH).map_err(system("open /proc/self/exe"))?;
-        Ok(Self { program, run_dir: run_dir.to_owned() })
+        let copy = sys::fd::duplicate_from(program.as_fd(), sys::clone::FIRST_FREE_FD)
+            .map_err(system("duplicate a descriptor"))?;
+        let templates = Templates::new(copy, run_dir);
+        Ok(Self { program, run_dir: run_dir.to_owned(), templates })
     }
 
     /// Removes what nobody will ask for any more; see [`reconcile::sweep`].
@@ -139,10 +146,17 @@ impl Launcher {
         exit: File,
     ) -> Result<Processes, LaunchError> {
         run_dir.record_spec(&spec.stored())?;
-        let spec_fd = spec_file(spec)?;
+        let template = spec.root.as_ref().map(|_| self.templates.get()).transpose()?;
+        let root = template.as_deref().and_then(|template| private_root(spec, template));
+        let spec_fd = spec_file(spec, root.as_ref())?;
         let (receiver, report) = report::pair().map_err(system("make the report socket"))?;
         let given = [spec_fd.as_fd(), report.as_fd(), exit.as_fd()];
         let given = given.into_iter().chain(cgroup.map(Cgroup::dir_fd));
+        let of_template = template.iter().flat_map(|template| {
+            let layout = root.as_ref().is_some_and(|root| root.layout.is_some());
+            [Some(template.empty.as_fd()), layout.then(|| template.namespace.as_fd())]
+        });
+        let given = given.chain(of_template.flatten());
         let passed: Vec<OwnedFd> = given
             .map(|fd| sys::fd::duplicate_from(fd, sys::clone::FIRST_FREE_FD))
             .collect::<Result<_, _>>()
@@ -228,13 +242,31 @@ fn clone_flags(plan: &Plan) -> u64 {
         Namespace::Pid => libc::CLONE_NEWPID,
         Namespace::Mount => libc::CLONE_NEWNS,
         Namespace::Ipc => libc::CLONE_NEWIPC,
+        Namespace::Uts => libc::CLONE_NEWUTS,
     };
     plan.namespaces.own.iter().fold(0, |flags, namespace| flags | u64::from(flag(namespace).unsigned_abs()))
 }
 
+/// The task's root, if it gets one of its own.
+fn private_root(spec: &TaskSpec, template: &Template) -> Option<PrivateRoot> {
+    let Root::Private { defaults } = spec.plan.root else { return None };
+    let own = spec.root.as_ref()?;
+    let resources = &spec.plan.resources;
+    Some(PrivateRoot {
+        layout: defaults.then(|| template.layout.clone()),
+        dirs: own.dirs.clone(),
+        files: own.files.clone(),
+        shm_size: match resources.limits.memory_max {
+            MemoryMax::Bytes(bytes) => Some(bytes),
+            MemoryMax::Max => None,
+        },
+        cgroup_root: resources.cgroup.is_some().then(|| cgroup::MOUNT_POINT.into()),
+    })
+}
+
 /// The spec in a sealed memfd: nothing on disk, nothing in `ps`, and nobody can change it any more.
-fn spec_file(spec: &TaskSpec) -> Result<File, LaunchError> {
-    let bytes = ShimSpec::encode_parts(&spec.user, &spec.plan, &spec.command)
+fn spec_file(spec: &TaskSpec, root: Option<&PrivateRoot>) -> Result<File, LaunchError> {
+    let bytes = ShimSpec::encode_parts(&spec.user, &spec.plan, &spec.command, root)
         .map_err(|error| LaunchError::System { step: "encode the spec", error: io::Error::other(error) })?;
     let memfd = memfd_create(c"exec2-spec", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
         .map_err(system("make a memfd for the spec"))?;

@@ -314,14 +314,14 @@ impl Lifecycle {
 
     fn launch_blocking(&self, spec: &TaskSpec) -> Result<(Launched, Event, Claim), LifecycleError> {
         let claim = self.claim(spec)?;
-        let TaskSpec { id, user, plan, command } = spec;
+        let TaskSpec { id, user, plan, command, root: _ } = spec;
         tracing::debug!(task = %id, command = command.program, limits = ?plan.resources.limits, "start");
         let launched = self.0.launcher.launch(spec)?;
         let sandbox = Event::Started {
             user: user.name.clone(),
             uid: user.uid,
             landlock_abi: sys::landlock::abi().unwrap_or(0),
-            unveiled: Unveiled::of(&plan.landlock.rules),
+            unveiled: Unveiled::of(plan),
         };
         Ok((launched, sandbox, claim))
     }

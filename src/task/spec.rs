@@ -8,12 +8,13 @@ use crate::cgroup::Limits;
 use crate::record::spec::StoredSpec;
 use crate::sandbox::capabilities::{CapSet, own};
 use crate::sandbox::place::Place;
-use crate::sandbox::plan::Plan;
+use crate::sandbox::plan::{Plan, Root};
 use crate::sandbox::policy::{Ask, Denied, Host, Policy};
-use crate::shim::spec::{Command, Foreground, Stdio};
+use crate::shim::spec::{Command, Foreground, Stdio, TaskDirs};
 use crate::task::env::{Whereabouts, environment};
 use crate::task::id::TaskId;
 use crate::task::open_files;
+use crate::task::user_files::user_files;
 use crate::users::User;
 
 /// What is asked for, in values of our own: from Nomad's StartTask or from the `run` verb.
@@ -26,6 +27,8 @@ pub struct Request<'a> {
     pub env: &'a HashMap<String, String>,
     /// The task's own directory, from [`super::dirs::root`].
     pub root: &'a Path,
+    /// Where its contents are, for a root of its own.
+    pub dirs: TaskDirs,
     pub logs: Logs<'a>,
     pub network: Option<&'a Path>,
     pub cgroup: Option<&'a Path>,
@@ -51,6 +54,16 @@ pub struct TaskSpec {
     pub user: User,
     pub plan: Plan,
     pub command: Command,
+    /// None: the task sees the host's tree.
+    pub root: Option<OwnRoot>,
+}
+
+/// What is in a root of its own, beside what the plan says.
+#[derive(Debug)]
+pub struct OwnRoot {
+    pub dirs: TaskDirs,
+    /// Names and contents of files that only this task has.
+    pub files: Vec<(String, String)>,
 }
 
 /// The job asks for something that the agent's configuration does not allow, or that no process can have.
@@ -83,10 +96,17 @@ impl TaskSpec {
             let name = entry.split('=').next().unwrap_or_default();
             return Err(SpecError::Nul(format!("environment variable {name:?}")));
         }
+        let root = match plan.root {
+            Root::Host => None,
+            Root::Private { defaults } => {
+                let files = if defaults { user_files(&request.user, &env) } else { Vec::new() };
+                Some(OwnRoot { dirs: request.dirs, files })
+            }
+        };
         let (stdio, foreground) = stdio(request.logs, request.root)?;
         let program = request.program.to_owned();
         let command = Command { program, args: request.args.to_vec(), env, stdio, foreground };
-        Ok(Self { id: request.id, user: request.user, plan, command })
+        Ok(Self { id: request.id, user: request.user, plan, command, root })
     }
 
     /// What the run directory keeps of it.
@@ -132,6 +152,7 @@ mod tests {
             args: &[],
             env,
             root: Path::new("/m/1-web"),
+            dirs: TaskDirs::Scratch,
             logs: Logs::Fifos {
                 stdout: Path::new("/d/.web.stdout.fifo"),
                 stderr: Path::new("/d/.web.stderr.fifo"),

@@ -7,6 +7,7 @@ const CGROUP: &str = "/sys/fs/cgroup/nomad.slice/share.slice/1.web.scope";
 
 fn policy() -> Policy<'static> {
     Policy {
+        own_root: false,
         unveil_defaults: true,
         unveil_paths: &[],
         unveil_by_task: true,
@@ -297,6 +298,18 @@ fn only_host_mode_without_a_path_is_the_hosts_network() {
 }
 
 #[test]
+fn a_root_of_its_own_needs_no_list_of_defaults() {
+    for defaults in [true, false] {
+        let policy = Policy { own_root: true, unveil_defaults: defaults, ..policy() };
+        let plan = policy.plan(&Ask::default(), &user(), host()).unwrap();
+        assert_eq!(plan.root, Root::Private { defaults });
+        assert_eq!(plan.landlock.rules, []);
+        // The shim makes it: a copy of the host's would cost as much as the host has mounts.
+        assert!(!plan.namespaces.own.contains(&Namespace::Mount));
+    }
+}
+
+#[test]
 fn the_plan_has_what_the_host_provides() {
     let ask = Ask { oom_score_adj: 500, ..Ask::default() };
     let limits = Limits { memory_low: Some(1), ..Limits::UNLIMITED };
@@ -304,7 +317,9 @@ fn the_plan_has_what_the_host_provides() {
     let host = Host { limits: limits.clone(), network, open_files: Some(1024), ..host() };
     let plan = policy().plan(&ask, &user(), host).unwrap();
     assert_eq!(plan.task_dir, Path::new(TASK_DIR));
-    assert_eq!(plan.namespaces, Namespaces { network: network.map(Path::to_owned), ..Namespaces::default() });
+    let own = [Namespace::Pid, Namespace::Mount, Namespace::Ipc, Namespace::Uts].into();
+    assert_eq!(plan.namespaces, Namespaces { own, network: network.map(Path::to_owned) });
+    assert_eq!(plan.root, Root::Host);
     assert_eq!(plan.resources, Resources { cgroup: Some(CGROUP.into()), limits });
     assert_eq!((plan.rlimits.open_files, plan.oom_score_adj), (Some(1024), 500));
     assert_eq!((plan.landlock.required_abi, plan.landlock.handled_abi), (1, 3));

@@ -1,16 +1,21 @@
 //! The Landlock ruleset: landlock(7).
 
+use std::path::Path;
+
 use landlock::{
     ABI, Access as _, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetStatus,
 };
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 
 use super::Result;
 use super::logs::Logs;
 use super::paths::{is_directory, open_place};
 use crate::sandbox::landlock::rights;
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
+use crate::sandbox::root::RootRule;
 use crate::sandbox::unveil;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
@@ -23,6 +28,40 @@ pub(crate) fn build_ruleset(
     logs: Option<&Logs>,
     writable: &[DirId],
 ) -> Result<RulesetCreated> {
+    let mut ruleset = new_ruleset(spec, logs)?;
+    for rule in &spec.plan.landlock.rules {
+        ruleset = add_rule(ruleset, spec, rule, writable)?;
+    }
+    Ok(ruleset)
+}
+
+/// The same in the task's own root.
+pub(crate) fn build_root_ruleset(
+    spec: &ShimSpec,
+    logs: Option<&Logs>,
+    rules: &[RootRule],
+) -> Result<RulesetCreated> {
+    let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|errno| Failure::new(Step::Landlock, "/", errno))?;
+    let mut ruleset = new_ruleset(spec, logs)?;
+    for RootRule { path, access, directory } in rules {
+        let subject = || format!("{access}:{}", path.display());
+        let rights = rights(*access, *directory);
+        if rights.is_empty() {
+            continue;
+        }
+        let below = path.strip_prefix("/").ok().filter(|below| !below.as_os_str().is_empty());
+        let place = sys::mount::open_below(&root, below.unwrap_or(Path::new(".")), OFlag::O_PATH)
+            .map_err(|errno| Failure::new(Step::Unveil, subject(), errno))?;
+        ruleset = ruleset
+            .add_rule(PathBeneath::new(place, rights))
+            .map_err(|error| Failure::text(Step::Unveil, subject(), error.to_string()))?;
+    }
+    Ok(ruleset)
+}
+
+/// A ruleset that allows a task its own standard output and error.
+fn new_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
     let failed = |error: landlock::RulesetError| Failure::text(Step::Landlock, "ruleset", error.to_string());
     let of_abi = |abi: i32| AccessFs::from_all(ABI::from(abi));
     let plan = &spec.plan.landlock;
@@ -45,9 +84,6 @@ pub(crate) fn build_ruleset(
             .map_err(|errno| Failure::new(Step::Session, "the terminal", errno))?;
         let read_write = rights(unveil::Access::READ.union(unveil::Access::WRITE), false);
         ruleset = ruleset.add_rule(PathBeneath::new(terminal, read_write)).map_err(failed)?;
-    }
-    for rule in &plan.rules {
-        ruleset = add_rule(ruleset, spec, rule, writable)?;
     }
     Ok(ruleset)
 }
@@ -89,7 +125,7 @@ fn is_absent(error: &WalkError) -> bool {
     }
 }
 
-fn not_unveiled(rule: &Rule, error: WalkError) -> Failure {
+pub(crate) fn not_unveiled(rule: &Rule, error: WalkError) -> Failure {
     let WalkError::Errno(errno) = error else {
         return Failure::text(Step::Unveil, rule.to_string(), error.to_string());
     };

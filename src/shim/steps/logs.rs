@@ -9,7 +9,7 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdout, fchown};
 
 use super::Result;
-use super::paths::{open_beneath, open_task_dir, path_of};
+use super::paths::{open_beneath, own_directory, path_of};
 use crate::sandbox::place::Place;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{ShimSpec, Stdio};
@@ -70,7 +70,7 @@ fn open_log_fifo(place: &Place, spec: &ShimSpec) -> nix::Result<OwnedFd> {
     if *root != spec.plan.task_dir {
         return Err(Errno::EINVAL);
     }
-    open_beneath(&open_task_dir(spec)?, path, OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW)
+    open_beneath(&own_directory(spec, path)?, path, OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW)
 }
 
 /// Standard output and error of the task.

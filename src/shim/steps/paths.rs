@@ -1,7 +1,7 @@
 //! Opening what a spec names, with the rights of whoever named it.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
@@ -10,8 +10,8 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups};
 
 use super::user::groups;
 use crate::sandbox::place::{NamedBy, Place};
-use crate::shim::spec::ShimSpec;
-use crate::shim::walk::{self, DirId, WalkError};
+use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
+use crate::shim::walk::{self, DirId, Found, WalkError};
 use crate::sys;
 
 /// The whole path, for messages.
@@ -26,30 +26,73 @@ pub(crate) fn open_place(
     named_by: NamedBy,
     writable: &[DirId],
 ) -> Result<OwnedFd, WalkError> {
+    find_place(spec, place, named_by, writable).map(|found| found.place)
+}
+
+/// The same, with the way to it.
+pub(crate) fn find_place(
+    spec: &ShimSpec,
+    place: &Place,
+    named_by: NamedBy,
+    writable: &[DirId],
+) -> Result<Found, WalkError> {
     let proven = match place {
-        Place::Beneath { root, .. } if *root == spec.plan.task_dir => Some(open_task_dir(spec)?),
+        Place::Beneath { root, path } if *root == spec.plan.task_dir => Some(own_directory(spec, path)?),
         _ => None,
     };
-    let open = || match (place, &proven) {
-        (Place::Host(path), _) => walk::open_path(path, writable),
-        (Place::Beneath { path, .. }, Some(root)) => Ok(open_beneath(root, path, OFlag::O_PATH)?),
+    let beneath = |root: &OwnedFd, path: &Path, whole: PathBuf, links| {
+        Ok(Found { place: open_beneath(root, path, OFlag::O_PATH)?, path: whole, links })
+    };
+    let find = || match (place, &proven) {
+        (Place::Host(path), _) => walk::find(path, writable),
+        (Place::Beneath { path, .. }, Some(root)) => beneath(root, path, place.display(), Vec::new()),
         (Place::Beneath { root, path }, None) => {
-            Ok(open_beneath(&walk::open_path(root, writable)?, path, OFlag::O_PATH)?)
+            let Found { place, path: found, links } = walk::find(root, writable)?;
+            beneath(&place, path, found.join(path), links)
         }
     };
     match named_by {
-        NamedBy::Driver => open(),
-        NamedBy::Job => as_task(spec, open)?,
+        NamedBy::Driver => find(),
+        NamedBy::Job => as_task(spec, find)?,
         // Root second: on a file server that trusts no root, only the task's user gets in.
-        NamedBy::Agent => as_task(spec, open)?.or_else(|_| open()),
+        NamedBy::Agent => as_task(spec, find)?.or_else(|_| find()),
     }
 }
 
-/// The directory that the plugin has proven to be the task's own, so the links that lead to it are the agent's.
+/// The directory from which `path`, relative to the task's directory, is opened. Nomad keeps the task's directory and the
+/// shared one beside each other.
+pub(crate) fn own_directory(spec: &ShimSpec, path: &Path) -> nix::Result<OwnedFd> {
+    match &spec.root {
+        Some(PrivateRoot { dirs: TaskDirs::Nomad { alloc_dir, .. }, .. }) if path.starts_with("alloc") => {
+            open_alloc_dir(alloc_dir)
+        }
+        _ => open_task_dir(spec),
+    }
+}
+
+/// The task's directory. The plugin has proven that the path leads to it, so the links on the way are the agent's.
 pub(crate) fn open_task_dir(spec: &ShimSpec) -> nix::Result<OwnedFd> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    match &spec.root {
+        Some(PrivateRoot { dirs: TaskDirs::Nomad { alloc_dir, task }, .. }) => {
+            open_beneath(&open_alloc_dir(alloc_dir)?, Path::new(task), DIRECTORY)
+        }
+        // A task of `run` has its directories in its root only.
+        Some(PrivateRoot { dirs: TaskDirs::Scratch, .. }) => Err(Errno::ENOENT),
+        None => open_trusted(&spec.plan.task_dir),
+    }
+}
+
+/// Nomad's directory of the allocation, which no job can name.
+pub(crate) fn open_alloc_dir(path: &Path) -> nix::Result<OwnedFd> {
+    open_trusted(path)
+}
+
+const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
+
+fn open_trusted(path: &Path) -> nix::Result<OwnedFd> {
+    let flags = DIRECTORY | OFlag::O_CLOEXEC;
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    walk::retry(|| openat2(AT_FDCWD, &spec.plan.task_dir, how))
+    walk::retry(|| openat2(AT_FDCWD, path, how))
 }
 
 /// Opens `path` below `root`, without following a link or leaving it.
@@ -90,8 +133,12 @@ pub(crate) fn writable(spec: &ShimSpec) -> Vec<DirId> {
     opened.filter_map(|dir| fstat(&dir).ok()).map(|stat| DirId::of(&stat)).collect()
 }
 
-/// What an open place is.
+/// Whether an open place is a directory.
 pub(crate) fn is_directory(place: &OwnedFd) -> nix::Result<bool> {
-    let kind = SFlag::from_bits_truncate(fstat(place)?.st_mode) & SFlag::S_IFMT;
-    Ok(kind == SFlag::S_IFDIR)
+    Ok(file_type(place)? == SFlag::S_IFDIR)
+}
+
+/// What an open place is.
+pub(crate) fn file_type(place: &OwnedFd) -> nix::Result<SFlag> {
+    Ok(SFlag::from_bits_truncate(fstat(place)?.st_mode) & SFlag::S_IFMT)
 }

@@ -1,9 +1,10 @@
 //! Where the task starts.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use nix::errno::Errno;
-use nix::unistd::fchdir;
+use nix::unistd::{chdir, fchdir};
 
 use super::Result;
 use super::paths::{is_directory, open_place, path_of};
@@ -29,7 +30,13 @@ pub(crate) fn open_work_dir(spec: &ShimSpec, writable: &[DirId]) -> Result<Owned
     }
 }
 
-/// As the task's user, so that the kernel judges whether that may enter.
-pub(crate) fn enter_work_dir(spec: &ShimSpec, dir: &OwnedFd) -> Result<()> {
-    fchdir(dir).map_err(|errno| Failure::new(Step::WorkDir, path_of(&spec.plan.work_dir.place), errno))
+/// As the task's user, so that the kernel judges whether that may enter. Without a descriptor, by its path: in a root of its own
+/// nothing leads the task out.
+pub(crate) fn enter_work_dir(spec: &ShimSpec, dir: Option<&OwnedFd>) -> Result<()> {
+    let path = path_of(&spec.plan.work_dir.place);
+    let entered = match dir {
+        Some(dir) => fchdir(dir),
+        None => chdir(Path::new(&path)),
+    };
+    entered.map_err(|errno| Failure::new(Step::WorkDir, path, errno))
 }

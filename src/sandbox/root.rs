@@ -1,0 +1,347 @@
+//! The root of a task: which mounts, symbolic links and Landlock rules it is made of. Plain data, computed without a system
+//! call from what the template offers ([`Layout`]) and from what the job's paths turned out to be ([`Opened`]); the shim
+//! executes it.
+//!
+//! Everything appears at the path that it has on the host. What was not granted is not there.
+
+pub(crate) mod layout;
+mod rules;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use layout::{Layout, Link, Part, Tree};
+
+use super::unveil::Access;
+use crate::sys::mount::Refuse;
+
+pub(crate) use rules::RootRule;
+
+/// Where a root keeps what is made for this one task: its user database, its host name, and the copies of files of /etc when
+/// /etc is put together for it.
+pub(crate) const OWN: &str = "/run/task";
+
+const RW: Access = Access::READ.union(Access::WRITE);
+const RWC: Access = RW.union(Access::CREATE);
+const RWXC: Access = RWC.union(Access::EXECUTE);
+
+/// A writable directory of the task.
+const FILES: Refuse = Refuse { write: false, exec: false, devices: true };
+/// A file system of the kernel's.
+const KERNEL: Refuse = Refuse { write: false, exec: true, devices: true };
+const KERNEL_READ_ONLY: Refuse = Refuse { write: true, ..KERNEL };
+
+/// What the shim has opened for an unveil.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Opened {
+    /// Absolute, without symbolic links, and not `/`: that is unveiled entry by entry.
+    pub path: PathBuf,
+    pub access: Access,
+    pub directory: bool,
+}
+
+/// What a mount of a root shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A tree of the template, with what is mounted in it.
+    Tree(PathBuf),
+    /// One file or directory of the template.
+    Part(PathBuf),
+    /// The unveil with this number.
+    Unveil(usize),
+    /// The task's directory, `<alloc_dir>/<task>`.
+    TaskDir,
+    /// The directory that the tasks of the allocation share, `<alloc_dir>/alloc`.
+    AllocDir,
+    /// The task's `tmp`.
+    Tmp,
+    /// The root of cgroup2, where programs look for their limits, covered by a directory in which only the task's cgroup can
+    /// be reached.
+    CgroupRoot,
+    /// The task's cgroup.
+    Cgroup,
+    Proc,
+    Pts,
+    Shm,
+    MessageQueues,
+}
+
+/// A mount, attached after all that are listed before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    pub source: Source,
+    pub path: PathBuf,
+    pub refuse: Refuse,
+    /// Whether the mount point is a directory.
+    pub directory: bool,
+    /// Whether the mount point may be missing, because it lies in the task's own `tmp`.
+    pub in_tmp: bool,
+    /// Whether it is left out if the host has no such directory, because the host's directory above it is unveiled.
+    pub optional: bool,
+}
+
+/// All that a root is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Assembly {
+    /// Directories, a parent before its children.
+    pub directories: BTreeSet<PathBuf>,
+    /// Mount points of single files.
+    pub files: BTreeSet<PathBuf>,
+    pub links: BTreeSet<Link>,
+    pub mounts: Vec<Mount>,
+    pub rules: Vec<RootRule>,
+}
+
+/// What a root is made from.
+#[derive(Debug, Clone)]
+pub(crate) struct Request<'a> {
+    /// What the template has; none without `unveil_defaults`.
+    pub layout: Option<&'a Layout>,
+    /// Where the task sees its directories.
+    pub task_dir: &'a Path,
+    /// Where cgroup2 is mounted on the host, and the task's cgroup in it.
+    pub cgroup: Option<(&'a Path, &'a Path)>,
+    pub unveils: &'a [Opened],
+    /// The symbolic links that led to the unveils.
+    pub links: &'a [Link],
+    /// What is granted on files of the task's own /proc, beside the default.
+    pub in_proc: &'a [Opened],
+    /// Where the task starts. If nothing is unveiled there, it starts in an empty directory.
+    pub work_dir: &'a Path,
+}
+
+/// Something that may become a mount.
+#[derive(Debug, Clone)]
+struct Candidate {
+    path: PathBuf,
+    source: Source,
+    refuse: Refuse,
+    /// What is granted on it; none: nothing.
+    access: Option<Access>,
+    kind: Kind,
+    directory: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// What the host has at this path: needs no mount inside another such one.
+    Host,
+    /// The same, inside a tree that is mounted as a whole.
+    InTree,
+    /// A directory that has nothing but mount points and links.
+    Skeleton,
+    /// What only this task has at this path. An unveil of the very path takes its place.
+    Own,
+    /// The task's directories: also where the host has something else at this path, or nothing.
+    Task,
+}
+
+impl Request<'_> {
+    pub(crate) fn assemble(&self) -> Assembly {
+        let mut assembly = Assembly::default();
+        let mut candidates: Vec<_> = self.unveils.iter().enumerate().map(unveiled).collect();
+        candidates.extend(self.own());
+        candidates.extend(self.in_proc.iter().map(in_proc));
+        assembly.directories.insert(self.work_dir.to_owned());
+        if let Some(layout) = self.layout {
+            self.add_template(layout, &mut candidates, &mut assembly);
+        }
+        assembly.links.extend(self.links.iter().cloned());
+        // Parents first; of the same path, an unveil first: the sort is stable.
+        candidates.sort_by(|a, b| a.path.cmp(&b.path));
+        let unveiled = |path: &Path| self.unveils.iter().any(|unveil| unveil.path == path);
+        candidates.retain(|found| found.kind != Kind::Own || !unveiled(&found.path));
+        assembly.rules = rules::rules(&candidates);
+        assembly.place(&candidates);
+        assembly
+    }
+
+    /// The task's directories and the kernel's view of the task.
+    fn own(&self) -> Vec<Candidate> {
+        let defaults = self.layout.is_some();
+        let own = |path: &Path, source, kind, access, refuse| Candidate {
+            path: path.to_owned(),
+            source,
+            refuse,
+            access: defaults.then_some(access),
+            kind,
+            directory: true,
+        };
+        let mut all = vec![
+            own(self.task_dir, Source::TaskDir, Kind::Task, Access::READ, FILES),
+            own(&self.task_dir.join("alloc"), Source::AllocDir, Kind::Task, RWXC, FILES),
+            own(Path::new("/proc"), Source::Proc, Kind::Own, Access::READ, KERNEL),
+        ];
+        if !defaults {
+            return all;
+        }
+        for (path, source, access, refuse) in [
+            ("/tmp", Source::Tmp, RWXC, FILES),
+            ("/var/tmp", Source::Tmp, RWXC, FILES),
+            ("/dev/pts", Source::Pts, RW, Refuse { devices: false, ..KERNEL }),
+            ("/dev/shm", Source::Shm, RWC, KERNEL),
+            ("/dev/mqueue", Source::MessageQueues, RWC, KERNEL),
+        ] {
+            all.push(own(Path::new(path), source, Kind::Own, access, refuse));
+        }
+        if let Some((root, cgroup)) = self.cgroup {
+            all.push(own(root, Source::CgroupRoot, Kind::Skeleton, Access::READ, KERNEL_READ_ONLY));
+            all.push(own(cgroup, Source::Cgroup, Kind::Host, Access::READ, KERNEL_READ_ONLY));
+        }
+        all
+    }
+
+    /// What comes from the template: whole trees, and the parts of those in which this task has something of its own.
+    fn add_template(&self, layout: &Layout, candidates: &mut Vec<Candidate>, assembly: &mut Assembly) {
+        candidates.extend(layout.parts.iter().map(|found| part(found, Kind::Host)));
+        assembly.links.extend(layout.links.iter().cloned());
+        assembly.directories.insert(OWN.into());
+        for tree in &layout.trees {
+            let whole = Candidate {
+                path: tree.path.clone(),
+                source: Source::Tree(tree.path.clone()),
+                refuse: Refuse::default(),
+                access: None,
+                kind: Kind::Skeleton,
+                directory: true,
+            };
+            if !self.is_opened_up(tree) {
+                candidates.push(whole);
+                candidates.extend(tree.parts.iter().map(|found| part(found, Kind::InTree)));
+                continue;
+            }
+            candidates.extend(tree.parts.iter().map(|found| part(found, Kind::Host)));
+            assembly.links.extend(tree.links.iter().cloned());
+            assembly.directories.extend(tree.directories.iter().cloned());
+            if !tree.copies.is_empty() {
+                // Reached by links, so that a copy that the host's change replaces stays reachable.
+                let copies = Path::new(OWN).join(tree.path.strip_prefix("/").unwrap_or(&tree.path));
+                let link = |name: &PathBuf| Link { path: tree.path.join(name), target: copies.join(name) };
+                assembly.links.extend(tree.copies.iter().map(link));
+                let source = Source::Part(tree.path.clone());
+                candidates.push(Candidate {
+                    path: copies,
+                    source,
+                    refuse: KERNEL_READ_ONLY,
+                    access: Some(Access::READ),
+                    kind: Kind::Own,
+                    ..whole
+                });
+            }
+        }
+    }
+
+    /// Whether something is unveiled in the tree, or above it, for which the template has no mount point.
+    fn is_opened_up(&self, tree: &Tree) -> bool {
+        let lacks = |path: &Path| {
+            let in_part = || tree.parts.iter().any(|part| path.starts_with(&part.path));
+            tree.path.starts_with(path) || path.starts_with(&tree.path) && !in_part()
+        };
+        // A link that the template has as well needs nothing.
+        let other_link = |link: &&Link| !tree.links.contains(link);
+        self.unveils.iter().any(|unveil| lacks(&unveil.path))
+            || self.links.iter().filter(other_link).any(|link| lacks(&link.path))
+    }
+}
+
+fn unveiled((number, unveil): (usize, &Opened)) -> Candidate {
+    let writable = unveil.access.write() || unveil.access.create();
+    Candidate {
+        path: unveil.path.clone(),
+        source: Source::Unveil(number),
+        // Programs map shared objects from what they may only read: exec is for Landlock to refuse.
+        refuse: Refuse { write: !writable, exec: false, devices: !unveil.path.starts_with("/dev") },
+        access: Some(unveil.access),
+        kind: Kind::Host,
+        directory: unveil.directory,
+    }
+}
+
+fn in_proc(file: &Opened) -> Candidate {
+    Candidate {
+        path: file.path.clone(),
+        source: Source::Proc,
+        refuse: KERNEL,
+        access: Some(file.access),
+        kind: Kind::InTree,
+        directory: file.directory,
+    }
+}
+
+fn part(part: &Part, kind: Kind) -> Candidate {
+    Candidate {
+        path: part.path.clone(),
+        source: Source::Part(part.path.clone()),
+        refuse: part.refuse(),
+        access: Some(part.access),
+        kind,
+        directory: part.directory,
+    }
+}
+
+impl Candidate {
+    /// Whether what `cover` shows at this path is the same, and may be used as this one asks for.
+    fn is_shown_by(&self, cover: &Self) -> bool {
+        matches!(self.kind, Kind::Host | Kind::Skeleton)
+            && matches!(cover.kind, Kind::Host | Kind::InTree | Kind::Task)
+            && cover.refuse.is_within(self.refuse)
+    }
+}
+
+impl Assembly {
+    /// Decides what is mounted, and makes the rest of the root around it. Of `candidates`, parents come first.
+    fn place(&mut self, candidates: &[Candidate]) {
+        let mut covers: Vec<&Candidate> = Vec::new();
+        for candidate in candidates {
+            let cover = deepest(&covers, &candidate.path);
+            if candidate.kind != Kind::InTree {
+                if cover.is_some_and(|cover| candidate.is_shown_by(cover)) {
+                    continue;
+                }
+                if cover.is_none() {
+                    self.add_mount_point(candidate);
+                }
+                self.mounts.push(Mount {
+                    source: candidate.source.clone(),
+                    path: candidate.path.clone(),
+                    refuse: candidate.refuse,
+                    directory: candidate.directory,
+                    in_tmp: cover.is_some_and(|cover| cover.source == Source::Tmp),
+                    optional: candidate.kind == Kind::Own && cover.is_some_and(|cover| cover.kind == Kind::Host),
+                });
+            }
+            covers.push(candidate);
+        }
+        self.links.retain(|link| deepest(&covers, &link.path).is_none());
+        let inside = |path: &Path| covers.iter().any(|cover| path.starts_with(&cover.path) && path != cover.path);
+        self.directories.retain(|path| !inside(path));
+        let parents = self.links.iter().flat_map(|link| link.path.ancestors().skip(1));
+        let parents: Vec<_> = parents.map(Path::to_owned).collect();
+        self.add_directories(parents);
+        let above: Vec<_> = self.directories.iter().flat_map(|path| path.ancestors()).map(Path::to_owned).collect();
+        self.add_directories(above);
+    }
+
+    fn add_mount_point(&mut self, candidate: &Candidate) {
+        if candidate.directory {
+            self.add_directories([candidate.path.clone()]);
+        } else {
+            self.files.insert(candidate.path.clone());
+        }
+        self.add_directories(candidate.path.ancestors().skip(1).map(Path::to_owned));
+    }
+
+    /// All but the root directory, which is there.
+    fn add_directories(&mut self, paths: impl IntoIterator<Item = PathBuf>) {
+        self.directories.extend(paths.into_iter().filter(|path| path.parent().is_some()));
+    }
+}
+
+/// The mount in which `path` lies.
+fn deepest<'a>(covers: &[&'a Candidate], path: &Path) -> Option<&'a Candidate> {
+    let above = covers.iter().copied().filter(|cover| path.starts_with(&cover.path));
+    above.max_by_key(|cover| cover.path.components().count())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+use super::layout::{Layout, Link, Part, Tree};
+use super::*;
+
+const TASK_DIR: &str = "/data/alloc_mounts/1-web";
+const CGROUP: &str = "/sys/fs/cgroup/nomad.slice/share.slice/1.web.scope";
+
+fn part(mode: &str, path: &str) -> Part {
+    let rule: crate::sandbox::unveil::Unveil = format!("{mode}:{path}").parse().unwrap();
+    Part { path: path.into(), access: rule.access, directory: !path.contains('.') && path != "/dev/null" }
+}
+
+fn link(path: &str, target: &str) -> Link {
+    Link { path: path.into(), target: target.into() }
+}
+
+fn layout() -> Layout {
+    let usr = Tree {
+        path: "/usr".into(),
+        parts: vec![part("rx", "/usr/bin"), part("rx", "/usr/lib"), part("rx", "/usr/local/bin")],
+        ..Tree::default()
+    };
+    let etc = Tree {
+        path: "/etc".into(),
+        parts: vec![part("r", "/etc/alternatives"), part("r", "/etc/ssl/certs")],
+        links: vec![link("/etc/localtime", "/usr/share/zoneinfo/UTC")],
+        copies: vec!["hosts".into()],
+        ..Tree::default()
+    };
+    let dev = Tree {
+        path: "/dev".into(),
+        parts: vec![part("rw", "/dev/null")],
+        links: vec![link("/dev/ptmx", "pts/ptmx")],
+        directories: ["/dev/pts", "/dev/shm", "/dev/mqueue"].map(PathBuf::from).into(),
+        ..Tree::default()
+    };
+    Layout {
+        trees: vec![usr, etc, dev],
+        parts: vec![part("r", "/sys/devices/system/cpu"), part("rx", "/nix/store")],
+        links: vec![link("/bin", "usr/bin")],
+    }
+}
+
+fn opened(rules: &[&str]) -> Vec<Opened> {
+    let opened = |rule: &&str| {
+        let (mode, path) = rule.split_once(':').unwrap();
+        let Part { path, access, directory } = part(mode, path);
+        Opened { path, access, directory }
+    };
+    rules.iter().map(opened).collect()
+}
+
+fn assemble(layout: Option<&Layout>, unveils: &[&str], links: &[Link]) -> Assembly {
+    Request {
+        layout,
+        task_dir: Path::new(TASK_DIR),
+        cgroup: Some((Path::new("/sys/fs/cgroup"), Path::new(CGROUP))),
+        unveils: &opened(unveils),
+        links,
+        in_proc: &[],
+        work_dir: Path::new("/data/alloc_mounts/1-web/local"),
+    }
+    .assemble()
+}
+
+fn with(unveils: &[&str]) -> Assembly {
+    assemble(Some(&layout()), unveils, &[])
+}
+
+impl Assembly {
+    fn mounted(&self, path: &str) -> Vec<&Mount> {
+        self.mounts.iter().filter(|mount| mount.path == Path::new(path)).collect()
+    }
+
+    /// What the rules grant at a path and below it.
+    fn granted(&self, path: &str) -> Access {
+        let above = self.rules.iter().filter(|rule| Path::new(path).starts_with(&rule.path));
+        above.map(|rule| rule.access).fold(Access::NONE, Access::union)
+    }
+
+    fn has_link(&self, path: &str) -> bool {
+        self.links.iter().any(|link| link.path == Path::new(path))
+    }
+}
+
+fn access(mode: &str) -> Access {
+    part(mode, "/x").access
+}
+
+#[test]
+fn by_default_trees_are_taken_whole_and_few_rules_are_needed() {
+    let root = with(&[]);
+    assert_eq!(root.mounted("/usr")[0].source, Source::Tree("/usr".into()));
+    assert_eq!(root.mounted("/usr/bin"), [] as [&Mount; 0]);
+    let rules: Vec<_> = root.rules.iter().map(|rule| format!("{}:{}", rule.access, rule.path.display())).collect();
+    assert_eq!(
+        rules,
+        [
+            "r:/",
+            &format!("rwxc:{TASK_DIR}/alloc"),
+            "rw:/dev",
+            "rwc:/dev/mqueue",
+            "rwc:/dev/shm",
+            "rx:/nix",
+            "rwxc:/tmp",
+            "rx:/usr",
+            "rwxc:/var"
+        ]
+    );
+}
+
+#[test]
+fn a_parent_is_mounted_before_what_lies_in_it() {
+    let root = with(&["rw:/srv/a/b", "r:/srv/a", "r:/etc/app"]);
+    for (number, mount) in root.mounts.iter().enumerate() {
+        assert!(root.mounts[..number].iter().all(|earlier| !earlier.path.starts_with(&mount.path) || earlier.path == mount.path));
+    }
+    assert_eq!(root.mounted("/srv/a/b").len(), 1, "its mount is writable, the one above it is not");
+}
+
+#[test]
+fn the_same_with_no_more_rights_needs_no_mount_of_its_own() {
+    let root = with(&["rw:/srv/a", "r:/srv/a/b", "r:/usr/lib/x", "rwc:/usr/lib/y"]);
+    assert_eq!(root.mounted("/srv/a/b"), [] as [&Mount; 0]);
+    assert_eq!(root.mounted("/usr/lib/x"), [] as [&Mount; 0]);
+    assert_eq!(root.mounted("/usr/lib/y").len(), 1);
+    assert_eq!(root.mounted("/usr")[0].source, Source::Tree("/usr".into()), "both lie in /usr/lib");
+    assert_eq!(root.granted("/usr/lib/y"), access("rwxc"));
+    assert_eq!(root.granted("/usr/lib/z"), access("rx"));
+}
+
+#[test]
+fn an_unveil_inside_a_tree_takes_it_apart_for_this_task() {
+    let root = with(&["r:/etc/app"]);
+    assert_eq!(root.mounted("/etc"), [] as [&Mount; 0]);
+    assert_eq!(root.mounted("/etc/ssl/certs")[0].source, Source::Part("/etc/ssl/certs".into()));
+    assert_eq!(root.mounted("/run/task/etc")[0].source, Source::Part("/etc".into()));
+    assert!(root.links.contains(&link("/etc/hosts", "/run/task/etc/hosts")));
+    assert!(root.has_link("/etc/localtime"));
+    assert!(root.directories.contains(Path::new("/etc/app")));
+    assert_eq!(root.mounted("/usr")[0].source, Source::Tree("/usr".into()), "the others stay whole");
+}
+
+#[test]
+fn an_unveil_above_a_tree_shows_the_hosts() {
+    let root = with(&["r:/etc"]);
+    assert_eq!(root.mounted("/etc")[0].source, Source::Unveil(0));
+    assert_eq!(root.mounted("/etc/ssl/certs"), [] as [&Mount; 0]);
+    assert!(!root.has_link("/etc/hosts") && !root.has_link("/etc/localtime"));
+}
+
+#[test]
+fn the_whole_host_still_gets_what_is_the_tasks_own() {
+    let root = with(&["r:/data", "r:/dev", "r:/etc", "r:/nix", "r:/sys", "r:/usr", "r:/var"]);
+    assert!(root.mounted("/dev/mqueue")[0].optional && root.mounted("/var/tmp")[0].optional);
+    for path in ["/proc", "/tmp", "/dev/pts", TASK_DIR, "/dev/null"] {
+        assert_eq!(root.mounted(path).len(), 1, "{path}");
+    }
+    assert_eq!(root.mounted("/usr/bin"), [] as [&Mount; 0]);
+    assert_eq!(root.mounted("/sys/fs/cgroup"), [] as [&Mount; 0]);
+    assert_eq!(root.granted("/usr/bin"), access("rx"));
+    assert_eq!(root.granted("/etc/shadow"), access("r"));
+}
+
+#[test]
+fn without_defaults_there_is_only_what_was_asked_for() {
+    let root = assemble(None, &["r:/srv/www"], &[]);
+    let mounts: Vec<_> = root.mounts.iter().map(|mount| mount.path.to_str().unwrap()).collect();
+    assert_eq!(mounts, [TASK_DIR, &format!("{TASK_DIR}/alloc"), "/proc", "/srv/www"]);
+    assert_eq!(root.rules, [RootRule { path: "/srv".into(), access: access("r"), directory: true }]);
+    assert_eq!(root.granted("/proc"), Access::NONE);
+    assert_eq!(root.granted(TASK_DIR), Access::NONE);
+}
+
+#[test]
+fn a_directory_of_the_root_is_granted_what_all_in_it_are_granted() {
+    let root = assemble(None, &["r:/srv/a", "rw:/srv/b"], &[]);
+    assert_eq!(root.granted("/srv/a"), access("r"));
+    assert_eq!(root.granted("/srv/b"), access("rw"));
+    assert!(root.rules.contains(&RootRule { path: "/srv".into(), access: access("r"), directory: true }));
+}
+
+#[test]
+fn nothing_beside_an_unveil_is_granted_with_it() {
+    let root = assemble(None, &["r:/srv", "rw:/srv/deep/below"], &[]);
+    assert_eq!(root.granted("/srv/deep"), access("r"));
+    let root = assemble(None, &["rw:/data/alloc_mounts/1-web/local/x"], &[]);
+    assert_eq!(root.granted("/data/alloc_mounts/1-web/local"), Access::NONE);
+}
+
+#[test]
+fn mounts_refuse_what_was_not_granted() {
+    let root = with(&["r:/srv/a", "rw:/srv/b", "c:/srv/c", "rw:/dev/fuse"]);
+    let refuse = |path: &str| root.mounted(path)[0].refuse;
+    assert!(refuse("/srv/a").write && !refuse("/srv/b").write && !refuse("/srv/c").write);
+    assert!(refuse("/srv/a").devices && !refuse("/dev/fuse").devices && !refuse("/dev/null").devices);
+    assert!(refuse("/sys/devices/system/cpu").exec && !refuse("/nix/store").exec);
+    assert!(refuse("/proc").exec && refuse("/dev/shm").exec);
+    assert!(!refuse("/tmp").exec);
+}
+
+#[test]
+fn links_lead_to_what_is_unveiled() {
+    let links = [link("/srv/current", "releases/5"), link("/bin", "usr/bin")];
+    let root = assemble(Some(&layout()), &["r:/srv/releases/5"], &links);
+    assert!(root.has_link("/srv/current") && root.has_link("/bin"));
+    assert!(root.directories.contains(Path::new("/srv/releases/5")));
+    let root = assemble(Some(&layout()), &["r:/srv"], &[link("/srv/current", "releases/5")]);
+    assert!(!root.has_link("/srv/current"), "it is there already");
+}
+
+#[test]
+fn a_mount_point_below_the_tasks_tmp_is_marked() {
+    let root = with(&["r:/tmp/shared"]);
+    assert!(root.mounted("/tmp/shared")[0].in_tmp);
+    assert!(root.mounts.iter().filter(|mount| mount.path != Path::new("/tmp/shared")).all(|mount| !mount.in_tmp));
+    let root = with(&["r:/tmp"]);
+    assert_eq!(root.mounted("/tmp")[0].source, Source::Unveil(0));
+}
+
+#[test]
+fn a_single_file_has_a_file_to_be_mounted_on() {
+    let root = with(&["r:/srv/app.conf"]);
+    assert!(root.files.contains(Path::new("/srv/app.conf")));
+    assert!(root.directories.contains(Path::new("/srv")) && !root.directories.contains(Path::new("/srv/app.conf")));
+}

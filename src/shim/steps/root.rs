@@ -1,0 +1,141 @@
+//! The task's own root: what it needs is opened while the host can be seen, then put together in an empty mount namespace.
+//!
+//! A mount can only be copied in the namespace that it belongs to. So the shim passes through three: the host's (what this task
+//! has of its own), the template's (what all tasks have), an empty one, of which it makes the task's.
+
+mod build;
+mod sources;
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::sys::stat::{Mode, SFlag};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use super::Result;
+use super::landlock::not_unveiled;
+use super::paths::{file_type, find_place, is_directory};
+use crate::sandbox::place::{NamedBy, Rule};
+use crate::sandbox::root::layout::Link;
+use crate::sandbox::root::{Opened, Request, RootRule};
+use crate::shim::report::{Failure, Step};
+use crate::shim::spec::{PrivateRoot, ShimSpec};
+use crate::shim::walk::DirId;
+
+/// The namespaces that the plugin hands to a shim, as descriptors.
+#[derive(Debug)]
+pub(crate) struct Namespaces {
+    /// Its root directory has nothing but an empty directory, [`MOUNT_POINT`].
+    pub empty: OwnedFd,
+    /// None without `unveil_defaults`.
+    pub template: Option<OwnedFd>,
+}
+
+/// Where the root is mounted in the empty namespace before it becomes the root.
+pub(crate) const MOUNT_POINT: &str = "/mnt";
+
+fn failed(path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Failure {
+    let path = path.into();
+    move |errno| Failure::new(Step::Root, path.display().to_string(), errno)
+}
+
+/// Makes the task's root and enters it. Returns the Landlock rules that it needs.
+pub(crate) fn enter_root(
+    spec: &ShimSpec,
+    root: &PrivateRoot,
+    namespaces: Namespaces,
+    writable: &[DirId],
+) -> Result<Vec<RootRule>> {
+    let Unveils { places, opened, links, in_proc } = open_unveils(spec, writable)?;
+    let assembly = Request {
+        layout: root.layout.as_ref(),
+        task_dir: &spec.plan.task_dir,
+        cgroup: root.cgroup_root.as_deref().zip(spec.plan.resources.cgroup.as_deref()),
+        unveils: &opened,
+        links: &links,
+        in_proc: &in_proc,
+        work_dir: &spec.plan.work_dir.place.display(),
+    }
+    .assemble();
+    let mut sources = sources::Sources::new(assembly.mounts.len());
+    sources.copy_from_host(spec, root, &assembly, &places)?;
+    if let Some(template) = namespaces.template {
+        setns(template, CloneFlags::CLONE_NEWNS).map_err(failed("the template"))?;
+        sources.copy_from_template(&assembly)?;
+    }
+    setns(namespaces.empty, CloneFlags::CLONE_NEWNS)
+        .and_then(|()| unshare(CloneFlags::CLONE_NEWNS))
+        .map_err(failed("an empty mount namespace"))?;
+    sources.make_own(root, &assembly)?;
+    build::build(spec, root, &assembly, sources)?;
+    Ok(assembly.rules)
+}
+
+/// What the agent and the job unveiled.
+#[derive(Debug, Default)]
+struct Unveils {
+    places: Vec<OwnedFd>,
+    opened: Vec<Opened>,
+    links: Vec<Link>,
+    in_proc: Vec<Opened>,
+}
+
+/// Opens each with the rights of whoever named it. /proc is left alone: the host's is not the task's.
+fn open_unveils(spec: &ShimSpec, writable: &[DirId]) -> Result<Unveils> {
+    let mut unveils = Unveils::default();
+    for rule in spec.plan.landlock.rules.iter().filter(|rule| rule.named_by != NamedBy::Driver) {
+        let path = rule.place.display();
+        if path.starts_with("/proc") {
+            let directory = path == Path::new("/proc") || path.is_dir();
+            unveils.in_proc.push(Opened { path, access: rule.access, directory });
+            continue;
+        }
+        let found = find_place(spec, &rule.place, rule.named_by, writable)
+            .map_err(|error| not_unveiled(rule, error))?;
+        unveils.links.extend(found.links);
+        if found.path == Path::new("/") {
+            unveils.add_entries(rule, &found.place).map_err(|errno| refused(rule, errno))?;
+        } else {
+            unveils.add(rule, found.path, found.place).map_err(|errno| refused(rule, errno))?;
+        }
+    }
+    Ok(unveils)
+}
+
+impl Unveils {
+    fn add(&mut self, rule: &Rule, path: PathBuf, place: OwnedFd) -> nix::Result<()> {
+        self.opened.push(Opened { path, access: rule.access, directory: is_directory(&place)? });
+        self.places.push(place);
+        Ok(())
+    }
+
+    /// All that is in the host's root directory. The task's root still has its own /proc and /tmp.
+    fn add_entries(&mut self, rule: &Rule, root: &OwnedFd) -> nix::Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut directory = Dir::openat(root, ".", flags, Mode::empty())?;
+        for entry in directory.iter() {
+            let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
+            if [".", "..", "proc", "tmp"].iter().any(|own| name == *own) {
+                continue;
+            }
+            let path = Path::new("/").join(&name);
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let place = openat(root, name.as_os_str(), flags, Mode::empty())?;
+            if file_type(&place)? == SFlag::S_IFLNK {
+                self.links.push(Link { path, target: readlinkat(&place, "")?.into() });
+            } else {
+                self.add(rule, path, place)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refused(rule: &Rule, errno: Errno) -> Failure {
+    Failure::new(Step::Unveil, rule.to_string(), errno)
+}

@@ -1,0 +1,196 @@
+//! The root itself, out of its detached mounts.
+
+use std::fs::Permissions;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat, umask};
+use nix::unistd::{Gid, Uid, fchown, symlinkat};
+
+use super::sources::{Sources, lacking};
+use super::{MOUNT_POINT, failed};
+use crate::sandbox::root::{Assembly, Mount, OWN, Source};
+use crate::shim::report::{Failure, Step};
+use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
+use crate::shim::steps::Result;
+use crate::sys::mount::{self, Refuse};
+
+/// Bytes that a root's own directories and files may take: far more than they do, and not all of the host's memory.
+const ROOT_SIZE: &str = "4m";
+const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
+/// Below [`OWN`]: what covers the root of cgroup2.
+const CGROUP_NAMES: &str = "cgroup";
+/// The directories of a task of `run`; `alloc/logs` is there because Nomad has it.
+const SCRATCH: [(&str, u32); 5] = [("local", 0o755), ("alloc", 0o755), ("alloc/logs", 0o755), ("secrets", 0o700), ("tmp", 0o700)];
+
+/// Puts the root together and enters it.
+pub(super) fn build(spec: &ShimSpec, root: &PrivateRoot, assembly: &Assembly, sources: Sources) -> Result<()> {
+    let mounts: Vec<_> = assembly.mounts.iter().zip(sources.into_mounts()).collect();
+    let plain = Refuse { write: false, exec: true, devices: true };
+    let directory = mount::new("tmpfs", &[("mode", "0755"), ("size", ROOT_SIZE)], plain).map_err(failed("/"))?;
+    mount::attach(&directory, root_directory()?, Path::new(MOUNT_POINT.trim_start_matches('/')))
+        .map_err(failed(MOUNT_POINT))?;
+    // So that modes are what is written here.
+    umask(Mode::empty());
+    make_skeleton(root, assembly, directory.as_fd())?;
+    let cgroup_root = mounts.iter().find(|(mount, _)| mount.source == Source::CgroupRoot);
+    let cgroup_names = match cgroup_root {
+        Some((mount, Some(source))) => Some(make_cgroup_names(spec, source, mount, directory.as_fd())?),
+        _ => None,
+    };
+    for (mount, source) in mounts {
+        attach(spec, root, mount, source, directory.as_fd())?;
+        if let (Source::CgroupRoot, Some(names)) = (&mount.source, &cgroup_names) {
+            mount::attach(names, &directory, relative(&mount.path)).map_err(failed(&mount.path))?;
+        }
+    }
+    mount::pivot_root(&directory).map_err(failed("/"))?;
+    mount::make_read_only(&directory).map_err(failed("/"))
+}
+
+fn root_directory() -> Result<OwnedFd> {
+    nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed("/"))
+}
+
+/// Directories, links, mount points and files of the root's own. Nobody else can see it yet, so names are what they say.
+fn make_skeleton(root: &PrivateRoot, assembly: &Assembly, directory: BorrowedFd<'_>) -> Result<()> {
+    if root.layout.is_some() {
+        // Also where an unveil of this job hides it.
+        Path::new(OWN).parent().map_or(Ok(()), |parent| make_directory(directory, parent))?;
+        make_directory(directory, Path::new(OWN))?;
+    }
+    for path in &assembly.directories {
+        make_directory(directory, path)?;
+    }
+    for path in &assembly.files {
+        let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        openat(directory, relative(path), flags, Mode::from_bits_truncate(0o444)).map_err(failed(path))?;
+    }
+    for link in &assembly.links {
+        match symlinkat(&link.target, directory, relative(&link.path)) {
+            // Two unveils by the same link.
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(failed(&link.path)(errno)),
+        }
+    }
+    for (name, content) in &root.files {
+        write_file(directory, &Path::new(OWN).join(name), content)?;
+    }
+    Ok(())
+}
+
+fn make_directory(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    match mkdirat(root, relative(path), DIRECTORY_MODE) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(failed(path)(errno)),
+    }
+}
+
+fn write_file(root: BorrowedFd<'_>, path: &Path, content: &str) -> Result<()> {
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = openat(root, relative(path), flags, Mode::from_bits_truncate(0o444)).map_err(failed(path))?;
+    std::fs::File::from(file)
+        .write_all(content.as_bytes())
+        .map_err(|error| Failure::io(Step::Root, path.display().to_string(), &error))
+}
+
+fn relative(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+fn attach(
+    spec: &ShimSpec,
+    root: &PrivateRoot,
+    mount: &Mount,
+    source: Option<OwnedFd>,
+    directory: BorrowedFd<'_>,
+) -> Result<()> {
+    let source = match (&mount.source, source) {
+        (Source::Tmp, None) => mount::copy(directory, relative(&spec.plan.task_dir.join("tmp")), false).map_err(failed(&mount.path))?,
+        // In the task's directory already.
+        (Source::AllocDir, None) if matches!(root.dirs, TaskDirs::Scratch) => return Ok(()),
+        (_, source) => source.ok_or_else(|| lacking(mount))?,
+    };
+    if mount.in_tmp {
+        make_in_tmp(directory, mount)?;
+    }
+    match mount::attach(&source, directory, relative(&mount.path)) {
+        Err(Errno::ENOENT) if mount.optional => return Ok(()),
+        attached => attached.map_err(failed(&mount.path))?,
+    }
+    match (&mount.source, &root.dirs) {
+        (Source::TaskDir, TaskDirs::Scratch) => fill_scratch(spec, &source),
+        _ => Ok(()),
+    }
+}
+
+/// A mount point in the task's `tmp`, which only root and the task can change, and the task does not run yet.
+fn make_in_tmp(root: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
+    let mut path = PathBuf::new();
+    for name in relative(&mount.path) {
+        let parent = mount::open_below(root, or_dot(&path), OFlag::O_PATH).map_err(failed(&mount.path))?;
+        path.push(name);
+        let made = if mount.directory || path != relative(&mount.path) {
+            mkdirat(&parent, name, DIRECTORY_MODE)
+        } else {
+            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            openat(&parent, name, flags, Mode::from_bits_truncate(0o444)).map(drop)
+        };
+        match made {
+            Ok(()) | Err(Errno::EEXIST | Errno::EROFS) => {}
+            Err(errno) => return Err(failed(&mount.path)(errno)),
+        }
+    }
+    Ok(())
+}
+
+fn or_dot(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+/// The directories of a task that Nomad has made none for.
+fn fill_scratch(spec: &ShimSpec, task_dir: &OwnedFd) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(spec.user.uid), Gid::from_raw(spec.user.gid));
+    for (name, mode) in SCRATCH {
+        let io = |error: std::io::Error| Failure::io(Step::Root, name, &error);
+        mkdirat(task_dir, name, Mode::from_bits_truncate(mode)).map_err(failed(name))?;
+        let made = mount::open_below(task_dir, Path::new(name), OFlag::O_DIRECTORY).map_err(failed(name))?;
+        fchown(&made, Some(uid), Some(gid)).map_err(failed(name))?;
+        // The umask does not count.
+        std::fs::File::from(made).set_permissions(Permissions::from_mode(mode)).map_err(io)?;
+    }
+    Ok(())
+}
+
+/// A directory in which there is nothing but the way to the task's cgroup. It covers the root of cgroup2: the names of other
+/// cgroups are not the task's business. Runtimes find both, where cgroup2 is mounted and their limits below it.
+fn make_cgroup_names(
+    spec: &ShimSpec,
+    cgroup_root: &OwnedFd,
+    mount: &Mount,
+    directory: BorrowedFd<'_>,
+) -> Result<OwnedFd> {
+    let Some(cgroup) = &spec.plan.resources.cgroup else { return Err(failed(&mount.path)(Errno::ENOENT)) };
+    let names = Path::new(OWN).join(CGROUP_NAMES);
+    let below = cgroup.strip_prefix(&mount.path).map_err(|_| failed(cgroup)(Errno::EXDEV))?;
+    let mut path = names.clone();
+    make_directory(directory, &path)?;
+    for name in below {
+        path.push(name);
+        make_directory(directory, &path)?;
+    }
+    let controllers = mount::open_below(cgroup_root, Path::new(CONTROLLERS), OFlag::O_RDONLY)
+        .and_then(|file| std::io::read_to_string(std::fs::File::from(file)).map_err(|_| Errno::EIO))
+        .map_err(failed(mount.path.join(CONTROLLERS)))?;
+    write_file(directory, &names.join(CONTROLLERS), &controllers)?;
+    let copy = mount::copy(directory, relative(&names), false).map_err(failed(&names))?;
+    mount::restrict(&copy, mount.refuse, false).map_err(failed(&names))?;
+    Ok(copy)
+}
+
+/// By this file the JVM recognizes cgroup2; only then does it look at the task's own limits.
+const CONTROLLERS: &str = "cgroup.controllers";

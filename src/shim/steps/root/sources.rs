@@ -1,0 +1,117 @@
+//! What is mounted in a task's root, as detached mounts.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag};
+
+use super::failed;
+use crate::sandbox::root::{Assembly, Mount, Source};
+use crate::shim::report::Failure;
+use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
+use crate::shim::steps::Result;
+use crate::shim::steps::paths::{open_alloc_dir, open_task_dir};
+use crate::sys::mount::{self, Refuse};
+
+/// One detached mount for each of [`Assembly::mounts`], once all three steps are done.
+#[derive(Debug)]
+pub(super) struct Sources(Vec<Option<OwnedFd>>);
+
+impl Sources {
+    pub(super) fn new(count: usize) -> Self {
+        Self((0..count).map(|_| None).collect())
+    }
+
+    /// The mounts in their order.
+    pub(super) fn into_mounts(self) -> impl Iterator<Item = Option<OwnedFd>> {
+        self.0.into_iter()
+    }
+
+    fn fill(
+        &mut self,
+        assembly: &Assembly,
+        mut make: impl FnMut(&Mount) -> nix::Result<Option<OwnedFd>>,
+    ) -> Result<()> {
+        for (mount, slot) in assembly.mounts.iter().zip(&mut self.0).filter(|(_, slot)| slot.is_none()) {
+            *slot = make(mount).map_err(failed(&mount.path))?;
+        }
+        Ok(())
+    }
+
+    /// In the host's namespace: the task's directories and cgroup, and what was unveiled.
+    pub(super) fn copy_from_host(
+        &mut self,
+        spec: &ShimSpec,
+        root: &PrivateRoot,
+        assembly: &Assembly,
+        unveils: &[OwnedFd],
+    ) -> Result<()> {
+        self.fill(assembly, |found| {
+            let (place, recursive) = match (&found.source, &root.dirs) {
+                (Source::Unveil(number), _) => return own_copy(&unveils[*number], found.refuse, true).map(Some),
+                (Source::TaskDir, TaskDirs::Nomad { .. }) => (open_task_dir(spec)?, true),
+                (Source::AllocDir, TaskDirs::Nomad { alloc_dir, .. }) => {
+                    let alloc_dir = open_alloc_dir(alloc_dir)?;
+                    (mount::open_below(&alloc_dir, Path::new("alloc"), OFlag::O_PATH)?, true)
+                }
+                (Source::Tmp, TaskDirs::Nomad { .. }) => {
+                    (mount::open_below(&open_task_dir(spec)?, Path::new("tmp"), OFlag::O_PATH)?, false)
+                }
+                (Source::CgroupRoot, _) => {
+                    let Some(path) = &root.cgroup_root else { return Err(Errno::ENOENT) };
+                    (nix::fcntl::open(path, O_DIRECTORY, nix::sys::stat::Mode::empty())?, false)
+                }
+                (Source::Cgroup, _) => {
+                    let Some(path) = &spec.plan.resources.cgroup else { return Err(Errno::ENOENT) };
+                    (nix::fcntl::open(path, O_DIRECTORY, nix::sys::stat::Mode::empty())?, false)
+                }
+                _ => return Ok(None),
+            };
+            own_copy(&place, found.refuse, recursive).map(Some)
+        })
+    }
+
+    /// In the template's namespace. What its mounts refuse is decided there.
+    pub(super) fn copy_from_template(&mut self, assembly: &Assembly) -> Result<()> {
+        self.fill(assembly, |found| match &found.source {
+            Source::Tree(path) => mount::copy(AT_FDCWD, path, true).map(Some),
+            Source::Part(path) => mount::copy(AT_FDCWD, path, path != Path::new("/etc")).map(Some),
+            _ => Ok(None),
+        })
+    }
+
+    /// In the namespace that becomes the task's: new instances of file systems.
+    pub(super) fn make_own(&mut self, root: &PrivateRoot, assembly: &Assembly) -> Result<()> {
+        let shm_size = root.shm_size.map_or_else(|| "50%".to_owned(), |bytes| bytes.to_string());
+        self.fill(assembly, |found| {
+            let new = |filesystem, options: &[(&str, &str)]| {
+                mount::new(filesystem, options, found.refuse).map(Some)
+            };
+            match found.source {
+                Source::Proc => new("proc", &[]),
+                Source::Pts => new("devpts", &[("ptmxmode", "0666"), ("mode", "0620")]),
+                Source::Shm => new("tmpfs", &[("mode", "1777"), ("size", &shm_size)]),
+                Source::MessageQueues => new("mqueue", &[]),
+                Source::TaskDir => new("tmpfs", &[("mode", "0755")]),
+                // Made of the task's directory, when that is there.
+                Source::AllocDir | Source::Tmp => Ok(None),
+                _ => Err(Errno::ENOENT),
+            }
+        })
+    }
+}
+
+const O_DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
+/// A copy that refuses what was not granted, and receives what the host mounts in it later.
+fn own_copy(place: impl AsFd, refuse: Refuse, recursive: bool) -> nix::Result<OwnedFd> {
+    let copy = mount::copy(place, Path::new(""), recursive)?;
+    mount::restrict(&copy, refuse, recursive)?;
+    Ok(copy)
+}
+
+/// The mount is not there though the plan has it: the layout and the template differ.
+pub(super) fn lacking(found: &Mount) -> Failure {
+    failed(&found.path)(Errno::ENODATA)
+}

@@ -1,0 +1,206 @@
+//! Which of the default unveils the host has, and where they really are.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use crate::sandbox::defaults::{DEFAULTS, Default};
+use crate::sandbox::root::OWN;
+use crate::sandbox::root::layout::{Layout, Link, Part, Tree};
+use crate::sandbox::unveil::Access;
+use crate::shim::steps::file_type;
+use crate::shim::walk::{self, Found};
+
+use nix::sys::stat::SFlag;
+
+const RW: Access = Access::READ.union(Access::WRITE);
+
+/// What a root takes as a whole. All three have many mount points, and jobs seldom unveil something inside them.
+const TREES: [&str; 3] = ["/dev", ETC, "/usr"];
+pub(crate) const ETC: &str = "/etc";
+
+/// Defaults that each root has of its own kind: the kernel's view of the task, and devices.
+const OWN_KIND: [&str; 3] = ["/proc", "/sys/fs/cgroup", "/dev"];
+/// The one file of /dev that is the host's: a socket, or a link to one.
+const LOG: &str = "/dev/log";
+
+/// Device nodes of a root's /dev: name, major and minor number (`Documentation/admin-guide/devices.txt`).
+pub(crate) const DEVICES: [(&str, u64, u64); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+/// Directories on which each root mounts something of its own.
+const DEVICE_DIRECTORIES: [&str; 3] = ["/dev/pts", "/dev/shm", "/dev/mqueue"];
+const DEVICE_LINKS: [(&str, &str); 5] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+];
+
+/// Links of the host that something else may lead by: NixOS's /etc, mount(8), and the old name of /run.
+const HOST_LINKS: [&str; 3] = ["/etc/static", "/etc/mtab", "/var/run"];
+
+/// The layout, and the descriptors of its parts.
+#[derive(Debug, std::default::Default)]
+pub(crate) struct Survey {
+    pub layout: Layout,
+    pub places: BTreeMap<PathBuf, OwnedFd>,
+}
+
+/// A default that exists.
+struct Existing {
+    asked: PathBuf,
+    access: Access,
+    kind: SFlag,
+    found: Found,
+}
+
+/// Looks for each default but those in `skip`. Before each look, `at` is called: a file system that does not answer must be
+/// named.
+pub(crate) fn survey(skip: &[PathBuf], mut at: impl FnMut(&Path)) -> Survey {
+    let mut survey = Survey::default();
+    survey.layout.trees = TREES.map(|path| Tree { path: path.into(), ..Tree::default() }).into();
+    let mut existing: Vec<_> = DEFAULTS.iter().flat_map(|default| look(default, skip, &mut at)).collect();
+    // Directories first: what lies in one of them needs nothing of its own.
+    existing.sort_by_key(|found| (found.kind != SFlag::S_IFDIR, found.found.path.clone()));
+    for found in existing {
+        survey.add(found);
+    }
+    survey.add_devices();
+    for path in HOST_LINKS.map(PathBuf::from) {
+        if let Ok(target) = std::fs::read_link(&path) {
+            survey.add_link(Link { path, target });
+        }
+    }
+    for name in ["passwd", "group"] {
+        let target = Path::new(OWN).join(name);
+        survey.add_link(Link { path: Path::new(ETC).join(name), target });
+    }
+    survey.layout.trees.retain(|tree| !tree.parts.is_empty() || !tree.links.is_empty());
+    survey
+}
+
+fn look(default: &Default, skip: &[PathBuf], at: &mut impl FnMut(&Path)) -> Vec<Existing> {
+    let path = Path::new(default.path);
+    if path != Path::new(LOG) && OWN_KIND.iter().any(|own| path.starts_with(own)) {
+        return Vec::new();
+    }
+    at(path);
+    if skip.iter().any(|skipped| skipped == path) {
+        return Vec::new();
+    }
+    let existing = |asked: PathBuf| {
+        // As an absent one is passed over one that a task could have made.
+        let found = walk::find(&asked, &[]).ok()?;
+        let kind = file_type(&found.place).ok()?;
+        let access = if kind == SFlag::S_IFSOCK { RW } else { default.mode };
+        Some(Existing { asked, access, kind, found })
+    };
+    default.paths().into_iter().filter_map(existing).collect()
+}
+
+impl Survey {
+    fn add(&mut self, existing: Existing) {
+        let Existing { asked, access, kind, found: Found { place, path, links } } = existing;
+        let is_last = |link: &Link| link.path == asked;
+        if self.has(&path, access) {
+            links.into_iter().for_each(|link| self.add_link(link));
+        } else if kind == SFlag::S_IFREG && asked.starts_with(ETC) && links.iter().all(is_last) {
+            self.add_copy(&asked);
+        } else {
+            links.into_iter().for_each(|link| self.add_link(link));
+            if kind == SFlag::S_IFREG && path.starts_with(ETC) {
+                self.add_copy(&path);
+            } else {
+                self.parts_of(&path).push(Part { path: path.clone(), access, directory: kind == SFlag::S_IFDIR });
+                self.places.insert(path, place);
+            }
+        }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.layout.trees.iter().flat_map(|tree| &tree.parts).chain(&self.layout.parts)
+    }
+
+    /// Whether a part shows this path with this access.
+    fn has(&self, path: &Path, access: Access) -> bool {
+        self.parts().any(|part| path.starts_with(&part.path) && part.access.contains(access))
+    }
+
+    fn tree_of(&mut self, path: &Path) -> Option<&mut Tree> {
+        self.layout.trees.iter_mut().find(|tree| path.starts_with(&tree.path))
+    }
+
+    fn parts_of(&mut self, path: &Path) -> &mut Vec<Part> {
+        match self.layout.trees.iter().position(|tree| path.starts_with(&tree.path)) {
+            Some(number) => &mut self.layout.trees[number].parts,
+            None => &mut self.layout.parts,
+        }
+    }
+
+    /// A link inside a part is there already.
+    fn add_link(&mut self, link: Link) {
+        if self.parts().any(|part| link.path.starts_with(&part.path)) {
+            return;
+        }
+        let links = match self.layout.trees.iter().position(|tree| link.path.starts_with(&tree.path)) {
+            Some(number) => &mut self.layout.trees[number].links,
+            None => &mut self.layout.links,
+        };
+        if !links.iter().any(|known| known.path == link.path) {
+            links.push(link);
+        }
+    }
+
+    fn add_copy(&mut self, path: &Path) {
+        if let Some(tree) = self.tree_of(path)
+            && let Ok(name) = path.strip_prefix(&tree.path)
+            && !tree.copies.iter().any(|copy| copy == name)
+        {
+            tree.copies.push(name.to_owned());
+        }
+    }
+
+    fn add_devices(&mut self) {
+        let Some(tree) = self.tree_of(Path::new("/dev")) else { return };
+        tree.parts.extend(DEVICES.map(|(name, ..)| Part {
+            path: Path::new("/dev").join(name),
+            access: RW,
+            directory: false,
+        }));
+        tree.directories = DEVICE_DIRECTORIES.map(PathBuf::from).into();
+        tree.links.extend(DEVICE_LINKS.map(|(path, target)| Link { path: path.into(), target: target.into() }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_host_has_is_found_once() {
+        let mut looked = 0;
+        let Survey { layout, places } = survey(&[], |_| looked += 1);
+        assert!(looked > 30);
+        let parts: Vec<_> = layout.trees.iter().flat_map(|tree| &tree.parts).chain(&layout.parts).collect();
+        for (number, part) in parts.iter().enumerate() {
+            assert!(part.path.is_absolute());
+            let others = parts.iter().enumerate().filter(|(other, _)| *other != number);
+            assert!(
+                others.into_iter().all(|(_, other)| !part.path.starts_with(&other.path) || !other.access.contains(part.access)),
+                "{part:?}"
+            );
+            assert_eq!(places.contains_key(&part.path), !part.path.starts_with("/dev") || part.path == Path::new(LOG));
+        }
+        assert!(parts.iter().any(|part| part.path.ends_with("bin") && part.access.execute()));
+        assert!(parts.iter().all(|part| !part.path.starts_with("/proc")));
+    }
+
+    #[test]
+    fn what_is_skipped_is_not_looked_at() {
+        let skip = [PathBuf::from("/etc/hosts")];
+        let Survey { layout, .. } = survey(&skip, |_| {});
+        let etc = layout.trees.iter().find(|tree| tree.path == Path::new(ETC)).unwrap();
+        assert!(!etc.copies.contains(&PathBuf::from("hosts")));
+    }
+}
