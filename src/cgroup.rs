@@ -29,6 +29,6 @@ pub(crate) use topology::{CoreMhz, Topology, mhz_per_core};
 pub use tree::{Cgroup, Created, LIMIT_CONTROLLERS, MOUNT_POINT, MissingController, Mount};
 
 #[cfg(test)]
-mod live_tests;
-#[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

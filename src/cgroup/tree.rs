@@ -1,13 +1,13 @@
 //! Opening and creating cgroups below the mount.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{OFlag, ResolveFlag, open, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
@@ -82,13 +82,8 @@ impl Mount {
 
     /// Opens a directory below the mount. Symlinks, other mounts and leaving the tree are errors of the kernel.
     pub(super) fn open_dir(&self, relative: &Path) -> Result<OwnedFd, Errno> {
-        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(
-            ResolveFlag::RESOLVE_BENEATH
-                | ResolveFlag::RESOLVE_NO_SYMLINKS
-                | ResolveFlag::RESOLVE_NO_MAGICLINKS
-                | ResolveFlag::RESOLVE_NO_XDEV,
-        );
-        openat2(&self.dir, relative, how)
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        crate::sys::open::beneath(&self.dir, relative, flags, ResolveFlag::RESOLVE_NO_XDEV)
     }
 
     pub(super) fn dir(&self) -> BorrowedFd<'_> {
@@ -247,8 +242,7 @@ fn open_at(dir: &OwnedFd, at: &Path, name: &str, mode: OFlag) -> Result<OwnedFd,
 
 fn read_at(dir: &OwnedFd, at: &Path, name: &str) -> Result<String, CgroupError> {
     let file = File::from(open_at(dir, at, name, OFlag::O_RDONLY)?);
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX).read_to_end(&mut bytes).map_err(|e| CgroupError::Sys {
+    let bytes = crate::sys::read::bounded(file, FILE_MAX).map_err(|e| CgroupError::Sys {
         step: "read",
         path: at.join(name),
         errno: errno_of(&e),

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 
@@ -152,15 +151,7 @@ impl Dying {
 
 /// Whether the process has ended within that time, reaped or not.
 fn wait_for_end(process: &OwnedFd, limit: Duration) -> bool {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout) {
-            Err(Errno::EINTR) => {}
-            ready => return ready == Ok(1),
-        }
-    }
+    sys::poll::readable(process, Instant::now() + limit) == Ok(true)
 }
 
 /// A shim that hung in the kernel leaves no zombie when it ends at last.

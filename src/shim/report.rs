@@ -259,13 +259,8 @@ impl Receiver {
         let mut task = None;
         let mut exec = false;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(0) => return Err(StartError::TimedOut(limit)),
-                Ok(_) => {}
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(errno.into()),
+            if !crate::sys::poll::readable(&self.0, deadline)? {
+                return Err(StartError::TimedOut(limit));
             }
             match self.receive()? {
                 Received::Task(pidfd) => task = Some(pidfd),

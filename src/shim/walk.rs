@@ -17,10 +17,10 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
+use crate::sys::open::retry;
+
 /// The most symbolic links on the way to a place, MAXSYMLINKS of path_resolution(7).
 const MAX_LINKS: u32 = 40;
-/// Tries of an openat2(2) that met a concurrent rename (EAGAIN).
-const OPEN_TRIES: u32 = 16;
 
 /// Why a path could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,17 +70,6 @@ pub(super) fn open_path(path: &Path, writable: &[DirId]) -> Result<OwnedFd, Walk
         Err(Errno::ELOOP | Errno::EACCES) => Walk::new(writable)?.to(path),
         opened => Ok(opened?),
     }
-}
-
-/// openat2(2), repeated while a concurrent rename or a signal is in its way.
-pub(super) fn retry(call: impl Fn() -> nix::Result<OwnedFd>) -> nix::Result<OwnedFd> {
-    for _ in 1..OPEN_TRIES {
-        match call() {
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            opened => return opened,
-        }
-    }
-    call()
 }
 
 fn path_only(resolve: ResolveFlag) -> OpenHow {

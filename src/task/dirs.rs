@@ -120,7 +120,7 @@ fn directory(what: &'static str, path: &Path) -> Result<OwnedFd, DirsError> {
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let failed = |errno| DirsError::Open { what, path: path.into(), errno };
     let proc = || DirsError::Proc { what, path: path.into() };
-    let opened = match openat2(AT_FDCWD, path, how) {
+    let opened = match crate::sys::open::retry(|| openat2(AT_FDCWD, path, how)) {
         // A loop of ordinary links is ELOOP as well, but without the flag, too.
         Err(Errno::ELOOP) if open(path, flags, Mode::empty()).is_ok() => return Err(proc()),
         opened => opened.map_err(failed)?,
@@ -132,10 +132,9 @@ fn directory(what: &'static str, path: &Path) -> Result<OwnedFd, DirsError> {
 }
 
 fn beneath(root: &OwnedFd, root_path: &Path, path: &Path) -> Result<OwnedFd, DirsError> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    openat2(root, path, how).map_err(|errno| DirsError::Open {
+    let opened =
+        crate::sys::open::beneath(root, path, OFlag::O_PATH | OFlag::O_DIRECTORY, ResolveFlag::empty());
+    opened.map_err(|errno| DirsError::Open {
         what: "a directory of the task",
         path: root_path.join(path),
         errno,

@@ -49,14 +49,12 @@ pub(crate) fn open_place(
 pub(crate) fn open_task_dir(spec: &ShimSpec) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    walk::retry(|| openat2(AT_FDCWD, &spec.plan.task_dir, how))
+    crate::sys::open::retry(|| openat2(AT_FDCWD, &spec.plan.task_dir, how))
 }
 
 /// Opens `path` below `root`, without following a link or leaving it.
 pub(crate) fn open_beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
-    walk::retry(|| openat2(root, path, how))
+    crate::sys::open::beneath(root, path, flags, ResolveFlag::empty())
 }
 
 /// Calls `open` with the ids and capabilities that decide about files as the task will have them, setfsuid(2).
