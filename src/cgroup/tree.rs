@@ -19,7 +19,7 @@ pub const MOUNT_POINT: &str = "/sys/fs/cgroup";
 /// The controllers that the limits of a task need.
 pub const LIMIT_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// No file that is read here comes near this; it bounds what a strange file system could make us hold (bytes).
+/// No file that is read here comes near this; it bounds the memory that a strange file system can take (bytes).
 const FILE_MAX: u64 = 256 * 1024;
 
 /// A cgroup v2 mount.
@@ -59,7 +59,7 @@ impl Mount {
         Ok(mount)
     }
 
-    /// Without the look at the file system: unit tests use a temporary directory.
+    /// Without the check of the file system: unit tests use a temporary directory.
     pub(crate) fn unchecked(root: &Path) -> Result<Mount, CgroupError> {
         let dir = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(
             |errno| CgroupError::Sys { step: "open the cgroup mount", path: root.to_owned(), errno },
@@ -136,8 +136,7 @@ impl Cgroup {
     }
 
     /// Creates the cgroup and the ones above it, as far as they are missing, and turns on [`LIMIT_CONTROLLERS`] for
-    /// it where the parents allow. A controller that cannot be had is reported, not an error: whoever asked for a
-    /// limit that needs it gets the error from [`Cgroup::apply`].
+    /// it where the parents allow. A controller that is not available is reported and not an error: a limit that needs it fails in [`Cgroup::apply`].
     pub fn create(path: &Path) -> Result<Created, CgroupError> {
         Cgroup::create_in(&Mount::shared()?, path, &LIMIT_CONTROLLERS)
     }
@@ -262,7 +261,7 @@ fn write_at(dir: &OwnedFd, at: &Path, name: &str, value: &str) -> Result<(), Cgr
     Err(CgroupError::Write { path: at.join(name), value: value.to_owned(), errno })
 }
 
-/// Turns controllers on for the children of `dir`, each by its own write so that one refusal spoils no other.
+/// Turns controllers on for the children of `dir`, each by its own write, so that one refusal does not affect the others.
 fn enable(dir: &OwnedFd, at: &Path, controllers: &[&'static str]) -> Vec<(&'static str, String)> {
     if controllers.is_empty() {
         return Vec::new();
@@ -270,7 +269,7 @@ fn enable(dir: &OwnedFd, at: &Path, controllers: &[&'static str]) -> Vec<(&'stat
     let on = read_at(dir, at, "cgroup.subtree_control").unwrap_or_default();
     let off = controllers.iter().filter(|c| !on.split_whitespace().any(|h| h == **c));
     // Only in the root of the hierarchy, which has no type, may processes be beside cgroups with controllers. Elsewhere
-    // (the root of a container) the kernel refuses some, and takes others at the price that no child can have processes.
+    // (the root of a container) the kernel refuses some, and accepts others, but then no child can have processes.
     let inhabited = read_at(dir, at, "cgroup.type").is_ok()
         && read_at(dir, at, "cgroup.procs").is_ok_and(|procs| !procs.is_empty());
     if inhabited {

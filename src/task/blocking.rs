@@ -1,4 +1,6 @@
-//! Event blocks, on threads that are there for it.
+//! Blocking work on threads of its own.
+//!
+//! procfs, cgroupfs and `/run` count as non-blocking, because they are in memory; everything else goes through this module.
 
 use std::any::Any;
 use std::collections::HashMap;
