@@ -1,9 +1,9 @@
-//! Opening a path of the host without being led elsewhere by somebody who can write on the way to it.
+//! Opens a path of the host without following symbolic links that an unprivileged user could have placed.
 //!
-//! A symbolic link leads wherever its maker likes, so it is followed only if that was root, in a directory where only root can
-//! put links, or if everything behind it belongs to its maker; and never below a directory in which this task's rules let
-//! tasks create, where a task of root could have made it. The text of a path tells nothing: it may lead by another link, or a
-//! bind mount, to a place that a task can write.
+//! A symbolic link is followed only if root created it, in a directory where only root can create links, or if everything behind
+//! it belongs to its owner; and never below a directory in which this task's rules let
+//! tasks create, where a task of root could have made it. The text of a path proves nothing: another link or a bind
+//! mount may lead to a directory that a task can write.
 //!
 //! A directory or a file on the way is taken as it is. Whoever owns a directory can move what lies in it, also what belongs to
 //! others, so a rule for a path below a user's directory is for what that user puts there; file permissions still decide.
@@ -33,7 +33,7 @@ pub(super) enum WalkError {
     )]
     Link { link: PathBuf, owner: u32 },
     #[error(
-        "the symbolic link {link:?} of uid {owner} leads to {path:?}, which belongs to uid {found}; unveil that place itself"
+        "the symbolic link {link:?} of uid {owner} leads to {path:?}, which belongs to uid {found}; unveil that path itself"
     )]
     Elsewhere { link: PathBuf, owner: u32, path: PathBuf, found: u32 },
     #[error(
@@ -41,7 +41,9 @@ pub(super) enum WalkError {
          unveil the place itself"
     )]
     Writable(PathBuf),
-    #[error("{0:?} is a link of proc(5) to whatever a process has open; unveil the place itself")]
+    #[error(
+        "{0:?} is a link of proc(5) to a file that a process has open; unveil the path of the file itself"
+    )]
     Magic(PathBuf),
 }
 
@@ -63,7 +65,7 @@ impl DirId {
 
 /// Opens `path`, which is absolute, `O_PATH`. No link at or below the directories `writable` is followed.
 pub(super) fn open_path(path: &Path, writable: &[DirId]) -> Result<OwnedFd, WalkError> {
-    // Most paths have no link, and then there is nothing to be led by.
+    // Most paths contain no link and need no walk.
     let plain = ResolveFlag::RESOLVE_NO_SYMLINKS;
     match retry(|| openat2(nix::fcntl::AT_FDCWD, path, path_only(plain))) {
         // EACCES is `fs.protected_symlinks`, which judges a last link before the flag does; the walk says which link it is.

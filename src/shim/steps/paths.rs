@@ -1,4 +1,4 @@
-//! Opening what a spec names, with the rights of whoever named it.
+//! Opening the paths of a spec, each with the rights of the party that named it.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -19,7 +19,7 @@ pub(crate) fn path_of(place: &Place) -> String {
     place.display().display().to_string()
 }
 
-/// Opens a place `O_PATH`, with the rights of whoever named it; see [`Place`] for what is followed and what is not.
+/// Opens a place `O_PATH`, with the rights of the party that named it; see [`Place`] for which symbolic links are followed.
 pub(crate) fn open_place(
     spec: &ShimSpec,
     place: &Place,
@@ -40,12 +40,12 @@ pub(crate) fn open_place(
     match named_by {
         NamedBy::Driver => open(),
         NamedBy::Job => as_task(spec, open)?,
-        // Root second: on a file server that trusts no root, only the task's user gets in.
+        // As root second: a file server that does not trust root admits only the task's user.
         NamedBy::Agent => as_task(spec, open)?.or_else(|_| open()),
     }
 }
 
-/// The directory that the plugin has proven to be the task's own, so the links that lead to it are the agent's.
+/// The plugin has verified that this is the task's own directory, so links on its path are the agent's.
 pub(crate) fn open_task_dir(spec: &ShimSpec) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
@@ -57,11 +57,11 @@ pub(crate) fn open_beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Re
     crate::sys::open::beneath(root, path, flags, ResolveFlag::empty())
 }
 
-/// Calls `open` with the ids and capabilities that decide about files as the task will have them, setfsuid(2).
+/// Calls `open` with the task's file system ids and capabilities, setfsuid(2).
 fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
     let own = sys::caps::get()?;
     let effective = spec.plan.capabilities.bits() & own.permitted;
-    // For what is opened as root, a capability decides and no group.
+    // What is opened as root does not depend on groups: capabilities decide.
     setgroups(&groups(&spec.user))?;
     set_fs_ids(spec.user.uid, spec.user.gid)?;
     sys::caps::set(sys::caps::Sets { effective, ..own })?;
@@ -71,7 +71,7 @@ fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
     Ok(opened)
 }
 
-/// setfsuid(2) and setfsgid(2) report no error: whether they worked shows when they are asked for an id that there is not.
+/// setfsuid(2) and setfsgid(2) report no error, so the current ids are read back by setting an invalid id.
 fn set_fs_ids(uid: u32, gid: u32) -> nix::Result<()> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     setfsgid(gid);
@@ -83,12 +83,12 @@ fn set_fs_ids(uid: u32, gid: u32) -> nix::Result<()> {
 /// The directories in which this task's rules let tasks create.
 pub(crate) fn writable(spec: &ShimSpec) -> Vec<DirId> {
     let creating = spec.plan.landlock.rules.iter().filter(|rule| rule.access.create());
-    // One that cannot be opened is an error, or nothing, when its rule is made.
+    // A path that cannot be opened is reported, or skipped, when its rule is added.
     let opened = creating.filter_map(|rule| open_place(spec, &rule.place, rule.named_by, &[]).ok());
     opened.filter_map(|dir| fstat(&dir).ok()).map(|stat| DirId::of(&stat)).collect()
 }
 
-/// What an open place is.
+/// Whether an open place is a directory.
 pub(crate) fn is_directory(place: &OwnedFd) -> nix::Result<bool> {
     let kind = SFlag::from_bits_truncate(fstat(place)?.st_mode) & SFlag::S_IFMT;
     Ok(kind == SFlag::S_IFDIR)
