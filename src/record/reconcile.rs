@@ -229,7 +229,7 @@ mod tests {
         entry
     }
 
-    /// As if another plugin, now gone, had begun the start.
+    /// As if another plugin, now gone, had started the task's launch.
     fn begun_by(entry: &RunDir, plugin: Identity) {
         write_record(entry, "starting", &boot_id().unwrap(), plugin);
     }
@@ -250,7 +250,7 @@ mod tests {
         orphaned.iter().for_each(|entry| begun_by(entry, gone));
         let running = entry(&base, "a/known/1", &known.identity());
         running.started().unwrap();
-        running.confirmed().unwrap();
+        running.acknowledged().unwrap();
         // Still being started, by a plugin that lives: this one.
         let starting = entry(&base, "a/ours/1", &ours.identity());
         let recent = entry(&base, "a/recent/1", &gone);
@@ -305,7 +305,7 @@ mod tests {
         let doubtful = sweep(&base);
         assert_eq!(doubtful.len(), 2);
         assert!(lost.runs() && known.runs(), "not before Nomad had time to ask");
-        of_known.confirmed().unwrap();
+        of_known.acknowledged().unwrap();
         end_unacknowledged(&doubtful);
         assert!(!lost.runs() && known.runs());
         assert!(!of_lost.path().exists() && of_known.path().exists() && ours.path().exists());

@@ -105,7 +105,7 @@ impl RunDir {
         self.base.join(&self.name)
     }
 
-    /// Makes the directory, marks the start as begun, and returns the exit-status file opened for writing.
+    /// Makes the directory, marks the start as pending, and returns the exit-status file opened for writing.
     pub fn create(&self) -> Result<File, RunDirError> {
         let base = make_private(AT_FDCWD, self.base.as_os_str(), &self.base)?;
         // An earlier start of the same task may have left records.
@@ -163,7 +163,7 @@ impl RunDir {
     }
 
     /// Records that Nomad has acknowledged the task.
-    pub fn confirmed(&self) -> Result<(), RunDirError> {
+    pub fn acknowledged(&self) -> Result<(), RunDirError> {
         let removed = match self.dir() {
             Ok(dir) => unlinkat(&dir, ANSWERED_FILE, UnlinkatFlags::NoRemoveDir),
             Err(error) if error.is_absent() => Ok(()),
@@ -444,8 +444,8 @@ mod tests {
         dir.record_shim(&own).unwrap();
         dir.started().unwrap();
         assert_eq!((dir.starting(), dir.answered(), dir.shim()), (None, Some(own), Some(own)));
-        dir.confirmed().unwrap();
-        dir.confirmed().unwrap();
+        dir.acknowledged().unwrap();
+        dir.acknowledged().unwrap();
         assert_eq!((dir.answered(), dir.shim()), (None, Some(own)));
         let found = entries(&base.path().join("run")).unwrap();
         assert_eq!(found.len(), 1);

@@ -5,7 +5,7 @@
 //! tasks create, where a task of root could have made it. The text of a path proves nothing: another link or a bind
 //! mount may lead to a directory that a task can write.
 //!
-//! A directory or a file on the way is taken as it is. Whoever owns a directory can move what lies in it, also what belongs to
+//! A directory or a file on the way is taken as it is. The owner of a directory can move its entries, even those of
 //! others, so a rule for a path below a user's directory is for what that user puts there; file permissions still decide.
 
 use std::ffi::{OsStr, OsString};
@@ -78,7 +78,7 @@ fn path_only(resolve: ResolveFlag) -> OpenHow {
     OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve)
 }
 
-/// Whoever made a link that was followed, if it lies where others than root can put one.
+/// The owner of a link that was followed, if users other than root can create one there.
 #[derive(Debug, Clone)]
 struct Maker {
     link: PathBuf,

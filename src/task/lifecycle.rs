@@ -449,7 +449,7 @@ async fn end(task: &Task) -> bool {
 type Gone = oneshot::Receiver<Infallible>;
 
 /// A start whose answer has not been sent. If the agent dies meanwhile, the call is dropped. A pending start is then abandoned; one
-/// that has begun is completed, because it cannot be interrupted, and its task is ended as orphaned.
+/// that is running is completed, because it cannot be interrupted, and its task is ended as orphaned.
 struct Unacknowledged<E: Send + 'static> {
     lifecycle: Lifecycle,
     id: TaskId,

@@ -159,7 +159,7 @@ impl Task {
     /// Records that Nomad has asked for the task, which acknowledges it. An error is harmless: at worst the next plugin waits for
     /// Nomad to ask again.
     pub fn acknowledge(&self) {
-        if let Err(error) = self.run_dir.confirmed() {
+        if let Err(error) = self.run_dir.acknowledged() {
             tracing::debug!(task = %self.id, %error, "failed to record the acknowledgement of the task");
         }
     }
