@@ -117,16 +117,17 @@ linter = PATH="$$(scripts/setup --lint-dir):$$PATH"
 lint: lint-code lint-nix ## Run all linters: Rust, crates, Python, shell, spelling, Nix
 
 .PHONY: lint-code
-lint-code: setup-lint ## Run rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck; typos; links of the docs
+lint-code: setup-lint ## Run rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck; typos; links of the docs; words to avoid
 	$(call say,rustfmt)
 	cargo fmt --all --check
 	$(call say,ruff and mypy)
 	$(linter) ruff check --quiet
 	$(linter) mypy
-	$(call say,shellcheck and typos; links of the docs)
+	$(call say,shellcheck and typos; links and prose of the docs)
 	git grep -lzE '^#!.*\b(ba)?sh$$' -- .ci fuzz nixos-tests scripts | xargs -0 shellcheck
 	$(linter) typos
 	scripts/check_docs.py
+	scripts/check_prose.py
 	$(call say,cargo-deny)
 	$(linter) cargo-deny --locked check bans licenses sources
 	$(call say,clippy)

@@ -2,10 +2,9 @@
 //!
 //! Nomad creates a task's cgroup and removes it; this module works inside it. A [`Cgroup`] holds a descriptor of its
 //! directory, opened once below the mount and without symlinks: afterwards the descriptor is used, never the path
-//! again, so a cgroup that was removed and made anew under the same name is never mistaken for the old one.
+//! again, so a new cgroup of the same name is never mistaken for one that was removed.
 //!
-//! cgroups-rs writes the limits. Reading is done by hand: its v2 readers unwrap (a cgroup may vanish while it is read,
-//! which is an everyday event here) and turn missing files into zeros, and it has neither `memory.events` nor a wait
+//! cgroups-rs writes the limits. Reading is done here: its v2 readers unwrap (a cgroup often vanishes while it is read) and turn missing files into zeros, and it has neither `memory.events` nor a wait
 //! for `cgroup.events`. No type of that crate leaves this module.
 //!
 //! Source of the file formats: the kernel's Documentation/admin-guide/cgroup-v2.rst.
@@ -29,6 +28,6 @@ pub(crate) use topology::{CoreMhz, Topology, mhz_per_core};
 pub use tree::{Cgroup, Created, LIMIT_CONTROLLERS, MOUNT_POINT, MissingController, Mount};
 
 #[cfg(test)]
-mod live_tests;
-#[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

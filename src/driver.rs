@@ -3,8 +3,6 @@
 mod base;
 mod events;
 mod fingerprint;
-#[cfg(test)]
-mod recover_tests;
 mod request;
 mod rpc;
 mod stats;
@@ -81,3 +79,6 @@ impl Driver {
         self.0.configured.send_modify(|generation| *generation += 1);
     }
 }
+
+#[cfg(test)]
+mod tests;

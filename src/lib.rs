@@ -15,19 +15,9 @@ pub mod driver;
 mod host;
 pub mod proto;
 mod quote;
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "its casts have not been reviewed yet"
-)]
 pub mod record;
 pub mod sandbox;
 pub mod shim;
 pub mod sys;
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "its four casts have not been reviewed yet"
-)]
 pub mod task;
 pub mod users;

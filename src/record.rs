@@ -1,5 +1,5 @@
-//! What outlives the plugin: the directory of each task in /run, the identity of its processes, Nomad's handle, and what a new
-//! plugin does about what it finds.
+//! State that outlives the plugin: the run directory of each task, the identity of its processes, Nomad's handle, and how a new
+//! plugin reconciles them.
 
 pub mod handle;
 pub mod identity;

@@ -1,4 +1,4 @@
-//! Pid 1 of a task's pid namespace: prepares everything, clones the task into its cgroup, reports how it ended.
+//! PID 1 of a task's pid namespace: prepares everything, clones the task into its cgroup, reports how it ended.
 //!
 //! The plugin executes its own program as `nomad-driver-exec2 shim` with the descriptors of [`fds`] and nothing else:
 //! no environment, no argument. It has one thread and no runtime.
@@ -31,17 +31,16 @@ use steps::RootNamespaces;
 pub(crate) mod fds {
     use std::os::fd::RawFd;
 
-    /// The spec, a sealed memfd. The ones after it are, in this order: the report socket (`SOCK_SEQPACKET`), the exit-status
-    /// file, opened for writing; then, if the spec says that they are there, the task's cgroup directory, the empty mount
-    /// namespace and the template's mount namespace.
+    /// The spec, a sealed memfd. It is followed by the report socket (`SOCK_SEQPACKET`) and the exit-status file, opened for
+    /// writing; then, as far as the spec has them: the task's cgroup directory, the empty mount namespace, and the template's.
     pub(crate) const SPEC: RawFd = 3;
     /// How many there are at most, and at least.
     pub(crate) const COUNT: usize = 6;
     pub(crate) const ALWAYS: usize = 3;
 }
 
-/// How deep a message between plugin and shim may nest. Theirs are no more than 8 deep; rmp-serde's default of 1024 is more
-/// than a small stack takes.
+/// Nesting limit of a message between plugin and shim. They need 8 levels; rmp-serde's default of 1024 could overflow a small
+/// stack.
 const MAX_DEPTH: usize = 16;
 
 /// Exit status of a shim that could not start its task; the reason has gone through the report socket.
@@ -59,7 +58,7 @@ pub fn main() -> ExitCode {
     let exit = File::from(exit);
     match start(File::from(spec), rest, &reporter) {
         Ok((started, oom)) => {
-            // The end of the report socket tells the plugin that exec has happened: no copy of it may stay here.
+            // End of file on the report socket means that exec succeeded: no copy of it may stay open here.
             drop(reporter);
             reap_until_end(&started, oom.as_ref(), exit)
         }
@@ -70,21 +69,23 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What the shim keeps of a task that runs.
+/// The running task.
 struct Started {
     task: Pid,
     /// The controlling terminal of the session that the shim leads.
     terminal: Option<RawFd>,
 }
 
-/// Everything up to the running task. What was read for it is given back before this returns: the shim stays small.
+/// Starts the task. All memory for the spec is freed before this returns, so that the shim stays small.
 fn start(
     mut file: File,
     rest: [Option<OwnedFd>; fds::COUNT - fds::ALWAYS],
     reporter: &Reporter,
 ) -> Result<(Started, Option<OomCounter>), Failure> {
-    reporter.wait_for_go().map_err(|errno| Failure::new(Step::Spec, "the plugin's go", errno))?;
-    // Nobody may read the spec out of our memory, whoever they are in the task.
+    reporter
+        .wait_for_go()
+        .map_err(|errno| Failure::new(Step::Spec, "the plugin's permission to start", errno))?;
+    // No process may read the spec from this one's memory.
     prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Spec, "PR_SET_DUMPABLE", errno))?;
     let mut bytes = Vec::new();
     file.rewind()
@@ -123,13 +124,13 @@ fn given(
     Ok((cgroup, empty.map(|empty| RootNamespaces { empty, template })))
 }
 
-/// Reaps whatever ends until the task does, then writes how it ended. When the shim ends, so does its pid namespace.
+/// Reaps children until the task ends, then writes its exit status. The PID namespace ends with the shim.
 fn reap_until_end(started: &Started, oom: Option<&OomCounter>, exit: File) -> ExitCode {
     loop {
         let (pid, status) = match sys::wait::any_child() {
             Ok(ended) => ended,
             Err(nix::errno::Errno::EINTR) => continue,
-            // No child is left, and the task was not seen to end: nothing truthful can be written.
+            // No child is left, but the end of the task was not seen: its exit status is unknown.
             Err(_) => return ExitCode::from(NOT_STARTED),
         };
         if pid != started.task {

@@ -1,5 +1,5 @@
-//! A task's life: its specification ([`spec`]), its start ([`launch`]), what runs ([`running`]). What outlives the plugin is
-//! in [`crate::record`].
+//! A task's specification ([`spec`]), start ([`launch`]) and life ([`running`], [`lifecycle`]). State that outlives the plugin is in
+//! [`crate::record`].
 
 pub mod blocking;
 pub(crate) mod dirs;

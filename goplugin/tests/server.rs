@@ -278,7 +278,7 @@ async fn the_socket_answers_only_its_own_pid_namespace() {
     assert_eq!(health(&plugin.connect().await, "plugin").await.unwrap(), SERVING);
 }
 
-/// For the parent process, or for whoever runs the tests.
+/// For the parent process and for the output of the tests.
 fn say(text: &str) {
     use std::io::Write as _;
     std::io::stdout().write_all(format!("{text}\n").as_bytes()).unwrap();

@@ -1,7 +1,7 @@
 # /// scenario
 # description = "The command line without an agent: run, check, and what the plugin prints when it is started manually."
 # nomad = "none"
-# seconds = 120
+# seconds = 60
 # ///
 
 import json

@@ -315,7 +315,7 @@ with subtest("an unveil through a link that a task could have made is refused"):
     t.assertRegex(error, r'unveil "r:.*/alloc/link": .*symbolic links below .* are not followed: a task could have made them')
 
 with subtest("a log pipe that another task of the group replaced is refused, and the replacement is left alone"):
-    for name, reason in (("symlink", "Too many symbolic links"), ("file", "this is no FIFO")):
+    for name, reason in (("symlink", "Too many symbolic links"), ("file", "it is not a FIFO")):
         (error,) = driver_errors(done[name], "t")
         t.assertRegex(error, rf'open log ".*/alloc/logs/\.t\.stdout\.fifo": {reason}')
     t.assertEqual(machine.succeed("stat -c '%U %G %a %s' /srv/exec2/log").strip(), "root root 600 0")
@@ -326,7 +326,7 @@ with subtest("a log pipe without a reader is an error after 5 s"):
     errors = driver_errors(done["pipe"], "t")
     t.assertIn(len(errors), (1, 2))
     for error in errors:
-        t.assertRegex(error, r'open log ".*/alloc/logs/\.t\.stdout\.fifo": No such device or address \(nobody reads the log FIFO, waited 5 s\)')
+        t.assertRegex(error, r'open log ".*/alloc/logs/\.t\.stdout\.fifo": No such device or address \(no process reads the log FIFO, waited 5 s\)')
 
 with subtest("a job that sets NOMAD_TASK_DIR does not start"):
     t.assertEqual(done["env"]["ClientStatus"], "failed")

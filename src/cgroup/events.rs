@@ -1,4 +1,4 @@
-//! `cgroup.events` and `memory.events`: is anyone alive, did the OOM killer strike.
+//! `cgroup.events` and `memory.events`: live processes and OOM kills.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -42,12 +42,11 @@ impl Cgroup {
         }
     }
 
-    /// Waits until no process is left (`true`) or until the deadline (`false`; `None` waits for ever). Needs a tokio
+    /// Waits until no process is left (`true`) or until the deadline (`false`; `None` waits without a limit). Needs a tokio
     /// runtime with IO.
     ///
     /// No interval and no lost wake-up: the kernel raises POLLPRI on `cgroup.events` when the content differs from what
-    /// *this* open file last read, so a change between the read and the wait ends the wait at once. (inotify would do as
-    /// well, but a user has only 128 instances by default.) The kernel may hold a notification back for 10 ms.
+    /// *this* open file last read, so a change between the read and the wait ends the wait at once. (inotify would work, too, but a user has only 128 instances by default.) The kernel may hold a notification back for 10 ms.
     pub async fn wait_empty(&self, deadline: Option<Instant>) -> Result<bool, CgroupError> {
         let path = self.path().join(CGROUP_EVENTS);
         let file = match self.open_file(CGROUP_EVENTS) {
@@ -74,7 +73,7 @@ impl Cgroup {
                     Err(_) => return Ok(!read_populated(events.get_ref(), &path)?),
                 },
             };
-            // Cleared before the next read: a change after that read makes the descriptor ready anew.
+            // Cleared before the next read: a change after that read makes the descriptor ready again.
             ready.map_err(failed)?.clear_ready();
         }
     }

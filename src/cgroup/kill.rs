@@ -1,4 +1,4 @@
-//! The end of a cgroup: kill everyone in it, remove it.
+//! Killing all processes of a cgroup, and removing it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
 impl Cgroup {
     /// SIGKILL to every process in the cgroup and below it, those included that are being forked (`cgroup.kill`, Linux
-    /// 5.14). A cgroup that has gone has nobody to kill. Returns before they are dead: see [`Cgroup::wait_empty`].
+    /// 5.14). For a removed cgroup there is nothing to do. Returns before they are dead: see [`Cgroup::wait_empty`].
     pub fn kill(&self) -> Result<(), CgroupError> {
         match self.write("cgroup.kill", "1") {
             Err(e) if e.is_gone() && !self.exists() => Ok(()),
@@ -30,7 +30,7 @@ impl Cgroup {
         }
     }
 
-    /// Whether the directory is still there.
+    /// Whether the directory still exists.
     fn exists(&self) -> bool {
         // cgroup.procs is in every cgroup of every kernel; the other one serves temporary directories.
         self.open_file("cgroup.procs").is_ok() || self.open_file("cgroup.events").is_ok()

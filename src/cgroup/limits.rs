@@ -330,5 +330,4 @@ fn crate_errno(e: &cgroups_rs::error::Error) -> Errno {
 }
 
 #[cfg(test)]
-#[path = "limits_tests.rs"]
 mod tests;

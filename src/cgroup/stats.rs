@@ -102,7 +102,7 @@ pub(crate) struct CpuSampler {
 }
 
 impl CpuSampler {
-    /// The first [`sample`](CpuSampler::sample) is zero for want of an interval, like that of Nomad's own drivers.
+    /// The first [`sample`](CpuSampler::sample) is zero because there is no interval yet, like that of Nomad's own drivers.
     pub(crate) fn new(mhz_per_core: Option<NonZeroU64>) -> CpuSampler {
         CpuSampler { mhz_per_core, last: None }
     }

@@ -1,13 +1,13 @@
 //! Opening and creating cgroups below the mount.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{OFlag, ResolveFlag, open, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
@@ -19,7 +19,7 @@ pub const MOUNT_POINT: &str = "/sys/fs/cgroup";
 /// The controllers that the limits of a task need.
 pub const LIMIT_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// No file that is read here comes near this; it bounds what a strange file system could make us hold (bytes).
+/// No file that is read here comes near this; it bounds the memory that a strange file system can take (bytes).
 const FILE_MAX: u64 = 256 * 1024;
 
 /// A cgroup v2 mount.
@@ -59,7 +59,7 @@ impl Mount {
         Ok(mount)
     }
 
-    /// Without the look at the file system: unit tests use a temporary directory.
+    /// Without the check of the file system: unit tests use a temporary directory.
     pub(crate) fn unchecked(root: &Path) -> Result<Mount, CgroupError> {
         let dir = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(
             |errno| CgroupError::Sys { step: "open the cgroup mount", path: root.to_owned(), errno },
@@ -82,13 +82,8 @@ impl Mount {
 
     /// Opens a directory below the mount. Symlinks, other mounts and leaving the tree are errors of the kernel.
     pub(super) fn open_dir(&self, relative: &Path) -> Result<OwnedFd, Errno> {
-        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(
-            ResolveFlag::RESOLVE_BENEATH
-                | ResolveFlag::RESOLVE_NO_SYMLINKS
-                | ResolveFlag::RESOLVE_NO_MAGICLINKS
-                | ResolveFlag::RESOLVE_NO_XDEV,
-        );
-        openat2(&self.dir, relative, how)
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        crate::sys::open::beneath(&self.dir, relative, flags, ResolveFlag::RESOLVE_NO_XDEV)
     }
 
     pub(super) fn dir(&self) -> BorrowedFd<'_> {
@@ -141,8 +136,7 @@ impl Cgroup {
     }
 
     /// Creates the cgroup and the ones above it, as far as they are missing, and turns on [`LIMIT_CONTROLLERS`] for
-    /// it where the parents allow. A controller that cannot be had is reported, not an error: whoever asked for a
-    /// limit that needs it gets the error from [`Cgroup::apply`].
+    /// it where the parents allow. A controller that is not available is reported and not an error: a limit that needs it fails in [`Cgroup::apply`].
     pub fn create(path: &Path) -> Result<Created, CgroupError> {
         Cgroup::create_in(&Mount::shared()?, path, &LIMIT_CONTROLLERS)
     }
@@ -247,8 +241,7 @@ fn open_at(dir: &OwnedFd, at: &Path, name: &str, mode: OFlag) -> Result<OwnedFd,
 
 fn read_at(dir: &OwnedFd, at: &Path, name: &str) -> Result<String, CgroupError> {
     let file = File::from(open_at(dir, at, name, OFlag::O_RDONLY)?);
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX).read_to_end(&mut bytes).map_err(|e| CgroupError::Sys {
+    let bytes = crate::sys::read::bounded(file, FILE_MAX).map_err(|e| CgroupError::Sys {
         step: "read",
         path: at.join(name),
         errno: errno_of(&e),
@@ -268,7 +261,7 @@ fn write_at(dir: &OwnedFd, at: &Path, name: &str, value: &str) -> Result<(), Cgr
     Err(CgroupError::Write { path: at.join(name), value: value.to_owned(), errno })
 }
 
-/// Turns controllers on for the children of `dir`, each by its own write so that one refusal spoils no other.
+/// Turns controllers on for the children of `dir`, each by its own write, so that one refusal does not affect the others.
 fn enable(dir: &OwnedFd, at: &Path, controllers: &[&'static str]) -> Vec<(&'static str, String)> {
     if controllers.is_empty() {
         return Vec::new();
@@ -276,7 +269,7 @@ fn enable(dir: &OwnedFd, at: &Path, controllers: &[&'static str]) -> Vec<(&'stat
     let on = read_at(dir, at, "cgroup.subtree_control").unwrap_or_default();
     let off = controllers.iter().filter(|c| !on.split_whitespace().any(|h| h == **c));
     // Only in the root of the hierarchy, which has no type, may processes be beside cgroups with controllers. Elsewhere
-    // (the root of a container) the kernel refuses some, and takes others at the price that no child can have processes.
+    // (the root of a container) the kernel refuses some, and accepts others, but then no child can have processes.
     let inhabited = read_at(dir, at, "cgroup.type").is_ok()
         && read_at(dir, at, "cgroup.procs").is_ok_and(|procs| !procs.is_empty());
     if inhabited {

@@ -108,7 +108,7 @@ enum Refusal {
     Twice { place: String, count: usize },
     #[error("{} occurs twice in one object; write it once", quote(key))]
     Repeated { key: String },
-    #[error("{place} has {}, which Nomad does not know; write config, and args if need be", quote(key))]
+    #[error("{place} has {}, which Nomad does not accept; write config, and args if needed", quote(key))]
     Key { place: String, key: String },
     #[error("plugin option {} is unknown; {}", quote(option), instead(option))]
     Unknown { option: String },
@@ -407,7 +407,7 @@ mod tests {
             ),
             (
                 agent(json!({PLUGIN: {"unveil_by_task": true}})),
-                "has \"unveil_by_task\", which Nomad does not know",
+                "has \"unveil_by_task\", which Nomad does not accept",
             ),
             (json!({"unveil_path": []}), "\"unveil_path\" is unknown; did you mean unveil_paths?"),
             (

@@ -1,7 +1,7 @@
 //! Reads the state of the host; decides nothing.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -109,9 +109,8 @@ fn exists(path: &Path) -> io::Result<bool> {
 }
 
 fn text(path: &Path) -> io::Result<Option<String>> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(FILE_MAX).read_to_end(&mut bytes));
-    Ok(seen(path, read)?.map(|_| String::from_utf8_lossy(&bytes).into_owned()))
+    let read = File::open(path).and_then(|file| sys::read::bounded(file, FILE_MAX));
+    Ok(seen(path, read)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Checks the type of the file system: /proc/self/mountinfo grows with every task of the host.

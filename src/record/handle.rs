@@ -1,4 +1,4 @@
-//! The task handle's `driver_state`: what Nomad keeps for us and gives back in RecoverTask.
+//! The task handle's `driver_state`, which Nomad stores and returns in RecoverTask.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
 
-/// `TaskHandle.version` of our handles. The Go driver's are 1 and 2; the gap is theirs to grow.
+/// `TaskHandle.version` of our handles. The Go driver uses 1 and 2; the gap leaves room for it.
 pub const HANDLE_VERSION: i32 = 100;
 
-/// Serialized as JSON: opaque to Nomad, readable to whoever debugs its state. Fields that an earlier version did not write have
-/// a default, and unknown ones are ignored; only without the boot and the shim is there no task to find.
+/// Serialized as JSON: opaque to Nomad, readable for debugging. Fields that an earlier version did not write have a default, and
+/// unknown ones are ignored; only the boot and the shim are required to find a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriverState {
     /// The boot that the processes belong to.
     pub boot_id: String,
     pub shim: Identity,
-    /// None: it had ended before anybody could look.
+    /// None: it ended before it could be identified.
     pub task: Option<Identity>,
     pub cgroup: Option<PathBuf>,
     /// µs since the epoch.
@@ -26,12 +26,12 @@ pub struct DriverState {
     /// The cgroup's OOM kills before the task started.
     #[serde(default)]
     pub oom_kills_before: u64,
-    /// The task's user; older versions did not note it.
+    /// The task's user; older versions did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
 }
 
-/// A handle that is not one of ours.
+/// The handle is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error(
@@ -39,7 +39,7 @@ pub enum StateError {
          exec2 driver started; stop that task before switching drivers"
     )]
     Version(i32),
-    #[error("the task handle's driver state cannot be read: {0}")]
+    #[error("failed to decode the driver state of the task handle: {0}")]
     Malformed(#[from] serde_json::Error),
 }
 

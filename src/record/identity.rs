@@ -1,4 +1,4 @@
-//! Which process is meant, across restarts of the plugin: pid, start time and boot, never a bare pid.
+//! The identity of a process across restarts of the plugin: PID, start time and boot, never the PID alone.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,7 +17,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Reads who `pid` is at the moment.
+    /// The current process with this PID.
     pub fn of(pid: i32) -> io::Result<Self> {
         let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
         let start_time = field(&stat, START_TIME)
@@ -25,25 +25,25 @@ impl Identity {
         Ok(Self { pid, start_time })
     }
 
-    /// Who is behind a pidfd. ESRCH: the process has been reaped.
+    /// The process of a pidfd. ESRCH: it has been reaped.
     pub fn behind(pidfd: &OwnedFd) -> io::Result<Self> {
         let gone = || io::Error::from(Errno::ESRCH);
         let pid = pid_behind(pidfd)?.ok_or_else(gone)?;
         let found = Self::of(pid);
-        // It may have been reaped meanwhile, and its pid be nobody's, or another's.
+        // If it was reaped in between, its PID may be unused or reused.
         pid_behind(pidfd)?.ok_or_else(gone)?;
         found
     }
 
-    /// Opens the process if it is still the same one; none if it is gone or its pid has been used again.
+    /// Opens the process if it is still the same one; none if it is gone or its PID was reused.
     pub fn open(self) -> io::Result<Option<OwnedFd>> {
         let pidfd = match sys::pidfd::open(self.pid) {
             Ok(pidfd) => pidfd,
             Err(Errno::ESRCH | Errno::EINVAL) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
-        // The pidfd cannot change its meaning any more: if the start time read now is right, it was opened on the right one,
-        // unless it ended in between, which asking it once more finds out.
+        // A pidfd always means the same process. If the start time read now matches, the right process was opened, unless it ended
+        // in between, which the signal 0 below detects.
         let same = match Self::of(self.pid) {
             Ok(found) => found == self,
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
@@ -61,8 +61,7 @@ fn pid_behind(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
     Ok(pid.filter(|pid| *pid > 0))
 }
 
-/// Whether SIGKILL has reached `pid` but not ended it yet, or it has ended: nothing of it will run in user space again.
-/// True also for a pid that is nobody's.
+/// Whether `pid` has ended or has a pending SIGKILL, so that it will not run in user space again. Also true for an unused PID.
 pub fn is_dying(pid: i32) -> bool {
     let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { return true };
     if field::<u64>(&stat, FLAGS).is_none_or(|flags| flags & PF_EXITING != 0) {
@@ -81,11 +80,11 @@ pub fn is_dying(pid: i32) -> bool {
 /// Fields of proc_pid_stat(5).
 const FLAGS: usize = 9;
 const START_TIME: usize = 22;
-/// In [`FLAGS`], `linux/sched.h`: it is on its way through exit, or has ended.
+/// In [`FLAGS`], `linux/sched.h`: it is exiting, or has ended.
 const PF_EXITING: u64 = 0x4;
 
 fn field<T: std::str::FromStr>(stat: &[u8], number: usize) -> Option<T> {
-    // The second field is the name in parentheses: whatever bytes the program likes, spaces and parentheses among them.
+    // The second field is the name in parentheses: any bytes, including spaces and parentheses.
     let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(&stat[name_ends + 1..]).ok()?;
     rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()

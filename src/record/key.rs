@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key<'a>(&'a str);
 
-/// An empty id names no task.
+/// A task id must not be empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the task id is empty; send the id that StartTask was called with")]
 pub struct EmptyKey;
@@ -14,7 +14,7 @@ impl<'a> Key<'a> {
         if id.is_empty() { Err(EmptyKey) } else { Ok(Self(id)) }
     }
 
-    /// As [`Key::new`], for what was checked before.
+    /// Like [`Key::new`], for an id that was checked before.
     pub(crate) fn unchecked(id: &'a str) -> Self {
         debug_assert!(!id.is_empty(), "an empty key");
         Self(id)

@@ -1,14 +1,13 @@
-//! What earlier plugins left behind, below the run directory.
+//! Reconciles the run directory with what earlier plugins left in it.
 //!
-//! A plugin that dies between the start of a task and its answer to Nomad leaves a task that nobody will ever ask for.
-//! Its entry still has the mark of the start, and the plugin named there is gone: that, and nothing less, is ended here.
+//! A plugin that dies between the start of a task and its answer to Nomad leaves an orphaned task.
+//! Its entry still has the mark of the start, and the plugin named there is gone: only such tasks are ended here.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 
@@ -17,14 +16,14 @@ use super::key::Key;
 use super::run_dir::{self, RunDir};
 use crate::sys;
 
-/// How long an entry of a task that has ended is kept for an agent that does not come back. An agent may be down for
+/// How long an entry of a task that has ended is kept if no agent asks for it. An agent may be down for
 /// days; an entry takes some 10 KiB of /run.
 const KEEP_ENDED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-/// How long a killed shim may take to be gone, which is how long its task takes to die. A process in an uninterruptible
-/// wait takes longer; nobody who waits for an answer is held up by it.
+/// How long a killed shim and its task may take to die. A process in an uninterruptible wait takes longer; callers do not wait
+/// for it.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// A task that should be gone is not. Its entry is kept, so that it can be ended later.
+/// A task could not be ended. Its entry is kept for the next attempt.
 #[derive(Debug, thiserror::Error)]
 pub enum EndError {
     #[error("failed to find the task's shim: {0}")]
@@ -37,15 +36,15 @@ pub enum EndError {
     Hangs,
 }
 
-/// How long Nomad has to ask for a task whose start was answered by a plugin that died before Nomad showed that it knows. It
-/// asks within seconds of the new plugin's configuration, if it has the answer at all.
+/// How long Nomad has to ask for an unacknowledged task of an earlier plugin. It asks within seconds of the new plugin's
+/// configuration, if it received the answer.
 pub(crate) const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// Goes through all entries. Never touches a task that Nomad knows of and that may still be asked for. Returns those of which
-/// that is not certain: [`end_unacknowledged`] is for them, after [`ACKNOWLEDGE_LIMIT`].
+/// Goes through all entries and never ends a task that Nomad may know. Returns the unacknowledged ones:
+/// [`end_unacknowledged`] ends them after [`ACKNOWLEDGE_LIMIT`].
 pub(crate) fn sweep(base: &Path) -> Vec<RunDir> {
     let entries = run_dir::entries(base).unwrap_or_else(|error| {
-        tracing::warn!(%error, "failed to look for what earlier plugins left behind");
+        tracing::warn!(%error, "failed to list the run directories of earlier plugins");
         Vec::new()
     });
     let (mut orphans, mut doubtful) = (Vec::new(), Vec::new());
@@ -62,13 +61,13 @@ pub(crate) fn sweep(base: &Path) -> Vec<RunDir> {
     doubtful
 }
 
-/// Ends those for which Nomad has still not asked: the answer to their start was lost with their plugin.
+/// Ends the tasks that are still unacknowledged: Nomad did not receive the answer to their start.
 pub(crate) fn end_unacknowledged(doubtful: &[RunDir]) {
     end_and_forget(doubtful.iter().filter(|entry| gone(entry.answered())));
 }
 
-/// Ends every earlier invocation of a task that is about to be started. Nomad has destroyed those that it knew, so what is
-/// left was started for an agent, or by a plugin, that died before the answer arrived.
+/// Ends every earlier invocation of a task that is about to be started. Nomad has destroyed those that it knew, so any
+/// other is orphaned: its agent or plugin died before the answer arrived.
 pub(crate) fn end_siblings(base: &Path, task_id: Key<'_>) -> Result<(), EndError> {
     let found = run_dir::siblings(base, task_id).unwrap_or_else(|error| {
         tracing::warn!(%error, "failed to look for earlier invocations of the task");
@@ -77,7 +76,7 @@ pub(crate) fn end_siblings(base: &Path, task_id: Key<'_>) -> Result<(), EndError
     end_all(&found).into_iter().try_for_each(|(entry, ended)| ended.map(|()| forget(entry)))
 }
 
-/// Ends the shim of an entry, and with it the task, if it still runs: one that Nomad never knew, or wants to be rid of.
+/// Ends the shim of an entry, and with it the task, if it still runs: one that Nomad does not know or wants to end.
 pub(crate) fn end_earlier(entry: &RunDir) -> Result<(), EndError> {
     kill_shim_of(entry)?.map_or(Ok(()), |dying| dying.wait(Instant::now() + KILL_LIMIT))
 }
@@ -98,8 +97,8 @@ fn end_and_forget<'a>(entries: impl IntoIterator<Item = &'a RunDir>) {
     }
 }
 
-/// Kills all of them, and only then waits, for all within one limit: a plugin that finds many is not held up by each, and
-/// one that hangs keeps no other from its end.
+/// Kills all of them, and only then waits, for all within one limit: so many tasks
+/// take no longer than one, and a task that hangs does not delay the others.
 fn end_all<'a>(entries: impl IntoIterator<Item = &'a RunDir>) -> Vec<(&'a RunDir, Result<(), EndError>)> {
     let killed: Vec<_> = entries.into_iter().map(|entry| (entry, kill_shim_of(entry))).collect();
     let deadline = Instant::now() + KILL_LIMIT;
@@ -108,9 +107,9 @@ fn end_all<'a>(entries: impl IntoIterator<Item = &'a RunDir>) -> Vec<(&'a RunDir
 }
 
 fn forget(entry: &RunDir) {
-    tracing::info!(entry = %entry.path().display(), "removing what an earlier plugin left behind");
+    tracing::info!(entry = %entry.path().display(), "removing the run directory of an ended task");
     if let Err(error) = entry.remove() {
-        tracing::warn!(%error, "failed to remove what an earlier plugin left behind");
+        tracing::warn!(%error, "failed to remove the run directory of an ended task");
     }
 }
 
@@ -152,18 +151,10 @@ impl Dying {
 
 /// Whether the process has ended within that time, reaped or not.
 fn wait_for_end(process: &OwnedFd, limit: Duration) -> bool {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout) {
-            Err(Errno::EINTR) => {}
-            ready => return ready == Ok(1),
-        }
-    }
+    sys::poll::readable(process, Instant::now() + limit) == Ok(true)
 }
 
-/// A shim that hung in the kernel leaves no zombie when it ends at last.
+/// Reaps a shim that hung in the kernel when it finally ends.
 async fn reap_late(shim: OwnedFd) {
     let Ok(shim) = sys::async_fd::register(shim, Interest::READABLE) else { return };
     if shim.readable().await.is_ok() {
@@ -171,7 +162,7 @@ async fn reap_late(shim: OwnedFd) {
     }
 }
 
-/// ECHILD: a plugin before this one started it, and init reaps it.
+/// ECHILD: an earlier plugin started it, and init reaps it.
 fn reap(shim: &OwnedFd) {
     let _ = waitid(Id::PIDFd(shim.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
 }
@@ -238,7 +229,7 @@ mod tests {
         entry
     }
 
-    /// As if another plugin, now gone, had begun the start.
+    /// As if another plugin, now gone, had started the task's launch.
     fn begun_by(entry: &RunDir, plugin: Identity) {
         write_record(entry, "starting", &boot_id().unwrap(), plugin);
     }
@@ -259,7 +250,7 @@ mod tests {
         orphaned.iter().for_each(|entry| begun_by(entry, gone));
         let running = entry(&base, "a/known/1", &known.identity());
         running.started().unwrap();
-        running.confirmed().unwrap();
+        running.acknowledged().unwrap();
         // Still being started, by a plugin that lives: this one.
         let starting = entry(&base, "a/ours/1", &ours.identity());
         let recent = entry(&base, "a/recent/1", &gone);
@@ -314,7 +305,7 @@ mod tests {
         let doubtful = sweep(&base);
         assert_eq!(doubtful.len(), 2);
         assert!(lost.runs() && known.runs(), "not before Nomad had time to ask");
-        of_known.confirmed().unwrap();
+        of_known.acknowledged().unwrap();
         end_unacknowledged(&doubtful);
         assert!(!lost.runs() && known.runs());
         assert!(!of_lost.path().exists() && of_known.path().exists() && ours.path().exists());

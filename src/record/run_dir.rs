@@ -1,13 +1,12 @@
-//! `/run/nomad-driver-exec2/<task>/`: what the driver keeps of a task where only root can reach it.
+//! `/run/nomad-driver-exec2/<task>/`: the driver's records of a task, accessible only to root.
 //!
 //! * `exit`: how the task ended, written by its shim.
-//! * `shim`: who the shim is, written by the plugin as soon as there is one.
-//! * `starting`: which plugin is at work on the start. Where it outlives its plugin, Nomad never learned of the task, and
-//!   nobody will ever ask for it.
-//! * `answered`: the same file under another name, once the answer is on its way to Nomad. Removed when Nomad asks for
-//!   the task, which it does at once: only then is it certain that the answer has arrived.
-//! * `spec`: what the task may do, written before it runs; the task itself cannot read it.
-//! * `outlived`: how many OOM kills of its processes the task has gone on after; not there while it is none.
+//! * `shim`: the identity of the shim, written by the plugin before the task starts.
+//! * `starting`: the plugin that is starting the task. If that plugin is gone, the task is orphaned: Nomad never learned of it.
+//! * `answered`: the same file under another name, once the answer is on its way to Nomad. Removed when Nomad first asks for
+//!   the task, which acknowledges the start.
+//! * `spec`: what the task may do, written before it runs.
+//! * `outlived`: the number of OOM kills that the task survived; absent if there were none.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -28,7 +27,7 @@ use super::spec::StoredSpec;
 use crate::shim::exit::{BLANK, Exit, MAX_LINE, Malformed};
 use crate::sys;
 
-/// On a tmpfs, so gone after a reboot, as the tasks are; where it is not, the records tell of which boot they are.
+/// Usually on a tmpfs, so it is empty after a reboot; the records name their boot in case it is not.
 pub const RUN_DIR: &str = "/run/nomad-driver-exec2";
 /// The file that the shim writes when the task has ended.
 const EXIT_FILE: &str = "exit";
@@ -37,12 +36,12 @@ const STARTING_FILE: &str = "starting";
 const ANSWERED_FILE: &str = "answered";
 const OUTLIVED_FILE: &str = "outlived";
 const SPEC_FILE: &str = "spec";
-/// Longest record of the plugin's own, bytes: a [`Record`] has some 100.
+/// Limit for a [`Record`], bytes; it has about 100.
 const MAX_RECORD: u64 = 1024;
-/// Longest specification, bytes: a job may have hundreds of thousands of rules.
+/// Limit for a specification, bytes: a job may have hundreds of thousands of rules.
 const MAX_SPEC: u64 = 256 << 20;
-/// Digits of the greatest number; always as many are written, so that one write replaces the last number.
-const NUMBER: u64 = 20;
+/// Digits of the largest number. All are always written, so that one write replaces the previous number.
+const NUMBER: usize = 20;
 /// NAME_MAX is 255 (limits.h); a longer name is cut and told apart by a hash.
 const MAX_NAME: usize = 200;
 
@@ -51,7 +50,7 @@ const MAX_NAME: usize = 200;
 pub enum RunDirError {
     #[error("failed to {step} {path:?}: {error}")]
     Io { step: &'static str, path: PathBuf, error: io::Error },
-    #[error("{0:?} is not a directory of root's that only root can enter; remove it")]
+    #[error("{0:?} is not a directory that only root can enter; remove it")]
     Unsafe(PathBuf),
     #[error("{path:?}: {error}")]
     Malformed { path: PathBuf, error: Malformed },
@@ -60,7 +59,7 @@ pub enum RunDirError {
 }
 
 impl RunDirError {
-    /// Whether it is this plugin that lacks something for the moment, and the file is as good as before.
+    /// Whether the error is temporary, such as too many open files.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Io { error, .. } if sys::is_passing(error))
     }
@@ -71,7 +70,7 @@ impl RunDirError {
     }
 }
 
-/// A process as it is noted in a file: as JSON, for whoever debugs.
+/// A process in a file, as JSON for debugging.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     boot_id: String,
@@ -81,7 +80,7 @@ struct Record {
 
 /// The directory of one task: a name below the base, which is never the base itself.
 ///
-/// Everything below goes by descriptor, from a base that was opened without following a link and checked to be private.
+/// All access uses descriptors, from a base that was opened without following links and checked to be private.
 #[derive(Debug, Clone)]
 pub struct RunDir {
     base: PathBuf,
@@ -90,7 +89,7 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// The directory that a task has, whether or not it is there.
+    /// The directory of a task; it may not exist.
     pub fn of(base: &Path, task_id: Key<'_>) -> Self {
         Self { base: base.to_owned(), name: name(task_id.as_str()).into() }
     }
@@ -106,14 +105,14 @@ impl RunDir {
         self.base.join(&self.name)
     }
 
-    /// Makes the directory, marks the start as begun, and returns the exit-status file opened for writing.
+    /// Makes the directory, marks the start as pending, and returns the exit-status file opened for writing.
     pub fn create(&self) -> Result<File, RunDirError> {
         let base = make_private(AT_FDCWD, self.base.as_os_str(), &self.base)?;
-        // What an earlier life of the same task left behind is not this one's.
+        // An earlier start of the same task may have left records.
         self.remove()?;
         let dir = make_private(borrow(&base), &self.name, &self.path())?;
         self.fill(&dir).inspect_err(|_| {
-            // On a full file system, too, a start that failed leaves nothing.
+            // A failed start leaves nothing, even on a full file system.
             if let Err(error) = self.remove() {
                 tracing::warn!(%error, "failed to remove the directory of a task that did not start");
             }
@@ -121,26 +120,26 @@ impl RunDir {
     }
 
     fn fill(&self, dir: &OwnedFd) -> Result<File, RunDirError> {
-        let own = Identity::of(std::process::id() as i32).map_err(|error| RunDirError::Io {
+        let own = Identity::of(std::process::id().cast_signed()).map_err(|error| RunDirError::Io {
             step: "identify this plugin for",
             path: self.path(),
             error,
         })?;
         self.write(dir, STARTING_FILE, own)?;
         let file = self.new_file(dir, EXIT_FILE)?;
-        // The space is taken now: at the task's end a full file system must not cost its exit status.
+        // Reserves the space: a full file system must not lose the exit status later.
         file.write_all_at(&BLANK, 0).map_err(|error| self.failed("write", EXIT_FILE)(error))?;
         Ok(file)
     }
 
-    /// Stores what the task may do. Not synced: it is of no use after a reboot.
+    /// Stores what the task may do. Without fsync: it is useless after a reboot.
     pub(crate) fn record_spec(&self, spec: &StoredSpec<'_>) -> Result<(), RunDirError> {
         let bytes = spec.encode().map_err(|error| self.failed("encode", SPEC_FILE)(error.into()))?;
         let file = self.new_file(&self.dir()?, SPEC_FILE)?;
         file.write_all_at(&bytes, 0).map_err(self.failed("write", SPEC_FILE))
     }
 
-    /// What the task may do; none if the version that started it did not store that.
+    /// What the task may do; none if the version that started it did not store it.
     pub fn spec(&self) -> Result<Option<StoredSpec<'static>>, RunDirError> {
         let mut bytes = Vec::new();
         match self.open(SPEC_FILE).and_then(|file| file.take(MAX_SPEC).read_to_end(&mut bytes)) {
@@ -151,20 +150,20 @@ impl RunDir {
         decoded.map(Some).map_err(|error| RunDirError::Spec { path: self.path().join(SPEC_FILE), error })
     }
 
-    /// Notes who the shim is.
+    /// Records the identity of the shim.
     pub fn record_shim(&self, shim: &Identity) -> Result<(), RunDirError> {
         self.write(&self.dir()?, SHIM_FILE, *shim)
     }
 
-    /// Notes that Nomad is about to learn that the task runs.
+    /// Records that the answer to Nomad is on its way.
     pub fn started(&self) -> Result<(), RunDirError> {
         let dir = self.dir()?;
         renameat(&dir, STARTING_FILE, &dir, ANSWERED_FILE)
             .map_err(|errno| self.failed("rename", STARTING_FILE)(errno.into()))
     }
 
-    /// Notes that Nomad knows of the task.
-    pub fn confirmed(&self) -> Result<(), RunDirError> {
+    /// Records that Nomad has acknowledged the task.
+    pub fn acknowledged(&self) -> Result<(), RunDirError> {
         let removed = match self.dir() {
             Ok(dir) => unlinkat(&dir, ANSWERED_FILE, UnlinkatFlags::NoRemoveDir),
             Err(error) if error.is_absent() => Ok(()),
@@ -176,23 +175,24 @@ impl RunDir {
         }
     }
 
-    /// Notes how many OOM kills of processes of it the task has outlived.
+    /// Records how many OOM kills the task has survived.
     pub fn outlives(&self, oom_kills: u64) -> Result<(), RunDirError> {
-        let number = format!("{oom_kills:0width$}", width = NUMBER as usize);
+        let number = format!("{oom_kills:0width$}", width = NUMBER);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NONBLOCK;
         file_at(&self.dir()?, OUTLIVED_FILE, flags)
             .and_then(|file| file.write_all_at(number.as_bytes(), 0))
             .map_err(self.failed("write", OUTLIVED_FILE))
     }
 
-    /// How many OOM kills the task has outlived, as far as it is noted.
+    /// How many OOM kills the task has survived, according to the record.
     pub fn outlived(&self) -> u64 {
         let mut text = String::new();
-        let read = self.open(OUTLIVED_FILE).and_then(|file| file.take(NUMBER).read_to_string(&mut text));
+        let read =
+            self.open(OUTLIVED_FILE).and_then(|file| file.take(NUMBER as u64).read_to_string(&mut text));
         read.ok().and_then(|_| text.parse().ok()).unwrap_or(0)
     }
 
-    /// Who the shim is or was; none if the start did not come so far, or that was before a reboot.
+    /// The shim, running or not; none if the start did not get that far, or was before a reboot.
     pub fn shim(&self) -> Option<Identity> {
         self.of_this_boot(SHIM_FILE)
     }
@@ -202,13 +202,12 @@ impl RunDir {
         self.of_this_boot(STARTING_FILE)
     }
 
-    /// The plugin that finished the start, while it is not certain that Nomad knows of it.
+    /// The plugin that finished the start, while it is unacknowledged.
     pub fn answered(&self) -> Option<Identity> {
         self.of_this_boot(ANSWERED_FILE)
     }
 
-    /// Whether the host has been rebooted since: then nothing of the task is left, and the same numbers may mean other
-    /// processes.
+    /// Whether the host has been rebooted since: then the task is gone, and its PIDs may be reused.
     pub fn is_of_former_boot(&self) -> bool {
         let boot = boot_id().ok();
         let mut records =
@@ -221,7 +220,7 @@ impl RunDir {
         (record.boot_id == boot_id().ok()?).then_some(record.process)
     }
 
-    /// How the task ended; none while nothing has been written.
+    /// How the task ended; none before that.
     pub fn exit(&self) -> Result<Option<Exit>, RunDirError> {
         let mut bytes = Vec::new();
         self.open(EXIT_FILE)
@@ -231,7 +230,7 @@ impl RunDir {
             .map_err(|error| RunDirError::Malformed { path: self.path().join(EXIT_FILE), error })
     }
 
-    /// When the task ended, or nearly: for telling old entries. One that was made or removed by half counts, too.
+    /// Approximately when the task ended. Also works for an entry that was only partly created or removed.
     pub fn modified(&self) -> io::Result<std::time::SystemTime> {
         let dir = self.dir().map_err(io::Error::other)?;
         let found = file_at(&dir, EXIT_FILE, OFlag::O_PATH).unwrap_or_else(|_| File::from(dir));
@@ -244,7 +243,7 @@ impl RunDir {
             Err(error) if error.is_absent() => return Ok(()),
             opened => opened?,
         };
-        // std follows no link below the path that it is given.
+        // remove_dir_all follows no symbolic link below this path.
         match std::fs::remove_dir_all(through(&base).join(&self.name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(RunDirError::Io { step: "remove", path: self.path(), error })
@@ -269,7 +268,7 @@ impl RunDir {
         file_at(dir, name, flags).map_err(self.failed("create", name))
     }
 
-    /// Nothing but a plain file is read, and nothing but its beginning.
+    /// Opens a file without following a link; callers read at most a fixed number of bytes.
     fn open(&self, name: &str) -> io::Result<File> {
         let dir = self.dir().map_err(|error| match error {
             RunDirError::Io { error, .. } => error,
@@ -293,7 +292,7 @@ impl RunDir {
 }
 
 /// The entries of other invocations of the same task: the ids are `alloc/task/invocation`, and only the last part differs.
-/// A name that had to be cut is not found.
+/// A name that was truncated is not found.
 pub fn siblings(base: &Path, task_id: Key<'_>) -> Result<Vec<RunDir>, RunDirError> {
     let Some(prefix) = task_id.task_prefix().map(name) else { return Ok(Vec::new()) };
     let own = name(task_id.as_str());
@@ -316,7 +315,7 @@ pub fn entries(base: &Path) -> Result<Vec<RunDir>, RunDirError> {
     found.map(|found| found.map(|found| entry(found.file_name())).map_err(failed)).collect()
 }
 
-/// Makes a directory that only its owner can enter, or checks that what is there is one, and opens it. `path` is for messages.
+/// Creates a directory that only its owner can enter, or checks an existing one, and opens it. `path` is for messages.
 fn make_private(at: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<OwnedFd, RunDirError> {
     match mkdirat(at, name, Mode::S_IRWXU) {
         Ok(()) | Err(Errno::EEXIST) => open_private(at, name, path),
@@ -440,13 +439,13 @@ mod tests {
         let dir = dir(&base);
         assert_eq!(entries(&base.path().join("run")).unwrap().len(), 0);
         dir.create().unwrap();
-        let own = Identity::of(std::process::id() as i32).unwrap();
+        let own = Identity::of(std::process::id().cast_signed()).unwrap();
         assert_eq!((dir.starting(), dir.shim()), (Some(own), None));
         dir.record_shim(&own).unwrap();
         dir.started().unwrap();
         assert_eq!((dir.starting(), dir.answered(), dir.shim()), (None, Some(own), Some(own)));
-        dir.confirmed().unwrap();
-        dir.confirmed().unwrap();
+        dir.acknowledged().unwrap();
+        dir.acknowledged().unwrap();
         assert_eq!((dir.answered(), dir.shim()), (None, Some(own)));
         let found = entries(&base.path().join("run")).unwrap();
         assert_eq!(found.len(), 1);
@@ -476,7 +475,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let dir = dir(&base);
         dir.create().unwrap();
-        let own = Identity::of(std::process::id() as i32).unwrap();
+        let own = Identity::of(std::process::id().cast_signed()).unwrap();
         dir.record_shim(&own).unwrap();
         assert!(!dir.is_of_former_boot());
         let record = Record { boot_id: "0000".into(), process: own };

@@ -1,5 +1,5 @@
-//! The specification that a task was started with, as its run directory keeps it: what enters the task later must be bound by
-//! the same plan, whatever the agent's configuration says by then.
+//! The specification that a task was started with, as stored in its run directory: a process that enters the task later must be
+//! bound by the same plan, even if the agent's configuration has changed.
 
 use std::borrow::Cow;
 
@@ -10,8 +10,8 @@ use crate::users::User;
 
 /// Who a task is and what it may do. Without its command, arguments and environment, which may hold secrets.
 ///
-/// JSON with named fields, as the handle: a later version ignores fields that it does not know, and has a default for each that
-/// an earlier one did not write.
+/// JSON with named fields, like the handle: unknown fields are ignored, and fields that an earlier version did not write have a
+/// default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredSpec<'a> {
     /// The task's id, `alloc/task/invocation`.

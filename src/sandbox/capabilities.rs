@@ -104,12 +104,12 @@ impl CapSet {
         CapList::from_names(names).map(CapList::set)
     }
 
-    /// Has no member.
+    /// The set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// How many members.
+    /// The number of members.
     pub const fn len(self) -> u32 {
         self.0.count_ones()
     }
@@ -242,8 +242,8 @@ pub(crate) fn hcl(set: CapSet) -> String {
     format!("[{}]", names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "))
 }
 
-/// What a process with this /proc/PID/status can grant: capabilities that are permitted to it, and that its bounding set
-/// lets a child inherit. Where the file does not say, all: the kernel then refuses what is missing.
+/// What a process with this /proc/PID/status can grant: capabilities in its permitted and bounding sets. All if
+/// the file does not say: the kernel then refuses what is missing.
 pub(crate) fn own(status: &str) -> CapSet {
     let line =
         |name| status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix(name)?.trim(), 16).ok());
@@ -251,16 +251,16 @@ pub(crate) fn own(status: &str) -> CapSet {
     CapSet::from_bits(bits[0] & bits[1])
 }
 
-/// What stands for every capability, in the form that [`plain`] gives.
+/// The name for all capabilities, as [`plain`] returns it.
 const ALL_NAME: &str = "ALL";
 
-/// From this length on the beginning of a name is enough to tell which one was meant.
+/// A prefix of at least this length identifies a name.
 const PREFIX_BYTES_MIN: usize = 4;
 
-/// More slips than this make another word.
+/// With more typing errors than this it is another word.
 const SLIPS_MAX: usize = 3;
 
-/// The name in capitals, without surrounding blanks and `CAP_`. Nomad's drivers forgive the same.
+/// The name in capitals, without surrounding blanks and `CAP_`. Nomad's other drivers accept the same forms.
 fn plain(name: &str) -> String {
     let name = name.trim().to_ascii_uppercase();
     match name.strip_prefix("CAP_") {
@@ -269,9 +269,9 @@ fn plain(name: &str) -> String {
     }
 }
 
-/// The capability that was probably meant: the only one that begins so, else the one with the fewest slips.
+/// The capability that was probably meant: the only one with this prefix, else the one with the fewest typing errors.
 fn closest(plain: &str) -> Option<Capability> {
-    // Bounds the work for a name of any length: no longer text can be near enough.
+    // Limits the work: a longer text cannot be close enough.
     if plain.len() > NAMES.iter().map(|name| name.len()).max()? + SLIPS_MAX {
         return None;
     }

@@ -1,4 +1,4 @@
-//! What every task may do when `unveil_defaults` is on. `docs/security.md` has the same table for people; a test compares.
+//! The paths that every task gets with `unveil_defaults`. A test compares them with the table in `docs/security.md`.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::unveil::Access;
 
-/// The most paths that one pattern grants. A host has a few versions of PHP or Java beside each other, and each rule costs
-/// every start some microseconds.
+/// Limit for the paths of one pattern. A host has a few versions of PHP or Java, and each rule costs every task start some
+/// microseconds.
 const MATCHES_MAX: usize = 32;
 
 /// A default unveil: granted if the path exists when the task starts.
@@ -26,7 +26,7 @@ impl Default {
     }
 }
 
-/// The paths below `root` that `pattern` stands for; of too many, the last ones by name: as a rule the newest versions.
+/// The paths below `root` that match `pattern`; of too many, the last ones by name, usually the newest versions.
 fn matches(root: &Path, pattern: &str) -> Vec<PathBuf> {
     let pattern = pattern.trim_start_matches('/');
     let Some((before, after)) = pattern.split_once('*') else { return vec![root.join(pattern)] };
@@ -44,7 +44,7 @@ fn matches(root: &Path, pattern: &str) -> Vec<PathBuf> {
         }
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Vec::new(),
         Err(error) => {
-            tracing::warn!("failed to list {directory:?}, so its default unveils are not granted: {error}");
+            tracing::warn!("failed to list {directory:?}, so its default paths are not unveiled: {error}");
             Vec::new()
         }
     };
@@ -86,7 +86,7 @@ pub(crate) const DEFAULTS: &[Default] = &[
     d(R, "/etc/ld.so.conf"),
     d(R, "/etc/ld.so.cache"),
     d(R, "/etc/ld.so.conf.d"),
-    // What belongs to programs and depends on no machine. Not all of /usr: /usr/local/etc and /usr/src may have secrets.
+    // Machine-independent files of programs. Not all of /usr: /usr/local/etc and /usr/src may have secrets.
     d(RX, "/usr/share"),
     d(RX, "/usr/local/share"),
     d(R, "/usr/include"),
@@ -109,7 +109,7 @@ pub(crate) const DEFAULTS: &[Default] = &[
     d(R, "/etc/magic"),
     d(R, "/etc/*-release"),
     d(R, "/etc/debian_version"),
-    // Configuration without which programs of the distribution fail, or lose parts of themselves.
+    // Configuration without which programs of the distribution fail or lose features.
     d(R, "/etc/gitconfig"),
     d(R, "/etc/java"),
     d(R, "/etc/java-*openjdk"),
@@ -156,7 +156,7 @@ pub(crate) const DEFAULTS: &[Default] = &[
     // The kernel's view of the task: /proc is the private one of its pid namespace.
     d(R, "/proc"),
     d(R, "/sys/devices/system/cpu"),
-    // By this file the JVM tells that the cgroups are version 2; only then does it look at the task's own limits.
+    // The JVM detects cgroup v2 by this file; only then does it read the task's own limits.
     d(R, "/sys/fs/cgroup/cgroup.controllers"),
 ];
 
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(paths.len(), count);
     }
 
-    /// What the defaults grant on `path`, compared as text: nothing of it need exist here.
+    /// What the defaults grant on `path`, compared as text: the paths may not exist.
     fn granted(path: &str) -> Option<Access> {
         let covers = |pattern: &str| {
             let mut names = pattern.split('/').zip(path.split('/'));

@@ -7,15 +7,15 @@ use landlock::{AccessFs, BitFlags, make_bitflags};
 use super::unveil::Access;
 
 /// The rights that are denied unless granted: those of Landlock ABI 3, as in the original driver. On a kernel with an
-/// older ABI the rights that it does not know cannot be denied; ABI 1 is the least that the driver starts tasks with.
+/// older ABI the rights that it does not know cannot be denied; ABI 1 is the minimum for starting tasks.
 pub(crate) const HANDLED_ABI: i32 = 3;
 /// The rights that the kernel must be able to deny.
 pub(crate) const REQUIRED_ABI: i32 = 1;
 
-/// Rights of ABI 3 that make sense for something that is no directory; the kernel refuses the others on it.
+/// Rights of ABI 3 that apply to a file; the kernel refuses the others on it.
 const FILE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute | ReadFile | WriteFile | Truncate});
 
-/// What `c` grants below a directory. No devices: mknod is for nobody.
+/// What `c` grants below a directory. No devices: no task may use mknod.
 const CREATE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
     MakeReg | MakeSock | MakeFifo | MakeSym | MakeDir | RemoveFile | RemoveDir | Refer
 });

@@ -1,4 +1,4 @@
-//! Where a rule, a log or a working directory is, and from which directory it is safe to open it.
+//! The path of a rule, a log or a working directory, and the directory from which it is safe to open it.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,9 @@ use super::unveil::Access;
 
 /// A path, split at the point from which a task could have tampered with it.
 ///
-/// What lies in reach of a task (its alloc, a directory that is unveiled for creating) may have been renamed or replaced
-/// by a symbolic link since it was made. So only the part above is trusted: it is opened first, and the rest from there,
-/// by openat2(2) with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`. Links on the trusted part are followed by the rules of
-/// `shim::walk`, which ask for their owners: the text of a path does not tell who can change it.
+/// A task may have renamed, or replaced by a symbolic link, what it can write (its alloc, a directory that is unveiled for
+/// creating). So only the part above is trusted: it is opened first, and the rest from there, by openat2(2) with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`. Links on the trusted part are followed by
+/// the rules of `shim::walk`, which check their owners: the text of a path does not show who can change it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
@@ -57,7 +56,7 @@ impl Place {
 pub enum Missing {
     /// A default: nothing to grant.
     Skip,
-    /// Somebody asked for it: the task must not start without it.
+    /// The agent or the job asked for it: the task must not start without it.
     Fail,
 }
 
@@ -67,9 +66,9 @@ pub enum Missing {
 pub enum NamedBy {
     /// This driver: a default, a directory of the task. Opened as root.
     Driver,
-    /// The agent's configuration: opened as the task's user, and as root where that fails.
+    /// The agent's configuration: opened as the task's user, and as root if that fails.
     Agent,
-    /// The job: opened as the task's user only, so that no job learns what is where only root can look.
+    /// The job: opened as the task's user only, so that no job learns what is in a directory of root.
     Job,
 }
 

@@ -1,4 +1,4 @@
-//! Whether a task may have what its job asks for, and the plan that results.
+//! Decides whether a task may have what its job asks for, and makes its plan.
 //!
 //! Every such decision is here. `config` checks only whether a value is well-formed, the shim only what the kernel answers.
 
@@ -17,7 +17,7 @@ use crate::users::{DynamicRange, ID_MAX, User};
 
 /// What a job may set as `oom_score_adj`; `config` names the option when it refuses a value. The kernel's range is -1000 to
 /// 1000 (proc_pid_oom_score_adj(5)), but below 0 a task would be spared at the cost of the host and of its neighbours, and
-/// -1000 would exempt it for good.
+/// -1000 would exempt it completely.
 pub(crate) const OOM_SCORE_ADJ_RANGE: RangeInclusive<i32> = 0..=1000;
 
 const R: Access = Access::READ;
@@ -92,7 +92,7 @@ pub enum Denied {
     )]
     ProcSelf(Unveil),
     #[error(
-        "unveil \"{0}\" leads through a link of proc(5) to whatever a process has open; unveil the place itself"
+        "unveil \"{0}\" uses a link of proc(5) to a file that a process has open; unveil the path of the file itself"
     )]
     MagicLink(Unveil),
     #[error(
@@ -171,13 +171,13 @@ impl Policy<'_> {
         Err(Denied::DynamicUser { user: user.to_owned(), range })
     }
 
-    /// Whether the owner of a task's directory tells who the task's user is. Where jobs may have CAP_CHOWN, a task could have
-    /// given its directory to the user of another one.
+    /// Whether the owner of a task's directory identifies the task's user. If jobs may have CAP_CHOWN, a task could have given its
+    /// directory to the user of another task.
     pub(crate) fn trusts_owner(&self) -> bool {
         !self.allow_caps.contains(Capability::CHOWN)
     }
 
-    /// `cap_add` less `cap_drop`, whoever the user is. Root gets no other, so that a job shows what its task can do.
+    /// `cap_add` less `cap_drop`, for every user. Root gets no others, so that a job shows what its task can do.
     ///
     /// A name in `cap_drop` always takes that member away. `all` in `cap_drop` takes away only what `cap_add`
     /// did not name, so that `cap_drop = ["all"]`, `cap_add = ["chown"]` leaves `chown`. `all` in `cap_add` means all that the
@@ -302,7 +302,7 @@ fn no_reserved_id(user: &User) -> Result<(), Denied> {
     }
 }
 
-/// Whether the uid may be another allocation's, too. Nothing but the user database keeps two jobs from using the same one.
+/// Whether another allocation may use the same uid: only an operator who lists the user in the database can intend that.
 pub(crate) fn may_share_uid(user: &User) -> bool {
     user.known
 }

@@ -59,12 +59,12 @@ impl Access {
         self.0 & other.0 == other.0
     }
 
-    /// Has what both have.
+    /// Has the access that both have.
     pub(crate) const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// Has what either of both has.
+    /// Has the access of either.
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
@@ -74,7 +74,7 @@ impl Access {
         self.0 == 0
     }
 
-    /// Reads mode letters: any order, repetition is harmless. Fails with the first letter that is no mode.
+    /// Reads mode letters: in any order, repeated or not. Fails with the first other letter.
     fn from_letters(letters: &str) -> Result<Self, char> {
         letters.chars().try_fold(Self::NONE, |access, letter| {
             let (_, bit) = Self::LETTERS.into_iter().find(|(known, _)| *known == letter).ok_or(letter)?;
@@ -120,7 +120,7 @@ impl From<Access> for String {
     }
 }
 
-/// A letter that is no mode.
+/// A letter other than r, w, x, c.
 #[derive(Debug, thiserror::Error)]
 #[error("unknown mode letter {0:?}")]
 pub struct UnknownLetter(char);
@@ -146,7 +146,7 @@ pub struct Unveil {
     pub path: PathBuf,
 }
 
-/// Why a text is no unveil rule. Every message repeats the whole text and says what to write instead.
+/// Why a text is not an unveil rule. Every message repeats the whole text and says what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnveilError {
     /// No colon at all.
@@ -160,7 +160,7 @@ pub enum UnveilError {
     UnknownMode {
         /// The whole text.
         rule: String,
-        /// The first letter that is no mode.
+        /// The first letter that is not a mode.
         letter: char,
     },
     /// Nothing after the colon.

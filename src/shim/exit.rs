@@ -1,14 +1,14 @@
 //! How a task ended, as the shim writes it and the plugin reads it: one line in a file that only root can reach.
 //!
 //! `v1 code=7 signal=0 oom=0 at=1764000000123456` and a newline: exit code (128 + signal if a signal ended it), signal
-//! number or 0, how many of the task's processes were killed for want of memory, and the time in µs since the epoch.
+//! number or 0, how many of the task's processes the OOM killer killed, and the time in µs since the epoch.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Length of the file. It is made of spaces before the task starts, and the line is written over their beginning: so the
-/// space is taken, and a shim needs no more of it. Whatever is longer was not written by a shim.
+/// Length of the file. It is filled with spaces before the task starts, and the line overwrites their beginning: so the space is
+/// reserved. A longer file was not written by a shim.
 pub const MAX_LINE: usize = 128;
 
 /// The file before the task's end.
@@ -21,8 +21,8 @@ pub struct Exit {
     pub code: i32,
     /// The signal that ended it, or 0.
     pub signal: i32,
-    /// Processes of the task that the kernel killed for want of memory while it ran (`oom_kill` of memory.events). Whether
-    /// one of them was the first process, it does not tell.
+    /// Processes of the task that the OOM killer killed (`oom_kill` of memory.events). It does not say whether the first
+    /// process was one of them.
     pub oom_kills: u64,
     pub at: SystemTime,
 }
@@ -36,7 +36,7 @@ impl Exit {
         Self { code: 128 + signal, signal, oom_kills: 0, at: now() }
     }
 
-    /// From a status of wait(2), for the present.
+    /// From a status of wait(2), with the current time.
     pub fn from_wait_status(status: i32) -> Self {
         match status & 0x7f {
             0 => Self::exited(status >> 8 & 0xff),
@@ -44,13 +44,12 @@ impl Exit {
         }
     }
 
-    /// Whether SIGKILL ended it, and so it was the kernel's for want of memory: there were more such kills than the task had
-    /// outlived.
+    /// Whether the OOM killer ended it: it was killed by SIGKILL, and there were more OOM kills than the task has survived.
     pub fn is_out_of_memory(&self, outlived: u64) -> bool {
         self.signal == libc::SIGKILL && self.oom_kills > outlived
     }
 
-    /// From what is in the file; none while nothing has been written.
+    /// Reads the content of the file; none before the task has ended.
     pub fn read(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
         if bytes == BLANK {
             return Ok(None);
@@ -71,7 +70,7 @@ impl Exit {
     }
 }
 
-/// The present, cut to the µs that the line holds.
+/// The current time, truncated to the µs of the line.
 fn now() -> SystemTime {
     let micros = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -86,7 +85,7 @@ impl std::fmt::Display for Exit {
     }
 }
 
-/// The line was not written whole by a shim.
+/// The line is damaged, or was not written by a shim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the exit status is not of the form \"v1 code=N signal=N oom=N at=MICROSECONDS\"")]
 pub struct Malformed;
@@ -111,7 +110,7 @@ impl std::str::FromStr for Exit {
             1..=64 => code == 128 + signal,
             _ => false,
         };
-        // A later version may write more of the form name=value.
+        // A later version may append fields of the form name=value.
         let mut later = 0;
         for field in fields {
             later += field.len() + 1;
@@ -123,7 +122,7 @@ impl std::str::FromStr for Exit {
         let at = UNIX_EPOCH.checked_add(Duration::from_micros(micros)).ok_or(Malformed)?;
         let small = |number: u64| i32::try_from(number).map_err(|_| Malformed);
         let exit = Self { code: small(code)?, signal: small(signal)?, oom_kills, at };
-        // A shim writes a number in one way only.
+        // Each number has only one spelling.
         let ours = &line[..line.len() - later - 1];
         if exit.to_string().trim_end() == ours { Ok(exit) } else { Err(Malformed) }
     }

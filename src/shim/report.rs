@@ -1,8 +1,9 @@
-//! The report socket between plugin and shim: which process the task is, or which step failed; its end means exec.
+//! The report socket between plugin and shim. It carries the task's pidfd, or the step that failed; end of file means that exec
+//! succeeded.
 //!
 //! A `SOCK_SEQPACKET` pair: each message arrives whole. The shim sends the task's pidfd (a descriptor means the same
 //! process in every pid namespace), the task announces that it is about to exec, either sends a failure, and both close
-//! their copies, the task's by exec. An end without the announcement is a task that died before its command ran.
+//! their copies, the task's by exec. End of file without the announcement means that the task died before its command ran.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,7 +21,7 @@ const MAX_MESSAGE: usize = 16 * 1024;
 /// and is cut: the failure travels in a gRPC trailer and ends in the task's events.
 const MAX_TEXT: usize = MAX_MESSAGE / 4;
 
-/// What was being done when it failed.
+/// A step of the task start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     Spec,
@@ -45,7 +46,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// How a sentence about the step begins.
+    /// The step as a verb phrase, followed by its subject.
     fn phrase(self) -> &'static str {
         match self {
             Self::Spec => "read",
@@ -54,14 +55,14 @@ impl Step {
             Self::Root => "make the task's root: mount",
             Self::Log => "open log",
             Self::Unveil => "unveil",
-            Self::Landlock => "landlock",
+            Self::Landlock => "apply Landlock",
             Self::WorkDir => "enter working directory",
             Self::Clone => "clone the task into",
-            Self::Session => "start session for",
-            Self::Inherited => "set for the task the",
+            Self::Session => "set up the session of",
+            Self::Inherited => "reset the task's",
             Self::OomScoreAdj => "set oom_score_adj to",
             Self::OpenFiles => "limit open files to",
-            Self::Stdio => "attach",
+            Self::Stdio => "attach the task's",
             Self::Capabilities => "set capabilities",
             Self::User => "become user",
             Self::NoNewPrivs => "set no_new_privs for",
@@ -71,11 +72,27 @@ impl Step {
     }
 }
 
+impl Step {
+    /// Whether the subject is a value, which is quoted, and not a phrase.
+    fn names_a_value(self) -> bool {
+        !matches!(
+            self,
+            Self::Spec
+                | Self::Clone
+                | Self::Session
+                | Self::Inherited
+                | Self::NoNewPrivs
+                | Self::CloseFds
+                | Self::Stdio
+        )
+    }
+}
+
 /// A step that failed: `unveil "r:/srv/x": No such file or directory`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub step: Step,
-    /// What it was done to: a path, an unveil string, a name.
+    /// The object of the step: a path, an unveil string, a name.
     pub subject: String,
     /// 0 when the reason is no errno.
     pub errno: i32,
@@ -112,13 +129,13 @@ impl Failure {
         self
     }
 
-    /// The errno if it is the program that could not be run.
+    /// The errno, if the step that failed is exec.
     pub fn exec_errno(&self) -> Option<Errno> {
         (self.step == Step::Exec && self.errno != 0).then(|| Errno::from_raw(self.errno))
     }
 
-    /// Whether the job itself is at fault, so that trying again on this host cannot help: a refusal of the policy, or a
-    /// program that the kernel will not run. Everything else may be different in a moment.
+    /// Whether the job itself is at fault, so that a retry on this host cannot help: the
+    /// kernel refuses to run its program. Every other error may be temporary.
     pub fn is_jobs_fault(&self) -> bool {
         self.step == Step::Exec
             && matches!(
@@ -130,7 +147,10 @@ impl Failure {
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {:?}", self.step.phrase(), self.subject)?;
+        match self.step.names_a_value() {
+            true => write!(f, "{} {:?}", self.step.phrase(), self.subject)?,
+            false => write!(f, "{} {}", self.step.phrase(), self.subject)?,
+        }
         if self.errno != 0 {
             write!(f, ": {}", Errno::from_raw(self.errno).desc())?;
         }
@@ -171,7 +191,7 @@ impl Reporter {
         Self(socket)
     }
 
-    /// Hands the task's pidfd to the plugin.
+    /// Sends the task's pidfd to the plugin.
     pub fn task(&self, pidfd: BorrowedFd<'_>) -> nix::Result<()> {
         let message = rmp_serde::to_vec(&Message::Task).map_err(|_| Errno::EINVAL)?;
         let fds = [pidfd.as_raw_fd()];
@@ -180,8 +200,8 @@ impl Reporter {
             .map(drop)
     }
 
-    /// Waits until the plugin has noted who the shim is. Without that no task may start: if the plugin dies, its
-    /// successor could not find it. EPIPE: the plugin has died already.
+    /// Waits until the plugin has recorded the shim's identity. No task may start before that: if the plugin died, the next
+    /// one could not find it. EPIPE: the plugin is dead.
     pub fn wait_for_go(&self) -> nix::Result<()> {
         let mut byte = [0; 1];
         loop {
@@ -220,12 +240,12 @@ impl Reporter {
     }
 }
 
-/// How a start can fail from the plugin's side.
+/// Why a task start failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
     Failed(#[from] Failure),
-    #[error("start the shim: {}", .0.desc())]
+    #[error("failed to start the shim: {}", .0.desc())]
     ShimExec(Errno),
     #[error("the shim ended before the task was started; it was killed or ran out of memory")]
     ShimDied,
@@ -233,9 +253,9 @@ pub enum StartError {
         "the task was killed before its command ran; if its memory limit is a few MiB, it may be too low for the start"
     )]
     TaskDied,
-    #[error("the task was not started within {0:?}; a path to unveil or the log reader does not answer")]
+    #[error("the task was not started within {0:?}; a path to unveil or the log reader does not respond")]
     TimedOut(Duration),
-    #[error("the report socket: {}", .0.desc())]
+    #[error("failed to read the report socket: {}", .0.desc())]
     Socket(#[from] Errno),
 }
 
@@ -250,24 +270,19 @@ pub fn pair() -> nix::Result<(Receiver, OwnedFd)> {
 }
 
 impl Receiver {
-    /// Lets the shim go on: who it is has been noted. If it is gone already, [`Receiver::wait`] finds out why.
+    /// Lets the shim continue: its identity has been recorded. If it is dead, [`Receiver::wait`] reports why.
     pub fn go_on(&self) {
         let _ = nix::sys::socket::send(self.0.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL);
     }
 
-    /// Waits until the task has been exec'd and returns its pidfd, or says why it was not.
+    /// Waits until the task has executed its command and returns its pidfd, or the reason for the failure.
     pub fn wait(&self, limit: Duration) -> Result<OwnedFd, StartError> {
         let deadline = Instant::now() + limit;
         let mut task = None;
         let mut exec = false;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(0) => return Err(StartError::TimedOut(limit)),
-                Ok(_) => {}
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(errno.into()),
+            if !crate::sys::poll::readable(&self.0, deadline)? {
+                return Err(StartError::TimedOut(limit));
             }
             match self.receive()? {
                 Received::Task(pidfd) => task = Some(pidfd),
@@ -285,7 +300,7 @@ impl Receiver {
         let mut buffer = vec![0; MAX_MESSAGE];
         let (length, pidfd) = match crate::sys::fd::receive(self.0.as_fd(), &mut buffer) {
             Ok(received) => received,
-            // The other end was closed before it had read all; what it sent is still to come.
+            // The other end was closed with unread data; what it sent can still be received.
             Err(Errno::ECONNRESET) => return Ok(Received::Nothing),
             Err(errno) => return Err(errno.into()),
         };

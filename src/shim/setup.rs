@@ -17,10 +17,10 @@ use super::spec::ShimSpec;
 use super::steps::{self, Logs, Result, RootNamespaces};
 use crate::sys;
 
-/// Exit status of a task that never became one; nobody sees it, the failure is reported.
+/// Exit status of a task that could not start; it is not read, since the failure is reported.
 const NOT_A_TASK: i32 = 127;
 
-/// What the task will need, opened while everything is still visible.
+/// What the task needs, opened before Landlock hides the rest.
 #[derive(Debug)]
 pub(super) struct Prepared {
     logs: Option<Logs>,
@@ -59,10 +59,10 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Lets the task execute its command. From then on it may do to the shim what the kernel allows.
+    /// Lets the task execute its command. The shim must have dropped its privileges before.
     pub(super) fn may_exec(mut self) -> Result<()> {
         match self.gate.write_all(b"g") {
-            // It has died already, which its end tells.
+            // It is dead; its exit status says why.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             written => written.map_err(|error| Failure::io(Step::Session, "the task", &error)),
         }
@@ -119,7 +119,7 @@ fn become_task(
     steps::enter_work_dir(spec, prepared.work_dir.as_ref())?;
     prctl::set_no_new_privs().map_err(|errno| Failure::new(Step::NoNewPrivs, "the task", errno))?;
     steps::restrict(prepared.ruleset)?;
-    // The shim is on its way to an id and a state in which this task cannot touch it.
+    // Waits until the shim has an id and a state in which this task cannot affect it.
     opened.read_exact(&mut [0]).map_err(|error| Failure::io(Step::Session, "the task", &error))?;
     sys::fd::close_on_exec_from(3).map_err(|errno| Failure::new(Step::CloseFds, "the task", errno))?;
     steps::exec(&spec.command, reporter)

@@ -1,4 +1,4 @@
-//! What the plugin tells the shim, and its wire form: MessagePack in a sealed memfd, so that no secret shows in `ps`.
+//! The task as the shim receives it: MessagePack in a sealed memfd, so that no secret is visible in `ps`.
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -121,11 +121,11 @@ impl Command {
     }
 }
 
-/// Where a command is looked for when the task has no PATH: what Debian gives a login.
+/// The search path for a task without PATH: the default of a login on Debian.
 pub const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// The paths that `command` may mean, in order. A name with a slash is taken as it is; an empty or relative element of
-/// PATH, which would mean the working directory, is passed over. An empty command means no path at all.
+/// PATH, which would mean the working directory, is skipped. An empty command has no path.
 pub fn candidates(command: &str, path: Option<&str>) -> Vec<PathBuf> {
     if command.is_empty() {
         return Vec::new();

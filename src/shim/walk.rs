@@ -1,11 +1,11 @@
-//! Opening a path of the host without being led elsewhere by somebody who can write on the way to it.
+//! Opens a path of the host without following symbolic links that an unprivileged user could have placed.
 //!
-//! A symbolic link leads wherever its maker likes, so it is followed only if that was root, in a directory where only root can
-//! put links, or if everything behind it belongs to its maker; and never below a directory in which this task's rules let
-//! tasks create, where a task of root could have made it. The text of a path tells nothing: it may lead by another link, or a
-//! bind mount, to a place that a task can write.
+//! A symbolic link is followed only if root created it, in a directory where only root can create links, or if everything behind
+//! it belongs to its owner; and never below a directory in which this task's rules let
+//! tasks create, where a task of root could have made it. The text of a path proves nothing: another link or a bind
+//! mount may lead to a directory that a task can write.
 //!
-//! A directory or a file on the way is taken as it is. Whoever owns a directory can move what lies in it, also what belongs to
+//! A directory or a file on the way is taken as it is. The owner of a directory can move its entries, even those of
 //! others, so a rule for a path below a user's directory is for what that user puts there; file permissions still decide.
 
 use std::ffi::{OsStr, OsString};
@@ -18,11 +18,10 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat}
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use crate::sandbox::root::layout::Link;
+use crate::sys::open::retry;
 
 /// The most symbolic links on the way to a place, MAXSYMLINKS of path_resolution(7).
 const MAX_LINKS: usize = 40;
-/// Tries of an openat2(2) that met a concurrent rename (EAGAIN).
-const OPEN_TRIES: u32 = 16;
 
 /// Why a path could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +34,7 @@ pub(super) enum WalkError {
     )]
     Link { link: PathBuf, owner: u32 },
     #[error(
-        "the symbolic link {link:?} of uid {owner} leads to {path:?}, which belongs to uid {found}; unveil that place itself"
+        "the symbolic link {link:?} of uid {owner} leads to {path:?}, which belongs to uid {found}; unveil that path itself"
     )]
     Elsewhere { link: PathBuf, owner: u32, path: PathBuf, found: u32 },
     #[error(
@@ -43,7 +42,9 @@ pub(super) enum WalkError {
          unveil the place itself"
     )]
     Writable(PathBuf),
-    #[error("{0:?} is a link of proc(5) to whatever a process has open; unveil the place itself")]
+    #[error(
+        "{0:?} is a link of proc(5) to a file that a process has open; unveil the path of the file itself"
+    )]
     Magic(PathBuf),
 }
 
@@ -80,7 +81,7 @@ pub(super) fn open_path(path: &Path, writable: &[DirId]) -> Result<OwnedFd, Walk
 
 /// The same, with the way to it.
 pub(super) fn find(path: &Path, writable: &[DirId]) -> Result<Found, WalkError> {
-    // Most paths have no link, and then there is nothing to be led by.
+    // Most paths contain no link and need no walk.
     let plain = ResolveFlag::RESOLVE_NO_SYMLINKS;
     match retry(|| openat2(nix::fcntl::AT_FDCWD, path, path_only(plain))) {
         // EACCES is `fs.protected_symlinks`, which judges a last link before the flag does; the walk says which link it is.
@@ -89,22 +90,11 @@ pub(super) fn find(path: &Path, writable: &[DirId]) -> Result<Found, WalkError> 
     }
 }
 
-/// openat2(2), repeated while a concurrent rename or a signal is in its way.
-pub(super) fn retry(call: impl Fn() -> nix::Result<OwnedFd>) -> nix::Result<OwnedFd> {
-    for _ in 1..OPEN_TRIES {
-        match call() {
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            opened => return opened,
-        }
-    }
-    call()
-}
-
 fn path_only(resolve: ResolveFlag) -> OpenHow {
     OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve)
 }
 
-/// Whoever made a link that was followed, if it lies where others than root can put one.
+/// The owner of a link that was followed, if users other than root can create one there.
 #[derive(Debug, Clone)]
 struct Maker {
     link: PathBuf,

@@ -6,8 +6,8 @@ use nix::errno::Errno;
 /// `KEYCTL_JOIN_SESSION_KEYRING` of `linux/keyctl.h`.
 const JOIN_SESSION_KEYRING: libc::c_ulong = 1;
 
-/// Gives the calling process a new, empty session keyring, so that it possesses no key of whoever started the agent.
-/// A kernel without keyrings has nothing to leave behind.
+/// Gives the calling process a new, empty session keyring, without the keys of the user who started the agent.
+/// ENOSYS: the kernel has no keyrings.
 pub(crate) fn join_new_session() -> Result<()> {
     let anonymous: *const libc::c_char = std::ptr::null();
     // SAFETY: a null name asks for an anonymous keyring; nothing else is passed.

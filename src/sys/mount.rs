@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::Result;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, ResolveFlag};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 /// What a mount refuses, whatever the file system behind it allows.
@@ -105,8 +105,7 @@ pub(crate) fn attach(mount: impl AsFd, root: impl AsFd, path: &Path) -> Result<(
 
 /// Opens `path`, relative to `root`, without following a symbolic link.
 pub(crate) fn open_below(root: impl AsFd, path: &Path, flags: OFlag) -> Result<OwnedFd> {
-    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
-    openat2(root.as_fd(), path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
+    super::open::beneath(root, path, flags, ResolveFlag::empty())
 }
 
 /// Makes `root`, a mount of this namespace, the root and the working directory of this process, and detaches the former root

@@ -1,4 +1,6 @@
-//! Event blocks, on threads that are there for it.
+//! Blocking work on threads of its own.
+//!
+//! procfs, cgroupfs and `/run` count as non-blocking, because they are in memory; everything else goes through this module.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -9,29 +11,29 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
-/// The most threads for what blocks. Each start holds one until its program runs (milliseconds; 40 s when a path hangs).
+/// Limit for threads of blocking work. Each start holds one until its program runs (milliseconds; 40 s when a path hangs).
 /// tokio's default of 512 would let a dead file server fill the process.
 pub const MAX_BLOCKING: usize = 64;
 
-/// Starts at a time. The other threads are for what ends tasks (DestroyTask, the sweep of SetConfig): starts that hang must not
-/// keep it waiting.
+/// Starts at a time. The other threads are for ending tasks (DestroyTask, the sweep of SetConfig), which starts that hang
+/// must not delay.
 const STARTS: usize = 48;
 
 /// Starts of one job at a time: a job whose paths hang must not keep other jobs from starting.
 const STARTS_OF_A_JOB: usize = 8;
 
-/// After this time a start that waits for its turn is worth a line in the log.
+/// A start that waits longer for its turn is logged.
 const SLOW_TURN: Duration = Duration::from_secs(5);
 
 const _: () = assert!(STARTS < MAX_BLOCKING && STARTS_OF_A_JOB < STARTS);
 
-/// Why work was not done.
+/// Why the work failed.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     #[error("internal error: {0}")]
     Failed(String),
     /// `pids.max`, RLIMIT_NPROC.
-    #[error("no thread can be made for the call: {0}")]
+    #[error("failed to create a thread for the call: {0}")]
     NoThread(String),
 }
 
@@ -74,7 +76,7 @@ impl Starts {
         match timeout(SLOW_TURN, &mut turn).await {
             Ok(turn) => turn,
             Err(_) => {
-                tracing::warn!(namespace, job, "a task start waits because earlier ones take long");
+                tracing::warn!(namespace, job, "a task start is waiting for earlier ones that take long");
                 turn.await
             }
         }
@@ -96,7 +98,7 @@ impl Starts {
     }
 }
 
-/// Runs the work where it holds up nobody.
+/// Runs the work on a thread of its own.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, WorkerError> {
@@ -109,9 +111,9 @@ pub async fn blocking<T: Send + 'static>(
     .await
 }
 
-/// Where no thread can be made (`pids.max`, RLIMIT_NPROC), tokio's `spawn` panics and leaves the work in its queue, for a
-/// thread that may come later. A start must not run when Nomad has been told that it failed: so the work is taken, by the
-/// thread that runs it or by the error, which drops it; it is done at most once and only if it is waited for.
+/// If no thread can be created (`pids.max`, RLIMIT_NPROC), tokio's `spawn` panics and leaves the work in its queue for a later
+/// thread. A start must not run after Nomad was informed that it failed: so either the thread takes the work and runs it, or the
+/// error path takes and drops it.
 async fn on<T: Send + 'static>(
     spawn: impl FnOnce(Work),
     work: impl FnOnce() -> T + Send + 'static,
@@ -122,7 +124,7 @@ async fn on<T: Send + 'static>(
     let run = Box::new(move || {
         let work = take(&theirs);
         if let Some(work) = work {
-            // Nobody listens when the agent has hung up.
+            // The receiver is gone if the agent has hung up.
             let _ = sender.send(work());
         }
     });

@@ -1,8 +1,8 @@
-//! The task's own directories, and the proof that they are its own.
+//! The task's own directories, and the proof that they belong to it.
 //!
 //! In Nomad's unveil mode a task sees its directories at `alloc_mounts/<alloc>-<task>`, where Nomad bind-mounts them.
 //! The plugin learns that path from the environment alone, and a job's `env` block can set the same variables: so it is
-//! taken only after comparing it, by device and inode, with the directories that Nomad names outside the environment.
+//! used only after comparing it, by device and inode, with the directories that Nomad names outside the environment.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,7 +39,7 @@ pub enum DirsError {
 }
 
 impl DirsError {
-    /// Whether the job is at fault, or the allocation is spoilt: trying again cannot help.
+    /// Whether the job is at fault, or the allocation is unusable: a retry cannot help.
     pub fn is_jobs_fault(&self) -> bool {
         matches!(self, Self::Unset(_) | Self::Foreign { .. } | Self::NotMounted(_) | Self::Proc { .. })
     }
@@ -53,7 +53,7 @@ const SECRETS_DIR: &str = "NOMAD_SECRETS_DIR";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Root {
     pub path: PathBuf,
-    /// Its owner: Nomad gives it to the task's user when it makes it, and none but root can give it away.
+    /// Its owner: Nomad gives it to the task's user when it creates it, and only root can change that.
     pub uid: u32,
     pub gid: u32,
 }
@@ -129,8 +129,8 @@ fn directory(what: &'static str, path: &Path) -> Result<OwnedFd, DirsError> {
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let failed = |errno| DirsError::Open { what, path: path.into(), errno };
     let proc = || DirsError::Proc { what, path: path.into() };
-    let opened = match openat2(AT_FDCWD, path, how) {
-        // A loop of ordinary links is ELOOP as well, but without the flag, too.
+    let opened = match crate::sys::open::retry(|| openat2(AT_FDCWD, path, how)) {
+        // A loop of ordinary links is ELOOP even without the flag.
         Err(Errno::ELOOP) if open(path, flags, Mode::empty()).is_ok() => return Err(proc()),
         opened => opened.map_err(failed)?,
     };
@@ -141,10 +141,9 @@ fn directory(what: &'static str, path: &Path) -> Result<OwnedFd, DirsError> {
 }
 
 fn beneath(root: &OwnedFd, root_path: &Path, path: &Path) -> Result<OwnedFd, DirsError> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    openat2(root, path, how).map_err(|errno| DirsError::Open {
+    let opened =
+        crate::sys::open::beneath(root, path, OFlag::O_PATH | OFlag::O_DIRECTORY, ResolveFlag::empty());
+    opened.map_err(|errno| DirsError::Open {
         what: "a directory of the task",
         path: root_path.join(path),
         errno,

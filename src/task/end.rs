@@ -14,21 +14,21 @@ use crate::record::run_dir::{RunDir, RunDirError};
 use crate::shim::exit::Exit;
 use crate::sys;
 
-/// Time between two looks at a shim whose pidfd cannot be waited for.
+/// Polling interval for a shim whose pidfd cannot be watched.
 const SHIM_PAUSE: Duration = Duration::from_millis(100);
 
-/// Time between two tries of reading an exit record for which the plugin lacks a descriptor or memory.
+/// Time between two attempts to read an exit record while the plugin has no free descriptor or memory.
 const READ_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is behind the end of a task.
+/// Why a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It exited, or a signal ended it.
     Exited,
     /// The kernel's OOM killer ended it.
     OomKilled,
-    /// Unknown: its shim was killed, or could not write the exit record. The exit is then what the end of a shim does to a
-    /// task.
+    /// Unknown: its shim was killed, or could not write the exit record. The exit is then SIGKILL, by which a task ends with
+    /// its shim.
     Lost,
 }
 
@@ -40,7 +40,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// The end of a shim is the end of its task, by SIGKILL.
+    /// When a shim ends, its task ends by SIGKILL.
     pub(super) fn lost() -> Self {
         Self { exit: Exit::signalled(libc::SIGKILL), verdict: Verdict::Lost }
     }
@@ -53,7 +53,7 @@ impl Ended {
         self.verdict == Verdict::Lost
     }
 
-    /// What the shim wrote, or else what the kernel remembers.
+    /// From the exit record, or else from the kernel.
     pub(super) fn read(run_dir: &RunDir, leader: Option<&OwnedFd>) -> Self {
         let exit = match run_dir.exit() {
             Ok(Some(exit)) => Some(exit),
@@ -61,7 +61,7 @@ impl Ended {
                 if let Err(error) = written {
                     tracing::error!(%error, "failed to read the exit record");
                 }
-                // Since Linux 6.15 the kernel remembers it for whoever holds a pidfd.
+                // Since Linux 6.15 the kernel keeps it as long as a pidfd is open.
                 let status = leader.and_then(|leader| sys::pidfd::exit_status(leader.as_fd()).ok().flatten());
                 status.map(Exit::from_wait_status)
             }
@@ -113,11 +113,11 @@ impl EndSender {
     }
 }
 
-/// Returns when the shim has ended, whatever fails on the way: WaitTask must not wait for ever.
+/// Returns when the shim has ended, even if watching it fails: WaitTask must not wait forever.
 pub(super) async fn shim_ended(task: &TaskId, shim: &AsyncFd<OwnedFd>) {
-    // A pidfd becomes readable when the process has ended, and stays so.
+    // A pidfd becomes readable when the process has ended, and stays readable.
     let Err(error) = shim.readable().await.map(drop) else { return };
-    tracing::error!(%task, %error, "failed to wait for the shim; looking for its end every {SHIM_PAUSE:?}");
+    tracing::error!(%task, %error, "failed to watch the shim; polling it every {SHIM_PAUSE:?}");
     let ended = || {
         let mut wanted = [PollFd::new(shim.get_ref().as_fd(), PollFlags::POLLIN)];
         poll(&mut wanted, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
@@ -127,7 +127,7 @@ pub(super) async fn shim_ended(task: &TaskId, shim: &AsyncFd<OwnedFd>) {
     }
 }
 
-/// Waits until the plugin has what it takes to read the exit record. A wrong one, reported at once, would be worse.
+/// Waits until the plugin has a descriptor and memory to read the exit record: a late exit status is better than a wrong one.
 pub(super) async fn readable(task: &TaskId, run_dir: &RunDir) {
     let mut warned = false;
     while let Some(error) = run_dir.exit().err().filter(RunDirError::is_passing) {
@@ -138,10 +138,10 @@ pub(super) async fn readable(task: &TaskId, run_dir: &RunDir) {
     }
 }
 
-/// A panic must not keep the end of the task from Nomad: then it is unknown how the task ended.
+/// After a panic the exit status is unknown, but the end of the task must still be reported to Nomad.
 pub(super) fn or_lost(task: &TaskId, ended: impl FnOnce() -> Ended) -> Ended {
     catch_unwind(AssertUnwindSafe(ended)).unwrap_or_else(|_| {
-        tracing::error!(%task, "failed to read how the task ended: a panic, see above");
+        tracing::error!(%task, "failed to read the exit status of the task: a panic, see above");
         Ended::lost()
     })
 }

@@ -1,8 +1,8 @@
-//! The environment of a task: Nomad's, less what belongs to the agent, plus who and where the task is.
+//! The environment of a task: Nomad's, without the agent's variables, with the task's user and directories.
 //!
 //! Nomad sends one map, in which the agent's own environment and the job's `env` block are no longer distinguishable. The
 //! plugin inherits the agent's environment, so a value that equals the plugin's own is the agent's, and any other value the
-//! job's: that is how a job may set what must not come from the agent.
+//! job's: so a job may set variables that must not come from the agent.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::users::User;
 /// every task.
 const DROPPED_PREFIX: &str = "LD_";
 
-/// Never passed on, from wherever they come. The first five are the Go driver's list; the others mean the agent's own
+/// Never passed on, from the agent or the job. The first five are the Go driver's list; the others mean the agent's own
 /// processes, descriptors and directory, so no value of them is right for a task. A plugin may outlive the agent that
 /// started it, and the next agent's values differ, so that comparing them would not find them.
 const DROPPED: [&str; 25] = [
@@ -71,10 +71,10 @@ const AGENTS: [&str; 16] = [
     "SSH_AUTH_SOCK",
 ];
 
-/// As [`AGENTS`]: `SYSTEMD_LOG_LEVEL` and the like, which systemd's programs read, and who called sudo for the agent.
+/// Like [`AGENTS`]: `SYSTEMD_LOG_LEVEL` and the like, which systemd's programs read, and who called sudo for the agent.
 const AGENTS_PREFIXES: [&str; 2] = ["SYSTEMD_", "SUDO_"];
 
-/// Who and where the task is.
+/// The task's user and directories.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Whereabouts<'a> {
     pub user: &'a User,
@@ -114,7 +114,7 @@ pub(crate) fn environment(
     entries
 }
 
-/// What no task gets, nor a name that could not be one in an environment.
+/// Variables that no task gets, and names that an environment cannot have.
 fn is_dropped(key: &str) -> bool {
     key.is_empty() || key.contains('=') || key.starts_with(DROPPED_PREFIX) || DROPPED.contains(&key)
 }

@@ -12,13 +12,13 @@ use crate::quote::shorten;
 use crate::sandbox::place::{NamedBy, Rule};
 use crate::sandbox::plan::{Plan, Root};
 
-/// EventBus that a slow listener may be behind before it loses the oldest; the memory for them is bounded by this.
+/// Events that a slow listener may be behind before it loses the oldest; this limits their memory.
 const BACKLOG: usize = 256;
 
 /// Longest reason of a failed start, bytes. Nomad's servers keep it as an event of the allocation.
 const REASON_MAX: usize = 2048;
 
-/// The rules of a job that an event shows, and the most bytes of them: a job may have hundreds of thousands.
+/// Limits for the rules of a job in an event, in number and bytes: a job may have hundreds of thousands.
 const RULES_SHOWN: usize = 16;
 const RULES_BYTES: usize = 1024;
 
@@ -35,17 +35,17 @@ pub struct TaskEvent {
 pub enum Event {
     /// Its program runs.
     Started { user: String, uid: u32, landlock_abi: u32, unveiled: Unveiled },
-    /// It could not be started; the sentence says why.
+    /// It failed to start, for this reason.
     NotStarted(String),
-    /// The kernel killed processes of it for want of memory. `limit` and `peak` in bytes.
+    /// The OOM killer killed processes of the task. `limit` and `peak` in bytes.
     OomKill { kills: u64, limit: Option<u64>, peak: Option<u64> },
-    /// It was still there when its time to stop was over.
+    /// It was killed because it still ran at the end of its grace period.
     Killed { signal: SignalNumber, grace: Duration },
-    /// Nomad has destroyed it while it ran.
+    /// Nomad destroyed it while it was running.
     Destroyed,
-    /// The job names a kill_signal that is none.
+    /// The kill_signal of the job is not a signal.
     BadKillSignal(String),
-    /// It was found again after a restart of the plugin.
+    /// It was recovered after a restart of the plugin.
     Recovered { running: bool },
 }
 
@@ -55,7 +55,7 @@ impl Event {
     }
 }
 
-/// What a task sees, as far as the job's author may know it: the agent's `unveil_paths` are counted, not named.
+/// What a task sees, as far as the job submitter may know: the agent's `unveil_paths` are counted, not named.
 #[derive(Debug, Clone)]
 pub struct Unveiled {
     pub defaults: bool,
@@ -143,7 +143,7 @@ impl std::fmt::Display for Event {
     }
 }
 
-/// Bytes for people.
+/// Bytes in MiB.
 struct Mib(u64);
 
 impl std::fmt::Display for Mib {
@@ -152,8 +152,8 @@ impl std::fmt::Display for Mib {
     }
 }
 
-/// One broadcast for all tasks; clones share it. Events without a listener are kept for the first one: a new plugin recovers
-/// its tasks before Nomad listens to it.
+/// One broadcast for all tasks; clones share it. Events without a listener are kept for the first one, because a new
+/// plugin recovers its tasks before Nomad subscribes.
 #[derive(Debug, Clone)]
 pub struct EventBus {
     sender: broadcast::Sender<TaskEvent>,
@@ -177,7 +177,7 @@ impl EventBus {
     pub fn send(&self, task: &TaskId, event: Event) {
         tracing::info!(%task, "{event}");
         let event = TaskEvent { task: task.clone(), at: SystemTime::now(), event };
-        // Held meanwhile, so that a new listener gets either the event itself or what was missed.
+        // Locked meanwhile, so that a new listener gets either the event itself or what was missed.
         let mut missed = self.missed();
         if let Err(SendError(event)) = self.sender.send(event) {
             if missed.kept.len() == BACKLOG {
@@ -196,7 +196,7 @@ impl EventBus {
             tracing::warn!(lost, "the oldest task events were dropped, because nothing subscribed to them");
         }
         for event in kept {
-            // It has at least the receiver of the line above.
+            // There is at least the receiver created above.
             let _ = self.sender.send(event);
         }
         receiver

@@ -1,4 +1,4 @@
-//! Which task is meant.
+//! The identity of a task in Nomad.
 
 use crate::record::key::{EmptyKey, Key};
 
@@ -23,7 +23,7 @@ impl TaskId {
         Ok(id)
     }
 
-    /// What names the task in calls and in the run directory.
+    /// The id in calls and in the run directory.
     pub fn key(&self) -> Key<'_> {
         // Not empty since `new`.
         Key::unchecked(&self.task)

@@ -1,4 +1,4 @@
-//! The start of a task: limits, run directory, shim, and the wait for exec. Blocking; call it off the runtime's threads.
+//! Starts a task: limits, run directory, shim, and the wait for exec. Blocking: not for the runtime's threads.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -26,13 +26,13 @@ use crate::shim::spec::{PrivateRoot, ShimSpec, Stdio};
 use crate::sys;
 
 /// How long a start may take, from clone to exec. The shim's own waits are bounded far below it; only a path on a file
-/// system that hangs (a dead NFS server) takes longer, and Nomad's StartTask must not wait for ever.
+/// system that hangs (a dead NFS server) takes longer, and Nomad's StartTask must not wait forever.
 pub const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// What every start needs, opened once.
 #[derive(Debug)]
 pub struct Launcher {
-    /// This very program, so that an upgrade on disk never mixes two versions in one start.
+    /// The running binary, so that an upgrade on disk never mixes two versions in one start.
     program: OwnedFd,
     run_dir: PathBuf,
     templates: Templates,
@@ -77,15 +77,15 @@ impl Launcher {
         Ok(Self { program, run_dir: run_dir.to_owned(), templates })
     }
 
-    /// Removes what nobody will ask for any more; see [`reconcile::sweep`].
+    /// Removes the records of tasks that Nomad no longer knows; see [`reconcile::sweep`].
     pub fn sweep(&self) -> Vec<RunDir> {
         reconcile::sweep(&self.run_dir)
     }
 
-    /// The entries of all tasks on this host, those of `run` among them.
+    /// The entries of all tasks on this host, including those of `run`.
     pub fn entries(&self) -> Vec<RunDir> {
         run_dir::entries(&self.run_dir).unwrap_or_else(|error| {
-            tracing::warn!(%error, "failed to list the tasks that run");
+            tracing::warn!(%error, "failed to list the run directories of running tasks");
             Vec::new()
         })
     }
@@ -94,20 +94,20 @@ impl Launcher {
         RunDir::of(&self.run_dir, task_id)
     }
 
-    /// Whether a task that is not among the known ones runs.
+    /// Whether a task runs that this plugin does not know.
     pub fn runs_unknown(&self, task_id: Key<'_>) -> bool {
         !reconcile::ended(&self.run_dir(task_id))
     }
 
-    /// Ends a task that is not among the known ones, if it still runs, and removes what is kept of it.
+    /// Ends a task that this plugin does not know, if it still runs, and removes its records.
     pub fn end_unknown(&self, task_id: Key<'_>) -> Result<(), LaunchError> {
         let run_dir = self.run_dir(task_id);
         reconcile::end_earlier(&run_dir)?;
         Ok(run_dir.remove()?)
     }
 
-    /// Starts the task and returns when its program runs, or says which step failed. No earlier start of it, nor another
-    /// invocation of the same task, survives.
+    /// Starts the task and returns when its program runs, or says which step failed. Earlier starts and
+    /// other invocations of the same task are ended first.
     pub fn launch(&self, spec: &TaskSpec) -> Result<Launched, LaunchError> {
         let id = spec.id.key();
         let cgroup = spec.plan.resources.cgroup.as_deref().map(Cgroup::open).transpose()?;
@@ -126,7 +126,7 @@ impl Launcher {
                 Ok(Launched { processes, cgroup, run_dir, started_at, oom_before })
             }
             Err(error) => {
-                // One that hangs is still on record: the next start of the task, or DestroyTask, tries to end it again.
+                // The records of a task that hangs are kept: the next start of it, or DestroyTask, tries to end it again.
                 if reconcile::ended(&run_dir)
                     && let Err(error) = run_dir.remove()
                 {
@@ -178,7 +178,7 @@ impl Launcher {
             report: passed[1].as_fd(),
         })
         .map_err(system("clone the shim"))?;
-        // The shim has its own copies now; ours would keep the socket open.
+        // The shim has its own copies; these would keep the socket open.
         drop((report, passed));
         let shim = child.pidfd;
         match started(&shim, &receiver, run_dir) {
@@ -187,7 +187,7 @@ impl Launcher {
             }
             Err(error) => {
                 if let Err(error) = reconcile::end(shim) {
-                    tracing::error!(%error, "failed to take a start back");
+                    tracing::error!(%error, "failed to end a task that did not start");
                 }
                 Err(error)
             }
@@ -195,8 +195,8 @@ impl Launcher {
     }
 }
 
-/// /dev/null, opened for one start. What is opened once for all would be shared: its status flags, locks and owner of signals
-/// (fcntl(2), flock(2)) are those of the open file, so each task could change them for the others.
+/// /dev/null, opened for one start. Tasks must not share an open file: each could change its status flags, locks and owner of
+/// signals (fcntl(2), flock(2)) for the others.
 struct Null {
     read: OwnedFd,
     write: OwnedFd,
@@ -213,13 +213,14 @@ impl Null {
     }
 }
 
-/// Opens a file with a number that is not used in a new process.
+/// Opens a file with a descriptor number that is not used in a new process.
 fn open_high(path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
     let low = open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?;
     sys::fd::duplicate_from(low.as_fd(), sys::clone::FIRST_FREE_FD)
 }
 
-/// Notes who the shim is, lets it go on, and waits until the task runs: who the shim is, the task's pidfd, who the task is.
+/// Records the shim's identity, lets it continue, and waits until the task runs. Returns the shim's identity, and the task's
+/// pidfd and identity.
 fn started(
     shim: &OwnedFd,
     receiver: &Receiver,
@@ -278,11 +279,11 @@ fn spec_file(spec: &TaskSpec, root: Option<&PrivateRoot>) -> Result<File, Launch
     Ok(file)
 }
 
-/// The cgroup that the shims live in, beside the tasks' own. Without it they live in the plugin's: then a stop of the
-/// whole nomad.service unit would end them, so it is worth a warning.
+/// The cgroup of the shims, a sibling of the tasks' cgroups. Without it they stay in the plugin's, where stopping
+/// nomad.service would kill them: so it is a warning.
 fn shims_cgroup(task: &Cgroup) -> Option<Cgroup> {
     Cgroup::shims_for(task.path())
-        .inspect_err(|error| tracing::warn!(%error, "the shim stays in the plugin's own cgroup"))
+        .inspect_err(|error| tracing::warn!(%error, "failed to open the cgroup of the shims; the shim stays in the plugin's cgroup"))
         .ok()
 }
 

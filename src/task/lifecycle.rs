@@ -1,5 +1,5 @@
-//! What happens to tasks: start, recover, stop, destroy, reconcile, acknowledge. The one owner of launcher, store, event bus
-//! and timers; `driver/` turns Nomad's messages into calls of this and back.
+//! The lifecycle of tasks: start, recover, stop, destroy, reconcile, acknowledge. Owns launcher, store, event bus and timers;
+//! `driver/` translates Nomad's messages into calls of this module.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -27,7 +27,7 @@ use crate::record::run_dir::{RunDir, RunDirError};
 use crate::sandbox::policy::{Denied, may_share_uid};
 use crate::sys;
 
-/// Why something could not be done about a task.
+/// Why a call for a task failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LifecycleError {
     #[error(transparent)]
@@ -61,7 +61,7 @@ pub enum LifecycleError {
 }
 
 impl LifecycleError {
-    /// Whether the same call may well succeed on this host a moment later.
+    /// Whether the same call may succeed on this host later.
     pub fn is_recoverable(&self) -> bool {
         match self {
             Self::Launch(error) => !error.is_jobs_fault(),
@@ -100,7 +100,7 @@ struct Inner {
 }
 
 impl Lifecycle {
-    /// Touches nothing on disk: Nomad starts the plugin twice just to ask what it is.
+    /// Writes nothing to disk: Nomad starts the plugin twice just to identify it.
     pub(crate) fn new(run_dir: &Path) -> Result<Self, LaunchError> {
         Ok(Self(Arc::new(Inner {
             launcher: Launcher::new(run_dir)?,
@@ -120,7 +120,7 @@ impl Lifecycle {
     }
 
     /// Starts a task and returns its state for Nomad's handle once the command runs. `spec` is called on a thread for blocking
-    /// work. If the caller goes away, a start that has not begun is given up, and the task of one that has is ended.
+    /// work. If the caller goes away, a pending start is abandoned, and a task that has been started is ended.
     pub(crate) async fn start<E>(
         &self,
         id: TaskId,
@@ -138,7 +138,7 @@ impl Lifecycle {
         let reservation = loop {
             match self.0.store.reserve(id.key()) {
                 Ok(reservation) => break reservation,
-                // Asked twice, or the plugin never died. Somebody else may still be at it, and fail.
+                // A repeated call, or the plugin never died. Another call may still be recovering it, and fail.
                 Err(_) => {
                     if let Some(task) = self.0.store.get_started(id.as_str()).await {
                         task.acknowledge();
@@ -148,7 +148,7 @@ impl Lifecycle {
             }
         };
         let task = match recover(version, state, self.0.launcher.run_dir(id.key()))? {
-            // On an error it is left running: Nomad decides, and destroys what it cannot have.
+            // After an error the task keeps running: Nomad destroys what it cannot recover.
             Recovered::Running(launched) => {
                 Task::adopt(id, *launched, &self.0.bus).map_err(|(error, _)| error)?
             }
@@ -167,7 +167,7 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Signals a task, gives it `grace` to end, then kills it. A task that is not there is stopped. Without a signal: SIGINT.
+    /// Signals a task, gives it `grace` to end, then kills it. An unknown task counts as stopped. The default signal is SIGINT.
     pub(crate) async fn stop(
         &self,
         id: Key<'_>,
@@ -178,7 +178,7 @@ impl Lifecycle {
         let signal = match signal {
             "" => SignalNumber::SIGINT,
             name => signal::parse(name).unwrap_or_else(|error| {
-                // An error here would leave the task running for good.
+                // An error here would leave the task running forever.
                 self.0.bus.send(&task.id, Event::BadKillSignal(error.to_string()));
                 SignalNumber::SIGINT
             }),
@@ -193,8 +193,8 @@ impl Lifecycle {
         Ok(self.task(id)?.signal(signal)?)
     }
 
-    /// Forgets a task; with `force` it is killed first if it runs. Also one that this plugin does not know: Nomad asks for it
-    /// after RecoverTask has failed, and it may well run.
+    /// Forgets a task; with `force` a running one is killed first. Nomad also destroys tasks that this plugin does not know, after
+    /// RecoverTask has failed, and they may be running.
     pub(crate) async fn destroy(&self, id: String, force: bool) -> Result<(), LifecycleError> {
         let key = Key::new(&id)?;
         if let Ok(task) = self.task(key) {
@@ -214,8 +214,8 @@ impl Lifecycle {
         blocking(end).await?.map_err(LifecycleError::Destroy)
     }
 
-    /// Deals with what earlier plugins left: ends tasks that Nomad never learned of, notes whose uids are in use, and later ends
-    /// those for which Nomad has not asked.
+    /// Reconciles the records of earlier plugins: ends orphaned tasks, records which uids are in use, and later ends tasks that
+    /// Nomad has not acknowledged.
     pub(crate) async fn reconcile(&self) -> Result<(), LifecycleError> {
         let this = self.clone();
         let look = move || {
@@ -227,14 +227,14 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// The agent that was told of tasks may have died. The next one has until `limit` to ask for those that it knows, which it
+    /// The agent that was informed of tasks may have died. The next one has until `limit` to ask for the tasks it knows, which it
     /// does when it has restored their allocations.
     pub(crate) fn expect_acknowledgements(&self, limit: Duration) {
         let tasks = self.0.store.tasks().into_iter().filter(|task| task.is_unacknowledged()).collect();
         self.acknowledge_within(limit, Doubtful::Tasks(tasks));
     }
 
-    /// The one place in which a start without an acknowledgement is ended: after `limit`, if Nomad has still not asked for it.
+    /// Ends unacknowledged tasks after `limit`, if Nomad has still not asked for them. Nothing else does.
     fn acknowledge_within(&self, limit: Duration, doubtful: Doubtful) {
         if doubtful.is_empty() {
             return;
@@ -245,19 +245,19 @@ impl Lifecycle {
             match doubtful {
                 Doubtful::Entries(entries) => {
                     if let Err(error) = blocking(move || end_unacknowledged(&entries)).await {
-                        tracing::error!(%error, "failed to end tasks for which Nomad has not asked");
+                        tracing::error!(%error, "failed to end unacknowledged tasks");
                     }
                 }
                 Doubtful::Tasks(tasks) => {
                     for task in tasks.iter().filter(|task| task.is_unacknowledged()) {
-                        this.give_up(task, "Nomad has not asked for it").await;
+                        this.give_up(task, "Nomad has not acknowledged it").await;
                     }
                 }
             }
         });
     }
 
-    /// Ends a task that Nomad does not know of. One that cannot be ended stays known.
+    /// Ends an orphaned task. If that fails, it stays known to the plugin.
     async fn give_up(&self, task: &Task, why: &str) {
         tracing::warn!(task = %task.id, why, "ending an orphaned task");
         if end(task).await {
@@ -265,8 +265,8 @@ impl Lifecycle {
         }
     }
 
-    /// Nomad has destroyed every invocation of a task that it knew before it starts the next: whatever is left was started
-    /// for an agent that died before it had noted the answer.
+    /// Nomad destroys every invocation of a task that it knows before it starts the next: any other is orphaned, because its agent
+    /// died before it stored the answer.
     async fn end_earlier_invocations(&self, id: Key<'_>) {
         let Some(prefix) = id.task_prefix() else { return };
         for task in self.0.store.with_prefix(prefix) {
@@ -274,7 +274,7 @@ impl Lifecycle {
         }
     }
 
-    /// `gone` ends when nobody waits for the answer any more: a start that still waits for its turn is then given up.
+    /// `gone` resolves when the caller has gone away: a start that is still pending is then abandoned.
     async fn launch<E>(
         &self,
         id: &TaskId,
@@ -326,7 +326,7 @@ impl Lifecycle {
         Ok((launched, sandbox, claim))
     }
 
-    /// Watches a task that was just started. From the record of the answer on, the task is Nomad's.
+    /// Watches a task that was just started. Once the answer is recorded, Nomad owns the task.
     async fn adopt(
         &self,
         id: &TaskId,
@@ -345,7 +345,7 @@ impl Lifecycle {
         match answer(&task, uid) {
             Ok(state) => Ok((task, state)),
             Err(error) => {
-                // Nomad could never find it again.
+                // Nomad could never recover it.
                 end(&task).await;
                 Err(error)
             }
@@ -359,17 +359,17 @@ impl Lifecycle {
             return Ok(uids.claim(uid, alloc));
         }
         uids.claim_alone(uid, alloc).ok_or_else(|| {
-            tracing::warn!(task = %spec.id, uid, "the task's user is that of a task of another allocation");
+            tracing::warn!(task = %spec.id, uid, "the task's uid is in use by a task of another allocation");
             Denied::UidInUse { user: spec.user.name.clone(), uid }.into()
         })
     }
 
-    /// A recovered task has its uid already, whoever else has it.
+    /// A recovered task keeps its uid, even if another task has the same.
     fn hold_recovered(&self, version: i32, state: &[u8], task: &Arc<Task>) {
         let noted = DriverState::decode(version, state).ok().and_then(|state| state.uid);
         match noted.or_else(|| task.process.and_then(uids::of_process)) {
             Some(uid) => hold(self.0.uids.claim(uid, task.id.alloc()), task),
-            None => tracing::warn!(task = %task.id, "failed to find out the uid of a recovered task"),
+            None => tracing::warn!(task = %task.id, "failed to determine the uid of a recovered task"),
         }
     }
 
@@ -398,7 +398,7 @@ impl Lifecycle {
     }
 }
 
-/// Starts that were answered and not acknowledged.
+/// Unacknowledged tasks.
 #[derive(Debug)]
 enum Doubtful {
     /// By an earlier plugin.
@@ -445,12 +445,11 @@ async fn end(task: &Task) -> bool {
     true
 }
 
-/// Resolves when the call that a start is to answer has been dropped.
+/// Resolves when the call of a start has been dropped.
 type Gone = oneshot::Receiver<Infallible>;
 
-/// A start whose answer Nomad has not got yet. If the agent dies meanwhile, the call is dropped. A start that has not begun is
-/// then given up; one that has runs to its end, since half a start cannot be left alone, and its task is ended: nothing would
-/// ever ask for it.
+/// A start whose answer has not been sent. If the agent dies meanwhile, the call is dropped. A pending start is then abandoned; one
+/// that is running is completed, because it cannot be interrupted, and its task is ended as orphaned.
 struct Unacknowledged<E: Send + 'static> {
     lifecycle: Lifecycle,
     id: TaskId,
@@ -483,7 +482,7 @@ impl<E: From<LifecycleError> + std::fmt::Display + Send + 'static> Unacknowledge
 
 impl<E: Send + 'static> Drop for Unacknowledged<E> {
     fn drop(&mut self) {
-        // Without a runtime the process is about to end, and its successor reconciles.
+        // Without a runtime the process is about to end, and the next plugin reconciles.
         let (Some(start), Ok(runtime)) = (self.start.take(), tokio::runtime::Handle::try_current()) else {
             return;
         };
@@ -493,7 +492,7 @@ impl<E: Send + 'static> Drop for Unacknowledged<E> {
                 return;
             }
             if let Ok(task) = lifecycle.task(id.key()) {
-                lifecycle.give_up(&task, "the agent has gone before it knew that the task runs").await;
+                lifecycle.give_up(&task, "the agent died before it received the answer").await;
             }
         });
     }

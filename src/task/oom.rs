@@ -13,17 +13,17 @@ use crate::cgroup::{Cgroup, OomCounts, OomWatch};
 use crate::record::identity::{Identity, is_dying};
 use crate::record::run_dir::RunDir;
 
-/// How long after an OOM kill was counted a task that was killed by it is certainly on its way out: the kernel counts first
-/// and sends SIGKILL then, and on a busy host whoever does so may lose the CPU in between.
+/// How long after an OOM kill was counted a task that was killed by it is certainly dying: the kernel counts first and
+/// sends SIGKILL then, and on a busy host it may be preempted in between.
 const AFTERMATH: Duration = Duration::from_secs(1);
 
-/// The shortest time between two events about OOM kills of one task: one whose children are killed in a loop must not push
-/// what Nomad keeps of its events out. What comes in between is counted in the next.
+/// The shortest time between two events about OOM kills of one task: a task whose children are killed in a loop must not
+/// displace its other events in Nomad. Kills in between are counted in the next event.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// How long `memory.events` is not looked at after a look that found no new OOM kill. The kernel changes the file up to 100
+/// How long `memory.events` is ignored after a read that found no new OOM kill. The kernel changes the file up to 100
 /// times a second while a task reclaims at its limit, which a task whose page cache has filled the limit always does. A kill
-/// that ends the task is counted by its shim, so only the news of a child's kill come later by this.
+/// that ends the task is counted by its shim, so this only delays reports of killed children.
 const REST: Duration = Duration::from_millis(250);
 
 /// The OOM kills of one task.
@@ -68,7 +68,7 @@ impl OomLedger {
         self.before.oom_kill
     }
 
-    /// From now on a SIGKILL is this plugin's.
+    /// From now on a SIGKILL is attributed to this plugin.
     pub(super) fn plugin_kills(&self) {
         self.killed_by_plugin.store(true, Ordering::Relaxed);
     }
@@ -86,13 +86,13 @@ impl OomLedger {
         ended
     }
 
-    /// Takes note of the cgroup's counters; the kills since the task's start.
+    /// Reads the cgroup's counters and returns the kills since the task's start.
     fn see(&self, counts: OomCounts) -> u64 {
         let kills = counts.oom_kill.saturating_sub(self.before.oom_kill);
         self.kills.fetch_max(kills, Ordering::Relaxed).max(kills)
     }
 
-    /// Finds out whether the task keeps running after so many OOM kills: then they were of children, and did not end it.
+    /// Checks whether the task keeps running after this many OOM kills: then they were of children.
     async fn survive(&self, kills: u64, end: &End) {
         if kills <= self.survived.load(Ordering::Relaxed) {
             return;
@@ -107,7 +107,7 @@ impl OomLedger {
         }
     }
 
-    /// Reports the OOM kills of a task that ended before this plugin looked.
+    /// Reports the OOM kills of a task that ended before this plugin was started.
     pub(super) fn report_late(&self, bus: &EventBus) {
         self.report(&mut self.survived.load(Ordering::Relaxed), bus);
     }
@@ -123,10 +123,10 @@ impl OomLedger {
         bus.send(&self.task, Event::OomKill { kills, limit, peak });
     }
 
-    /// The counters of the cgroup, where it has them. A task is not given up without them: its end is still judged rightly.
+    /// The counters of the cgroup, if it has them. A task can run without them: its end is still judged correctly.
     pub(super) fn events(&self) -> Option<OomWatch> {
         self.cgroup.as_ref()?.watch_oom().unwrap_or_else(|error| {
-            // A cgroup that is gone kills nothing any more.
+            // A cgroup that is gone has no more OOM kills.
             if !error.is_gone() {
                 tracing::warn!(task = %self.task, %error, "failed to watch for OOM kills; only those that end the task are reported");
             }
@@ -153,7 +153,7 @@ impl OomLedger {
                     pause = Instant::now() + PAUSE;
                     continue;
                 }
-                // The kill that ended the task is reported too: one last look.
+                // Reads the counters once more, to report the kill that ended the task, too.
                 _ = end.wait() => {
                     self.report(&mut reported, &bus);
                     return;
@@ -173,7 +173,7 @@ impl OomLedger {
                     }
                 }
                 Err(error) if error.is_gone() => return,
-                // No memory or descriptor at the moment.
+                // Temporarily out of memory or descriptors.
                 Err(error) if error.is_passing() => next_look = Instant::now() + REST,
                 Err(error) => {
                     tracing::warn!(task = %self.task, %error, "failed to watch for OOM kills; only those that end the task are reported");

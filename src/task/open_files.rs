@@ -1,4 +1,4 @@
-//! How many files the plugin may have open, and what its tasks are given instead.
+//! The limits of open files for the plugin and for its tasks.
 
 use std::sync::OnceLock;
 
@@ -15,7 +15,7 @@ pub fn raise() -> nix::Result<()> {
     if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
 }
 
-/// The soft limit for a task; none if the plugin's was left alone.
+/// The soft limit for a task; none if the plugin's was not changed.
 pub fn for_tasks() -> Option<u64> {
     AT_START.get().copied()
 }

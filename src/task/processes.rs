@@ -1,4 +1,4 @@
-//! The processes of a task that runs.
+//! The processes of a running task.
 
 use std::os::fd::OwnedFd;
 use std::time::SystemTime;
@@ -8,14 +8,14 @@ use crate::record::identity::Identity;
 use crate::record::reconcile;
 use crate::record::run_dir::RunDir;
 
-/// Shim and leader (the task's first process) of a task: pidfds, and who they are across restarts of the plugin.
+/// Shim and leader (the task's first process) of a task: pidfds, and identities that survive a restart of the plugin.
 #[derive(Debug)]
 pub struct Processes {
     pub shim: OwnedFd,
     pub shim_id: Identity,
     /// None: it has ended already.
     pub leader: Option<OwnedFd>,
-    /// None: it had ended before anybody could look, and its shim has reaped it.
+    /// None: it ended before it could be identified, and its shim has reaped it.
     pub leader_id: Option<Identity>,
 }
 
@@ -34,11 +34,11 @@ impl Launched {
     /// Ends a task that cannot be watched.
     pub fn abandon(self) {
         if let Err(error) = reconcile::end(self.processes.shim) {
-            tracing::error!(%error, "failed to end a task that was given up");
+            tracing::error!(%error, "failed to end an abandoned task");
             return;
         }
         if let Err(error) = self.run_dir.remove() {
-            tracing::error!(%error, "failed to forget a task that was given up");
+            tracing::error!(%error, "failed to remove the run directory of an abandoned task");
         }
     }
 }

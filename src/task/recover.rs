@@ -1,4 +1,4 @@
-//! RecoverTask: finding a task again after a restart of the plugin or the agent.
+//! RecoverTask: finds a task again after a restart of the plugin or the agent.
 
 use super::processes::{Launched, Processes};
 use crate::cgroup::{Cgroup, OomCounts};
@@ -6,16 +6,16 @@ use crate::record::handle::{DriverState, StateError};
 use crate::record::identity::boot_id;
 use crate::record::run_dir::RunDir;
 
-/// What became of the task meanwhile.
+/// The state of the recovered task.
 #[derive(Debug)]
 pub(crate) enum Recovered {
-    /// It runs.
+    /// It is running.
     Running(Box<Launched>),
     /// It ended, and its exit record is there.
     Ended { state: Box<DriverState>, run_dir: RunDir, cgroup: Option<Cgroup> },
 }
 
-/// Why a task cannot be recovered. Nomad then destroys it and starts it again.
+/// Why a task cannot be recovered. Nomad then destroys and restarts it.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     #[error(transparent)]
@@ -24,11 +24,11 @@ pub enum RecoverError {
     Rebooted,
     #[error("the task is gone and left no exit status: {0}")]
     NoTrace(String),
-    #[error("recover the task: {0}")]
+    #[error("failed to recover the task: {0}")]
     System(#[from] std::io::Error),
 }
 
-/// Finds the task of a handle. `run_dir` is where its shim writes its end.
+/// Finds the task of a handle. Its shim writes the exit record to `run_dir`.
 pub(crate) fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Recovered, RecoverError> {
     let state = DriverState::decode(version, state)?;
     if state.boot_id != boot_id()? {
@@ -36,15 +36,14 @@ pub(crate) fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Rec
     }
     let cgroup = state.cgroup.as_deref().map(Cgroup::open).transpose();
     let cgroup = cgroup.unwrap_or_else(|error| {
-        tracing::warn!(%error, "recovering a task without its cgroup");
+        tracing::warn!(%error, "failed to open the cgroup of a recovered task; recovering it without");
         None
     });
     let Some(shim) = state.shim.open()? else {
         return match run_dir.exit() {
             Ok(Some(_)) => Ok(Recovered::Ended { state: Box::new(state), run_dir, cgroup }),
             Ok(None) => Err(RecoverError::NoTrace(
-                "its shim was killed while no plugin watched, or the process ids of its handle are another's"
-                    .into(),
+                "its shim was killed while no plugin was running, or its PIDs have been reused".into(),
             )),
             Err(error) => Err(RecoverError::NoTrace(error.to_string())),
         };
@@ -57,7 +56,7 @@ pub(crate) fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Rec
     Ok(Recovered::Running(Box::new(Launched { processes, cgroup, run_dir, started_at, oom_before })))
 }
 
-/// The task runs on whatever was stored: only what would enter it later needs its plan.
+/// A task without a readable specification keeps running: only alloc exec needs it.
 fn check_stored(run_dir: &RunDir) {
     match run_dir.spec() {
         Ok(Some(_)) => {}

@@ -1,4 +1,4 @@
-//! A task that has been started: who it is, how to reach it, how it ended.
+//! A started task: its identity, its processes, its end.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -22,17 +22,17 @@ use crate::record::identity::{Identity, boot_id};
 use crate::record::run_dir::{RunDir, RunDirError};
 use crate::sys;
 
-/// How long a killed task may take to be gone. SIGKILL cannot be held back but by a process in an uninterruptible wait
-/// (a dead disk, NFS); whoever asked gets an error then instead of waiting for ever.
+/// How long a killed task may take to be gone. Only a process in an uninterruptible wait (a dead disk, NFS)
+/// delays SIGKILL; the caller then gets an error instead of waiting forever.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long to wait for the end of a task whose cgroup is empty or gone: if it is not just ending, somebody has moved its
-/// processes elsewhere, and they have to be killed another way.
+/// How long to wait for the end of a task whose cgroup is empty or gone: if it is not just ending, its
+/// processes have been moved to another cgroup and have to be killed another way.
 const ELSEWHERE_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long a cgroup may count processes after the last of the task's is gone. Since Linux 6.19 the kernel counts a process
-/// out a moment after its end can be waited for, and it may hold a notification back for 10 ms. Whoever is in the cgroup
-/// after that is none of the task's: somebody else put it there.
+/// How long a cgroup may count processes after the task's last one is gone. Since Linux 6.19 the kernel counts a process
+/// out a moment after its end can be waited for, and it may hold a notification back for 10 ms. A process that
+/// is in the cgroup after that is not the task's: another program put it there.
 const EMPTY_LIMIT: Duration = Duration::from_millis(200);
 
 /// A started task. Cheap to share; every method may be called at any time, by several callers at once.
@@ -43,8 +43,8 @@ const EMPTY_LIMIT: Duration = Duration::from_millis(200);
 pub struct Task {
     pub id: TaskId,
     pub started_at: SystemTime,
-    /// The task's first process, which leads its session and process group. Its pid is the host's. None: it had ended
-    /// before anybody could look.
+    /// The task's first process, which leads its session and process group. Its PID is the host's. None: it ended before it
+    /// could be identified.
     pub process: Option<Identity>,
     pub cgroup: Option<Arc<Cgroup>>,
     shim_id: Identity,
@@ -56,7 +56,7 @@ pub struct Task {
     end: End,
 }
 
-/// What could not be done to a task.
+/// Why an operation on a task failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
     #[error("failed to send {signal} to the task: {}", .errno.desc())]
@@ -151,20 +151,20 @@ impl Task {
         self.run_dir.started()
     }
 
-    /// Whether Nomad was told that the task runs, and has not shown since that it knows.
+    /// Whether Nomad has not acknowledged the task since it was answered.
     pub fn is_unacknowledged(&self) -> bool {
         self.run_dir.answered().is_some()
     }
 
-    /// Records that Nomad has asked for the task, and so knows of it. An error costs nothing: at worst the next plugin waits
-    /// for Nomad to ask again.
+    /// Records that Nomad has asked for the task, which acknowledges it. An error is harmless: at worst the next plugin waits for
+    /// Nomad to ask again.
     pub fn acknowledge(&self) {
-        if let Err(error) = self.run_dir.confirmed() {
-            tracing::debug!(task = %self.id, %error, "failed to record that Nomad knows of the task");
+        if let Err(error) = self.run_dir.acknowledged() {
+            tracing::debug!(task = %self.id, %error, "failed to record the acknowledgement of the task");
         }
     }
 
-    /// What Nomad keeps for RecoverTask.
+    /// The state that Nomad keeps for RecoverTask.
     pub fn state(&self) -> std::io::Result<DriverState> {
         let age = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(DriverState {
@@ -172,7 +172,7 @@ impl Task {
             shim: self.shim_id,
             task: self.process,
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
-            started_at_us: age.as_micros() as u64,
+            started_at_us: u64::try_from(age.as_micros()).unwrap_or(u64::MAX),
             oom_kills_before: self.oom.kills_before(),
             uid: None,
         })
@@ -188,7 +188,7 @@ impl Task {
         self.end.wait().await
     }
 
-    /// Signals the task's process group. A task that has ended has nobody to signal.
+    /// Signals the task's process group. Does nothing for a task that has ended.
     pub fn signal(&self, signal: SignalNumber) -> Result<(), TaskError> {
         if self.ended().is_some() {
             return Ok(());
@@ -196,8 +196,8 @@ impl Task {
         let leader = self.leader.as_ref().ok_or(TaskError::NoLeader(signal))?.as_fd();
         let number = signal.get();
         let sent = match sys::pidfd::signal_group(leader, number) {
-            // Before Linux 6.9. The pid cannot have been used again while the leader, dead or alive, is not reaped; that it
-            // is there is asked first, and the shim reaps it only to end itself.
+            // Before Linux 6.9. The PID cannot be reused until the leader is reaped; the signal 0 checks that it is not, and the
+            // shim reaps it only before its own end.
             Err(Errno::EINVAL) => match (self.process, sys::pidfd::signal(leader, 0)) {
                 (Some(process), Ok(())) => sys::pidfd::signal_group_by_number(process.pid, number),
                 (None, Ok(())) | (_, Err(Errno::ESRCH)) => Ok(()),
@@ -220,14 +220,14 @@ impl Task {
         bus: &EventBus,
     ) -> Result<Ended, TaskError> {
         match self.signal(signal) {
-            // Without its first process the task is about to end: to kill its shim now could cost the exit status.
+            // Without its first process the task is about to end: killing its shim now could lose the exit status.
             Ok(()) | Err(TaskError::NoLeader(_)) => {
                 if let Ok(ended) = timeout(grace, self.wait()).await {
                     self.emptied().await;
                     return Ok(ended);
                 }
             }
-            // Whoever stops a task wants it gone.
+            // A task that cannot be signalled is killed: StopTask must end it.
             Err(error) => tracing::warn!(task = %self.id, %error, "killing the task at once"),
         }
         bus.send(&self.id, Event::Killed { signal, grace });
@@ -241,14 +241,14 @@ impl Task {
         Ok(ended)
     }
 
-    /// Waits until the cgroup of a task that has ended counts nobody any more, so that it can be removed. A process that
-    /// somebody else put there is killed, too.
+    /// Waits until the cgroup of a task that has ended is empty, so that it can be removed. A process that
+    /// another program put there is killed, too.
     async fn emptied(&self) {
         let Some(cgroup) = &self.cgroup else { return };
         let within = |limit| cgroup.wait_empty(Some(Instant::now() + limit));
         let emptied = match within(EMPTY_LIMIT).await {
             Ok(false) => {
-                tracing::warn!(task = %self.id, "killing what others have put into the task's cgroup");
+                tracing::warn!(task = %self.id, "killing processes that another program put into the task's cgroup");
                 match cgroup.kill() {
                     Ok(()) => within(KILL_LIMIT).await,
                     Err(error) => Err(error),
@@ -258,9 +258,9 @@ impl Task {
         };
         match emptied {
             Ok(true) => {}
-            Ok(false) => tracing::error!(task = %self.id, "the task's cgroup is still not empty"),
+            Ok(false) => tracing::error!(task = %self.id, "failed to empty the task's cgroup"),
             Err(error) => {
-                tracing::warn!(task = %self.id, %error, "cannot tell whether the task's cgroup is empty")
+                tracing::warn!(task = %self.id, %error, "failed to check whether the task's cgroup is empty")
             }
         }
     }
@@ -296,7 +296,7 @@ impl Task {
         timeout_at(deadline, self.wait()).await.map_err(|_| TaskError::Hangs)
     }
 
-    /// Removes what the driver keeps of the task outside of memory.
+    /// Removes the run directory of the task.
     pub fn forget(&self) -> Result<(), RunDirError> {
         self.run_dir.remove()
     }
@@ -306,7 +306,7 @@ impl Task {
 async fn watch_end(task: Arc<Task>, publish: EndSender) {
     let Some(shim) = &task.shim else { return };
     end::shim_ended(&task.id, shim).await;
-    // ECHILD: a plugin before this one started it, and init reaps it.
+    // ECHILD: an earlier plugin started it, and init reaps it.
     let _ = waitid(Id::PIDFd(shim.get_ref().as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
     end::readable(&task.id, &task.run_dir).await;
     let ended = end::or_lost(&task.id, || task.oom.judge(Ended::read(&task.run_dir, task.leader.as_ref())));
@@ -316,7 +316,7 @@ async fn watch_end(task: Arc<Task>, publish: EndSender) {
         signal = ended.exit.signal,
         verdict = ?ended.verdict,
         // Since the shim's wait(2) for it returned.
-        told_after_us = ended.exit.at.elapsed().unwrap_or_default().as_micros() as u64,
+        reported_after = ?ended.exit.at.elapsed().unwrap_or_default(),
         "task ended"
     );
     publish.publish(ended);

@@ -8,8 +8,8 @@ use nix::sys::signal::Signal;
 
 use crate::quote::quote;
 
-/// The first real-time signal that programs may use: glibc keeps 32 and 33 to itself. musl keeps 34 too; there
-/// `SIGRTMIN` is 35, and a program built with musl is best signalled by number.
+/// The first real-time signal that programs may use: glibc reserves 32 and 33. musl also reserves 34, so
+/// its `SIGRTMIN` is 35; signal programs built with musl by number.
 const RTMIN: i32 = 34;
 
 /// The last real-time signal, the kernel's `_NSIG` on all architectures but MIPS (128), which Nomad does not
@@ -71,7 +71,7 @@ impl FromStr for SignalNumber {
     }
 }
 
-/// The text names no signal.
+/// The text is not a signal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "unknown signal {}; write a name such as \"SIGHUP\" or \"hup\", a number from 1 to 64, \

@@ -1,4 +1,4 @@
-//! The specification of a task: every decision is taken, and nothing after this asks Nomad or the job again.
+//! The task specification: all decisions are made here, and later steps do not depend on Nomad's request or the job.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use crate::task::open_files;
 use crate::task::user_files::user_files;
 use crate::users::User;
 
-/// What is asked for, in values of our own: from Nomad's StartTask or from the `run` verb.
+/// A task start in the driver's own types: from Nomad's StartTask or from the `run` verb.
 #[derive(Debug)]
 pub struct Request<'a> {
     pub id: TaskId,
@@ -66,14 +66,14 @@ pub struct OwnRoot {
     pub files: Vec<(String, String)>,
 }
 
-/// The job asks for something that the agent's configuration does not allow, or that no process can have.
+/// The job asks for something that is not allowed or not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
     #[error(transparent)]
     Denied(#[from] Denied),
     #[error("the log path {0:?} has no file name")]
     LogPath(PathBuf),
-    #[error("the {0} has a NUL byte, which no program can be given; remove it")]
+    #[error("the {0} has a NUL byte, which cannot be passed to a program; remove it")]
     Nul(String),
 }
 
@@ -109,7 +109,7 @@ impl TaskSpec {
         Ok(Self { id: request.id, user: request.user, plan, command, root })
     }
 
-    /// What the run directory keeps of it.
+    /// The part that is stored in the run directory.
     pub(crate) fn stored(&self) -> StoredSpec<'_> {
         StoredSpec {
             task: self.id.as_str().into(),
@@ -134,7 +134,7 @@ fn stdio(logs: Logs<'_>, root: &Path) -> Result<(Stdio, Option<Foreground>), Spe
     Ok((Stdio::Fifos { stdout: fifo(stdout)?, stderr: fifo(stderr)? }, None))
 }
 
-/// What this process can grant.
+/// The capabilities that this process can grant.
 fn own_capabilities() -> CapSet {
     own(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
 }

@@ -12,13 +12,13 @@ use crate::record::key::Key;
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     entries: RwLock<HashMap<String, Entry>>,
-    /// Wakes who waits for an id that is being started.
+    /// Wakes callers that wait for an id that is being started.
     decided: Notify,
 }
 
 #[derive(Debug)]
 enum Entry {
-    /// StartTask or RecoverTask is at work on it.
+    /// StartTask or RecoverTask is in progress.
     Starting,
     Known(Arc<Task>),
 }
@@ -51,7 +51,7 @@ impl Store {
     pub(crate) async fn get_started(&self, id: &str) -> Option<Arc<Task>> {
         loop {
             let mut decided = std::pin::pin!(self.decided.notified());
-            // From here on, not from its first poll: nothing decided after the look below is missed.
+            // Enabled before the check below, so that no change after it is missed.
             decided.as_mut().enable();
             match self.read().get(id) {
                 None => return None,

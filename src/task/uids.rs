@@ -1,8 +1,8 @@
-//! Which allocation has which uid.
+//! Which allocation uses which uid.
 //!
 //! A job may write any dynamic user (`nomad-80001`), and Nomad passes it on; an agent that was restarted may assign a
-//! number again while its first task still runs. Landlock keeps two tasks of one uid apart, but not their sockets, signals
-//! or file modes. So a uid that no user database knows belongs to one allocation at a time.
+//! number again while its first task still runs. Landlock separates two tasks with the same uid, but not their sockets, signals
+//! or file modes. So a uid that is not in the user database belongs to one allocation at a time.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,7 +21,7 @@ pub(crate) struct Uids(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     holders: Holders,
-    /// What ran when this plugin was started. Nomad recovers these tasks, but may start another one first.
+    /// Processes that were running when this plugin was started. Nomad recovers their tasks, but may start another one first.
     found: Vec<Found>,
 }
 
@@ -42,8 +42,8 @@ pub(crate) struct Claim {
 }
 
 impl Uids {
-    /// Takes a uid that no other allocation has; none if one has it. Looking and taking are one step, so of two starts at
-    /// once only one gets it.
+    /// Takes a uid that no other allocation has; none if one has it. Check and claim are one step, so only one of two
+    /// concurrent starts gets it.
     pub(crate) fn claim_alone(self: &Arc<Self>, uid: u32, alloc: &str) -> Option<Claim> {
         let mut state = self.state();
         let others =
@@ -57,13 +57,13 @@ impl Uids {
         (!taken).then(|| self.enter(&mut state, uid, alloc))
     }
 
-    /// Takes a uid, whoever else has it: a user of the host's database may have many tasks, and a task that runs already
-    /// has its uid.
+    /// Takes a uid even if another allocation has it: a user of the host's database may have many tasks, and a running task keeps
+    /// its uid.
     pub(crate) fn claim(self: &Arc<Self>, uid: u32, alloc: &str) -> Claim {
         self.enter(&mut self.state(), uid, alloc)
     }
 
-    /// Notes what runs of the tasks in these run directories, before Nomad recovers them.
+    /// Records which tasks of these run directories are running, before Nomad recovers them.
     pub(crate) fn note_running(&self, run_dirs: impl IntoIterator<Item = RunDir>) {
         let found = run_dirs.into_iter().filter_map(|run_dir| {
             let process = run_dir.shim().and_then(child)?;
@@ -105,19 +105,19 @@ impl Drop for Claim {
     }
 }
 
-/// The first child of a shim: the task, or one of its orphans. None where the kernel does not list children.
+/// The first child of a shim: the task, or one of its orphans. None if the kernel does not list children.
 fn child(shim: Identity) -> Option<Identity> {
     let pid = shim.pid;
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     let child = Identity::of(children.split_whitespace().next()?.parse().ok()?).ok()?;
-    // Asked last: the children were this shim's.
+    // Checked last: the children were those of this shim.
     (Identity::of(pid).ok()? == shim).then_some(child)
 }
 
-/// The real uid of a process; none if it is gone. For a task whose handle is of a driver that did not note it.
+/// The real uid of a process; none if it is gone. For a task whose handle does not contain it.
 pub(crate) fn of_process(process: Identity) -> Option<u32> {
     let status = std::fs::read(format!("/proc/{}/status", process.pid)).ok()?;
-    // Asked after the file was read: a reused PID is another process.
+    // Checked after the file was read: a reused PID is another process.
     let same = Identity::of(process.pid).ok()? == process;
     let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
     let uid = str::from_utf8(line).ok()?.split_whitespace().next()?.parse().ok()?;

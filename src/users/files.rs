@@ -39,11 +39,7 @@ pub(super) fn read(path: &'static str) -> Result<Vec<u8>, LookupError> {
 
 /// Reads all of `source`, unless it or one of its lines is too long.
 fn bounded(source: impl Read) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    source.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_MAX {
-        return Err(io::Error::other(format!("it has more than {FILE_MAX} bytes")));
-    }
+    let bytes = crate::sys::read::bounded(source, FILE_MAX)?;
     let too_long = |line: &[u8]| line.len() > LINE_MAX;
     match bytes.split(|byte| *byte == b'\n').position(too_long) {
         Some(index) => Err(io::Error::other(format!("line {} has more than {LINE_MAX} bytes", index + 1))),

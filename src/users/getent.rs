@@ -6,13 +6,11 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Entry, LookupError, files};
 
@@ -137,14 +135,8 @@ fn read_until(mut pipe: File, until: Instant) -> std::io::Result<Option<Vec<u8>>
     let mut all = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, timeout) {
-            Ok(0) if left.is_zero() => return Ok(None),
-            Ok(0) | Err(Errno::EINTR) => continue,
-            Ok(_) => {}
-            Err(errno) => return Err(errno.into()),
+        if !crate::sys::poll::readable(&pipe, until)? {
+            return Ok(None);
         }
         match pipe.read(&mut buffer)? {
             0 => return Ok(Some(all)),

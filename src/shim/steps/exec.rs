@@ -17,7 +17,7 @@ use crate::shim::spec::{Command, DEFAULT_PATH, candidates};
 /// Longest argument or environment entry that execve(2) takes, bytes with the final NUL: MAX_ARG_STRLEN is 32 pages.
 const MAX_ARG_STRLEN: usize = 128 * 1024;
 
-/// Tries each place where the command may be, as execvp(3) does.
+/// Tries each path that the command may have, as execvp(3) does.
 pub(crate) fn exec(command: &Command, reporter: &Reporter) -> Result<Infallible> {
     let c_string = |text: &str| {
         CString::new(text)
@@ -36,7 +36,7 @@ pub(crate) fn exec(command: &Command, reporter: &Reporter) -> Result<Infallible>
             Ok(never) => match never {},
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
             Err(Errno::ENAMETOOLONG) if !command.program.contains('/') => {}
-            // A directory of PATH that may not be entered is not where the command is.
+            // A directory of PATH that may not be searched is skipped.
             Err(Errno::EACCES) if command.program.contains('/') || stat(&path).is_ok() => {
                 refused.get_or_insert(path);
             }
@@ -76,14 +76,14 @@ fn not_executed(command: &Command, path: &Path, errno: Errno) -> Failure {
     }
 }
 
-/// What execve(2) calls too big: one argument or variable, or all of them together.
+/// Names the cause of E2BIG: one argument or variable, or all of them together.
 fn too_big(command: &Command) -> String {
     let largest =
         command.env.iter().max_by_key(|entry| entry.len()).filter(|entry| entry.len() >= MAX_ARG_STRLEN);
     if let Some(entry) = largest {
         let name = entry.split('=').next().unwrap_or_default();
         return format!(
-            "the environment variable {name:?} has {} bytes, and the kernel takes {MAX_ARG_STRLEN} for each; put the value \
+            "the environment variable {name:?} has {} bytes, and the kernel takes {MAX_ARG_STRLEN} each; put the value \
              into a file",
             entry.len()
         );

@@ -1,4 +1,4 @@
-//! What a process inherits of its parent, set to what a task shall have.
+//! Attributes that a process inherits from its parent, reset for the task.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,12 +12,12 @@ use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
 use crate::sys;
 
-/// File mode creation mask of a task: what a login has, and containers.
+/// File mode creation mask of a task: the usual one of logins and containers.
 const UMASK: Mode = Mode::from_bits_truncate(0o022);
 /// What a core dump has by default, core(5): private and shared anonymous memory, ELF headers, private huge pages.
 const COREDUMP_FILTER: &str = "0x33";
 
-/// What would otherwise be as the agent has it; `docs/security.md` lists what is inherited on purpose.
+/// Resets what the task would inherit from the agent; `docs/security.md` lists what is inherited on purpose.
 pub(crate) fn reset_inherited() -> Result<()> {
     let set = |what: &'static str, done: nix::Result<()>| {
         done.map_err(|errno| Failure::new(Step::Inherited, what, errno))
@@ -50,7 +50,7 @@ pub(crate) fn limit_open_files(spec: &ShimSpec) -> Result<()> {
         .map_err(|errno| Failure::new(Step::OpenFiles, soft.to_string(), errno))
 }
 
-/// Without CAP_SYS_NICE, or under a filter of system calls, a priority cannot be raised: what is inherited then only takes away.
+/// Without CAP_SYS_NICE, or under a system call filter, a priority cannot be raised; an inherited low priority is harmless.
 fn unless_refused(done: nix::Result<()>) -> nix::Result<()> {
     done.or_else(|errno| if matches!(errno, Errno::EACCES | Errno::EPERM) { Ok(()) } else { Err(errno) })
 }

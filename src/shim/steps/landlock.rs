@@ -22,7 +22,7 @@ use crate::shim::spec::ShimSpec;
 use crate::shim::walk::{DirId, WalkError};
 use crate::sys;
 
-/// Opens what the rules name and makes the ruleset, which is not in force yet.
+/// Opens the paths of the rules and creates the ruleset, without enforcing it yet.
 pub(crate) fn build_ruleset(
     spec: &ShimSpec,
     logs: Option<&Logs>,
@@ -111,8 +111,8 @@ fn add_rule(
         .map_err(|error| Failure::text(Step::Unveil, rule.to_string(), error.to_string()))
 }
 
-/// A default that is not there, or behind a symbolic link that a task could have made, is not granted. What an unveil above
-/// it grants stays.
+/// A default path that does not exist, or is behind a symbolic link that a task could have made, is skipped. A rule for a
+/// directory above it still applies.
 fn is_absent(error: &WalkError) -> bool {
     match error {
         WalkError::Errno(errno) => {
@@ -136,13 +136,13 @@ pub(crate) fn not_unveiled(rule: &Rule, error: WalkError) -> Failure {
             root.display()
         )),
         (Errno::EACCES, _, NamedBy::Job) => {
-            failure.with_note("the task's user may not pass through a directory on the way")
+            failure.with_note("the task's user has no permission to search a directory of the path")
         }
         _ => failure,
     }
 }
 
-/// Puts the ruleset in force for the calling process and all that it starts.
+/// Enforces the ruleset for the calling process and its descendants.
 pub(crate) fn restrict(ruleset: RulesetCreated) -> Result<()> {
     let status = ruleset
         .restrict_self()

@@ -14,10 +14,10 @@ use crate::sandbox::place::Place;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{ShimSpec, Stdio};
 
-/// How long the log FIFOs may lack a reader. Nomad's log collector opens them before it asks for the task, so a reader
-/// that is not there has died or is being restarted.
+/// How long the log FIFOs may have no reader. Nomad's log collector opens them before Nomad starts the task, so a missing reader
+/// has died or is being restarted.
 const LOG_READER_WAIT: Duration = Duration::from_secs(5);
-/// Pause between two looks for a reader: opening a FIFO offers nothing to wait for but blocking without a bound.
+/// Pause between two attempts: the only other way to wait for a reader of a FIFO is to block without a limit.
 const LOG_READER_PAUSE: Duration = Duration::from_millis(5);
 
 /// The FIFOs, opened for writing.
@@ -37,18 +37,18 @@ pub(crate) fn open_logs(spec: &ShimSpec) -> Result<Option<Logs>> {
 }
 
 /// Opens a log FIFO for writing, makes sure that it is one, and gives it to the task's user, so that the task can open
-/// /dev/stdout again. Everything after the opening goes by descriptor: the name may mean something else by then.
+/// /dev/stdout again. Later steps use the descriptor: the name may mean another file by then.
 fn open_log(place: &Place, spec: &ShimSpec) -> Result<OwnedFd> {
     let failed = |errno| Failure::new(Step::Log, path_of(place), errno);
     let deadline = Instant::now() + LOG_READER_WAIT;
     let fifo = loop {
-        // Without O_NONBLOCK this would hang for ever if nobody reads.
+        // Without O_NONBLOCK this would block forever without a reader.
         match open_log_fifo(place, spec) {
             Ok(fifo) => break fifo,
             Err(Errno::ENXIO) if Instant::now() < deadline => std::thread::sleep(LOG_READER_PAUSE),
             Err(Errno::ENXIO) => {
                 return Err(failed(Errno::ENXIO).with_note(format!(
-                    "nobody reads the log FIFO, waited {} s",
+                    "no process reads the log FIFO, waited {} s",
                     LOG_READER_WAIT.as_secs()
                 )));
             }
@@ -57,7 +57,7 @@ fn open_log(place: &Place, spec: &ShimSpec) -> Result<OwnedFd> {
     };
     let kind = SFlag::from_bits_truncate(fstat(&fifo).map_err(failed)?.st_mode) & SFlag::S_IFMT;
     if kind != SFlag::S_IFIFO {
-        return Err(Failure::text(Step::Log, path_of(place), "this is no FIFO".into()));
+        return Err(Failure::text(Step::Log, path_of(place), "it is not a FIFO".into()));
     }
     fcntl(&fifo, FcntlArg::F_SETFL(OFlag::O_WRONLY)).map_err(failed)?;
     fchown(&fifo, Some(Uid::from_raw(spec.user.uid)), Some(Gid::from_raw(spec.user.gid))).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! Mounts of the task's own.
+//! The mount namespace of the task.
 
 use nix::mount::{MsFlags, mount};
 
@@ -7,12 +7,12 @@ use crate::sandbox::plan::Namespace;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
 
-/// The shim was cloned into a mount namespace of its own. Mounts of the host still arrive in it (autofs, volumes), its own
-/// do not leave it; /proc shows the new pid namespace.
+/// The shim was cloned into a mount namespace of its own. New mounts of the host still
+/// appear in it (autofs, volumes), but its mounts do not appear on the host; /proc shows the new PID namespace.
 pub(crate) fn separate_mounts(spec: &ShimSpec) -> Result<()> {
     let own = &spec.plan.namespaces.own;
     if !own.contains(&Namespace::Mount) || !own.contains(&Namespace::Pid) {
-        // What follows would change the host's own mounts.
+        // The calls below would change the host's mounts.
         return Err(Failure::text(Step::Mount, "/", "the plan has no own mount and PID namespaces".into()));
     }
     let none: Option<&str> = None;
@@ -21,6 +21,6 @@ pub(crate) fn separate_mounts(spec: &ShimSpec) -> Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, none)
         .map_err(|errno| Failure::new(Step::Mount, "/proc", errno))?;
-    // The working directory of the plugin must not be held by every task.
+    // No task may keep the plugin's working directory busy.
     std::env::set_current_dir("/").map_err(|error| Failure::io(Step::Mount, "/", &error))
 }

@@ -8,7 +8,7 @@ use super::Result;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
 
-/// Joins the namespace that Nomad made, if it made one.
+/// Joins the namespace that Nomad created, if there is one.
 pub(crate) fn join_network(spec: &ShimSpec) -> Result<()> {
     let Some(path) = &spec.plan.namespaces.network else { return Ok(()) };
     open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())

@@ -1,4 +1,4 @@
-//! Opening what a spec names, with the rights of whoever named it.
+//! Opening the paths of a spec, each with the rights of the party that named it.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub(crate) fn path_of(place: &Place) -> String {
     place.display().display().to_string()
 }
 
-/// Opens a place `O_PATH`, with the rights of whoever named it; see [`Place`] for what is followed and what is not.
+/// Opens a place `O_PATH`, with the rights of the party that named it; see [`Place`] for which symbolic links are followed.
 pub(crate) fn open_place(
     spec: &ShimSpec,
     place: &Place,
@@ -54,7 +54,7 @@ pub(crate) fn find_place(
     match named_by {
         NamedBy::Driver => find(),
         NamedBy::Job => as_task(spec, find)?,
-        // Root second: on a file server that trusts no root, only the task's user gets in.
+        // As root second: a file server that does not trust root admits only the task's user.
         NamedBy::Agent => as_task(spec, find)?.or_else(|_| find()),
     }
 }
@@ -70,7 +70,7 @@ pub(crate) fn own_directory(spec: &ShimSpec, path: &Path) -> nix::Result<OwnedFd
     }
 }
 
-/// The task's directory. The plugin has proven that the path leads to it, so the links on the way are the agent's.
+/// The task's directory. The plugin has verified it, so links on its path are the agent's.
 pub(crate) fn open_task_dir(spec: &ShimSpec) -> nix::Result<OwnedFd> {
     match &spec.root {
         Some(PrivateRoot { dirs: TaskDirs::Nomad { alloc_dir, task }, .. }) => {
@@ -92,21 +92,19 @@ const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
 fn open_trusted(path: &Path) -> nix::Result<OwnedFd> {
     let flags = DIRECTORY | OFlag::O_CLOEXEC;
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    walk::retry(|| openat2(AT_FDCWD, path, how))
+    crate::sys::open::retry(|| openat2(AT_FDCWD, path, how))
 }
 
 /// Opens `path` below `root`, without following a link or leaving it.
 pub(crate) fn open_beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
-    walk::retry(|| openat2(root, path, how))
+    crate::sys::open::beneath(root, path, flags, ResolveFlag::empty())
 }
 
-/// Calls `open` with the ids and capabilities that decide about files as the task will have them, setfsuid(2).
+/// Calls `open` with the task's file system ids and capabilities, setfsuid(2).
 fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
     let own = sys::caps::get()?;
     let effective = spec.plan.capabilities.bits() & own.permitted;
-    // For what is opened as root, a capability decides and no group.
+    // What is opened as root does not depend on groups: capabilities decide.
     setgroups(&groups(&spec.user))?;
     set_fs_ids(spec.user.uid, spec.user.gid)?;
     sys::caps::set(sys::caps::Sets { effective, ..own })?;
@@ -116,7 +114,7 @@ fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
     Ok(opened)
 }
 
-/// setfsuid(2) and setfsgid(2) report no error: whether they worked shows when they are asked for an id that there is not.
+/// setfsuid(2) and setfsgid(2) report no error, so the current ids are read back by setting an invalid id.
 fn set_fs_ids(uid: u32, gid: u32) -> nix::Result<()> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     setfsgid(gid);
@@ -128,7 +126,7 @@ fn set_fs_ids(uid: u32, gid: u32) -> nix::Result<()> {
 /// The directories in which this task's rules let tasks create.
 pub(crate) fn writable(spec: &ShimSpec) -> Vec<DirId> {
     let creating = spec.plan.landlock.rules.iter().filter(|rule| rule.access.create());
-    // One that cannot be opened is an error, or nothing, when its rule is made.
+    // A path that cannot be opened is reported, or skipped, when its rule is added.
     let opened = creating.filter_map(|rule| open_place(spec, &rule.place, rule.named_by, &[]).ok());
     opened.filter_map(|dir| fstat(&dir).ok()).map(|stat| DirId::of(&stat)).collect()
 }

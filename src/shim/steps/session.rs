@@ -1,4 +1,4 @@
-//! Session, process group and terminal; the life of the shim.
+//! Session, process group and terminal; when the shim dies.
 
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -10,8 +10,8 @@ use crate::shim::report::{Failure, Reporter, Step};
 use crate::shim::spec::ShimSpec;
 use crate::sys;
 
-/// With a terminal the shim leads the session, and the task is a process group in it: its parent is then in the same
-/// session, without which the kernel would not let the terminal stop it (setpgid(2), orphaned process groups).
+/// With a terminal the shim leads the session, and the task is a process group in it: only a task whose
+/// parent is in the same session can be stopped by the terminal (setpgid(2), orphaned process groups).
 pub(crate) fn lead_session(spec: &ShimSpec) -> Result<()> {
     let Some(terminal) = spec.command.terminal() else { return Ok(()) };
     let failed = |errno| Failure::new(Step::Session, "the terminal", errno);
@@ -32,6 +32,6 @@ pub(crate) fn join_session(spec: &ShimSpec) -> Result<()> {
 pub(crate) fn die_with_parent(reporter: &Reporter) -> Result<()> {
     let failed = |errno| Failure::new(Step::Session, "the shim", errno);
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed)?;
-    // It may have died before.
+    // The parent may be dead already.
     if reporter.is_abandoned() { Err(failed(Errno::ESRCH)) } else { Ok(()) }
 }

@@ -16,8 +16,8 @@ pub(crate) fn become_user(spec: &ShimSpec) -> Result<()> {
     let (user, granted) = (&spec.user, spec.plan.capabilities);
     let caps = |errno| Failure::new(Step::Capabilities, granted.to_string(), errno);
     let failed = |errno| Failure::new(Step::User, format!("{}:{}", user.uid, user.gid), errno);
-    // For everybody else no_new_privs keeps what a file could add to the permitted set. A smaller bounding set would only
-    // make the kernel refuse programs with file capabilities, capabilities(7), "capability-dumb binaries".
+    // For other users no_new_privs suppresses file capabilities. A smaller bounding set would only make the kernel refuse
+    // programs that have them, capabilities(7), "capability-dumb binaries".
     if user.uid == 0 {
         limit_bounding(granted)?;
     }
@@ -32,18 +32,18 @@ pub(crate) fn become_user(spec: &ShimSpec) -> Result<()> {
     let bits = granted.bits();
     sys::caps::set(sys::caps::Sets { effective: bits, permitted: bits, inheritable: bits }).map_err(caps)?;
     sys::caps::clear_ambient().map_err(caps)?;
-    // A root user's programs get what is permitted and in the bounding set; anybody else's need ambient capabilities.
+    // Root's programs get the bounding set; those of other users need ambient capabilities.
     if user.uid != 0 {
         granted.iter().try_for_each(|cap| sys::caps::raise_ambient(cap.number())).map_err(caps)?;
     }
     Ok(())
 }
 
-/// In the shim, before the task's command runs: from here on it only waits. It keeps no right that a bug could use, and an
-/// id that no task has.
+/// In the shim, before the task's command runs: from here on it only waits. It keeps no privilege that a bug could abuse, and its
+/// id is one that no task has.
 pub(crate) fn drop_privileges() -> Result<()> {
-    let caps = |errno| Failure::new(Step::Capabilities, "the shim", errno);
-    let user = |errno| Failure::new(Step::User, "of the shim", errno);
+    let caps = |errno| Failure::new(Step::Capabilities, "none", errno).with_note("of the shim");
+    let user = |errno| Failure::new(Step::User, SHIM_ID.to_string(), errno).with_note("of the shim");
     limit_bounding(CapSet::EMPTY)?;
     sys::caps::clear_ambient().map_err(caps)?;
     setgroups(&[]).map_err(user)?;
@@ -66,10 +66,14 @@ fn limit_bounding(allowed: CapSet) -> Result<()> {
     for number in (0..64_u8).filter(|number| allowed.bits() >> number & 1 == 0) {
         match sys::caps::drop_from_bounding(number) {
             Ok(()) => {}
-            // The first number that the kernel does not know; there is none above it.
+            // Higher than the kernel's last capability.
             Err(Errno::EINVAL) => break,
             Err(errno) => {
-                return Err(Failure::new(Step::Capabilities, format!("bounding set, {number}"), errno));
+                return Err(Failure::new(
+                    Step::Capabilities,
+                    format!("bounding set without {number}"),
+                    errno,
+                ));
             }
         }
     }

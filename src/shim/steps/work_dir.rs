@@ -13,7 +13,7 @@ use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
 use crate::shim::walk::{DirId, WalkError};
 
-/// Opens it in the shim, with the rights of whoever named it.
+/// Opens it in the shim, with the rights of the party that named it.
 pub(crate) fn open_work_dir(spec: &ShimSpec, writable: &[DirId]) -> Result<OwnedFd> {
     let WorkDir { place, named_by } = &spec.plan.work_dir;
     let failed = |errno| Failure::new(Step::WorkDir, path_of(place), errno);
@@ -30,7 +30,7 @@ pub(crate) fn open_work_dir(spec: &ShimSpec, writable: &[DirId]) -> Result<Owned
     }
 }
 
-/// As the task's user, so that the kernel judges whether that may enter. Without a descriptor, by its path: in a root of its own
+/// As the task's user, so that the kernel checks its permission. Without a descriptor, by its path: in a root of its own
 /// nothing leads the task out.
 pub(crate) fn enter_work_dir(spec: &ShimSpec, dir: Option<&OwnedFd>) -> Result<()> {
     let path = path_of(&spec.plan.work_dir.place);

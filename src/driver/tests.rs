@@ -193,7 +193,9 @@ async fn foreign_handles_and_other_boots_are_refused() {
         handle.driver_state = state.encode().unwrap();
     };
     assert!(refused(&reused).await.message().contains("left no exit status"));
-    assert!(refused(&|handle| handle.driver_state = b"{}".into()).await.message().contains("cannot be read"));
+    assert!(
+        refused(&|handle| handle.driver_state = b"{}".into()).await.message().contains("failed to decode")
+    );
     assert!(host.driver.0.tasks.store().tasks().is_empty());
 }
 
