@@ -175,6 +175,9 @@ impl Request<'_> {
         if !defaults {
             return all;
         }
+        for name in ["local", "secrets", "tmp"] {
+            all.push(own(&self.task_dir.join(name), Source::TaskDir, Kind::InTree, RWXC, FILES));
+        }
         for (path, source, access, refuse) in [
             ("/tmp", Source::Tmp, RWXC, FILES),
             ("/var/tmp", Source::Tmp, RWXC, FILES),
@@ -307,18 +310,21 @@ impl Assembly {
                     refuse: candidate.refuse,
                     directory: candidate.directory,
                     in_tmp: cover.is_some_and(|cover| cover.source == Source::Tmp),
-                    optional: candidate.kind == Kind::Own && cover.is_some_and(|cover| cover.kind == Kind::Host),
+                    optional: candidate.kind == Kind::Own
+                        && cover.is_some_and(|cover| cover.kind == Kind::Host),
                 });
             }
             covers.push(candidate);
         }
         self.links.retain(|link| deepest(&covers, &link.path).is_none());
-        let inside = |path: &Path| covers.iter().any(|cover| path.starts_with(&cover.path) && path != cover.path);
+        let inside =
+            |path: &Path| covers.iter().any(|cover| path.starts_with(&cover.path) && path != cover.path);
         self.directories.retain(|path| !inside(path));
         let parents = self.links.iter().flat_map(|link| link.path.ancestors().skip(1));
         let parents: Vec<_> = parents.map(Path::to_owned).collect();
         self.add_directories(parents);
-        let above: Vec<_> = self.directories.iter().flat_map(|path| path.ancestors()).map(Path::to_owned).collect();
+        let above: Vec<_> =
+            self.directories.iter().flat_map(|path| path.ancestors()).map(Path::to_owned).collect();
         self.add_directories(above);
     }
 

@@ -91,12 +91,16 @@ fn by_default_trees_are_taken_whole_and_few_rules_are_needed() {
     let root = with(&[]);
     assert_eq!(root.mounted("/usr")[0].source, Source::Tree("/usr".into()));
     assert_eq!(root.mounted("/usr/bin"), [] as [&Mount; 0]);
-    let rules: Vec<_> = root.rules.iter().map(|rule| format!("{}:{}", rule.access, rule.path.display())).collect();
+    let rules: Vec<_> =
+        root.rules.iter().map(|rule| format!("{}:{}", rule.access, rule.path.display())).collect();
     assert_eq!(
         rules,
         [
             "r:/",
             &format!("rwxc:{TASK_DIR}/alloc"),
+            &format!("rwxc:{TASK_DIR}/local"),
+            &format!("rwxc:{TASK_DIR}/secrets"),
+            &format!("rwxc:{TASK_DIR}/tmp"),
             "rw:/dev",
             "rwc:/dev/mqueue",
             "rwc:/dev/shm",
@@ -112,7 +116,11 @@ fn by_default_trees_are_taken_whole_and_few_rules_are_needed() {
 fn a_parent_is_mounted_before_what_lies_in_it() {
     let root = with(&["rw:/srv/a/b", "r:/srv/a", "r:/etc/app"]);
     for (number, mount) in root.mounts.iter().enumerate() {
-        assert!(root.mounts[..number].iter().all(|earlier| !earlier.path.starts_with(&mount.path) || earlier.path == mount.path));
+        assert!(
+            root.mounts[..number]
+                .iter()
+                .all(|earlier| !earlier.path.starts_with(&mount.path) || earlier.path == mount.path)
+        );
     }
     assert_eq!(root.mounted("/srv/a/b").len(), 1, "its mount is writable, the one above it is not");
 }
@@ -146,6 +154,18 @@ fn an_unveil_above_a_tree_shows_the_hosts() {
     assert_eq!(root.mounted("/etc")[0].source, Source::Unveil(0));
     assert_eq!(root.mounted("/etc/ssl/certs"), [] as [&Mount; 0]);
     assert!(!root.has_link("/etc/hosts") && !root.has_link("/etc/localtime"));
+}
+
+#[test]
+fn the_task_writes_in_its_directories_and_not_beside_them() {
+    let root = with(&[]);
+    for name in ["local", "secrets", "tmp", "alloc", "local/deep"] {
+        assert_eq!(root.granted(&format!("{TASK_DIR}/{name}")), access("rwxc"), "{name}");
+    }
+    for path in [TASK_DIR, "/data/alloc_mounts", "/"] {
+        assert_eq!(root.granted(path), access("r"), "{path}");
+    }
+    assert_eq!(root.mounted(&format!("{TASK_DIR}/local")), [] as [&Mount; 0]);
 }
 
 #[test]
@@ -212,7 +232,9 @@ fn links_lead_to_what_is_unveiled() {
 fn a_mount_point_below_the_tasks_tmp_is_marked() {
     let root = with(&["r:/tmp/shared"]);
     assert!(root.mounted("/tmp/shared")[0].in_tmp);
-    assert!(root.mounts.iter().filter(|mount| mount.path != Path::new("/tmp/shared")).all(|mount| !mount.in_tmp));
+    assert!(
+        root.mounts.iter().filter(|mount| mount.path != Path::new("/tmp/shared")).all(|mount| !mount.in_tmp)
+    );
     let root = with(&["r:/tmp"]);
     assert_eq!(root.mounted("/tmp")[0].source, Source::Unveil(0));
 }
@@ -221,5 +243,8 @@ fn a_mount_point_below_the_tasks_tmp_is_marked() {
 fn a_single_file_has_a_file_to_be_mounted_on() {
     let root = with(&["r:/srv/app.conf"]);
     assert!(root.files.contains(Path::new("/srv/app.conf")));
-    assert!(root.directories.contains(Path::new("/srv")) && !root.directories.contains(Path::new("/srv/app.conf")));
+    assert!(
+        root.directories.contains(Path::new("/srv"))
+            && !root.directories.contains(Path::new("/srv/app.conf"))
+    );
 }
