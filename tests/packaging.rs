@@ -188,12 +188,20 @@ fn nix(hcl: &str) -> String {
     }
 }
 
+/// Separates the values of an option that takes no others.
+const ALTERNATIVE: &str = " or ";
+
 /// The type of an option in the NixOS module, and its name in the module's documentation.
-fn nix_type(row: &Row) -> (&'static str, &'static str) {
+fn nix_type(row: &Row) -> (String, String) {
+    let named = |type_: &str, name: &str| (type_.to_owned(), name.to_owned());
     match row.form {
-        Form::Attribute("bool") => ("lib.types.bool", "boolean"),
-        Form::Attribute("string") => ("lib.types.str", "string"),
-        Form::Attribute("list(string)") => ("lib.types.listOf lib.types.str", "list of string"),
+        Form::Attribute("string") if row.takes.contains(ALTERNATIVE) => {
+            let values: Vec<_> = row.takes.split(ALTERNATIVE).map(|value| value.replace('`', "")).collect();
+            (format!("lib.types.enum [ {} ]", values.join(" ")), format!("one of {}", values.join(", ")))
+        }
+        Form::Attribute("bool") => named("lib.types.bool", "boolean"),
+        Form::Attribute("string") => named("lib.types.str", "string"),
+        Form::Attribute("list(string)") => named("lib.types.listOf lib.types.str", "list of string"),
         form => panic!("{}: this test has no type of Nix for {form:?}", row.name),
     }
 }

@@ -117,7 +117,11 @@ fn ready(mut command: Command) -> (Run, BufReader<std::process::ChildStdout>) {
 
 /// A `run` of sleep(1), and the pid of the command.
 fn sleeping(base: &Path, seconds: &str) -> (Run, i32) {
-    let mut run = run(base, &[], &["sleep", seconds]);
+    sleeping_with(base, &[], seconds)
+}
+
+fn sleeping_with(base: &Path, options: &[&str], seconds: &str) -> (Run, i32) {
+    let mut run = run(base, options, &["sleep", seconds]);
     // A process group of its own, whose parent is in the same session: such a group can be stopped.
     let run = Run(run.process_group(0).spawn().unwrap());
     until("the command runs", || process_with(seconds).is_some());
@@ -198,6 +202,9 @@ fn the_environment_has_nothing_of_the_callers_session() {
     }
 }
 
+/// The tree of the host as root directory: the task's directories are in TMPDIR.
+const HOST_ROOT: [&str; 2] = ["--root", "host"];
+
 #[test]
 fn an_unsuitable_temporary_directory_is_not_used() {
     let Some(base) = base() else { return };
@@ -210,24 +217,46 @@ fn an_unsuitable_temporary_directory_is_not_used() {
     fs::set_permissions(&private, Permissions::from_mode(0o700)).unwrap();
     std::os::unix::fs::chown(&foreign, Some(user), Some(user)).unwrap();
     for unsuitable in [&private, &foreign] {
-        let output = run(unsuitable, &[], &["mktemp"]).output().unwrap();
+        let output = run(unsuitable, &HOST_ROOT, &["mktemp"]).output().unwrap();
         assert_eq!(status(&output), Some(0), "{output:?}");
         assert!(!text(&output.stdout).contains(&unsuitable.display().to_string()), "{output:?}");
     }
-    let output = run(base.path(), &[], &["mktemp"]).output().unwrap();
+    let output = run(base.path(), &HOST_ROOT, &["mktemp"]).output().unwrap();
     assert!(text(&output.stdout).starts_with(&base.path().display().to_string()), "{output:?}");
-    let output = run(&base.path().join("missing"), &[], &["true"]).output().unwrap();
+    let output = run(&base.path().join("missing"), &HOST_ROOT, &["true"]).output().unwrap();
     assert_eq!(status(&output), Some(125));
     assert!(text(&output.stderr).contains("/missing\": No such file or directory"), "{output:?}");
+    // A task with a root of its own needs none.
+    for tmpdir in [base.path(), &private, &base.path().join("missing")] {
+        let output = run(tmpdir, &[], &["mktemp"]).output().unwrap();
+        assert!(text(&output.stdout).starts_with("/task/tmp/"), "{output:?}");
+    }
+    assert_eq!(base.path().read_dir().unwrap().count(), 2);
 }
 
 #[test]
 fn directories_deeper_than_the_limit_of_open_files_are_removed() {
     let Some(base) = base() else { return };
     let nest = "mkdir -p $(printf 'd/%.0s' $(seq 300)) && test -d d/d/d";
-    let output = run_after(base.path(), "ulimit -n 128", nest).output().unwrap();
-    assert_eq!(status(&output), Some(0), "{output:?}");
-    assert_eq!(base.path().read_dir().unwrap().count(), 0, "{output:?}");
+    for root in ["host", "private"] {
+        let mut shell = Command::new("sh");
+        shell.args([
+            "-c",
+            "ulimit -n 128; exec \"$@\"",
+            "sh",
+            PLUGIN,
+            "run",
+            "--root",
+            root,
+            "--",
+            "sh",
+            "-c",
+            nest,
+        ]);
+        let output = shell.env("TMPDIR", base.path()).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(status(&output), Some(0), "{output:?}");
+        assert_eq!(base.path().read_dir().unwrap().count(), 0, "{output:?}");
+    }
 }
 
 #[test]
@@ -307,23 +336,28 @@ fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
 fn killing_run_kills_its_command_and_the_next_run_cleans_up() {
     let Some(base) = base() else { return };
     let count = || base.path().read_dir().unwrap().count();
-    let started = |seconds: &str| {
-        let (run, _) = sleeping(base.path(), seconds);
-        (run_directory(run.pid()), run)
-    };
-    let [seconds, others] = [1, 2].map(unique_seconds);
-    let (entry, mut killed) = started(&seconds);
-    let (living_entry, mut living) = started(&others);
-    killed.0.kill().unwrap();
-    assert_eq!(killed.0.wait().unwrap().signal(), Some(libc::SIGKILL));
-    until("the command is gone", || process_with(&seconds).is_none());
-    assert_eq!(count(), 2);
-    assert_eq!(status(&run(base.path(), &[], &["true"]).output().unwrap()), Some(0));
-    assert!(!entry.exists());
-    assert!(living_entry.exists() && process_with(&others).is_some());
-    assert_eq!(count(), 1, "the directories of the living one");
-    assert_eq!(living.end_by(Signal::SIGTERM), Some(128 + libc::SIGTERM));
-    assert_eq!(count(), 0);
+    for (root, number) in [("host", 1), ("private", 6)] {
+        let options = ["--root", root];
+        // A task with a root of its own has its directories there.
+        let directories = |runs| if root == "host" { runs } else { 0 };
+        let started = |seconds: &str| {
+            let (run, _) = sleeping_with(base.path(), &options, seconds);
+            (run_directory(run.pid()), run)
+        };
+        let [seconds, others] = [number, number + 1].map(unique_seconds);
+        let (entry, mut killed) = started(&seconds);
+        let (living_entry, mut living) = started(&others);
+        killed.0.kill().unwrap();
+        assert_eq!(killed.0.wait().unwrap().signal(), Some(libc::SIGKILL));
+        until("the command is gone", || process_with(&seconds).is_none());
+        assert_eq!(count(), directories(2));
+        assert_eq!(status(&run(base.path(), &options, &["true"]).output().unwrap()), Some(0));
+        assert!(!entry.exists());
+        assert!(living_entry.exists() && process_with(&others).is_some());
+        assert_eq!(count(), directories(1), "the directories of the living one");
+        assert_eq!(living.end_by(Signal::SIGTERM), Some(128 + libc::SIGTERM));
+        assert_eq!(count(), 0);
+    }
 }
 
 fn run_directory(run: Pid) -> std::path::PathBuf {

@@ -412,7 +412,7 @@ mod tests {
             (json!({"unveil_path": []}), "\"unveil_path\" is unknown; did you mean unveil_paths?"),
             (
                 json!({"x": 1}),
-                "write one of unveil_defaults, unveil_paths, unveil_by_task, allow_caps, dynamic_user_range",
+                "write one of root, unveil_defaults, unveil_paths, unveil_by_task, allow_caps, dynamic_user_range",
             ),
             (agent(json!({PLUGIN: {"config": {"allow_cap": []}}})), "did you mean allow_caps?"),
             (json!({"unveil_by_task": "yes"}), "unveil_by_task is a string; write true or false"),
@@ -467,8 +467,8 @@ mod tests {
         let config = ok(json!({"unveil_paths": ["rx:/opt/bin"], "allow_caps": ["CAP_NET_RAW"]}));
         assert_eq!(
             summary(&config),
-            "valid\nroot = \"private\"\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\nunveil_by_task = false\n\
-             allow_caps = [\"net_raw\"]\ndynamic_user_range = \"80000-89999\"\n"
+            "valid\nroot = \"private\"\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\n\
+             unveil_by_task = false\nallow_caps = [\"net_raw\"]\ndynamic_user_range = \"80000-89999\"\n"
         );
     }
 }

@@ -12,7 +12,7 @@ use super::spec::StoredSpec;
 use crate::cgroup::{CpuMax, Limits, MemoryMax};
 use crate::sandbox::capabilities::Capability;
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
-use crate::sandbox::plan::{Landlock, Namespaces, Plan, Resources, Rlimits, WorkDir};
+use crate::sandbox::plan::{Landlock, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
 use crate::sandbox::unveil::Access;
 use crate::shim::exit::Exit;
 use crate::users::User;
@@ -64,7 +64,7 @@ fn spec() -> StoredSpec<'static> {
         name: "web".into(),
         user: std::borrow::Cow::Owned(User { home: Some("/home/ann".into()), ..user }),
         plan: std::borrow::Cow::Owned(Plan {
-            root: crate::sandbox::plan::Root::Private { defaults: true },
+            root: Root::Private { defaults: true },
             task_dir: "/data/alloc_mounts/alloc-web".into(),
             namespaces: Namespaces { network, ..Namespaces::default() },
             landlock: Landlock { rules, ..Landlock::default() },
@@ -156,6 +156,20 @@ fn a_record_with_a_field_of_a_later_version_is_read() {
     }
     assert_eq!((dir.shim(), dir.starting(), dir.answered()), (Some(SHIM), Some(PLUGIN), Some(PLUGIN)));
     assert_eq!(dir.spec().unwrap(), Some(spec()));
+}
+
+#[test]
+fn a_task_of_which_no_root_is_stored_has_the_hosts() {
+    let base = tempfile::tempdir().unwrap();
+    let fixture = Path::new(DIRECTORY).join(env!("CARGO_PKG_VERSION"));
+    let dir = run_dir_of(&fixture, &base.path().join("run"));
+    assert_eq!(dir.spec().unwrap().unwrap().plan.root, Root::Private { defaults: true });
+    let path = dir.path().join("spec");
+    let text = fs::read_to_string(&path).unwrap();
+    let earlier = text.replace(r#""root":{"private":{"defaults":true}},"#, "");
+    assert_ne!(earlier, text);
+    fs::write(&path, earlier).unwrap();
+    assert_eq!(dir.spec().unwrap().unwrap().plan.root, Root::Host);
 }
 
 #[test]

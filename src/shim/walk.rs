@@ -75,11 +75,6 @@ pub(super) struct Found {
 }
 
 /// Opens `path`, which is absolute, `O_PATH`. No link at or below the directories `writable` is followed.
-pub(super) fn open_path(path: &Path, writable: &[DirId]) -> Result<OwnedFd, WalkError> {
-    find(path, writable).map(|found| found.place)
-}
-
-/// The same, with the way to it.
 pub(super) fn find(path: &Path, writable: &[DirId]) -> Result<Found, WalkError> {
     // Most paths contain no link and need no walk.
     let plain = ResolveFlag::RESOLVE_NO_SYMLINKS;
@@ -120,7 +115,15 @@ impl<'a> Walk<'a> {
         let here = open_root()?;
         let stat = fstat(&here)?;
         let below_writable = writable.contains(&DirId::of(&stat));
-        Ok(Self { writable, below_writable, stat, here, path: PathBuf::from("/"), maker: None, links: Vec::new() })
+        Ok(Self {
+            writable,
+            below_writable,
+            stat,
+            here,
+            path: PathBuf::from("/"),
+            maker: None,
+            links: Vec::new(),
+        })
     }
 
     /// One component after the other, those of a link before the rest.
@@ -282,7 +285,7 @@ mod tests {
         fn opened_with(&self, name: &str, writable: &[&str]) -> Result<PathBuf, WalkError> {
             let id = |name: &&str| DirId::of(&nix::sys::stat::stat(&self.at(name)).unwrap());
             let writable: Vec<_> = writable.iter().map(id).collect();
-            let place = open_path(&self.at(name), &writable)?;
+            let place = find(&self.at(name), &writable)?.place;
             Ok(std::fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd())).unwrap())
         }
     }
@@ -373,10 +376,10 @@ mod tests {
     fn magic_links_are_refused_and_ordinary_ones_of_proc_are_not() {
         let file = std::fs::File::open("/dev/null").unwrap();
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let error = open_path(Path::new(&path), &[]).unwrap_err();
+        let error = find(Path::new(&path), &[]).unwrap_err();
         assert!(matches!(error, WalkError::Magic(_)), "{error}");
-        open_path(Path::new("/proc/self/status"), &[]).unwrap();
-        open_path(Path::new("/proc/mounts"), &[]).unwrap();
+        find(Path::new("/proc/self/status"), &[]).unwrap();
+        find(Path::new("/proc/mounts"), &[]).unwrap();
     }
 
     #[test]
