@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
-use nix::sys::stat::{Mode, SFlag};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::{Mode, SFlag};
 
 use super::Result;
 use super::landlock::not_unveiled;
@@ -52,7 +52,7 @@ pub(crate) fn enter_root(
     writable: &[DirId],
 ) -> Result<Vec<RootRule>> {
     let Unveils { places, opened, links, in_proc } = open_unveils(spec, writable)?;
-    let assembly = Request {
+    let mut assembly = Request {
         layout: root.layout.as_ref(),
         task_dir: &spec.plan.task_dir,
         cgroup: root.cgroup_root.as_deref().zip(spec.plan.resources.cgroup.as_deref()),
@@ -72,7 +72,8 @@ pub(crate) fn enter_root(
         .and_then(|()| unshare(CloneFlags::CLONE_NEWNS))
         .map_err(failed("an empty mount namespace"))?;
     sources.make_own(root, &assembly)?;
-    build::build(spec, root, &assembly, sources)?;
+    let left_out = build::build(spec, root, &assembly, sources)?;
+    assembly.rules.retain(|rule| !left_out.contains(&rule.path));
     Ok(assembly.rules)
 }
 

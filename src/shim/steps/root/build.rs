@@ -25,13 +25,20 @@ const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
 /// Below [`OWN`]: what covers the root of cgroup2.
 const CGROUP_NAMES: &str = "cgroup";
 /// The directories of a task of `run`; `alloc/logs` is there because Nomad has it.
-const SCRATCH: [(&str, u32); 5] = [("local", 0o755), ("alloc", 0o755), ("alloc/logs", 0o755), ("secrets", 0o700), ("tmp", 0o700)];
+const SCRATCH: [(&str, u32); 5] =
+    [("local", 0o755), ("alloc", 0o755), ("alloc/logs", 0o755), ("secrets", 0o700), ("tmp", 0o700)];
 
-/// Puts the root together and enters it.
-pub(super) fn build(spec: &ShimSpec, root: &PrivateRoot, assembly: &Assembly, sources: Sources) -> Result<()> {
+/// Puts the root together and enters it. Returns where an optional mount was left out.
+pub(super) fn build(
+    spec: &ShimSpec,
+    root: &PrivateRoot,
+    assembly: &Assembly,
+    sources: Sources,
+) -> Result<Vec<PathBuf>> {
     let mounts: Vec<_> = assembly.mounts.iter().zip(sources.into_mounts()).collect();
     let plain = Refuse { write: false, exec: true, devices: true };
-    let directory = mount::new("tmpfs", &[("mode", "0755"), ("size", ROOT_SIZE)], plain).map_err(failed("/"))?;
+    let directory =
+        mount::new("tmpfs", &[("mode", "0755"), ("size", ROOT_SIZE)], plain).map_err(failed("/"))?;
     mount::attach(&directory, root_directory()?, Path::new(MOUNT_POINT.trim_start_matches('/')))
         .map_err(failed(MOUNT_POINT))?;
     // So that modes are what is written here.
@@ -42,14 +49,18 @@ pub(super) fn build(spec: &ShimSpec, root: &PrivateRoot, assembly: &Assembly, so
         Some((mount, Some(source))) => Some(make_cgroup_names(spec, source, mount, directory.as_fd())?),
         _ => None,
     };
+    let mut left_out = Vec::new();
     for (mount, source) in mounts {
-        attach(spec, root, mount, source, directory.as_fd())?;
+        if !attach(spec, root, mount, source, directory.as_fd())? {
+            left_out.push(mount.path.clone());
+        }
         if let (Source::CgroupRoot, Some(names)) = (&mount.source, &cgroup_names) {
             mount::attach(names, &directory, relative(&mount.path)).map_err(failed(&mount.path))?;
         }
     }
     mount::pivot_root(&directory).map_err(failed("/"))?;
-    mount::make_read_only(&directory).map_err(failed("/"))
+    mount::make_read_only(&directory).map_err(failed("/"))?;
+    Ok(left_out)
 }
 
 fn root_directory() -> Result<OwnedFd> {
@@ -102,30 +113,33 @@ fn relative(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
+/// Whether it is there, which an optional mount need not be.
 fn attach(
     spec: &ShimSpec,
     root: &PrivateRoot,
     mount: &Mount,
     source: Option<OwnedFd>,
     directory: BorrowedFd<'_>,
-) -> Result<()> {
+) -> Result<bool> {
     let source = match (&mount.source, source) {
-        (Source::Tmp, None) => mount::copy(directory, relative(&spec.plan.task_dir.join("tmp")), false).map_err(failed(&mount.path))?,
+        (Source::Tmp, None) => mount::copy(directory, relative(&spec.plan.task_dir.join("tmp")), false)
+            .map_err(failed(&mount.path))?,
         // In the task's directory already.
-        (Source::AllocDir, None) if matches!(root.dirs, TaskDirs::Scratch) => return Ok(()),
+        (Source::AllocDir, None) if matches!(root.dirs, TaskDirs::Scratch) => return Ok(true),
         (_, source) => source.ok_or_else(|| lacking(mount))?,
     };
     if mount.in_tmp {
         make_in_tmp(directory, mount)?;
     }
     match mount::attach(&source, directory, relative(&mount.path)) {
-        Err(Errno::ENOENT) if mount.optional => return Ok(()),
+        // Nothing there on the host, or a link, which is unveiled as it is.
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if mount.optional => return Ok(false),
         attached => attached.map_err(failed(&mount.path))?,
     }
-    match (&mount.source, &root.dirs) {
-        (Source::TaskDir, TaskDirs::Scratch) => fill_scratch(spec, &source),
-        _ => Ok(()),
+    if let (Source::TaskDir, TaskDirs::Scratch) = (&mount.source, &root.dirs) {
+        fill_scratch(spec, &source)?;
     }
+    Ok(true)
 }
 
 /// A mount point in the task's `tmp`, which only root and the task can change, and the task does not run yet.
