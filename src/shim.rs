@@ -50,7 +50,9 @@ const MISUSED: u8 = 2;
 
 /// The entry point of `nomad-driver-exec2 shim`.
 pub fn main() -> ExitCode {
-    let Ok([Some(spec), Some(report), Some(exit), rest @ ..]) = sys::fd::inherited::<{ fds::COUNT }>(fds::SPEC) else {
+    let Ok([Some(spec), Some(report), Some(exit), rest @ ..]) =
+        sys::fd::inherited::<{ fds::COUNT }>(fds::SPEC)
+    else {
         // Not started by the plugin: there is no socket for a report.
         return ExitCode::from(MISUSED);
     };

@@ -122,7 +122,9 @@ impl Kind for RootDirectory {
         match value.text(at)?.as_str() {
             "private" => Ok(RootKind::Private),
             "host" => Ok(RootKind::Host),
-            other => Err(at.bad_value(quote(other), "there is no such root directory", r#""private" or "host""#)),
+            other => {
+                Err(at.bad_value(quote(other), "there is no such root directory", r#""private" or "host""#))
+            }
         }
     }
 

@@ -75,8 +75,7 @@ fn set_attributes(
     propagation: libc::c_ulong,
     recursive: bool,
 ) -> Result<()> {
-    let attributes =
-        libc::mount_attr { attr_set: set.bits().into(), attr_clr: 0, propagation, userns_fd: 0 };
+    let attributes = libc::mount_attr { attr_set: set.bits().into(), attr_clr: 0, propagation, userns_fd: 0 };
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;

@@ -49,7 +49,9 @@ impl Sources {
     ) -> Result<()> {
         self.fill(assembly, |found| {
             let (place, recursive) = match (&found.source, &root.dirs) {
-                (Source::Unveil(number), _) => return own_copy(&unveils[*number], found.refuse, true).map(Some),
+                (Source::Unveil(number), _) => {
+                    return own_copy(&unveils[*number], found.refuse, true).map(Some);
+                }
                 (Source::TaskDir, TaskDirs::Nomad { .. }) => (open_task_dir(spec)?, true),
                 (Source::AllocDir, TaskDirs::Nomad { alloc_dir, .. }) => {
                     let alloc_dir = open_alloc_dir(alloc_dir)?;
