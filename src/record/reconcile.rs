@@ -344,6 +344,23 @@ mod tests {
     }
 
     #[test]
+    fn a_sweep_leaves_what_belongs_to_no_task() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("run");
+        run_dir::make_base(&base).unwrap();
+        let others = [format!("{}etc-1", run_dir::NO_TASK), "old".to_owned()].map(|name| base.join(name));
+        for path in &others {
+            fs::create_dir(path).unwrap();
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+            fs::write(path.join("exit"), "").unwrap();
+            let long_ago = FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
+            fs::File::options().write(true).open(path.join("exit")).unwrap().set_times(long_ago).unwrap();
+        }
+        sweep(&base);
+        assert_eq!(others.map(|path| path.exists()), [true, false]);
+    }
+
+    #[test]
     fn nothing_to_sweep_is_no_error() {
         let dir = tempfile::tempdir().unwrap();
         sweep(&dir.path().join("missing"));

@@ -303,7 +303,15 @@ pub fn siblings(base: &Path, task_id: Key<'_>) -> Result<Vec<RunDir>, RunDirErro
     Ok(entries(base)?.into_iter().filter(is_sibling).collect())
 }
 
-/// The entries below `base`; none if it is not there.
+/// Makes the directory for all tasks, or checks that it is private.
+pub(crate) fn make_base(base: &Path) -> Result<(), RunDirError> {
+    make_private(AT_FDCWD, base.as_os_str(), base).map(drop)
+}
+
+/// How a name below the run directory begins that belongs to no task: [`name`] makes none like it.
+pub(crate) const NO_TASK: &str = "@";
+
+/// The entries of tasks below `base`; none if it is not there.
 pub fn entries(base: &Path) -> Result<Vec<RunDir>, RunDirError> {
     let failed = |error| RunDirError::Io { step: "list", path: base.to_owned(), error };
     let opened = match open_private(AT_FDCWD, base.as_os_str(), base) {
@@ -311,8 +319,10 @@ pub fn entries(base: &Path) -> Result<Vec<RunDir>, RunDirError> {
         opened => opened?,
     };
     let found = std::fs::read_dir(through(&opened)).map_err(failed)?;
+    let names = found.map(|found| found.map(|found| found.file_name()).map_err(failed));
+    let is_task = |name: &OsString| !name.as_encoded_bytes().starts_with(NO_TASK.as_bytes());
     let entry = |name| RunDir { base: base.to_owned(), name };
-    found.map(|found| found.map(|found| entry(found.file_name())).map_err(failed)).collect()
+    names.filter(|name| name.as_ref().map_or(true, is_task)).map(|name| name.map(entry)).collect()
 }
 
 /// Creates a directory that only its owner can enter, or checks an existing one, and opens it. `path` is for messages.
@@ -373,7 +383,7 @@ fn name(task_id: &str) -> String {
 }
 
 /// FNV-1a, 64 bits: stable over builds, unlike the hasher of std.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
@@ -577,5 +587,20 @@ mod tests {
         assert_ne!(name("a/b"), name("a.b"));
         assert_eq!(name("/"), "%2f");
         assert_eq!(name("//"), "%2f.");
+    }
+
+    #[test]
+    fn what_belongs_to_no_task_is_no_entry() {
+        let base = tempfile::tempdir().unwrap();
+        let run = base.path().join("run");
+        make_base(&run).unwrap();
+        std::fs::create_dir(run.join(format!("{NO_TASK}etc"))).unwrap();
+        assert_eq!(entries(&run).unwrap().len(), 0);
+        // Nor can a task have such a name.
+        dir(&base).create().unwrap();
+        let like_it = RunDir::of(&run, id(&format!("{NO_TASK}etc")));
+        like_it.create().unwrap();
+        assert!(!like_it.path().ends_with(format!("{NO_TASK}etc")));
+        assert_eq!(entries(&run).unwrap().len(), 2);
     }
 }
