@@ -23,6 +23,7 @@ use crate::config::{PluginConfig, RootKind};
 use crate::record::run_dir::RUN_DIR;
 use crate::sandbox::capabilities::{CapList, UnknownCapability};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
+use crate::sandbox::plan::Root;
 use crate::sandbox::policy::{Ask, Policy};
 use crate::sandbox::unveil::{Access, Unveil};
 use crate::shim::report::StartError;
@@ -263,6 +264,10 @@ fn supervise(spec: &TaskSpec, ignored: Bits, stdio: Stdio) -> anyhow::Result<Fin
             signals.start_has_ended();
             launched
         })?;
+        if matches!(spec.plan.root, Root::Private { defaults: true }) {
+            // No plugin need run on this host, and a long task is to see a new resolv.conf.
+            launcher.keep_copies();
+        }
         let task =
             Task::adopt(spec.id.clone(), launched?, &EventBus::default()).map_err(|(error, launched)| {
                 launched.abandon();

@@ -69,6 +69,11 @@ impl PluginConfig {
         }
     }
 
+    /// Whether tasks have roots of their own that show the default unveils.
+    pub(crate) fn has_template(&self) -> bool {
+        self.root == RootKind::Private && self.unveil_defaults
+    }
+
     /// The whole config as HCL, one option a line.
     pub fn to_hcl(&self) -> String {
         self.shown().into_iter().map(|(option, value)| format!("{option} = {value}\n")).collect()

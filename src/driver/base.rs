@@ -46,6 +46,8 @@ impl BasePlugin for Driver {
         let agent = request.nomad_config.and_then(|nomad| nomad.driver);
         if agent.is_some() {
             self.0.tasks.reconcile().await.map_err(RpcError::from)?;
+            // Before the first start: recovered tasks have roots already.
+            self.0.tasks.keep_template(plugin.has_template());
         }
         let topology = agent.and_then(|agent| agent.topology);
         let mhz_per_core = topology.and_then(|topology| mhz_per_core(&self::topology(&topology)));

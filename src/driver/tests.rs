@@ -245,8 +245,11 @@ async fn an_unconfigured_plugin_sweeps_nothing() {
     let dir = host.run_dir(stand.id());
     let gone = serde_json::json!({ "boot_id": boot_id().unwrap(), "pid": stand.child.id(), "start_time": 1 });
     std::fs::write(dir.path().join("starting"), gone.to_string()).unwrap();
+    // MessagePack of `{"root": "host"}`: there is no template to keep.
+    let msgpack_config = b"\x81\xa4root\xa4host".to_vec();
     let configured = async |nomad_config| {
-        let request = SetConfigRequest { nomad_config, ..SetConfigRequest::default() };
+        let msgpack_config = msgpack_config.clone();
+        let request = SetConfigRequest { nomad_config, msgpack_config, ..SetConfigRequest::default() };
         host.driver.set_config(Request::new(request)).await.unwrap();
     };
     configured(None).await;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
@@ -13,7 +14,7 @@ use nix::sys::stat::Mode;
 
 use super::processes::{Launched, Processes};
 use super::spec::TaskSpec;
-use super::template::{Template, TemplateError, Templates};
+use super::template::{Foundation, Keep, TemplateError, Templates, Watcher};
 use crate::cgroup::{self, Cgroup, CgroupError, MemoryMax};
 use crate::record::identity::Identity;
 use crate::record::key::{EmptyKey, Key};
@@ -35,7 +36,8 @@ pub struct Launcher {
     /// The running binary, so that an upgrade on disk never mixes two versions in one start.
     program: OwnedFd,
     run_dir: PathBuf,
-    templates: Templates,
+    templates: Arc<Templates>,
+    watcher: Mutex<Option<Watcher>>,
 }
 
 /// Why a task did not start. Nothing is left of it.
@@ -50,7 +52,7 @@ pub enum LaunchError {
     #[error("failed to {step}: {error}")]
     System { step: &'static str, error: io::Error },
     #[error(transparent)]
-    Template(#[from] TemplateError),
+    Template(#[from] Arc<TemplateError>),
     #[error(transparent)]
     End(#[from] reconcile::EndError),
     #[error(transparent)]
@@ -73,8 +75,32 @@ impl Launcher {
         let program = open_high("/proc/self/exe", OFlag::O_PATH).map_err(system("open /proc/self/exe"))?;
         let copy = sys::fd::duplicate_from(program.as_fd(), sys::clone::FIRST_FREE_FD)
             .map_err(system("duplicate a descriptor"))?;
-        let templates = Templates::new(copy, run_dir);
-        Ok(Self { program, run_dir: run_dir.to_owned(), templates })
+        let templates = Arc::new(Templates::new(copy, run_dir));
+        Ok(Self { program, run_dir: run_dir.to_owned(), templates, watcher: Mutex::default() })
+    }
+
+    /// From now on, or no longer, keeps the template and the copies of /etc up to date: for tasks that run already as well.
+    pub(crate) fn keep_template(&self, keep: bool) {
+        self.watch(keep.then_some(Keep::Template));
+    }
+
+    /// Keeps the copies of /etc up to date, for a task of this process. Another process on this host may do the same, but none
+    /// has to.
+    pub(crate) fn keep_copies(&self) {
+        self.watch(Some(Keep::Copies));
+    }
+
+    fn watch(&self, keep: Option<Keep>) {
+        let mut watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if watcher.is_some() == keep.is_some() {
+            return;
+        }
+        *watcher = keep.and_then(|keep| {
+            let started = Watcher::start(Arc::clone(&self.templates), keep);
+            let report =
+                |error: &io::Error| tracing::warn!("failed to watch the host's /etc for changes: {error}");
+            started.inspect_err(report).ok()
+        });
     }
 
     /// Removes the records of tasks that Nomad no longer knows; see [`reconcile::sweep`].
@@ -146,17 +172,19 @@ impl Launcher {
         exit: File,
     ) -> Result<Processes, LaunchError> {
         run_dir.record_spec(&spec.stored())?;
-        let template = spec.root.as_ref().map(|_| self.templates.get()).transpose()?;
-        let root = template.as_deref().and_then(|template| private_root(spec, template));
+        let foundation = match spec.plan.root {
+            Root::Private { defaults } => Some(self.templates.get(defaults)?),
+            Root::Host => None,
+        };
+        let root = foundation.as_ref().and_then(|foundation| private_root(spec, foundation));
         let spec_fd = spec_file(spec, root.as_ref())?;
         let (receiver, report) = report::pair().map_err(system("make the report socket"))?;
         let given = [spec_fd.as_fd(), report.as_fd(), exit.as_fd()];
         let given = given.into_iter().chain(cgroup.map(Cgroup::dir_fd));
-        let of_template = template.iter().flat_map(|template| {
-            let layout = root.as_ref().is_some_and(|root| root.layout.is_some());
-            [Some(template.empty.as_fd()), layout.then(|| template.namespace.as_fd())]
+        let of_root = foundation.iter().flat_map(|Foundation { empty, template }| {
+            [Some(empty.as_fd()), template.as_ref().map(|template| template.namespace.as_fd())]
         });
-        let given = given.chain(of_template.flatten());
+        let given = given.chain(of_root.flatten());
         let passed: Vec<OwnedFd> = given
             .map(|fd| sys::fd::duplicate_from(fd, sys::clone::FIRST_FREE_FD))
             .collect::<Result<_, _>>()
@@ -249,12 +277,11 @@ fn clone_flags(plan: &Plan) -> u64 {
 }
 
 /// The task's root, if it gets one of its own.
-fn private_root(spec: &TaskSpec, template: &Template) -> Option<PrivateRoot> {
-    let Root::Private { defaults } = spec.plan.root else { return None };
+fn private_root(spec: &TaskSpec, foundation: &Foundation) -> Option<PrivateRoot> {
     let own = spec.root.as_ref()?;
     let resources = &spec.plan.resources;
     Some(PrivateRoot {
-        layout: defaults.then(|| template.layout.clone()),
+        layout: foundation.template.as_ref().map(|template| template.layout.clone()),
         dirs: own.dirs.clone(),
         files: own.files.clone(),
         shm_size: match resources.limits.memory_max {

@@ -214,6 +214,11 @@ impl Lifecycle {
         blocking(end).await?.map_err(LifecycleError::Destroy)
     }
 
+    /// Whether tasks get roots with the default unveils, which have to follow what the host has.
+    pub(crate) fn keep_template(&self, keep: bool) {
+        self.0.launcher.keep_template(keep);
+    }
+
     /// Reconciles the records of earlier plugins: ends orphaned tasks, records which uids are in use, and later ends tasks that
     /// Nomad has not acknowledged.
     pub(crate) async fn reconcile(&self) -> Result<(), LifecycleError> {

@@ -1,32 +1,50 @@
 //! The template of the tasks' roots, as the plugin has it: two mount namespaces and what is in them.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+mod process;
+mod watch;
+
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 
-use crate::record::reconcile;
+use self::process::{Hanging, Made};
+use crate::record::run_dir::{self, NO_TASK, RunDirError, fnv1a};
+use crate::sandbox::defaults::DEFAULTS;
 use crate::sandbox::root::layout::Layout;
-use crate::shim::fds;
-use crate::shim::template::{MAX_MESSAGE, Report, Request};
-use crate::sys;
+use crate::shim::template::{Identity, Request, Wanted};
+
+pub(crate) use watch::{Keep, Watcher};
 
 /// How long one default path may take to answer. A local file system needs microseconds; a file server that is alive, less
 /// than this.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// The most default paths that may fail to answer before the template is given up. All of them then wait for the same server.
 const SKIPPED_MAX: usize = 8;
+/// How long it may take altogether, so that task starts that wait for the first template are answered in time.
+const BUILD_LIMIT: Duration = Duration::from_secs(18);
+
+const _: () = assert!(BUILD_LIMIT.as_secs() >= ANSWER_LIMIT.as_secs() * (SKIPPED_MAX as u64 + 1));
 
 /// A template that is complete.
 #[derive(Debug)]
 pub(crate) struct Template {
-    pub empty: OwnedFd,
     pub namespace: OwnedFd,
     pub layout: Layout,
+    identity: Identity,
+    /// Default paths that it lacks because they did not answer.
+    skipped: Vec<PathBuf>,
+}
+
+/// What a root is built from.
+#[derive(Debug, Clone)]
+pub(crate) struct Foundation {
+    /// A mount namespace with one empty directory.
+    pub empty: Arc<OwnedFd>,
+    /// None without the default unveils.
+    pub template: Option<Arc<Template>>,
 }
 
 /// Why there is no template.
@@ -40,126 +58,205 @@ pub enum TemplateError {
     Ended,
     #[error("failed to make the template of the tasks' roots: {0:?} does not answer")]
     Silent(PathBuf),
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
 }
 
 fn system(step: &'static str) -> impl FnOnce(Errno) -> TemplateError {
     move |errno| TemplateError::System { step, errno }
 }
 
-/// Builds the template when the first task needs it, and keeps it.
+/// Builds the template when it is first needed, replaces it when the host changes, and keeps the copies of /etc up to date.
 #[derive(Debug)]
 pub(crate) struct Templates {
     /// This program, opened `O_PATH`.
     program: OwnedFd,
     run_dir: PathBuf,
-    current: Mutex<Option<Arc<Template>>>,
+    /// Locked only for a moment: starts do not wait for a template while there is one.
+    current: Mutex<Current>,
+    /// Locked while a process is at work.
+    work: Mutex<Work>,
+}
+
+#[derive(Debug, Default)]
+struct Current {
+    empty: Option<Arc<OwnedFd>>,
+    template: Option<Arc<Template>>,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    hanging: Hanging,
+    /// Default paths that did not answer when they were last looked at.
+    silent: Vec<PathBuf>,
+    /// Of the last process: see [`Made::changes`].
+    changes: Option<OwnedFd>,
+    /// The last warning, which is not repeated.
+    warning: Option<String>,
+    /// The last failure, for all who waited for it.
+    failed: Option<(Instant, Arc<TemplateError>)>,
+}
+
+/// How much of what did not answer is looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retry {
+    Silent,
+    No,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Templates {
     pub(crate) fn new(program: OwnedFd, run_dir: &Path) -> Self {
-        Self { program, run_dir: run_dir.to_owned(), current: Mutex::new(None) }
+        Self { program, run_dir: run_dir.to_owned(), current: Mutex::default(), work: Mutex::default() }
     }
 
-    /// The present template.
-    pub(crate) fn get(&self) -> Result<Arc<Template>, TemplateError> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(template) = &*current {
-            return Ok(Arc::clone(template));
+    /// What there is now; only the first call waits until it is made, at most [`BUILD_LIMIT`] for each who asks.
+    pub(crate) fn get(&self, defaults: bool) -> Result<Foundation, Arc<TemplateError>> {
+        let asked = Instant::now();
+        if let Some(found) = self.found(defaults) {
+            return Ok(found);
         }
-        let template = Arc::new(self.build()?);
-        *current = Some(Arc::clone(&template));
-        Ok(template)
+        let mut work = lock(&self.work);
+        if let Some(found) = self.found(defaults) {
+            return Ok(found);
+        }
+        if let Some((at, error)) = &work.failed
+            && *at >= asked
+        {
+            return Err(Arc::clone(error));
+        }
+        let made = match defaults {
+            true => self.look(&mut work, Keep::Template, Retry::No),
+            false => self.make(&mut work, Wanted::Empty, &[], Instant::now() + BUILD_LIMIT),
+        };
+        let made = made.map_err(Arc::new).inspect_err(|error| {
+            work.failed = Some((Instant::now(), Arc::clone(error)));
+        });
+        made.and_then(|()| self.found(defaults).ok_or(Arc::new(TemplateError::Ended)))
+    }
+
+    fn found(&self, defaults: bool) -> Option<Foundation> {
+        let current = lock(&self.current);
+        let template = match defaults {
+            true => Some(Arc::clone(current.template.as_ref()?)),
+            false => None,
+        };
+        Some(Foundation { empty: Arc::clone(current.empty.as_ref()?), template })
+    }
+
+    /// Brings copies and template up to date. An error leaves the old ones in use.
+    fn refresh(&self, keep: Keep, retry: Retry) {
+        let mut work = lock(&self.work);
+        if let Err(error) = self.look(&mut work, keep, retry) {
+            warn_once(&mut work, format!("failed to refresh the template of the tasks' roots: {error}"));
+        }
+    }
+
+    /// The descriptor that becomes readable when something has changed since the last look.
+    fn take_changes(&self) -> Option<OwnedFd> {
+        lock(&self.work).changes.take()
     }
 
     /// Default paths that do not answer are left out, with a warning: a dead file server must not keep every task from starting.
-    fn build(&self) -> Result<Template, TemplateError> {
-        let mut skip = Vec::new();
-        loop {
-            match self.try_build(&skip) {
-                Err(TemplateError::Silent(path)) if skip.len() < SKIPPED_MAX && !skip.contains(&path) => {
-                    tracing::warn!(
-                        "the default unveil {path:?} does not answer within {} s; tasks that start now do not have it",
-                        ANSWER_LIMIT.as_secs()
-                    );
-                    skip.push(path);
-                }
-                built => return built,
-            }
-        }
-    }
-
-    fn try_build(&self, skip: &[PathBuf]) -> Result<Template, TemplateError> {
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(system("make a socket"))?;
-        let request = Request { run_dir: self.run_dir.clone(), skip: skip.to_vec() };
-        let request = rmp_serde::to_vec(&request).map_err(|_| system("encode the request")(Errno::EINVAL))?;
-        send(ours.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL).map_err(system("send the request"))?;
-        let high = |fd: &OwnedFd| sys::fd::duplicate_from(fd.as_fd(), sys::clone::FIRST_FREE_FD);
-        let theirs = high(&theirs).map_err(system("duplicate a descriptor"))?;
-        let child = sys::clone::spawn(&sys::clone::Spawn {
-            program: self.program.as_fd(),
-            argv: &[c"nomad-driver-exec2", c"template"],
-            namespaces: 0,
-            cgroup: None,
-            fds: &[theirs.as_fd()],
-            first_fd: fds::SPEC,
-            stdio: None,
-            report: theirs.as_fd(),
-        })
-        .map_err(system("start a process"))?;
-        drop(theirs);
-        let received = receive(&ours);
-        // It has ended, or must.
-        if let Err(error) = reconcile::end(child.pidfd) {
-            tracing::warn!("failed to end the process that makes the template: {error}");
-        }
-        received
-    }
-}
-
-/// Takes the parts of a template as they come.
-fn receive(socket: &OwnedFd) -> Result<Template, TemplateError> {
-    let mut bytes = vec![0; MAX_MESSAGE];
-    let mut looking = PathBuf::from("/");
-    let mut empty = None;
-    loop {
-        let (length, fd) = match wait(socket)? {
-            true => sys::fd::receive(socket.as_fd(), &mut bytes).map_err(system("read a message"))?,
-            false => return Err(TemplateError::Silent(looking)),
+    /// A template that has them stays in use.
+    fn look(&self, work: &mut Work, keep: Keep, retry: Retry) -> Result<(), TemplateError> {
+        let deadline = Instant::now() + BUILD_LIMIT;
+        let may_hang = work.hanging.count() < SKIPPED_MAX;
+        let mut skip = match retry {
+            Retry::Silent if may_hang => Vec::new(),
+            _ => work.silent.clone(),
         };
-        if length == 0 {
-            return Err(TemplateError::Ended);
-        }
-        // A child that could not exec sends its errno.
-        if let Ok(errno) = <[u8; 4]>::try_from(&bytes[..length]) {
-            return Err(system("execute this program")(Errno::from_raw(i32::from_ne_bytes(errno))));
-        }
-        match rmp_serde::from_slice(&bytes[..length]).map_err(|error| TemplateError::Failed(error.to_string()))? {
-            Report::Looking(path) => looking = path,
-            Report::Empty => empty = fd,
-            Report::Template { layout, warning } => {
-                if let Some(warning) = warning {
-                    tracing::warn!("{warning}");
+        loop {
+            match self.make(work, self.wanted(keep, &skip), &skip, deadline) {
+                Err(TemplateError::Silent(path)) if skip.len() < SKIPPED_MAX && !skip.contains(&path) => {
+                    if !work.silent.contains(&path) {
+                        tracing::warn!("{}", self.silence(&path));
+                    }
+                    skip.push(path);
+                    skip.sort();
                 }
-                let (Some(empty), Some(namespace)) = (empty, fd) else { return Err(TemplateError::Ended) };
-                return Ok(Template { empty, namespace, layout });
+                made => {
+                    for path in work.silent.iter().filter(|path| made.is_ok() && !skip.contains(path)) {
+                        tracing::info!("the default unveil {path:?} answers again");
+                    }
+                    work.silent = skip;
+                    return made;
+                }
             }
-            Report::Failed(reason) => return Err(TemplateError::Failed(reason)),
         }
+    }
+
+    fn silence(&self, path: &Path) -> String {
+        let seconds = ANSWER_LIMIT.as_secs();
+        let then = match &lock(&self.current).template {
+            Some(_) => "the template of the tasks' roots stays as it is",
+            None => "tasks that start now do not have it",
+        };
+        format!("the default unveil {path:?} does not answer within {seconds} s; {then}")
+    }
+
+    fn wanted(&self, keep: Keep, skip: &[PathBuf]) -> Wanted {
+        match (keep, &lock(&self.current).template) {
+            (Keep::Template, None) => Wanted::All,
+            // One with more than is to be had now stays in use.
+            (Keep::Template, Some(template)) if skip.is_empty() || template.skipped == skip => {
+                Wanted::Newer(template.identity)
+            }
+            _ => Wanted::Copies,
+        }
+    }
+
+    /// Runs a process, and takes over what it made.
+    fn make(
+        &self,
+        work: &mut Work,
+        wanted: Wanted,
+        skip: &[PathBuf],
+        deadline: Instant,
+    ) -> Result<(), TemplateError> {
+        run_dir::make_base(&self.run_dir)?;
+        let request = Request {
+            run_dir: self.run_dir.clone(),
+            etc: self.run_dir.join(etc_name()),
+            wanted,
+            skip: skip.to_vec(),
+        };
+        let limits = (ANSWER_LIMIT, deadline);
+        let made = process::run(self.program.as_fd(), &request, limits, &mut work.hanging)?;
+        let Made { empty, template, changes, warning } = made;
+        work.changes = changes;
+        match warning {
+            Some(warning) => warn_once(work, warning),
+            None => work.warning = None,
+        }
+        let mut current = lock(&self.current);
+        if let Some(empty) = empty {
+            current.empty.get_or_insert(Arc::new(empty));
+        }
+        if let Some(template) = template {
+            tracing::debug!(
+                first = current.template.is_none(),
+                "the template of the tasks' roots is complete"
+            );
+            current.template = Some(Arc::new(Template { skipped: skip.to_vec(), ..template }));
+        }
+        Ok(())
     }
 }
 
-/// Whether a message came in time.
-fn wait(socket: &OwnedFd) -> Result<bool, TemplateError> {
-    let deadline = Instant::now() + ANSWER_LIMIT;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(true),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(system("wait for a message")(errno)),
-        }
+fn warn_once(work: &mut Work, warning: String) {
+    if work.warning.as_ref() != Some(&warning) {
+        tracing::warn!("{warning}");
+        work.warning = Some(warning);
     }
+}
+
+/// The name of the directory with the copies of /etc: one for all processes with the same default unveils. Another version of
+/// the driver may have others, and would remove what it does not copy.
+fn etc_name() -> String {
+    let defaults: Vec<_> = DEFAULTS.iter().flat_map(|default| [default.path, "\n"]).collect();
+    format!("{NO_TASK}etc-{:016x}", fnv1a(defaults.concat().as_bytes()))
 }

@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::sandbox::root::layout::{Link, Tree};
 
@@ -24,8 +25,14 @@ pub(crate) struct CopyError {
 }
 
 /// Makes `directory` what the tree describes, in which every name is changed by rename: a reader sees the old file or the new
-/// one. What fails keeps its old state; the first error is returned at the end.
-pub(crate) fn update(directory: &Path, tree: &Tree) -> Result<(), CopyError> {
+/// one. What fails keeps its old state; the first error is returned at the end. Names that the tree does not have are removed
+/// if it is `whole`. Before each file is read, `at` is called: a file system that does not answer must be named.
+pub(crate) fn update(
+    directory: &Path,
+    tree: &Tree,
+    whole: bool,
+    mut at: impl FnMut(&Path),
+) -> Result<(), CopyError> {
     let mut first = Ok(());
     let mut note = |name: &Path, done: io::Result<()>| {
         if let Err(error) = done
@@ -37,14 +44,19 @@ pub(crate) fn update(directory: &Path, tree: &Tree) -> Result<(), CopyError> {
     let relative = |path: &Path| path.strip_prefix(&tree.path).unwrap_or(path).to_owned();
     for part in &tree.parts {
         let name = relative(&part.path);
-        note(&name, mount_point(&directory.join(&name), part.directory));
+        note(&name, mount_point(directory, &name, part.directory));
     }
     for Link { path, target } in &tree.links {
         let name = relative(path);
-        note(&name, update_link(&directory.join(&name), target));
+        note(&name, update_link(directory, &name, target));
     }
     for name in &tree.copies {
-        note(name, update_copy(&tree.path.join(name), &directory.join(name)));
+        let source = tree.path.join(name);
+        at(&source);
+        note(name, update_copy(&source, directory, name));
+    }
+    if !whole {
+        return first;
     }
     let names: BTreeSet<_> =
         tree.links.iter().map(|link| relative(&link.path)).chain(tree.copies.iter().cloned()).collect();
@@ -52,30 +64,46 @@ pub(crate) fn update(directory: &Path, tree: &Tree) -> Result<(), CopyError> {
     first
 }
 
-fn mount_point(path: &Path, directory: bool) -> io::Result<()> {
+fn mount_point(base: &Path, name: &Path, directory: bool) -> io::Result<()> {
     if directory {
-        return make_directory(path);
+        return make_below(base, name);
     }
-    make_parent(path)?;
-    match File::options().write(true).create_new(true).open(path) {
+    match File::options().write(true).create_new(true).open(place(base, name)?) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
 }
 
-fn make_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), make_directory)
+/// The path of a name, in a directory that exists.
+fn place(base: &Path, name: &Path) -> io::Result<PathBuf> {
+    name.parent().map_or(Ok(()), |parent| make_below(base, parent))?;
+    Ok(base.join(name))
 }
 
-/// With all above it, readable for all whatever the umask is.
-pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
+/// Makes directories below `base`, also where the host had a file or a link before: a link that is left leads out of `base`.
+fn make_below(base: &Path, name: &Path) -> io::Result<()> {
+    let mut path = base.to_owned();
+    for part in name {
+        path.push(part);
+        if !is_directory(&path) {
+            remove(&path)?;
+            make_directory(&path)?;
+        }
     }
-    make_parent(path)?;
+    Ok(())
+}
+
+/// Whether there is a directory, not a link to one.
+fn is_directory(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+}
+
+/// Readable for all whatever the umask is.
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
     match std::fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_directory(path) => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)),
     }
 }
 
@@ -85,22 +113,32 @@ fn unfinished(path: &Path) -> PathBuf {
     path.with_file_name(format!("{UNFINISHED}{}-{name}", std::process::id()))
 }
 
-fn update_link(path: &Path, target: &Path) -> io::Result<()> {
-    if std::fs::read_link(path).is_ok_and(|found| found == target) {
+fn update_link(base: &Path, name: &Path, target: &Path) -> io::Result<()> {
+    let path = place(base, name)?;
+    if std::fs::read_link(&path).is_ok_and(|found| found == target) {
         return Ok(());
     }
-    make_parent(path)?;
-    let new = unfinished(path);
+    let new = unfinished(&path);
     let _ = std::fs::remove_file(&new);
     symlink(target, &new)?;
+    finish(&new, &path)
+}
+
+/// Puts what is finished in its place. If the host had a directory there, its mount point is removed, and with it the mount in
+/// the roots that have it.
+fn finish(new: &Path, path: &Path) -> io::Result<()> {
+    if is_directory(path) {
+        std::fs::remove_dir(path)?;
+    }
     std::fs::rename(new, path)
 }
 
 /// With owner and mode, so that who may not read the host's file may not read its copy.
-fn update_copy(source: &Path, path: &Path) -> io::Result<()> {
+fn update_copy(source: &Path, base: &Path, name: &Path) -> io::Result<()> {
+    let path = place(base, name)?;
     let mut file = match File::open(source) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return remove(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return remove(&path),
         Err(error) => return Err(error),
     };
     let meta = file.metadata()?;
@@ -112,23 +150,24 @@ fn update_copy(source: &Path, path: &Path) -> io::Result<()> {
     if content.len() as u64 > COPY_MAX {
         return Err(io::Error::other(format!("it has more than {COPY_MAX} bytes")));
     }
-    if is_current(path, &meta, &content) {
+    if is_current(&path, &meta, &content) {
         return Ok(());
     }
-    make_parent(path)?;
-    let new = unfinished(path);
+    let new = unfinished(&path);
     let _ = std::fs::remove_file(&new);
     let mut copy = File::options().write(true).create_new(true).open(&new)?;
     copy.write_all(&content)?;
     fchown(copy.as_fd(), Some(meta.uid()), Some(meta.gid()))?;
     copy.set_permissions(PermissionsExt::from_mode(meta.mode() & 0o777))?;
     copy.set_modified(meta.modified()?)?;
-    std::fs::rename(new, path)
+    finish(&new, &path)
 }
 
 fn is_current(path: &Path, meta: &Metadata, content: &[u8]) -> bool {
     let same = |found: &Metadata| {
-        found.is_file() && (found.uid(), found.gid()) == (meta.uid(), meta.gid()) && found.mode() & 0o777 == meta.mode() & 0o777
+        found.is_file()
+            && (found.uid(), found.gid()) == (meta.uid(), meta.gid())
+            && found.mode() & 0o777 == meta.mode() & 0o777
     };
     std::fs::symlink_metadata(path).is_ok_and(|found| same(&found) && found.len() == content.len() as u64)
         && std::fs::read(path).is_ok_and(|found| found == content)
@@ -154,8 +193,7 @@ fn remove_others(directory: &Path, below: &Path, names: &BTreeSet<PathBuf>, tree
         } else if !names.contains(&name) && !is_part {
             // Another process may be about to rename an unfinished one.
             let unfinished = entry.file_name().to_string_lossy().starts_with(UNFINISHED);
-            let old = || entry.metadata().ok().and_then(|meta| meta.modified().ok()?.elapsed().ok());
-            if !unfinished || old().is_some_and(|age| age.as_secs() > UNFINISHED_AGE) {
+            if !unfinished || entry.metadata().is_ok_and(|meta| is_given_up(&meta)) {
                 remove(&directory.join(&name))?;
             }
         }
@@ -163,8 +201,14 @@ fn remove_others(directory: &Path, below: &Path, names: &BTreeSet<PathBuf>, tree
     Ok(())
 }
 
-/// Seconds after which an unfinished copy has been given up.
-const UNFINISHED_AGE: u64 = 600;
+/// How long after its last change an unfinished copy has been given up.
+const UNFINISHED_AGE: Duration = Duration::from_secs(600);
+
+/// Goes by the inode's change: a copy has its source's time of modification before it has its name.
+fn is_given_up(meta: &Metadata) -> bool {
+    let changed = UNIX_EPOCH + Duration::from_secs(meta.ctime().try_into().unwrap_or(0));
+    changed.elapsed().is_ok_and(|age| age > UNFINISHED_AGE)
+}
 
 #[cfg(test)]
 mod tests {
@@ -197,7 +241,7 @@ mod tests {
         }
 
         fn update(&self) -> Result<(), CopyError> {
-            update(self.copies.path(), &self.tree)
+            update(self.copies.path(), &self.tree, true, |_| {})
         }
 
         fn read(&self, name: &str) -> Option<String> {
@@ -222,7 +266,8 @@ mod tests {
         let host = Host::new(&["secret"]);
         host.write("secret", "x");
         for mode in [0o600, 0o640, 0o644] {
-            std::fs::set_permissions(host.source.path().join("secret"), PermissionsExt::from_mode(mode)).unwrap();
+            std::fs::set_permissions(host.source.path().join("secret"), PermissionsExt::from_mode(mode))
+                .unwrap();
             host.update().unwrap();
             let found = std::fs::metadata(host.copies.path().join("secret")).unwrap();
             assert_eq!(found.mode() & 0o777, mode);
@@ -265,5 +310,60 @@ mod tests {
         let error = host.write("b", "1").update().unwrap_err();
         assert!(error.to_string().starts_with("failed to copy /etc/a"), "{error}");
         assert_eq!(host.read("b").unwrap(), "1");
+    }
+
+    #[test]
+    fn a_part_of_the_tree_removes_nothing() {
+        let host = Host::new(&["hosts"]);
+        std::fs::write(host.copies.path().join("resolv.conf"), "old").unwrap();
+        host.write("hosts", "1");
+        let mut looked = Vec::new();
+        update(host.copies.path(), &host.tree, false, |path| looked.push(path.to_owned())).unwrap();
+        assert_eq!(looked, [host.source.path().join("hosts")]);
+        assert_eq!((host.read("hosts"), host.read("resolv.conf")), (Some("1".into()), Some("old".into())));
+        host.update().unwrap();
+        assert_eq!(host.read("resolv.conf"), None, "the whole tree does");
+    }
+
+    #[test]
+    fn a_name_may_become_a_directory_and_a_directory_a_link_or_a_file() {
+        let mut host = Host::new(&["certs"]);
+        let certs = host.source.path().join("certs");
+        let copy = host.copies.path().join("certs");
+        let empty = Tree { path: host.tree.path.clone(), ..Tree::default() };
+        let file = host.tree.clone();
+        let mut directory = empty.clone();
+        directory.parts = vec![Part { path: certs.clone(), access: Access::READ, directory: true }];
+        let mut link = empty;
+        link.links = vec![Link { path: certs, target: "/nowhere".into() }];
+        host.write("certs", "1").update().unwrap();
+        for tree in [&directory, &file, &link, &directory, &link, &file] {
+            host.tree.clone_from(tree);
+            host.update().unwrap();
+            let found = std::fs::symlink_metadata(&copy).unwrap().file_type();
+            let expected = (!tree.parts.is_empty(), !tree.links.is_empty());
+            assert_eq!((found.is_dir(), found.is_symlink()), expected, "{tree:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_where_a_former_link_leads() {
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(elsewhere.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        let host = Host::new(&["php/php.ini"]);
+        symlink(elsewhere.path(), host.copies.path().join("php")).unwrap();
+        host.write("php/php.ini", "1").update().unwrap();
+        assert_eq!(host.read("php/php.ini").unwrap(), "1");
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+        assert_eq!(std::fs::metadata(elsewhere.path()).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_another_process_is_writing_is_left_alone() {
+        let host = Host::new(&[]);
+        let unfinished = host.copies.path().join(format!("{UNFINISHED}1-hosts"));
+        File::create(&unfinished).unwrap().set_modified(UNIX_EPOCH).unwrap();
+        host.update().unwrap();
+        assert!(unfinished.exists());
     }
 }

@@ -1,6 +1,6 @@
 //! Which of the default unveils the host has, and where they really are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +45,8 @@ const HOST_LINKS: [&str; 3] = ["/etc/static", "/etc/mtab", "/var/run"];
 pub(crate) struct Survey {
     pub layout: Layout,
     pub places: BTreeMap<PathBuf, OwnedFd>,
+    /// Where a name that appears, disappears or changes may change the survey or the content of a copy.
+    pub directories: BTreeSet<PathBuf>,
 }
 
 /// A default that exists.
@@ -61,6 +63,7 @@ pub(crate) fn survey(skip: &[PathBuf], mut at: impl FnMut(&Path)) -> Survey {
     let mut survey = Survey::default();
     survey.layout.trees = TREES.map(|path| Tree { path: path.into(), ..Tree::default() }).into();
     let mut existing: Vec<_> = DEFAULTS.iter().flat_map(|default| look(default, skip, &mut at)).collect();
+    survey.directories = DEFAULTS.iter().filter(|default| is_hosts(default)).map(directory_of).collect();
     // Directories first: what lies in one of them needs nothing of its own.
     existing.sort_by_key(|found| (found.kind != SFlag::S_IFDIR, found.found.path.clone()));
     for found in existing {
@@ -80,11 +83,26 @@ pub(crate) fn survey(skip: &[PathBuf], mut at: impl FnMut(&Path)) -> Survey {
     survey
 }
 
-fn look(default: &Default, skip: &[PathBuf], at: &mut impl FnMut(&Path)) -> Vec<Existing> {
+/// Whether the default is the host's, and not of each root's own kind.
+fn is_hosts(default: &Default) -> bool {
     let path = Path::new(default.path);
-    if path != Path::new(LOG) && OWN_KIND.iter().any(|own| path.starts_with(own)) {
+    path == Path::new(LOG) || !OWN_KIND.iter().any(|own| path.starts_with(own))
+}
+
+/// The directory that has the default's name, or the first of those that a pattern stands for.
+fn directory_of(default: &Default) -> PathBuf {
+    let pattern = default.path.split('*').next().unwrap_or_default();
+    pattern
+        .rsplit_once('/')
+        .map_or("/", |(directory, _)| if directory.is_empty() { "/" } else { directory })
+        .into()
+}
+
+fn look(default: &Default, skip: &[PathBuf], at: &mut impl FnMut(&Path)) -> Vec<Existing> {
+    if !is_hosts(default) {
         return Vec::new();
     }
+    let path = Path::new(default.path);
     at(path);
     if skip.iter().any(|skipped| skipped == path) {
         return Vec::new();
@@ -96,12 +114,14 @@ fn look(default: &Default, skip: &[PathBuf], at: &mut impl FnMut(&Path)) -> Vec<
         let access = if kind == SFlag::S_IFSOCK { RW } else { default.mode };
         Some(Existing { asked, access, kind, found })
     };
-    default.paths().into_iter().filter_map(existing).collect()
+    default.paths().into_iter().filter(|path| !skip.contains(path)).filter_map(existing).collect()
 }
 
 impl Survey {
     fn add(&mut self, existing: Existing) {
         let Existing { asked, access, kind, found: Found { place, path, links } } = existing;
+        let names = links.iter().map(|link| &link.path).chain([&path]);
+        self.directories.extend(names.filter_map(|name| name.parent()).map(Path::to_owned));
         let is_last = |link: &Link| link.path == asked;
         if self.has(&path, access) {
             links.into_iter().for_each(|link| self.add_link(link));
@@ -112,7 +132,11 @@ impl Survey {
             if kind == SFlag::S_IFREG && path.starts_with(ETC) {
                 self.add_copy(&path);
             } else {
-                self.parts_of(&path).push(Part { path: path.clone(), access, directory: kind == SFlag::S_IFDIR });
+                self.parts_of(&path).push(Part {
+                    path: path.clone(),
+                    access,
+                    directory: kind == SFlag::S_IFDIR,
+                });
                 self.places.insert(path, place);
             }
         }
@@ -169,7 +193,8 @@ impl Survey {
             directory: false,
         }));
         tree.directories = DEVICE_DIRECTORIES.map(PathBuf::from).into();
-        tree.links.extend(DEVICE_LINKS.map(|(path, target)| Link { path: path.into(), target: target.into() }));
+        tree.links
+            .extend(DEVICE_LINKS.map(|(path, target)| Link { path: path.into(), target: target.into() }));
     }
 }
 
@@ -180,17 +205,23 @@ mod tests {
     #[test]
     fn what_this_host_has_is_found_once() {
         let mut looked = 0;
-        let Survey { layout, places } = survey(&[], |_| looked += 1);
+        let Survey { layout, places, .. } = survey(&[], |_| looked += 1);
         assert!(looked > 30);
         let parts: Vec<_> = layout.trees.iter().flat_map(|tree| &tree.parts).chain(&layout.parts).collect();
         for (number, part) in parts.iter().enumerate() {
             assert!(part.path.is_absolute());
             let others = parts.iter().enumerate().filter(|(other, _)| *other != number);
             assert!(
-                others.into_iter().all(|(_, other)| !part.path.starts_with(&other.path) || !other.access.contains(part.access)),
+                others
+                    .into_iter()
+                    .all(|(_, other)| !part.path.starts_with(&other.path)
+                        || !other.access.contains(part.access)),
                 "{part:?}"
             );
-            assert_eq!(places.contains_key(&part.path), !part.path.starts_with("/dev") || part.path == Path::new(LOG));
+            assert_eq!(
+                places.contains_key(&part.path),
+                !part.path.starts_with("/dev") || part.path == Path::new(LOG)
+            );
         }
         assert!(parts.iter().any(|part| part.path.ends_with("bin") && part.access.execute()));
         assert!(parts.iter().all(|part| !part.path.starts_with("/proc")));
@@ -202,5 +233,23 @@ mod tests {
         let Survey { layout, .. } = survey(&skip, |_| {});
         let etc = layout.trees.iter().find(|tree| tree.path == Path::new(ETC)).unwrap();
         assert!(!etc.copies.contains(&PathBuf::from("hosts")));
+    }
+
+    #[test]
+    fn directories_are_those_of_defaults_and_of_what_leads_to_them() {
+        let Survey { layout, directories, .. } = survey(&[], |_| {});
+        for directory in ["/", "/etc", "/usr", "/run", "/etc/php"] {
+            assert!(directories.contains(Path::new(directory)), "{directory}");
+        }
+        let links = layout.trees.iter().flat_map(|tree| &tree.links).chain(&layout.links);
+        let own = |link: &&Link| {
+            OWN_KIND.iter().any(|own| link.path.starts_with(own)) || link.target.starts_with(OWN)
+        };
+        for link in
+            links.filter(|link| !own(link) && !HOST_LINKS.iter().any(|host| link.path == Path::new(host)))
+        {
+            assert!(directories.contains(link.path.parent().unwrap()), "{link:?}");
+        }
+        assert!(directories.iter().all(|path| path.is_absolute() && !path.starts_with("/proc")));
     }
 }

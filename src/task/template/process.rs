@@ -1,0 +1,138 @@
+//! One process that makes a template, seen from the plugin: its request, its reports, and the time that it gets.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+use super::{Template, TemplateError, system};
+use crate::shim::fds;
+use crate::shim::template::{MAX_MESSAGE, Report, Request};
+use crate::sys;
+
+/// How long a process may take to end once it is killed, before it is left to end later.
+const END_LIMIT: Duration = Duration::from_millis(100);
+
+/// What a process has made.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    pub empty: Option<OwnedFd>,
+    pub template: Option<Template>,
+    /// Readable when something has changed that the process looked at.
+    pub changes: Option<OwnedFd>,
+    pub warning: Option<String>,
+}
+
+/// Processes that were killed and have not ended: they hang in the kernel.
+#[derive(Debug, Default)]
+pub(super) struct Hanging(Vec<OwnedFd>);
+
+impl Hanging {
+    /// How many there are.
+    pub(super) fn count(&mut self) -> usize {
+        self.0.retain(|process| !reaped(process, Duration::ZERO));
+        self.0.len()
+    }
+
+    fn end(&mut self, process: OwnedFd) {
+        if let Err(errno) = sys::pidfd::signal(process.as_fd(), libc::SIGKILL)
+            && errno != Errno::ESRCH
+        {
+            tracing::warn!(
+                "failed to kill the process that makes the template of the tasks' roots: {}",
+                errno.desc()
+            );
+        }
+        if !reaped(&process, END_LIMIT) {
+            self.0.push(process);
+        }
+    }
+}
+
+fn reaped(process: &OwnedFd, limit: Duration) -> bool {
+    let ended = wait(process.as_fd(), Instant::now() + limit).unwrap_or(false);
+    if ended {
+        let _ = waitid(Id::PIDFd(process.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+    }
+    ended
+}
+
+/// Runs a process. It has `limit` for each thing that it looks at, and until `deadline` for all.
+pub(super) fn run(
+    program: BorrowedFd<'_>,
+    request: &Request,
+    (limit, deadline): (Duration, Instant),
+    hanging: &mut Hanging,
+) -> Result<Made, TemplateError> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(system("make a socket"))?;
+    let request = rmp_serde::to_vec(request).map_err(|_| system("encode the request")(Errno::EINVAL))?;
+    send(ours.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL).map_err(system("send the request"))?;
+    let theirs = sys::fd::duplicate_from(theirs.as_fd(), sys::clone::FIRST_FREE_FD)
+        .map_err(system("duplicate a descriptor"))?;
+    let child = sys::clone::spawn(&sys::clone::Spawn {
+        program,
+        argv: &[c"nomad-driver-exec2", c"template"],
+        namespaces: 0,
+        cgroup: None,
+        fds: &[theirs.as_fd()],
+        first_fd: fds::SPEC,
+        stdio: None,
+        report: theirs.as_fd(),
+    })
+    .map_err(system("start a process"))?;
+    drop(theirs);
+    let received = receive(&ours, limit, deadline);
+    hanging.end(child.pidfd);
+    received
+}
+
+/// Takes what the process makes as it comes.
+fn receive(socket: &OwnedFd, limit: Duration, deadline: Instant) -> Result<Made, TemplateError> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut looking = PathBuf::from("/");
+    let mut made = Made::default();
+    loop {
+        let until = deadline.min(Instant::now() + limit);
+        let (length, fd) = match wait(socket.as_fd(), until).map_err(system("wait for a message"))? {
+            true => sys::fd::receive(socket.as_fd(), &mut bytes).map_err(system("read a message"))?,
+            false => return Err(TemplateError::Silent(looking)),
+        };
+        if length == 0 {
+            return Err(TemplateError::Ended);
+        }
+        // A child that could not exec sends its errno.
+        if let Ok(errno) = <[u8; 4]>::try_from(&bytes[..length]) {
+            return Err(system("execute this program")(Errno::from_raw(i32::from_ne_bytes(errno))));
+        }
+        match rmp_serde::from_slice(&bytes[..length])
+            .map_err(|error| TemplateError::Failed(error.to_string()))?
+        {
+            Report::Empty => made.empty = fd,
+            Report::Looking(path) => looking = path,
+            Report::Changes => made.changes = fd,
+            Report::Template { layout, identity } => {
+                let namespace = fd.ok_or(TemplateError::Ended)?;
+                made.template = Some(Template { namespace, layout, identity, skipped: Vec::new() });
+            }
+            Report::Done { warning } => return Ok(Made { warning, ..made }),
+            Report::Failed(reason) => return Err(TemplateError::Failed(reason)),
+        }
+    }
+}
+
+/// Whether the descriptor becomes readable before the deadline.
+fn wait(fd: BorrowedFd<'_>, deadline: Instant) -> nix::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            ready => return ready.map(|count| count > 0),
+        }
+    }
+}

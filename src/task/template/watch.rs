@@ -1,0 +1,135 @@
+//! Notices when the host changes, for all tasks of a process: one thread, which only waits; what may hang is done by the
+//! processes of [`Templates`].
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::pipe2;
+
+use super::{Retry, Templates};
+
+/// How long after a change the host is looked at. Whoever changes /etc does so in several steps.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// The least time between two looks. One takes some milliseconds, and each start of a task under Nomad mounts something.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often the host is looked at anyway: some file systems report no changes (inotify(7), "Limitations and caveats").
+const INTERVAL: Duration = Duration::from_secs(30);
+/// Stack size of the thread in bytes; as that of the others.
+const STACK: usize = 512 * 1024;
+/// A list of mounts that can be polled: proc_pid_mounts(5).
+const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// What a watcher keeps up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// The template, for tasks that start later, and the copies of /etc.
+    Template,
+    /// The copies of /etc, for one task that runs.
+    Copies,
+}
+
+/// The thread. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    _running: OwnedFd,
+}
+
+impl Watcher {
+    /// Looks at the host at once, unless that was just done, and at each change.
+    pub(crate) fn start(templates: Arc<Templates>, keep: Keep) -> std::io::Result<Self> {
+        let (stopped, running) = pipe2(OFlag::O_CLOEXEC)?;
+        let mounts = match keep {
+            Keep::Template => Some(File::open(MOUNTS)?),
+            Keep::Copies => None,
+        };
+        let watch = Watch { templates, keep, stopped, mounts };
+        std::thread::Builder::new()
+            .name("watch-roots".into())
+            .stack_size(STACK)
+            .spawn(move || watch.run())?;
+        Ok(Self { _running: running })
+    }
+}
+
+/// What the thread has.
+struct Watch {
+    templates: Arc<Templates>,
+    keep: Keep,
+    /// Hung up when the watcher is dropped.
+    stopped: OwnedFd,
+    mounts: Option<File>,
+}
+
+/// Why the thread stopped waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Stopped,
+    Change,
+    Timeout,
+}
+
+impl Watch {
+    fn run(self) {
+        let mut changes = self.templates.take_changes();
+        let mut due = Instant::now();
+        // What a start has just looked at needs no second look.
+        let mut woken = match changes {
+            Some(_) => self.wait(changes.as_ref(), due + INTERVAL),
+            None => Woken::Change,
+        };
+        loop {
+            let now = Instant::now();
+            let at = if woken == Woken::Timeout { now } else { due.max(now) };
+            if woken == Woken::Stopped || self.wait_for_stop(at) {
+                return;
+            }
+            if let Some(mounts) = &self.mounts {
+                // What is reported until now is seen by this look.
+                let _ = poll(&mut [PollFd::new(mounts.as_fd(), PollFlags::POLLPRI)], PollTimeout::ZERO);
+            }
+            let retry = if woken == Woken::Timeout { Retry::Silent } else { Retry::No };
+            self.templates.refresh(self.keep, retry);
+            changes = self.templates.take_changes();
+            let looked = Instant::now();
+            woken = self.wait(changes.as_ref(), looked + INTERVAL);
+            due = (looked + PAUSE).max(Instant::now() + DEBOUNCE);
+        }
+    }
+
+    /// Until something changes.
+    fn wait(&self, changes: Option<&OwnedFd>, deadline: Instant) -> Woken {
+        let mut fds = vec![PollFd::new(self.stopped.as_fd(), PollFlags::empty())];
+        fds.extend(changes.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.mounts.as_ref().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
+        match poll_until(&mut fds, deadline) {
+            0 => Woken::Timeout,
+            _ if fds[0].any() == Some(true) => Woken::Stopped,
+            _ => Woken::Change,
+        }
+    }
+
+    /// Whether the watcher is dropped before the deadline.
+    fn wait_for_stop(&self, deadline: Instant) -> bool {
+        poll_until(&mut [PollFd::new(self.stopped.as_fd(), PollFlags::empty())], deadline) > 0
+    }
+}
+
+/// How many are ready at the deadline. A poll that fails for want of memory counts as none, later.
+fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> usize {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match poll(fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(count) => return count.unsigned_abs() as usize,
+            Err(Errno::EINTR) => {}
+            Err(_) => {
+                std::thread::sleep(left);
+                return 0;
+            }
+        }
+    }
+}
