@@ -173,11 +173,10 @@ fn nothing_is_listed_but_the_way_to_what_was_unveiled() {
             // The same link as on the host.
             "l" => assert_eq!(fs::read_link(path).unwrap(), Path::new(fields[2]), "{line}"),
             "d" => assert!(
-                Path::new("/run/task").starts_with(path)
-                    || points.iter().any(|point| point.starts_with(path)),
+                path == Path::new("/.task") || points.iter().any(|point| point.starts_with(path)),
                 "{line}"
             ),
-            _ => assert!(["/run/task/passwd", "/run/task/group"].contains(&fields[0]), "{line}"),
+            _ => assert!(["/.task/passwd", "/.task/group"].contains(&fields[0]), "{line}"),
         }
     }
     // The twin: what is there can be listed.
@@ -326,7 +325,7 @@ fn a_single_device_is_unveiled_without_defaults() {
     bare(&["r:/dev/urandom"], "head -c 4 /dev/zero").refused("No such file");
     bare(&["r:/dev/urandom"], ": > /dev/urandom").refused("/dev/urandom");
     assert_eq!(bare(&[&file], &format!("cat {}", host.at("a/f"))).ok(), ["in a"]);
-    for absent in ["/etc/hosts", "/etc/passwd", "/tmp", "/dev/null", "/run/task", "/sys"] {
+    for absent in ["/etc/hosts", "/etc/passwd", "/tmp", "/dev/null", "/.task", "/sys"] {
         bare(&[&file], &format!("ls -d {absent}")).refused("No such file");
         assert_eq!(sh(&[], &format!("ls -d {absent}")).ok(), [absent]);
     }
@@ -439,6 +438,21 @@ fn an_unveil_inside_etc_or_usr_leaves_the_rest_as_it_was() {
         2
     );
     sh(&[], &format!("ls {mine}")).refused("No such file");
+}
+
+#[test]
+fn what_the_driver_makes_for_a_task_is_hidden_by_no_unveil() {
+    let Some(host) = host() else { return };
+    let script = "tail -n 1 /etc/passwd && cat /etc/hosts > /dev/null";
+    for unveils in [&["r:/run"][..], &["r:/run", "r:/etc/profile"], &["r:/srv", "r:/etc/profile"]] {
+        let seen = sh_with(&["--user", "nomad-90123"], unveils, script);
+        assert_eq!(seen.ok(), ["nomad-90123:x:90123:90123::/task/local:/bin/sh"], "{unveils:?}");
+        sh(unveils, "touch /.task/new").refused("/.task/new");
+    }
+    // The host's own takes its place where it is unveiled.
+    let seen = sh(&["r:/etc"], "cat /etc/passwd");
+    assert_eq!(seen.ok(), fs::read_to_string("/etc/passwd").unwrap().lines().collect::<Vec<_>>());
+    assert_eq!(sh(&["r:/srv"], &format!("cat {}", host.at("a/f"))).ok(), ["in a"]);
 }
 
 #[test]

@@ -18,8 +18,8 @@ use crate::sys::mount::Refuse;
 pub(crate) use rules::RootRule;
 
 /// Where a root keeps what is made for this one task: its user database, its host name, and the copies of files of /etc when
-/// /etc is put together for it.
-pub(crate) const OWN: &str = "/run/task";
+/// /etc is put together for it. It is in the root directory because an unveil of another one would hide it.
+pub(crate) const OWN: &str = "/.task";
 
 const RW: Access = Access::READ.union(Access::WRITE);
 const RWC: Access = RW.union(Access::CREATE);

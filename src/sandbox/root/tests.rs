@@ -141,8 +141,8 @@ fn an_unveil_inside_a_tree_takes_it_apart_for_this_task() {
     let root = with(&["r:/etc/app"]);
     assert_eq!(root.mounted("/etc"), [] as [&Mount; 0]);
     assert_eq!(root.mounted("/etc/ssl/certs")[0].source, Source::Part("/etc/ssl/certs".into()));
-    assert_eq!(root.mounted("/run/task/etc")[0].source, Source::Part("/etc".into()));
-    assert!(root.links.contains(&link("/etc/hosts", "/run/task/etc/hosts")));
+    assert_eq!(root.mounted("/.task/etc")[0].source, Source::Part("/etc".into()));
+    assert!(root.links.contains(&link("/etc/hosts", "/.task/etc/hosts")));
     assert!(root.has_link("/etc/localtime"));
     assert!(root.directories.contains(Path::new("/etc/app")));
     assert_eq!(root.mounted("/usr")[0].source, Source::Tree("/usr".into()), "the others stay whole");

@@ -22,7 +22,7 @@ use super::landlock::not_unveiled;
 use super::paths::{file_type, find_place, is_directory};
 use crate::sandbox::place::{NamedBy, Rule};
 use crate::sandbox::root::layout::Link;
-use crate::sandbox::root::{Opened, Request, RootRule};
+use crate::sandbox::root::{OWN, Opened, Request, RootRule};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec};
 use crate::shim::walk::DirId;
@@ -121,10 +121,10 @@ impl Unveils {
         let mut directory = Dir::openat(root, ".", flags, Mode::empty())?;
         for entry in directory.iter() {
             let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
-            if [".", "..", "proc", "tmp"].iter().any(|own| name == *own) {
+            let path = Path::new("/").join(&name);
+            if [".", "..", "proc", "tmp"].iter().any(|own| name == *own) || path == Path::new(OWN) {
                 continue;
             }
-            let path = Path::new("/").join(&name);
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let place = openat(root, name.as_os_str(), flags, Mode::empty())?;
             if file_type(&place)? == SFlag::S_IFLNK {

@@ -69,11 +69,6 @@ fn root_directory() -> Result<OwnedFd> {
 
 /// Directories, links, mount points and files of the root's own. Nobody else can see it yet, so names are what they say.
 fn make_skeleton(root: &PrivateRoot, assembly: &Assembly, directory: BorrowedFd<'_>) -> Result<()> {
-    if root.layout.is_some() {
-        // Also where an unveil of this job hides it.
-        Path::new(OWN).parent().map_or(Ok(()), |parent| make_directory(directory, parent))?;
-        make_directory(directory, Path::new(OWN))?;
-    }
     for path in &assembly.directories {
         make_directory(directory, path)?;
     }
