@@ -8,6 +8,7 @@
 mod build;
 mod changes;
 pub(crate) mod etc;
+pub(crate) mod progress;
 pub(crate) mod survey;
 
 use std::io::IoSlice;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use self::build::{build, build_empty, copy_namespace, namespace, open_directory};
 use self::changes::Changes;
+use self::progress::Progress;
 use self::survey::{ETC, Survey};
 use super::fds;
 use crate::record::run_dir::fnv1a;
@@ -70,8 +72,6 @@ pub(crate) struct Identity(u64);
 pub(crate) enum Report {
     /// With the descriptor of the empty namespace.
     Empty,
-    /// It is about to look at this path.
-    Looking(PathBuf),
     /// With an inotify(7) descriptor, which becomes readable when something has changed that this process looked at.
     Changes,
     /// With the descriptor of the template's namespace.
@@ -104,8 +104,10 @@ fn errno_of(error: &std::io::Error) -> Errno {
 
 /// The entry point of `nomad-driver-exec2 template`.
 pub fn main() -> ExitCode {
-    let Ok([Some(socket)]) = sys::fd::inherited::<1>(fds::SPEC) else { return ExitCode::FAILURE };
-    match serve(socket.as_fd()) {
+    let Ok([Some(socket), Some(progress)]) = sys::fd::inherited::<2>(fds::SPEC) else {
+        return ExitCode::FAILURE;
+    };
+    match serve(socket.as_fd(), &mut Progress::from(progress)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(socket.as_fd(), &Report::Failed(error.to_string()), None);
@@ -114,7 +116,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn serve(socket: BorrowedFd<'_>) -> Result<()> {
+fn serve(socket: BorrowedFd<'_>, progress: &mut Progress) -> Result<()> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let length =
         recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty()).map_err(failed("read", "the request"))?;
@@ -129,7 +131,7 @@ fn serve(socket: BorrowedFd<'_>) -> Result<()> {
     }
     let warning = match request.wanted {
         Wanted::Empty => None,
-        _ => look(&request, socket)?,
+        _ => look(&request, socket, |path| progress.look_at(path))?,
     };
     say(socket, &Report::Done { warning }, None);
     Ok(())
@@ -146,14 +148,13 @@ fn say(socket: BorrowedFd<'_>, report: &Report, fd: Option<BorrowedFd<'_>>) {
 }
 
 /// Surveys the host, refreshes the copies, and builds the template if one is wanted. Returns what went wrong on the way.
-fn look(request: &Request, socket: BorrowedFd<'_>) -> Result<Option<String>> {
+fn look(request: &Request, socket: BorrowedFd<'_>, mut at: impl FnMut(&Path)) -> Result<Option<String>> {
     // Mounts can be copied only in the namespace in which they were opened. To compare needs no namespace, which would cost as
     // much as the host has mounts.
     let copied_namespace = match request.wanted {
         Wanted::All => Some(copy_namespace(MsFlags::MS_SLAVE)?),
         _ => None,
     };
-    let mut at = |path: &Path| say(socket, &Report::Looking(path.to_owned()), None);
     let (mut survey, unwatched) = watched_survey(&request.skip, socket, &mut at);
     let etc = &request.etc;
     let whole = request.skip.is_empty();

@@ -11,6 +11,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use super::{Template, TemplateError, system};
 use crate::shim::fds;
+use crate::shim::template::progress::Progress;
 use crate::shim::template::{MAX_MESSAGE, Report, Request};
 use crate::sys;
 
@@ -72,36 +73,40 @@ pub(super) fn run(
         .map_err(system("make a socket"))?;
     let request = rmp_serde::to_vec(request).map_err(|_| system("encode the request")(Errno::EINVAL))?;
     send(ours.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL).map_err(system("send the request"))?;
-    let theirs = sys::fd::duplicate_from(theirs.as_fd(), sys::clone::FIRST_FREE_FD)
-        .map_err(system("duplicate a descriptor"))?;
+    let progress = Progress::new().map_err(system("make a memfd"))?;
+    let high = |fd| sys::fd::duplicate_from(fd, sys::clone::FIRST_FREE_FD);
+    let [theirs, its_progress] = [high(theirs.as_fd()), high(progress.file().as_fd())]
+        .map(|fd| fd.map_err(system("duplicate a descriptor")));
+    let (theirs, its_progress) = (theirs?, its_progress?);
     let child = sys::clone::spawn(&sys::clone::Spawn {
         program,
         argv: &[c"nomad-driver-exec2", c"template"],
         namespaces: 0,
         cgroup: None,
-        fds: &[theirs.as_fd()],
+        fds: &[theirs.as_fd(), its_progress.as_fd()],
         first_fd: fds::SPEC,
         stdio: None,
         report: theirs.as_fd(),
     })
     .map_err(system("start a process"))?;
     drop(theirs);
-    let received = receive(&ours, limit, deadline);
+    let received = receive(&ours, &progress, limit, deadline);
     hanging.end(child.pidfd);
     received
 }
 
 /// Takes what the process makes as it comes.
-fn receive(socket: &OwnedFd, limit: Duration, deadline: Instant) -> Result<Made, TemplateError> {
+fn receive(
+    socket: &OwnedFd,
+    progress: &Progress,
+    limit: Duration,
+    deadline: Instant,
+) -> Result<Made, TemplateError> {
     let mut bytes = vec![0; MAX_MESSAGE];
-    let mut looking = PathBuf::from("/");
     let mut made = Made::default();
     loop {
-        let until = deadline.min(Instant::now() + limit);
-        let (length, fd) = match wait(socket.as_fd(), until).map_err(system("wait for a message"))? {
-            true => sys::fd::receive(socket.as_fd(), &mut bytes).map_err(system("read a message"))?,
-            false => return Err(TemplateError::Silent(looking)),
-        };
+        wait_for_message(socket, progress, limit, deadline)?;
+        let (length, fd) = sys::fd::receive(socket.as_fd(), &mut bytes).map_err(system("read a message"))?;
         if length == 0 {
             return Err(TemplateError::Ended);
         }
@@ -113,7 +118,6 @@ fn receive(socket: &OwnedFd, limit: Duration, deadline: Instant) -> Result<Made,
             .map_err(|error| TemplateError::Failed(error.to_string()))?
         {
             Report::Empty => made.empty = fd,
-            Report::Looking(path) => looking = path,
             Report::Changes => made.changes = fd,
             Report::Template { layout, identity } => {
                 let namespace = fd.ok_or(TemplateError::Ended)?;
@@ -121,6 +125,32 @@ fn receive(socket: &OwnedFd, limit: Duration, deadline: Instant) -> Result<Made,
             }
             Report::Done { warning } => return Ok(Made { warning, ..made }),
             Report::Failed(reason) => return Err(TemplateError::Failed(reason)),
+        }
+    }
+}
+
+/// An error if the process looks at one path for longer than the limit.
+fn wait_for_message(
+    socket: &OwnedFd,
+    progress: &Progress,
+    limit: Duration,
+    deadline: Instant,
+) -> Result<(), TemplateError> {
+    let mut last = progress.last();
+    let mut until = Instant::now() + limit;
+    loop {
+        let next = deadline.min(until).min(Instant::now() + limit / 4);
+        if wait(socket.as_fd(), next).map_err(system("wait for a message"))? {
+            return Ok(());
+        }
+        let now = progress.last();
+        if next == deadline || next == until && now == last {
+            let path = now.map_or_else(|| PathBuf::from("/"), |(_, path)| path);
+            return Err(TemplateError::Silent(path));
+        }
+        if now != last {
+            last = now;
+            until = Instant::now() + limit;
         }
     }
 }
