@@ -17,7 +17,8 @@ use super::{Retry, Templates};
 const DEBOUNCE: Duration = Duration::from_millis(100);
 /// The least time between two looks. One takes some milliseconds, and each start of a task under Nomad mounts something.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often the host is looked at anyway: some file systems report no changes (inotify(7), "Limitations and caveats").
+/// How often the host is looked at anyway: some file systems report no changes (inotify(7), "Limitations and caveats"). Also
+/// how often it is found out whether what did not answer does so again.
 const INTERVAL: Duration = Duration::from_secs(30);
 /// Stack size of the thread in bytes; as that of the others.
 const STACK: usize = 512 * 1024;
@@ -77,6 +78,8 @@ impl Watch {
     fn run(self) {
         let mut changes = self.templates.take_changes();
         let mut due = Instant::now();
+        // Not only after a time without changes: a busy host has none.
+        let mut retried = due;
         // What a start has just looked at needs no second look.
         let mut woken = match changes {
             Some(_) => self.wait(changes.as_ref(), due + INTERVAL),
@@ -92,7 +95,10 @@ impl Watch {
                 // What is reported until now is seen by this look.
                 let _ = poll(&mut [PollFd::new(mounts.as_fd(), PollFlags::POLLPRI)], PollTimeout::ZERO);
             }
-            let retry = if woken == Woken::Timeout { Retry::Silent } else { Retry::No };
+            let retry = if retried.elapsed() < INTERVAL { Retry::No } else { Retry::Silent };
+            if retry == Retry::Silent {
+                retried = Instant::now();
+            }
             self.templates.refresh(self.keep, retry);
             changes = self.templates.take_changes();
             let looked = Instant::now();
