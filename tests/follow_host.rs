@@ -88,7 +88,7 @@ impl Host {
     }
 }
 
-/// A task of `run` that tells the same about /etc again and again.
+/// A task of `run` that prints the same fact about /etc again and again.
 struct Task {
     run: Child,
     last: Arc<Mutex<String>>,

@@ -201,7 +201,7 @@ impl Templates {
     fn wanted(&self, keep: Keep, skip: &[PathBuf]) -> Wanted {
         match (keep, &lock(&self.current).template) {
             (Keep::Template, None) => Wanted::All,
-            // One with more than is to be had now stays in use.
+            // One that has more than is available now stays in use.
             (Keep::Template, Some(template)) if skip.is_empty() || template.skipped == skip => {
                 Wanted::Newer(template.identity)
             }

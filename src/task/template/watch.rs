@@ -13,7 +13,7 @@ use nix::unistd::pipe2;
 
 use super::{Retry, Templates};
 
-/// How long after a change the host is looked at. Whoever changes /etc does so in several steps.
+/// How long after a change the host is looked at. A program that changes /etc does so in several steps.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 /// The least time between two looks. One takes some milliseconds, and each start of a task under Nomad mounts something.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -125,7 +125,7 @@ impl Watch {
     }
 }
 
-/// How many are ready at the deadline. A poll that fails for want of memory counts as none, later.
+/// How many are ready at the deadline. A poll that fails because memory is short counts as none, at the deadline.
 fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> usize {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
