@@ -1,8 +1,8 @@
 # secrets: a task reads its workload identity from its secrets directory.
 #
-# Shows: a secret file that only this task can read; and that the task is
-#        denied /etc/passwd, which every user of the host may read. The token
-#        is not printed, because a task's output is kept in its logs.
+# Shows: a secret file that only this task can read; and that the task has
+#        no /var/log, which every user of the host may list. The token is not
+#        printed, because a task's output is kept in its logs.
 # Agent: nothing to set.
 
 job "secrets" {
@@ -27,11 +27,11 @@ job "secrets" {
         args = ["-c", <<-EOS
           bytes=$(wc -c < "$NOMAD_SECRETS_DIR/nomad_token") || exit 1
           echo "nomad_token: $bytes bytes"
-          if cat /etc/passwd; then
-            echo "/etc/passwd is readable: this should not be" >&2
+          if ls /var/log; then
+            echo "/var/log can be listed: this should not be" >&2
             exit 1
           fi
-          echo "/etc/passwd: denied, as it should be"
+          echo "/var/log: absent, as it should be"
         EOS
         ]
       }

@@ -38,11 +38,11 @@ with subtest("without root: check fails, run reports that it needs root"):
 with subtest("a dynamic user in a sandbox"):
     environment = dict(line.split("=", 1) for line in run("-- env").splitlines() if "=" in line)
     t.assertRegex(environment["USER"], r"^nomad-9\d{4}$")
-    t.assertIn("Permission denied", run("-- cat /etc/passwd", 1))
+    t.assertIn("No such file or directory", run("-- cat /etc/shadow", 1))
     t.assertIn("root:", run("--unveil r:/etc/passwd -- cat /etc/passwd"))
-    t.assertIn("Permission denied", run("--no-defaults -- env", 126))
+    t.assertIn("No such file or directory", run("--no-defaults -- env", 127))
     t.assertIn("x\n", run("-- sh -c 'echo x > $NOMAD_TASK_DIR/x; cat $NOMAD_TASK_DIR/x'"))
-    t.assertIn("denied", run("-- sh -c 'echo x > /usr/x || exit 2'", 2))
+    t.assertIn("Read-only file system", run("-- sh -c 'echo x > /usr/x || exit 2'", 2))
 
 with subtest("users by name and by number; root only by its name"):
     t.assertEqual(run("--user alice -- id -u").strip(), machine.succeed("id -u alice").strip())

@@ -51,7 +51,7 @@ const TASK_DIR: &str = "/task";
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
         nomad-driver-exec2 run -- env\n  \
-        nomad-driver-exec2 run --unveil r:/etc/passwd -- cat /etc/passwd\n  \
+        nomad-driver-exec2 run --unveil r:/var/log -- ls /var/log\n  \
         nomad-driver-exec2 run --user www-data --unveil r:/srv/www --work-dir /srv/www --memory 200 -- python3 -m http.server\n  \
         nomad-driver-exec2 run --cap-add net_bind_service -- python3 -m http.server 80\n\n\
         The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be set up or the output of a successful command was lost, \
