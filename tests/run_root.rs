@@ -10,7 +10,7 @@ mod sandbox;
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -413,6 +413,27 @@ fn a_single_file_a_socket_and_two_paths_with_one_parent() {
     sh(&both, &format!("echo x > {}", host.at("a/f"))).refused("a/f");
     assert_eq!(sh(&both, &format!("echo x > {}", host.at("b/f"))).ok(), [""; 0]);
     sh(&both, &format!("cat {}", host.at("c/f"))).refused("No such file");
+}
+
+#[test]
+fn a_replaced_file_is_seen_in_an_unveiled_directory_and_not_by_its_own_rule() {
+    let Some(host) = host() else { return };
+    let (dir, file) = (host.rule("r", "a"), host.rule("r", "b/f"));
+    let script = format!("echo ready; read x; cat {} {}", host.at("a/f"), host.at("b/f"));
+    let mut run = Command::new(PLUGIN);
+    run.args(["run", "--unveil", &dir, "--unveil", &file, "--", "sh", "-c", &script]);
+    let mut child = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut seen = String::new();
+    out.read_line(&mut seen).unwrap();
+    for name in ["a", "b"] {
+        host.write(&format!("{name}/new"), "new ");
+        fs::rename(host.at(&format!("{name}/new")), host.at(&format!("{name}/f"))).unwrap();
+    }
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    out.read_to_string(&mut seen).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(seen, "ready\nnew in b");
 }
 
 #[test]
