@@ -45,17 +45,15 @@ pub(super) fn build(
     umask(Mode::empty());
     make_skeleton(root, assembly, directory.as_fd())?;
     let cgroup_root = mounts.iter().find(|(mount, _)| mount.source == Source::CgroupRoot);
-    let cgroup_names = match cgroup_root {
-        Some((mount, Some(source))) => Some(make_cgroup_names(spec, source, mount, directory.as_fd())?),
-        _ => None,
-    };
+    let cgroup_names =
+        cgroup_root.map(|(mount, _)| make_cgroup_names(spec, mount, directory.as_fd())).transpose()?;
     let mut left_out = Vec::new();
     for (mount, source) in mounts {
         if !attach(spec, root, mount, source, directory.as_fd())? {
             left_out.push(mount.path.clone());
         }
         if let (Source::CgroupRoot, Some(names)) = (&mount.source, &cgroup_names) {
-            mount::attach(names, &directory, relative(&mount.path)).map_err(failed(&mount.path))?;
+            cover_cgroups(names, mount, directory.as_fd())?;
         }
     }
     mount::pivot_root(&directory).map_err(failed("/"))?;
@@ -177,12 +175,7 @@ fn fill_scratch(spec: &ShimSpec, task_dir: &OwnedFd) -> Result<()> {
 
 /// A directory in which there is nothing but the way to the task's cgroup. It covers the root of cgroup2: the names of other
 /// cgroups are not the task's business. Runtimes find both, where cgroup2 is mounted and their limits below it.
-fn make_cgroup_names(
-    spec: &ShimSpec,
-    cgroup_root: &OwnedFd,
-    mount: &Mount,
-    directory: BorrowedFd<'_>,
-) -> Result<OwnedFd> {
+fn make_cgroup_names(spec: &ShimSpec, mount: &Mount, directory: BorrowedFd<'_>) -> Result<OwnedFd> {
     let Some(cgroup) = &spec.plan.resources.cgroup else { return Err(failed(&mount.path)(Errno::ENOENT)) };
     let names = Path::new(OWN).join(CGROUP_NAMES);
     let below = cgroup.strip_prefix(&mount.path).map_err(|_| failed(cgroup)(Errno::EXDEV))?;
@@ -192,14 +185,20 @@ fn make_cgroup_names(
         path.push(name);
         make_directory(directory, &path)?;
     }
-    let controllers = mount::open_below(cgroup_root, Path::new(CONTROLLERS), OFlag::O_RDONLY)
-        .and_then(|file| std::io::read_to_string(std::fs::File::from(file)).map_err(|_| Errno::EIO))
-        .map_err(failed(mount.path.join(CONTROLLERS)))?;
-    write_file(directory, &names.join(CONTROLLERS), &controllers)?;
+    write_file(directory, &names.join(CONTROLLERS), "")?;
     let copy = mount::copy(directory, relative(&names), false).map_err(failed(&names))?;
     mount::restrict(&copy, mount.refuse, false).map_err(failed(&names))?;
     Ok(copy)
 }
 
-/// By this file the JVM recognizes cgroup2; only then does it look at the task's own limits.
+/// Mounts the names on the root of cgroup2, and the one file of it that is needed on them.
+fn cover_cgroups(names: &OwnedFd, mount: &Mount, directory: BorrowedFd<'_>) -> Result<()> {
+    let path = mount.path.join(CONTROLLERS);
+    let controllers = mount::copy(directory, relative(&path), false).map_err(failed(&path))?;
+    mount::restrict(&controllers, mount.refuse, false).map_err(failed(&path))?;
+    mount::attach(names, directory, relative(&mount.path)).map_err(failed(&mount.path))?;
+    mount::attach(&controllers, directory, relative(&path)).map_err(failed(&path))
+}
+
+/// By the file system of this file the JVM recognizes cgroup2; only then does it look at the task's own limits.
 const CONTROLLERS: &str = "cgroup.controllers";
