@@ -21,6 +21,9 @@ pub(crate) use rules::RootRule;
 /// /etc is put together for it. It is in the root directory because an unveil of another one would hide it.
 pub(crate) const OWN: &str = "/.task";
 
+/// An empty directory.
+pub(crate) const EMPTY: &str = "/.task/empty";
+
 const RW: Access = Access::READ.union(Access::WRITE);
 const RWC: Access = RW.union(Access::CREATE);
 const RWXC: Access = RWC.union(Access::EXECUTE);
@@ -64,6 +67,8 @@ pub(crate) enum Source {
     Pts,
     Shm,
     MessageQueues,
+    /// An empty directory.
+    Empty,
 }
 
 /// A mount, attached after all that are listed before it.
@@ -132,6 +137,8 @@ enum Kind {
     Skeleton,
     /// What only this task has at this path. An unveil of the very path takes its place.
     Own,
+    /// What must not be seen, and may not be there.
+    Cover,
     /// The task's directories: also where the host has something else at this path, or nothing.
     Task,
 }
@@ -175,6 +182,9 @@ impl Request<'_> {
         if !defaults {
             return all;
         }
+        // Nomad keeps there what is not for the task: its Vault token, if that is not to be a file.
+        let private = self.task_dir.join("private");
+        all.push(own(&private, Source::Empty, Kind::Cover, Access::NONE, KERNEL_READ_ONLY));
         for name in ["local", "secrets", "tmp"] {
             all.push(own(&self.task_dir.join(name), Source::TaskDir, Kind::InTree, RWXC, FILES));
         }
@@ -198,7 +208,7 @@ impl Request<'_> {
     fn add_template(&self, layout: &Layout, candidates: &mut Vec<Candidate>, assembly: &mut Assembly) {
         candidates.extend(layout.parts.iter().map(|found| part(found, Kind::Host)));
         assembly.links.extend(layout.links.iter().cloned());
-        assembly.directories.insert(OWN.into());
+        assembly.directories.insert(EMPTY.into());
         for tree in &layout.trees {
             let whole = Candidate {
                 path: tree.path.clone(),
@@ -310,8 +320,8 @@ impl Assembly {
                     refuse: candidate.refuse,
                     directory: candidate.directory,
                     in_tmp: cover.is_some_and(|cover| cover.source == Source::Tmp),
-                    optional: candidate.kind == Kind::Own
-                        && cover.is_some_and(|cover| cover.kind == Kind::Host),
+                    optional: candidate.kind == Kind::Cover
+                        || candidate.kind == Kind::Own && cover.is_some_and(|cover| cover.kind == Kind::Host),
                 });
             }
             covers.push(candidate);

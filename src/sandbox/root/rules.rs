@@ -32,7 +32,9 @@ struct Node {
 /// The fewest rules that grant each candidate what it asks for, and nothing else anything.
 pub(super) fn rules(candidates: &[Candidate]) -> Vec<RootRule> {
     let mut root = Node::default();
-    for candidate in candidates.iter().filter(|candidate| candidate.kind != Kind::Skeleton) {
+    for candidate in
+        candidates.iter().filter(|candidate| !matches!(candidate.kind, Kind::Skeleton | Kind::Cover))
+    {
         let mut node = &mut root;
         for name in candidate.path.iter().filter(|name| *name != OsStr::new("/")) {
             node = node.children.entry(name.to_owned()).or_default();

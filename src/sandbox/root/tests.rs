@@ -229,6 +229,16 @@ fn links_lead_to_what_is_unveiled() {
 }
 
 #[test]
+fn what_nomad_keeps_from_the_task_is_covered() {
+    let root = with(&[]);
+    let private = root.mounted(&format!("{TASK_DIR}/private"))[0];
+    assert_eq!((&private.source, private.optional, private.refuse.write), (&Source::Empty, true, true));
+    let at = |path: &str| root.mounts.iter().position(|mount| mount.path == Path::new(path)).unwrap();
+    assert!(at(TASK_DIR) < at(&format!("{TASK_DIR}/private")));
+    assert_eq!(root.granted(&format!("{TASK_DIR}/local")), access("rwxc"));
+}
+
+#[test]
 fn a_mount_point_below_the_tasks_tmp_is_marked() {
     let root = with(&["r:/tmp/shared"]);
     assert!(root.mounted("/tmp/shared")[0].in_tmp);

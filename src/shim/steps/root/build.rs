@@ -13,7 +13,7 @@ use nix::unistd::{Gid, Uid, fchown, symlinkat};
 
 use super::sources::{Sources, lacking};
 use super::{MOUNT_POINT, failed};
-use crate::sandbox::root::{Assembly, Mount, OWN, Source};
+use crate::sandbox::root::{Assembly, EMPTY, Mount, OWN, Source};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
 use crate::shim::steps::Result;
@@ -116,6 +116,9 @@ fn attach(
 ) -> Result<bool> {
     let source = match (&mount.source, source) {
         (Source::Tmp, None) => mount::copy(directory, relative(&spec.plan.task_dir.join("tmp")), false)
+            .map_err(failed(&mount.path))?,
+        (Source::Empty, None) => mount::copy(directory, relative(Path::new(EMPTY)), false)
+            .and_then(|copy| mount::restrict(&copy, mount.refuse, false).map(|()| copy))
             .map_err(failed(&mount.path))?,
         // In the task's directory already.
         (Source::AllocDir, None) if matches!(root.dirs, TaskDirs::Scratch) => return Ok(true),

@@ -97,7 +97,7 @@ impl Sources {
                 Source::MessageQueues => new("mqueue", &[]),
                 Source::TaskDir => new("tmpfs", &[("mode", "0755")]),
                 // Made of the task's directory, when that is there.
-                Source::AllocDir | Source::Tmp => Ok(None),
+                Source::AllocDir | Source::Tmp | Source::Empty => Ok(None),
                 _ => Err(Errno::ENOENT),
             }
         })
