@@ -81,10 +81,11 @@ impl Watch {
         // Not only after a time without changes: a busy host has none.
         let mut retried = due;
         // What a start has just looked at needs no second look.
-        let mut woken = match changes {
-            Some(_) => self.wait(changes.as_ref(), due + INTERVAL),
-            None => Woken::Change,
-        };
+        let mut woken = Woken::Change;
+        if changes.is_some() {
+            woken = self.wait(changes.as_ref(), due + INTERVAL);
+            due = Instant::now() + DEBOUNCE;
+        }
         loop {
             let now = Instant::now();
             let at = if woken == Woken::Timeout { now } else { due.max(now) };
