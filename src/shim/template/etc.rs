@@ -124,11 +124,11 @@ fn update_link(base: &Path, name: &Path, target: &Path) -> io::Result<()> {
     finish(&new, &path)
 }
 
-/// Puts what is finished in its place. If the host had a directory there, its mount point is removed, and with it the mount in
-/// the roots that have it.
+/// Puts what is finished in its place. If the host had a directory there, its mount points are removed, and with them the mounts
+/// in the roots that have them.
 fn finish(new: &Path, path: &Path) -> io::Result<()> {
     if is_directory(path) {
-        std::fs::remove_dir(path)?;
+        std::fs::remove_dir_all(path)?;
     }
     std::fs::rename(new, path)
 }
@@ -333,7 +333,7 @@ mod tests {
         let empty = Tree { path: host.tree.path.clone(), ..Tree::default() };
         let file = host.tree.clone();
         let mut directory = empty.clone();
-        directory.parts = vec![Part { path: certs.clone(), access: Access::READ, directory: true }];
+        directory.parts = vec![Part { path: certs.join("below"), access: Access::READ, directory: true }];
         let mut link = empty;
         link.links = vec![Link { path: certs, target: "/nowhere".into() }];
         host.write("certs", "1").update().unwrap();
