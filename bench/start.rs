@@ -1,23 +1,28 @@
-//! Compares tasks, started by the driver's own code, with plain processes in the same run: from the start to the first byte,
-//! from SIGKILL of the task to the response of WaitTask, and from StopTask to its response.
+//! Compares tasks, started by the driver's own code, with plain processes in the same run: from the start to the first byte and
+//! to the end of a short program, from SIGKILL of the task to the response of WaitTask, and from StopTask to its response. Each is
+//! measured with the host's root and with a root of the task's own, and with more and more mounts on the host.
 //!
-//! Run `cargo bench` as root. With cgroup v2 the tasks get a cgroup with limits, as under Nomad; otherwise the output says so.
-//! Quote the ratios: absolute times depend on the machine.
+//! Run `cargo bench` as root; `cargo bench -- private 0 1000` names the kinds of root and the numbers of extra mounts. With cgroup v2 the tasks get a cgroup with
+//! limits, as under Nomad; otherwise the output says so. Quote the ratios: absolute times depend on the machine.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, chown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::Mode;
 use nomad_driver_exec2::cgroup::{Cgroup, Limits, MOUNT_POINT, MemoryMax};
 use nomad_driver_exec2::config::{DriverConfig, PluginConfig};
 use nomad_driver_exec2::shim;
+use nomad_driver_exec2::shim::spec::TaskDirs;
 use nomad_driver_exec2::sys;
 use nomad_driver_exec2::task::events::EventBus;
 use nomad_driver_exec2::task::id::TaskId;
@@ -26,11 +31,15 @@ use nomad_driver_exec2::task::processes::Launched;
 use nomad_driver_exec2::task::running::Task;
 use nomad_driver_exec2::task::signal::SignalNumber;
 use nomad_driver_exec2::task::spec::{Logs, Request, TaskSpec};
-use nomad_driver_exec2::users;
+use nomad_driver_exec2::users::{self, User};
 
 /// Measured runs, after some warm-up runs.
 const RUNS: usize = 50;
 const WARM_UP: usize = 5;
+/// Extra mounts on the host.
+const MOUNTS: [usize; 3] = [0, 1000, 5000];
+/// Values of the plugin option `root`.
+const ROOTS: [&str; 2] = ["host", "private"];
 /// A program that ends immediately, and one that runs until a signal ends it.
 const BRIEF: [&str; 2] = ["/bin/echo", "x"];
 const LASTING: [&str; 2] = ["/bin/sleep", "1000"];
@@ -41,8 +50,10 @@ const GRACE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     // The launcher starts this file as the shim.
-    if std::env::args().nth(1).as_deref() == Some("shim") {
-        return shim::main();
+    match std::env::args().nth(1).as_deref() {
+        Some("shim") => return shim::main(),
+        Some("template") => return shim::template::main(),
+        _ => {}
     }
     match bench() {
         Ok(report) => {
@@ -58,85 +69,184 @@ fn main() -> ExitCode {
 
 fn bench() -> anyhow::Result<String> {
     ensure!(nix::unistd::geteuid().is_root(), "the launcher needs root: run cargo bench as root");
-    let root = tempfile::Builder::new().prefix("exec2-bench").tempdir()?;
-    let user = users::lookup("nomad-80000")?;
-    for dir in ["alloc", "alloc/logs", "local", "secrets", "tmp"] {
-        let path = root.path().join(dir);
-        std::fs::create_dir(&path)?;
-        chown(&path, Some(user.uid), Some(user.gid))?;
+    // cargo adds --bench.
+    let (numbers, roots): (Vec<_>, Vec<_>) = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with("--"))
+        .partition(|arg| arg.starts_with(|first: char| first.is_ascii_digit()));
+    let numbers: Vec<usize> = numbers.iter().map(|number| number.parse()).collect::<Result<_, _>>()?;
+    let mounts = if numbers.is_empty() { &MOUNTS[..] } else { &numbers };
+    let roots = if roots.is_empty() { ROOTS.map(str::to_owned).to_vec() } else { roots };
+    let host = Host::new()?;
+    let mut report = String::new();
+    for &count in mounts {
+        host.mount_up_to(count)?;
+        for root in &roots {
+            report += &measure(&host, count, root)?;
+        }
     }
-    std::fs::set_permissions(root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
-    for fifo in ["alloc/logs/out", "alloc/logs/err"] {
-        nix::unistd::mkfifo(&root.path().join(fifo), nix::sys::stat::Mode::from_bits_truncate(0o600))?;
+    host.remove()?;
+    Ok(report)
+}
+
+/// What is measured, for one number of extra mounts and one kind of root.
+///
+/// The kinds are not mixed: a namespace with many mounts is taken down by the kernel after its last process, which would slow down
+/// the next start of another kind.
+fn measure(host: &Host, mounts: usize, root: &str) -> anyhow::Result<String> {
+    let policy = PluginConfig::decode_json(&format!(r#"{{"root": "{root}"}}"#))?;
+    let (brief, lasting) = (host.spec(&policy, BRIEF)?, host.spec(&policy, LASTING)?);
+    let launcher = Launcher::new(&host.run_dir())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let mut starts: [Vec<Start>; 2] = Default::default();
+    let mut ends: [Vec<Duration>; 3] = Default::default();
+    for run in 0..WARM_UP + RUNS {
+        // Alternating, so that changes in the machine's load affect all kinds equally.
+        let started = [plain_start()?, driver_start(&launcher, &brief, host)?];
+        let ended = [
+            plain_end()?,
+            runtime.block_on(driver_end(&launcher, &lasting, host))?,
+            runtime.block_on(driver_stop(&launcher, &lasting, host))?,
+        ];
+        if run >= WARM_UP {
+            starts.iter_mut().zip(started).for_each(|(all, time)| all.push(time));
+            ends.iter_mut().zip(ended).for_each(|(all, time)| all.push(time));
+        }
     }
-    let path = Path::new(MOUNT_POINT).join("nomad-driver-exec2-bench.slice/bench/task.scope");
-    let cgroup = Cgroup::create(&path).ok().map(|created| created.cgroup);
-    let limits = match &cgroup {
-        Some(_) => Limits { memory_max: MemoryMax::Bytes(64 << 20), ..Limits::UNLIMITED },
-        None => Limits::UNLIMITED,
+    let bytes = starts.each_ref().map(|all| Figures::of(all.iter().map(|start| start.first_byte).collect()));
+    let exits = starts.each_ref().map(|all| Figures::of(all.iter().map(|start| start.exit).collect()));
+    let without = if host.cgroup.is_some() { "" } else { ", no cgroup v2 here" };
+    let mut report = format!("root {root:?}, {mounts} extra mounts, medians of {RUNS}{without}\n");
+    report += &table("start to first byte", &["vfork + exec", "task"], &bytes);
+    report += &table("start to end of process", &["vfork + exec", "task"], &exits);
+    let signals = ["SIGKILL, waitpid", "SIGKILL, WaitTask", "SIGINT, StopTask"];
+    report += &table("signal to answer", &signals, &ends.map(Figures::of));
+    Ok(report)
+}
+
+fn table(title: &str, names: &[&str], figures: &[Figures]) -> String {
+    let line = |(name, found): (&&str, &Figures)| {
+        format!("    {name:18} {found}   {:.2} x\n", found.over(&figures[0]))
     };
-    let spec = |[command, arg]: [&str; 2]| -> anyhow::Result<TaskSpec> {
+    let lines: String = names.iter().zip(figures).map(line).collect();
+    format!("  {title}\n{lines}")
+}
+
+/// The directories of one allocation with one task as Nomad makes them, in a mount namespace of this process.
+struct Host {
+    /// Everything is below it.
+    base: tempfile::TempDir,
+    user: User,
+    cgroup: Option<Cgroup>,
+}
+
+const ALLOC: &str = "alloc/1";
+const TASK: &str = "web";
+
+impl Host {
+    fn new() -> anyhow::Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none: Option<&str> = None;
+        // The extra mounts stay in it; what is in it is shared with the template, as on a host.
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)?;
+        let base = tempfile::Builder::new().prefix("exec2-bench").tempdir_in("/var/lib")?;
+        // As /run is: to make files on a disk would take longer than the start.
+        mount(Some("bench"), base.path(), Some("tmpfs"), MsFlags::empty(), Some("mode=0711"))?;
+        let path = Path::new(MOUNT_POINT).join("nomad-driver-exec2-bench.slice/bench/task.scope");
+        let cgroup = Cgroup::create(&path).ok().map(|created| created.cgroup);
+        let host = Self { base, user: users::lookup("nomad-80000")?, cgroup };
+        host.make_directories()?;
+        Ok(host)
+    }
+
+    fn make_directories(&self) -> anyhow::Result<()> {
+        let alloc = self.base.path().join(ALLOC);
+        for dir in ["alloc/logs", "web/alloc", "web/local", "web/secrets", "web/tmp"] {
+            let path = alloc.join(dir);
+            std::fs::create_dir_all(&path)?;
+            chown(&path, Some(self.user.uid), Some(self.user.gid))?;
+        }
+        for fifo in ["out", "err"] {
+            nix::unistd::mkfifo(&self.logs().join(fifo), Mode::from_bits_truncate(0o600))?;
+        }
+        let none: Option<&str> = None;
+        let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(&alloc.join("alloc")), &alloc.join("web/alloc"), none, bind, none)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("secrets"), &alloc.join("web/secrets"), Some("tmpfs"), flags, Some("size=1m"))?;
+        std::fs::create_dir_all(self.task_dir())?;
+        Ok(mount(Some(&alloc.join(TASK)), &self.task_dir(), none, bind, none)?)
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.base.path().join("run")
+    }
+
+    fn task_dir(&self) -> PathBuf {
+        self.base.path().join("alloc_mounts/1-web")
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.base.path().join(ALLOC).join("alloc/logs")
+    }
+
+    /// As those of other allocations.
+    fn mount_up_to(&self, count: usize) -> anyhow::Result<()> {
+        let others = self.base.path().join("others");
+        std::fs::create_dir_all(&others)?;
+        for number in 0..count {
+            let point = others.join(number.to_string());
+            if std::fs::create_dir(&point).is_ok() {
+                mount(Some("other"), &point, Some("tmpfs"), MsFlags::empty(), Some("size=4k"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn spec(&self, policy: &PluginConfig, [command, arg]: [&str; 2]) -> anyhow::Result<TaskSpec> {
         let config = DriverConfig::decode_json(&format!(r#"{{"command": "{command}", "args": ["{arg}"]}}"#))?;
+        let limits = match &self.cgroup {
+            Some(_) => Limits { memory_max: MemoryMax::Bytes(64 << 20), ..Limits::UNLIMITED },
+            None => Limits::UNLIMITED,
+        };
         let request = Request {
             id: TaskId::new("bench", "", "bench")?,
-            user: user.clone(),
+            user: self.user.clone(),
             program: &config.command,
             args: &config.args,
             env: &HashMap::new(),
-            root: root.path(),
+            root: &self.task_dir(),
+            dirs: TaskDirs::Nomad { alloc_dir: self.base.path().join(ALLOC), task: TASK.into() },
             logs: Logs::Fifos { stdout: Path::new("out"), stderr: Path::new("err") },
             network: None,
-            cgroup: cgroup.as_ref().map(Cgroup::path),
-            limits: limits.clone(),
+            cgroup: self.cgroup.as_ref().map(Cgroup::path),
+            limits,
             ask: config.ask(),
         };
-        Ok(TaskSpec::new(request, &PluginConfig::default().policy())?)
-    };
-    let (brief, lasting) = (spec(BRIEF)?, spec(LASTING)?);
-    let launcher = Launcher::new(&root.path().join("run"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+        Ok(TaskSpec::new(request, &policy.policy())?)
+    }
 
-    let mut times: [Vec<Duration>; 5] = Default::default();
-    for run in 0..WARM_UP + RUNS {
-        // Alternating, so that changes in the machine's load affect all kinds equally.
-        let measured = [
-            plain_start()?,
-            driver_start(&launcher, &brief, root.path())?,
-            plain_end()?,
-            runtime.block_on(driver_end(&launcher, &lasting, root.path()))?,
-            runtime.block_on(driver_stop(&launcher, &lasting, root.path()))?,
-        ];
-        if run >= WARM_UP {
-            times.iter_mut().zip(measured).for_each(|(all, time)| all.push(time));
+    fn remove(self) -> anyhow::Result<()> {
+        if let Some(cgroup) = self.cgroup {
+            cgroup.remove()?;
         }
+        Ok(umount2(self.base.path(), MntFlags::MNT_DETACH)?)
     }
-    if let Some(cgroup) = cgroup {
-        cgroup.remove()?;
-    }
-    let [start, exec2_start, end, exec2_end, exec2_stop] = times.map(Figures::of);
-    let without =
-        if brief.plan.resources.cgroup.is_some() { "" } else { " (no cgroup v2 here: without a cgroup)" };
-    Ok(format!(
-        "medians of {RUNS}{without}:\n\
-         start to first byte\n  fork + exec        {start}\n  exec2              {exec2_start}   {:.1} x\n\
-         SIGKILL to the answer\n  kill + waitpid     {end}\n  exec2, WaitTask    {exec2_end}   {:.1} x\n\
-         SIGINT to the answer\n  exec2, StopTask    {exec2_stop}   {:.1} x\n",
-        exec2_start.over(&start),
-        exec2_end.over(&end),
-        exec2_stop.over(&end),
-    ))
 }
 
 /// The times of one kind of run.
 struct Figures {
     median: Duration,
-    slowest: Duration,
+    p10: Duration,
+    p90: Duration,
 }
 
 impl Figures {
     fn of(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
-        Self { median: times[times.len() / 2], slowest: times[times.len() - 1] }
+        let at = |tenths: usize| times[times.len() * tenths / 10];
+        Self { median: at(5), p10: at(1), p90: at(9) }
     }
 
     fn over(&self, plain: &Self) -> f64 {
@@ -147,18 +257,24 @@ impl Figures {
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let us = |time: Duration| time.as_secs_f64() * 1e6;
-        write!(f, "{:8.0} µs, slowest {:8.0} µs", us(self.median), us(self.slowest))
+        write!(f, "{:8.0} µs, p10 {:6.0}, p90 {:6.0}", us(self.median), us(self.p10), us(self.p90))
     }
 }
 
-fn plain_start() -> anyhow::Result<Duration> {
+/// How long a short program took.
+struct Start {
+    first_byte: Duration,
+    exit: Duration,
+}
+
+fn plain_start() -> anyhow::Result<Start> {
     let begin = Instant::now();
     let [program, arg] = BRIEF;
     let mut child = Command::new(program).arg(arg).env_clear().stdout(Stdio::piped()).spawn()?;
     child.stdout.as_mut().context("its output")?.read_exact(&mut [0; 1])?;
-    let time = begin.elapsed();
+    let first_byte = begin.elapsed();
     child.wait()?;
-    Ok(time)
+    Ok(Start { first_byte, exit: begin.elapsed() })
 }
 
 fn plain_end() -> anyhow::Result<Duration> {
@@ -171,12 +287,9 @@ fn plain_end() -> anyhow::Result<Duration> {
 }
 
 /// The read ends of the task's log FIFOs, opened before there is a writer.
-fn readers(root: &Path) -> anyhow::Result<[File; 2]> {
+fn readers(host: &Host) -> anyhow::Result<[File; 2]> {
     let open = |name: &str| -> anyhow::Result<File> {
-        let options = File::options()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(root.join("alloc/logs").join(name));
+        let options = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(host.logs().join(name));
         let file = options?;
         nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_RDONLY))?;
         Ok(file)
@@ -184,22 +297,23 @@ fn readers(root: &Path) -> anyhow::Result<[File; 2]> {
     Ok([open("out")?, open("err")?])
 }
 
-fn driver_start(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Result<Duration> {
-    let [mut out, _err] = readers(root)?;
+fn driver_start(launcher: &Launcher, spec: &TaskSpec, host: &Host) -> anyhow::Result<Start> {
+    let [mut out, _err] = readers(host)?;
     let begin = Instant::now();
     let Launched { processes, run_dir, .. } = launcher.launch(spec)?;
     let shim = processes.shim;
     out.read_exact(&mut [0; 1])?;
-    let time = begin.elapsed();
+    let first_byte = begin.elapsed();
     while !matches!(
         nix::sys::wait::waitid(nix::sys::wait::Id::PIDFd(shim.as_fd()), nix::sys::wait::WaitPidFlag::WEXITED),
         Ok(_) | Err(nix::errno::Errno::ECHILD)
     ) {}
+    let ended = begin.elapsed();
     let exit = run_dir.exit()?.context("the exit status")?;
     ensure!(exit.code == 0, "{:?} ended with {}", BRIEF, exit.code);
     ensure!(sys::pidfd::signal(shim.as_fd(), 0).is_err(), "the shim is still there");
     run_dir.remove()?;
-    Ok(time)
+    Ok(Start { first_byte, exit: ended })
 }
 
 /// A task in its state after StartTask.
@@ -209,8 +323,8 @@ fn lasting_task(launcher: &Launcher, spec: &TaskSpec) -> anyhow::Result<Arc<Task
 }
 
 /// From the death of the task to the end of the wait for it, which is all of WaitTask.
-async fn driver_end(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Result<Duration> {
-    let _readers = readers(root)?;
+async fn driver_end(launcher: &Launcher, spec: &TaskSpec, host: &Host) -> anyhow::Result<Duration> {
+    let _readers = readers(host)?;
     let task = lasting_task(launcher, spec)?;
     let leader = task.process.context("the task's process")?.open()?.context("it runs")?;
     let begin = Instant::now();
@@ -223,8 +337,8 @@ async fn driver_end(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow
 }
 
 /// All of StopTask.
-async fn driver_stop(launcher: &Launcher, spec: &TaskSpec, root: &Path) -> anyhow::Result<Duration> {
-    let _readers = readers(root)?;
+async fn driver_stop(launcher: &Launcher, spec: &TaskSpec, host: &Host) -> anyhow::Result<Duration> {
+    let _readers = readers(host)?;
     let task = lasting_task(launcher, spec)?;
     let begin = Instant::now();
     let ended = task.stop(SignalNumber::SIGINT, GRACE, &EventBus::default()).await?;
