@@ -1,18 +1,24 @@
 //! clone3(2): the shim out of the threaded plugin, and the task out of the single-threaded shim.
 
+use std::arch::asm;
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::Result;
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use super::signals;
 
 /// `CLONE_INTO_CGROUP` of `linux/sched.h`; the libc crate's constant is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+/// Bytes of stack for the child's side of [`spawn`], which needs a few hundred.
+const CHILD_STACK: usize = 16 * 1024;
 
 /// A process just made: its number in our pid namespace and its pidfd (close-on-exec).
 #[derive(Debug)]
@@ -45,7 +51,8 @@ pub struct Spawn<'a> {
     pub report: BorrowedFd<'a>,
 }
 
-/// Starts `spawn.program` with an empty environment, every signal at its default but blocked, no other descriptor open.
+/// Starts `spawn.program` with an empty environment, every signal blocked, SIGCHLD at its default, no other descriptor open. Returns
+/// after exec: the child borrows the caller's memory until then, as by vfork(2), since a copy of it takes longer than all else here.
 pub fn spawn(spawn: &Spawn<'_>) -> Result<Child> {
     let mut argv = [std::ptr::null::<c_char>(); 4];
     let used = [spawn.program, spawn.report]
@@ -63,23 +70,37 @@ pub fn spawn(spawn: &Spawn<'_>) -> Result<Child> {
     }
     // No handler of the plugin may run in the child: tokio's would write into the pipe that it shares with the parent.
     let mask = signals::block_all()?;
-    // SAFETY: the child calls only `in_child`, which is async-signal-safe and never returns.
-    let made = unsafe { clone3(spawn.namespaces, spawn.cgroup) };
-    let result = match made {
-        Ok(None) => in_child(spawn, &argv),
-        Ok(Some(child)) => Ok(child),
-        Err(errno) => Err(errno),
-    };
+    let start = Start { spawn, argv: &argv };
+    let mut stack = Stack([MaybeUninit::uninit(); CHILD_STACK]);
+    let mut pidfd = -1;
+    let mut args = clone_args(spawn.namespaces | VFORK, spawn.cgroup, &mut pidfd);
+    args.stack = stack.0.as_mut_ptr() as u64;
+    args.stack_size = CHILD_STACK as u64;
+    // SAFETY: this thread sleeps until the child has called exec or ended (CLONE_VFORK), so that what the child uses of its memory
+    // lives long enough and is used by nobody else; the child calls only `in_child`, which is async-signal-safe and never returns.
+    let pid = unsafe { clone3_on_stack(&mut args, in_child, &start) };
+    let result = Errno::result(pid).map(|pid| child(pid, pidfd));
     signals::restore(&mask)?;
     result
 }
 
-/// The child's side of [`spawn`]: plain system calls on values of the parent's stack, no allocation, no lock.
-fn in_child(spawn: &Spawn<'_>, argv: &[*const c_char; 4]) -> ! {
+/// What the child's side of [`spawn`] works with, on the parent's stack.
+struct Start<'a> {
+    spawn: &'a Spawn<'a>,
+    argv: &'a [*const c_char; 4],
+}
+
+#[repr(align(16))]
+struct Stack([MaybeUninit<u8>; CHILD_STACK]);
+
+/// The child's side of [`spawn`]: plain system calls, no allocation, no lock. All memory is the parent's, whose errno it changes.
+extern "C" fn in_child(start: &Start<'_>) -> ! {
+    let Start { spawn, argv } = start;
     let env = [std::ptr::null::<c_char>()];
-    signals::reset_dispositions();
-    // SAFETY: dup2, close_range, execveat, write and _exit take integers and pointers into memory that lives until exec
-    // (ours, or copied with the parent's address space); argv and env end with a null pointer.
+    // An ignored SIGCHLD would leave the shim without its children's exit statuses; exec keeps what is ignored.
+    signals::reset(libc::SIGCHLD);
+    // SAFETY: dup2, close_range, execveat, write and _exit take integers and pointers into memory that lives until exec;
+    // argv and env end with a null pointer.
     unsafe {
         let mut ok = true;
         if let Some(stdio) = &spawn.stdio {
@@ -109,18 +130,32 @@ fn in_child(spawn: &Spawn<'_>, argv: &[*const c_char; 4]) -> ! {
     }
 }
 
+/// Longer than /proc/self/stat, 52 numbers and a name.
+const STAT_SIZE: usize = 2048;
+/// The number of threads, a field of proc_pid_stat(5).
+const NUM_THREADS: usize = 20;
+
 /// Proof that the process has one thread, so that a clone of it may run any code.
 #[derive(Debug, Clone, Copy)]
 pub struct SingleThreaded(PhantomData<*const ()>);
 
 impl SingleThreaded {
-    /// Counts the threads in /proc/self/status; an error if there is more than one.
+    /// Counts the threads; an error if there is more than one.
     pub fn check() -> std::io::Result<Self> {
-        let status = std::fs::read_to_string("/proc/self/status")?;
-        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).map(str::trim);
-        match threads {
-            Some("1") => Ok(Self(PhantomData)),
-            _ => Err(std::io::Error::other(format!("this process has {threads:?} threads, not 1"))),
+        // Not the longer /proc/self/status: to compute that takes the kernel many times as long.
+        let file = openat(AT_FDCWD, "/proc/self/stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let mut stat = [0; STAT_SIZE];
+        let length = nix::unistd::read(&file, &mut stat)?;
+        let stat = &stat[..length];
+        // The second field is the name in parentheses, which may have spaces and parentheses of its own.
+        let after_name = stat.rsplit(|byte| *byte == b')').next().unwrap_or_default();
+        let mut fields = after_name.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+        match fields.nth(NUM_THREADS - 3) {
+            Some(b"1") => Ok(Self(PhantomData)),
+            threads => {
+                let threads = threads.map(String::from_utf8_lossy);
+                Err(std::io::Error::other(format!("this process has {threads:?} threads, not 1")))
+            }
         }
     }
 }
@@ -148,22 +183,32 @@ pub fn fork(_: SingleThreaded, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce
 /// In the child of a process with several threads only async-signal-safe calls are allowed until exec or _exit.
 unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Child>> {
     let mut pidfd: RawFd = -1;
+    let mut args = clone_args(flags, cgroup, &mut pidfd);
+    // SAFETY: args has the size given and lives over the call; without CLONE_VM the child has its own copy of the stack.
+    let pid = Errno::result(unsafe {
+        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
+    })?;
+    Ok((pid != 0).then(|| child(pid, pidfd)))
+}
+
+/// The child shares the caller's memory, and the caller sleeps until it has called exec or ended.
+const VFORK: u64 = (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
+
+fn clone_args(flags: u64, cgroup: Option<BorrowedFd<'_>>, pidfd: &mut RawFd) -> libc::clone_args {
     // SAFETY: clone_args is a plain C struct of integers for which all zeroes is valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags | libc::CLONE_PIDFD as u64;
-    args.pidfd = &raw mut pidfd as u64;
+    args.pidfd = std::ptr::from_mut(pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd().cast_unsigned().into();
     }
-    // SAFETY: args has the size given and lives over the call; without CLONE_VM the child has its own copy of the stack.
-    let pid = Errno::result(unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
-    })?;
-    if pid == 0 {
-        return Ok(None);
-    }
+    args
+}
+
+/// What clone3(2) has made in the parent.
+fn child(pid: libc::c_long, pidfd: RawFd) -> Child {
     // SAFETY: the kernel has just made this descriptor for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     #[expect(
@@ -171,7 +216,68 @@ unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Ch
         reason = "a PID is below 2^22 (PID_MAX_LIMIT of linux/threads.h)"
     )]
     let pid = Pid::from_raw(pid as i32);
-    Ok(Some(Child { pid, pidfd }))
+    Child { pid, pidfd }
+}
+
+/// clone3(2) with a stack of its own for the child, which calls `entry` with `start` there. The C libraries have no such function.
+///
+/// # Safety
+/// `args` names a stack that nobody else uses, and [`VFORK`]; `entry` may do what the child of vfork(2) may.
+unsafe fn clone3_on_stack<T>(
+    args: &mut libc::clone_args,
+    entry: extern "C" fn(&T) -> !,
+    start: &T,
+) -> libc::c_long {
+    let size = size_of::<libc::clone_args>();
+    let result: libc::c_long;
+    // SAFETY: the kernel reads `args` during the call; the parent goes on behind it with its registers as the kernel's calling
+    // convention leaves them; the child, on the new stack, calls a function that does not return.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") std::ptr::from_mut(args),
+            in("rsi") size,
+            in("r12") std::ptr::from_ref(start),
+            in("r13") entry,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        asm!(
+            "svc 0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x0, x20",
+            "blr x21",
+            "brk 1",
+            "2:",
+            inlateout("x0") std::ptr::from_mut(args) => result,
+            in("x1") size,
+            in("x8") libc::SYS_clone3,
+            in("x20") std::ptr::from_ref(start),
+            in("x21") entry,
+        );
+    }
+    // What libc::syscall does with an error.
+    match i32::try_from(-result) {
+        Ok(errno) if errno > 0 => {
+            Errno::set_raw(errno);
+            -1
+        }
+        _ => result,
+    }
 }
 
 #[cfg(test)]
@@ -180,8 +286,7 @@ mod tests {
     use std::io::{Read, Write, pipe};
     use std::os::fd::AsFd;
 
-    use nix::fcntl::{OFlag, open};
-    use nix::sys::stat::Mode;
+    use nix::fcntl::open;
     use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
     use super::*;
