@@ -8,6 +8,7 @@ pub(crate) mod attributes;
 pub(crate) mod caps;
 pub mod clone;
 pub mod fd;
+pub(crate) mod ids;
 pub(crate) mod keyring;
 pub(crate) mod landlock;
 pub(crate) mod mount;

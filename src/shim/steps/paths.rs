@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{SFlag, fstat};
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
-use super::user::groups;
 use crate::sandbox::place::{NamedBy, Place};
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
 use crate::shim::walk::{self, DirId, Found, WalkError};
@@ -105,7 +104,7 @@ fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
     let own = sys::caps::get()?;
     let effective = spec.plan.capabilities.bits() & own.permitted;
     // What is opened as root does not depend on groups: capabilities decide.
-    setgroups(&groups(&spec.user))?;
+    sys::ids::set_groups(&spec.user.groups)?;
     set_fs_ids(spec.user.uid, spec.user.gid)?;
     sys::caps::set(sys::caps::Sets { effective, ..own })?;
     let opened = open();

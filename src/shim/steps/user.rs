@@ -2,14 +2,13 @@
 
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::Result;
 use crate::sandbox::capabilities::CapSet;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
 use crate::sys;
-use crate::users::{SHIM_ID, User};
+use crate::users::SHIM_ID;
 
 /// Bounding set of root, groups, gid, uid, then exactly the capabilities that were granted.
 pub(crate) fn become_user(spec: &ShimSpec) -> Result<()> {
@@ -21,12 +20,10 @@ pub(crate) fn become_user(spec: &ShimSpec) -> Result<()> {
     if user.uid == 0 {
         limit_bounding(granted)?;
     }
-    setgroups(&groups(user)).map_err(failed)?;
-    let gid = Gid::from_raw(user.gid);
-    setresgid(gid, gid, gid).map_err(failed)?;
+    sys::ids::set_groups(&user.groups).map_err(failed)?;
+    sys::ids::set_gid(user.gid).map_err(failed)?;
     prctl::set_keepcaps(true).map_err(caps)?;
-    let uid = Uid::from_raw(user.uid);
-    setresuid(uid, uid, uid).map_err(failed)?;
+    sys::ids::set_uid(user.uid).map_err(failed)?;
     prctl::set_keepcaps(false).map_err(caps)?;
     sys::keyring::join_new_session().map_err(|errno| Failure::new(Step::Session, "the keyring", errno))?;
     let bits = granted.bits();
@@ -46,19 +43,13 @@ pub(crate) fn drop_privileges() -> Result<()> {
     let user = |errno| Failure::new(Step::User, SHIM_ID.to_string(), errno).with_note("of the shim");
     limit_bounding(CapSet::EMPTY)?;
     sys::caps::clear_ambient().map_err(caps)?;
-    setgroups(&[]).map_err(user)?;
-    let (uid, gid) = (Uid::from_raw(SHIM_ID), Gid::from_raw(SHIM_ID));
-    setresgid(gid, gid, gid).map_err(user)?;
-    setresuid(uid, uid, uid).map_err(user)?;
+    sys::ids::set_groups(&[]).map_err(user)?;
+    sys::ids::set_gid(SHIM_ID).map_err(user)?;
+    sys::ids::set_uid(SHIM_ID).map_err(user)?;
     sys::caps::set(sys::caps::Sets::default()).map_err(caps)?;
     // The change of ids has set it to fs.suid_dumpable, proc_sys_fs(5).
     prctl::set_dumpable(false).map_err(user)?;
     prctl::set_no_new_privs().map_err(|errno| Failure::new(Step::NoNewPrivs, "the shim", errno))
-}
-
-/// The supplementary groups of the task.
-pub(crate) fn groups(user: &User) -> Vec<Gid> {
-    user.groups.iter().copied().map(Gid::from_raw).collect()
 }
 
 fn limit_bounding(allowed: CapSet) -> Result<()> {
