@@ -11,7 +11,7 @@ use crate::sandbox::root::{Assembly, Mount, Source};
 use crate::shim::report::Failure;
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
 use crate::shim::steps::Result;
-use crate::shim::steps::paths::{open_alloc_dir, open_task_dir};
+use crate::shim::steps::paths::{open_alloc_dir, open_beneath};
 use crate::sys::mount::{self, Refuse};
 
 /// One detached mount for each of [`Assembly::mounts`], once all three steps are done.
@@ -47,18 +47,18 @@ impl Sources {
         assembly: &Assembly,
         unveils: &[OwnedFd],
     ) -> Result<()> {
+        let dirs = OwnDirs::open(&root.dirs).transpose();
         self.fill(assembly, |found| {
-            let (place, recursive) = match (&found.source, &root.dirs) {
+            let (place, recursive) = match (&found.source, dirs.as_ref().map_err(|errno| *errno)?) {
                 (Source::Unveil(number), _) => {
                     return own_copy(&unveils[*number], found.refuse, true).map(Some);
                 }
-                (Source::TaskDir, TaskDirs::Nomad { .. }) => (open_task_dir(spec)?, true),
-                (Source::AllocDir, TaskDirs::Nomad { alloc_dir, .. }) => {
-                    let alloc_dir = open_alloc_dir(alloc_dir)?;
-                    (mount::open_below(&alloc_dir, Path::new("alloc"), OFlag::O_PATH)?, true)
+                (Source::TaskDir, Some(own)) => return own_copy(&own.task, found.refuse, true).map(Some),
+                (Source::AllocDir, Some(own)) => {
+                    (mount::open_below(&own.alloc, Path::new("alloc"), OFlag::O_PATH)?, true)
                 }
-                (Source::Tmp, TaskDirs::Nomad { .. }) => {
-                    (mount::open_below(&open_task_dir(spec)?, Path::new("tmp"), OFlag::O_PATH)?, false)
+                (Source::Tmp, Some(own)) => {
+                    (mount::open_below(&own.task, Path::new("tmp"), OFlag::O_PATH)?, false)
                 }
                 (Source::CgroupRoot, _) => {
                     let Some(path) = &root.cgroup_root else { return Err(Errno::ENOENT) };
@@ -101,6 +101,23 @@ impl Sources {
                 _ => Err(Errno::ENOENT),
             }
         })
+    }
+}
+
+/// The directories that Nomad has made for the task, each opened once.
+struct OwnDirs {
+    alloc: OwnedFd,
+    task: OwnedFd,
+}
+
+impl OwnDirs {
+    fn open(dirs: &TaskDirs) -> Option<nix::Result<Self>> {
+        let TaskDirs::Nomad { alloc_dir, task } = dirs else { return None };
+        let open = || {
+            let alloc = open_alloc_dir(alloc_dir)?;
+            Ok(Self { task: open_beneath(&alloc, Path::new(task), O_DIRECTORY)?, alloc })
+        };
+        Some(open())
     }
 }
 
