@@ -187,7 +187,7 @@ impl Finder<'_> {
     }
 
     fn macro_tokens(&mut self, name: &str, tokens: TokenStream, options: bool) {
-        if !["debug", "trace"].contains(&name) {
+        if !["asm", "debug", "trace"].contains(&name) {
             self.within(of_macro(name), |finder| finder.tokens(tokens, options));
         }
     }
