@@ -59,9 +59,8 @@ pub(crate) enum Source {
     AllocDir,
     /// The task's `tmp`.
     Tmp,
-    /// The root of cgroup2, where programs look for their limits, covered by a directory in which only the task's cgroup can
-    /// be reached.
-    CgroupRoot,
+    /// A directory in which there is nothing but the way to the task's cgroup.
+    CgroupNames,
     /// The task's cgroup.
     Cgroup,
     Proc,
@@ -199,7 +198,11 @@ impl Request<'_> {
             all.push(own(Path::new(path), source, Kind::Own, access, refuse));
         }
         if let Some((root, cgroup)) = self.cgroup {
-            all.push(own(root, Source::CgroupRoot, Kind::Skeleton, Access::READ, KERNEL_READ_ONLY));
+            // The names of other cgroups are not the task's business.
+            if let Some(first) = cgroup.strip_prefix(root).ok().and_then(|below| below.iter().next()) {
+                let names = root.join(first);
+                all.push(own(&names, Source::CgroupNames, Kind::Skeleton, Access::READ, KERNEL_READ_ONLY));
+            }
             all.push(own(cgroup, Source::Cgroup, Kind::Host, Access::READ, KERNEL_READ_ONLY));
         }
         all

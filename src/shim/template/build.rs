@@ -10,8 +10,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mkdirat, mknodat, umask};
 use nix::unistd::symlinkat;
 
-use super::survey::{DEVICES, ETC, Survey};
+use super::survey::{CGROUPS, DEVICES, ETC, Survey};
 use super::{Result, UMASK, errno_of, failed};
+use crate::sandbox::root::EMPTY;
 use crate::sandbox::root::layout::{Layout, Part, Tree};
 use crate::shim::steps::MOUNT_POINT;
 use crate::sys::mount::{self as mounts, Refuse};
@@ -95,6 +96,9 @@ fn make_tree(root: &OwnedFd, tree: &Tree, etc: &OwnedFd) -> Result<()> {
         let copy = mounts::copy(etc, Path::new(""), false).map_err(failed("copy", &tree.path))?;
         return attach(root, &copy, &tree.path, Refuse { write: true, ..PLAIN }, false);
     }
+    if tree.path == Path::new(CGROUPS) {
+        return make_cgroups(root, tree);
+    }
     if tree.directories.is_empty() {
         return tree.links.iter().try_for_each(|link| make_link(root, &link.path, &link.target));
     }
@@ -118,6 +122,25 @@ fn make_tree(root: &OwnedFd, tree: &Tree, etc: &OwnedFd) -> Result<()> {
         make_file(root, &part.path)?;
     }
     mounts::make_read_only(&dev).map_err(failed("make read-only", &tree.path))
+}
+
+/// The root of cgroup2, in which each directory is covered by an empty one.
+fn make_cgroups(root: &OwnedFd, tree: &Tree) -> Result<()> {
+    let refuse = Refuse { write: true, ..PLAIN };
+    let copy = mounts::copy(open_directory(&tree.path)?, Path::new(""), false)
+        .map_err(failed("copy", &tree.path))?;
+    attach(root, &copy, &tree.path, refuse, false)?;
+    make_directory(root, Path::new(EMPTY))?;
+    for path in &tree.directories {
+        let empty = mounts::copy(root, relative(Path::new(EMPTY)), false).map_err(failed("copy", EMPTY))?;
+        mounts::restrict(&empty, refuse, false).map_err(failed("restrict", path))?;
+        match mounts::attach(&empty, root, relative(path)) {
+            // The cgroup has been removed meanwhile.
+            Err(Errno::ENOENT) => {}
+            attached => attached.map_err(failed("mount", path))?,
+        }
+    }
+    Ok(())
 }
 
 fn attach(root: &OwnedFd, copy: &OwnedFd, path: &Path, refuse: Refuse, recursive: bool) -> Result<()> {

@@ -18,6 +18,7 @@ const RW: Access = Access::READ.union(Access::WRITE);
 /// What a root takes as a whole. All three have many mount points, and jobs seldom unveil something inside them.
 const TREES: [&str; 3] = ["/dev", ETC, "/usr"];
 pub(crate) const ETC: &str = "/etc";
+pub(crate) const CGROUPS: &str = crate::cgroup::MOUNT_POINT;
 
 /// Defaults that each root has of its own kind: the kernel's view of the task, and devices.
 const OWN_KIND: [&str; 3] = ["/proc", "/sys/fs/cgroup", "/dev"];
@@ -70,6 +71,7 @@ pub(crate) fn survey(skip: &[PathBuf], mut at: impl FnMut(&Path)) -> Survey {
         survey.add(found);
     }
     survey.add_devices();
+    survey.layout.trees.extend(cgroups());
     for path in HOST_LINKS.map(PathBuf::from) {
         if let Ok(target) = std::fs::read_link(&path) {
             survey.add_link(Link { path, target });
@@ -79,8 +81,23 @@ pub(crate) fn survey(skip: &[PathBuf], mut at: impl FnMut(&Path)) -> Survey {
         let target = Path::new(OWN).join(name);
         survey.add_link(Link { path: Path::new(ETC).join(name), target });
     }
-    survey.layout.trees.retain(|tree| !tree.parts.is_empty() || !tree.links.is_empty());
+    survey.layout.trees.retain(|tree| *tree != Tree { path: tree.path.clone(), ..Tree::default() });
     survey
+}
+
+/// The root of cgroup2, if that is where programs look for it. Of what is in it, a task needs the files; the directories are
+/// shown empty.
+fn cgroups() -> Option<Tree> {
+    let path = Path::new(CGROUPS);
+    let found = nix::sys::statfs::statfs(path).ok()?;
+    if found.filesystem_type() != nix::sys::statfs::CGROUP2_SUPER_MAGIC {
+        return None;
+    }
+    let entries = std::fs::read_dir(path).ok()?.flatten();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut directories: Vec<_> = directories.map(|entry| entry.path()).collect();
+    directories.sort_unstable();
+    Some(Tree { path: path.to_owned(), directories, ..Tree::default() })
 }
 
 /// Whether the default is the host's, and not of each root's own kind.

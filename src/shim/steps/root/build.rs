@@ -22,7 +22,7 @@ use crate::sys::mount::{self, Refuse};
 /// Bytes that a root's own directories and files may take: far more than they do, and not all of the host's memory.
 const ROOT_SIZE: &str = "4m";
 const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
-/// Below [`OWN`]: what covers the root of cgroup2.
+/// Below [`OWN`]: what leads to the task's cgroup.
 const CGROUP_NAMES: &str = "cgroup";
 /// The directories of a task of `run`; `alloc/logs` is there because Nomad has it.
 const SCRATCH: [(&str, u32); 5] =
@@ -44,16 +44,10 @@ pub(super) fn build(
     // So that modes are what is written here.
     umask(Mode::empty());
     make_skeleton(root, assembly, directory.as_fd())?;
-    let cgroup_root = mounts.iter().find(|(mount, _)| mount.source == Source::CgroupRoot);
-    let cgroup_names =
-        cgroup_root.map(|(mount, _)| make_cgroup_names(spec, mount, directory.as_fd())).transpose()?;
     let mut left_out = Vec::new();
     for (mount, source) in mounts {
         if !attach(spec, root, mount, source, directory.as_fd())? {
             left_out.push(mount.path.clone());
-        }
-        if let (Source::CgroupRoot, Some(names)) = (&mount.source, &cgroup_names) {
-            cover_cgroups(names, mount, directory.as_fd())?;
         }
     }
     mount::pivot_root(&directory).map_err(failed("/"))?;
@@ -117,6 +111,7 @@ fn attach(
     let source = match (&mount.source, source) {
         (Source::Tmp, None) => mount::copy(directory, relative(&spec.plan.task_dir.join("tmp")), false)
             .map_err(failed(&mount.path))?,
+        (Source::CgroupNames, None) => make_cgroup_names(spec, mount, directory)?,
         (Source::Empty, None) => mount::copy(directory, relative(Path::new(EMPTY)), false)
             .and_then(|copy| mount::restrict(&copy, mount.refuse, false).map(|()| copy))
             .map_err(failed(&mount.path))?,
@@ -176,32 +171,17 @@ fn fill_scratch(spec: &ShimSpec, task_dir: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// A directory in which there is nothing but the way to the task's cgroup. It covers the root of cgroup2: the names of other
-/// cgroups are not the task's business. Runtimes find both, where cgroup2 is mounted and their limits below it.
+/// The directories between a mount and the task's cgroup.
 fn make_cgroup_names(spec: &ShimSpec, mount: &Mount, directory: BorrowedFd<'_>) -> Result<OwnedFd> {
     let Some(cgroup) = &spec.plan.resources.cgroup else { return Err(failed(&mount.path)(Errno::ENOENT)) };
-    let names = Path::new(OWN).join(CGROUP_NAMES);
     let below = cgroup.strip_prefix(&mount.path).map_err(|_| failed(cgroup)(Errno::EXDEV))?;
-    let mut path = names.clone();
+    let mut path = Path::new(OWN).join(CGROUP_NAMES);
     make_directory(directory, &path)?;
+    let copy = mount::copy(directory, relative(&path), false).map_err(failed(&path))?;
     for name in below {
         path.push(name);
         make_directory(directory, &path)?;
     }
-    write_file(directory, &names.join(CONTROLLERS), "")?;
-    let copy = mount::copy(directory, relative(&names), false).map_err(failed(&names))?;
-    mount::restrict(&copy, mount.refuse, false).map_err(failed(&names))?;
+    mount::restrict(&copy, mount.refuse, false).map_err(failed(&path))?;
     Ok(copy)
 }
-
-/// Mounts the names on the root of cgroup2, and the one file of it that is needed on them.
-fn cover_cgroups(names: &OwnedFd, mount: &Mount, directory: BorrowedFd<'_>) -> Result<()> {
-    let path = mount.path.join(CONTROLLERS);
-    let controllers = mount::copy(directory, relative(&path), false).map_err(failed(&path))?;
-    mount::restrict(&controllers, mount.refuse, false).map_err(failed(&path))?;
-    mount::attach(names, directory, relative(&mount.path)).map_err(failed(&mount.path))?;
-    mount::attach(&controllers, directory, relative(&path)).map_err(failed(&path))
-}
-
-/// By the file system of this file the JVM recognizes cgroup2; only then does it look at the task's own limits.
-const CONTROLLERS: &str = "cgroup.controllers";

@@ -60,10 +60,6 @@ impl Sources {
                 (Source::Tmp, Some(own)) => {
                     (mount::open_below(&own.task, Path::new("tmp"), OFlag::O_PATH)?, false)
                 }
-                (Source::CgroupRoot, _) => {
-                    let Some(path) = &root.cgroup_root else { return Err(Errno::ENOENT) };
-                    (nix::fcntl::open(path, O_DIRECTORY, nix::sys::stat::Mode::empty())?, false)
-                }
                 (Source::Cgroup, _) => {
                     let Some(path) = &spec.plan.resources.cgroup else { return Err(Errno::ENOENT) };
                     (nix::fcntl::open(path, O_DIRECTORY, nix::sys::stat::Mode::empty())?, false)
@@ -97,7 +93,7 @@ impl Sources {
                 Source::MessageQueues => new("mqueue", &[]),
                 Source::TaskDir => new("tmpfs", &[("mode", "0755")]),
                 // Made of the task's directory, when that is there.
-                Source::AllocDir | Source::Tmp | Source::Empty => Ok(None),
+                Source::AllocDir | Source::Tmp | Source::Empty | Source::CgroupNames => Ok(None),
                 _ => Err(Errno::ENOENT),
             }
         })
