@@ -230,7 +230,7 @@ unsafe fn clone3_on_stack<T>(
 ) -> libc::c_long {
     let size = size_of::<libc::clone_args>();
     let result: libc::c_long;
-    // SAFETY: the kernel reads `args` during the call; the parent goes on behind it with its registers as the kernel's calling
+    // SAFETY: the kernel reads `args` during the call; the parent continues behind it with its registers as the kernel's calling
     // convention leaves them; the child, on the new stack, calls a function that does not return.
     #[cfg(target_arch = "x86_64")]
     unsafe {
