@@ -102,7 +102,7 @@ pluginhost: setup-go
 NOT_CHECKED := $(OUT)/not-checked
 
 .PHONY: test
-test: setup-all begin lint-code test-unit test-scenarios test-go fuzz test-packages test-nix-here test-vm lint-nix ## Run everything that CI runs
+test: setup-all begin lint-code test-unit test-scenarios test-go test-syscalls fuzz test-packages test-nix-here test-vm lint-nix ## Run everything that CI runs
 	@if [ -s $(NOT_CHECKED) ]; then printf '\nPassed, but NOT CHECKED: %s\n' "$$(paste -sd, $(NOT_CHECKED))"; \
 	else printf '\nEverything passed.\n'; fi
 
@@ -164,6 +164,17 @@ test-scenarios: ## Check the scenarios' heads, and run them on a file system lai
 	$(call say,scenarios on a machine like NixOS)
 	@status=0; nixos-tests/selftest/nixos_guest.py || status=$$?; \
 	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'scenarios as on NixOS (no user namespaces)' >> $(NOT_CHECKED); else exit $$status; fi
+
+.PHONY: test-syscalls
+test-syscalls: setup-trace build ## Compare the system calls of a task's start with bench/syscalls.txt (root)
+	$(call say,system calls of a start)
+	@status=0; scripts/count_syscalls.py $(PLUGIN) || status=$$?; \
+	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'system calls of a start (not root)' >> $(NOT_CHECKED); else exit $$status; fi
+
+.PHONY: bench-native
+bench-native: setup-build ## Measure starts and stops of tasks against plain processes, here (root)
+	$(call say,benchmark)
+	cargo bench --locked --target $(TARGET) --bench start
 
 .PHONY: test-go
 test-go: setup-go ## Run gofmt, vet and tests of the test host; compare pb/ with proto/
@@ -239,10 +250,10 @@ hack: build ## Start a Nomad dev agent with the plugin, here or in a VM
 # One call, so that all missing tools are named before the first step. Without lint-nix, which takes long and is needed last.
 .PHONY: setup-all setup-demo
 setup-all:
-	@scripts/setup build lint go vm pack payload nix fuzz
+	@scripts/setup build lint go vm pack payload nix fuzz trace
 setup-demo:
 	@scripts/setup build go vm
-SETUPS := $(addprefix setup-,build lint lint-nix go vm pack payload nix fuzz)
+SETUPS := $(addprefix setup-,build lint lint-nix go vm pack payload nix fuzz trace)
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@scripts/setup $*
