@@ -1,7 +1,7 @@
 //! The task's own root: what it needs is opened while the host can be seen, then put together in an empty mount namespace.
 //!
-//! A mount can only be copied in the namespace that it belongs to. So the shim passes through three: the host's (what this task
-//! has of its own), the template's (what all tasks have), an empty one, of which it makes the task's.
+//! A mount can only be copied in the namespace that it belongs to. So the shim passes through three: the template's (what all
+//! tasks have), the host's (what this task has of its own), and an empty one, of which it makes the task's.
 
 mod build;
 mod sources;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag};
 
@@ -63,11 +63,15 @@ pub(crate) fn enter_root(
     }
     .assemble();
     let mut sources = sources::Sources::new(assembly.mounts.len());
-    sources.copy_from_host(spec, root, &assembly, &places)?;
     if let Some(template) = namespaces.template {
+        // First, for the root of cgroup2: mountinfo lists mounts by their age, and the JVM takes the first cgroup2 for the root.
+        let host = open("/proc/self/ns/mnt", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(failed("the host's mount namespace"))?;
         setns(template, CloneFlags::CLONE_NEWNS).map_err(failed("the template"))?;
         sources.copy_from_template(&assembly)?;
+        setns(host, CloneFlags::CLONE_NEWNS).map_err(failed("the host's mount namespace"))?;
     }
+    sources.copy_from_host(spec, root, &assembly, &places)?;
     setns(namespaces.empty, CloneFlags::CLONE_NEWNS)
         .and_then(|()| unshare(CloneFlags::CLONE_NEWNS))
         .map_err(failed("an empty mount namespace"))?;
