@@ -11,8 +11,8 @@ use cgroups_rs::memory::{MemController, SetMemory};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::error::errno_of;
 use super::{Cgroup, CgroupError};
+use crate::sys::{IoError, errno_of};
 
 /// Bytes in Nomad's "MB", which is a MiB.
 const MIB: u64 = 1024 * 1024;
@@ -312,8 +312,8 @@ impl Cgroup {
         let path = self.path().join(file);
         match self.open_file(file) {
             Ok(_) => {}
-            Err(CgroupError::Sys { errno: Errno::ENOENT, .. }) if !asked => return Ok(()),
-            Err(CgroupError::Sys { errno: Errno::ENOENT, .. }) => {
+            Err(CgroupError::Io(IoError { errno: Errno::ENOENT, .. })) if !asked => return Ok(()),
+            Err(CgroupError::Io(IoError { errno: Errno::ENOENT, .. })) => {
                 return Err(CgroupError::NoController { path, value: value.to_owned(), controller });
             }
             Err(e) => return Err(e),

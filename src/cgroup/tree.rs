@@ -11,7 +11,8 @@ use nix::fcntl::{OFlag, ResolveFlag, open, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
-use super::error::{CgroupError, errno_of};
+use super::error::CgroupError;
+use crate::sys::{IoError, errno_of};
 
 /// Where Nomad and systemd mount the unified hierarchy. Nomad has this path built in, too.
 pub const MOUNT_POINT: &str = "/sys/fs/cgroup";
@@ -48,11 +49,7 @@ impl Mount {
     /// A mount elsewhere. Fails unless `root` is on a cgroup v2 file system.
     pub fn at(root: &Path) -> Result<Mount, CgroupError> {
         let mount = Mount::unchecked(root)?;
-        let kind = fstatfs(&mount.dir).map_err(|errno| CgroupError::Sys {
-            step: "read the file system type of",
-            path: root.to_owned(),
-            errno,
-        })?;
+        let kind = fstatfs(&mount.dir).map_err(IoError::on("read the file system type of", root))?;
         if kind.filesystem_type() != CGROUP2_SUPER_MAGIC {
             return Err(CgroupError::NotCgroup2 { mount: root.to_owned() });
         }
@@ -61,9 +58,8 @@ impl Mount {
 
     /// Without the check of the file system: unit tests use a temporary directory.
     pub(crate) fn unchecked(root: &Path) -> Result<Mount, CgroupError> {
-        let dir = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(
-            |errno| CgroupError::Sys { step: "open the cgroup mount", path: root.to_owned(), errno },
-        )?;
+        let dir = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(IoError::on("open the cgroup mount", root))?;
         Ok(Mount { root: root.to_owned(), dir })
     }
 
@@ -127,11 +123,7 @@ impl Cgroup {
     /// As [`Cgroup::open`], below the given mount.
     pub fn open_in(mount: &Arc<Mount>, path: &Path) -> Result<Cgroup, CgroupError> {
         let relative = mount.relative(path)?;
-        let dir = mount.open_dir(&relative).map_err(|errno| CgroupError::Sys {
-            step: "open the cgroup",
-            path: path.to_owned(),
-            errno,
-        })?;
+        let dir = mount.open_dir(&relative).map_err(IoError::on("open the cgroup", path))?;
         Ok(Cgroup { mount: Arc::clone(mount), path: mount.root.join(&relative), relative, dir })
     }
 
@@ -153,21 +145,13 @@ impl Cgroup {
         for part in relative.components() {
             let at = if above.as_os_str().is_empty() { Path::new(".") } else { above.as_path() };
             let here = mount.root.join(&above);
-            let parent = mount.open_dir(at).map_err(|errno| CgroupError::Sys {
-                step: "open the cgroup",
-                path: here.clone(),
-                errno,
-            })?;
+            let parent = mount.open_dir(at).map_err(IoError::on("open the cgroup", &here))?;
             refusals.extend(enable(&parent, &here, controllers));
             above.push(part);
             match mkdirat(&parent, Path::new(part.as_os_str()), Mode::from_bits_truncate(0o755)) {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(errno) => {
-                    return Err(CgroupError::Sys {
-                        step: "create the cgroup",
-                        path: mount.root.join(&above),
-                        errno,
-                    });
+                    return Err(IoError::new("create the cgroup", mount.root.join(&above), errno).into());
                 }
             }
         }
@@ -214,7 +198,7 @@ impl Cgroup {
         open_at(&self.dir, &self.path, name, OFlag::O_RDONLY).map(File::from)
     }
 
-    /// A whole interface file. An absent one is [`CgroupError::Sys`] with `ENOENT`.
+    /// A whole interface file. An absent one is [`CgroupError::Io`] with `ENOENT`.
     pub(super) fn read(&self, name: &str) -> Result<String, CgroupError> {
         read_at(&self.dir, &self.path, name)
     }
@@ -224,7 +208,7 @@ impl Cgroup {
         match self.read(name) {
             Ok(text) => Ok(Some(text)),
             // EOPNOTSUPP: a file that exists but is switched off (memory.swap.* without swap accounting).
-            Err(CgroupError::Sys { errno: Errno::ENOENT | Errno::EOPNOTSUPP, .. }) => Ok(None),
+            Err(CgroupError::Io(IoError { errno: Errno::ENOENT | Errno::EOPNOTSUPP, .. })) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -235,17 +219,13 @@ impl Cgroup {
 }
 
 fn open_at(dir: &OwnedFd, at: &Path, name: &str, mode: OFlag) -> Result<OwnedFd, CgroupError> {
-    openat(dir, name, mode | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
-        .map_err(|errno| CgroupError::Sys { step: "open", path: at.join(name), errno })
+    let opened = openat(dir, name, mode | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty());
+    Ok(opened.map_err(IoError::on("open", at.join(name)))?)
 }
 
 fn read_at(dir: &OwnedFd, at: &Path, name: &str) -> Result<String, CgroupError> {
     let file = File::from(open_at(dir, at, name, OFlag::O_RDONLY)?);
-    let bytes = crate::sys::read::bounded(file, FILE_MAX).map_err(|e| CgroupError::Sys {
-        step: "read",
-        path: at.join(name),
-        errno: errno_of(&e),
-    })?;
+    let bytes = crate::sys::read::bounded(file, FILE_MAX).map_err(IoError::on("read", at.join(name)))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -364,7 +344,7 @@ mod tests {
         tree.file("leaf/cgroup.controllers", "cpu\n");
         let made = Cgroup::create_in(tree.mount(), &tree.root().join("leaf"), &["memory"]).unwrap();
         assert!(made.missing[0].why.contains("cgroup.subtree_control"), "{}", made.missing[0].why);
-        assert!(made.missing[0].why.contains("ENOENT"), "{}", made.missing[0].why);
+        assert!(made.missing[0].why.contains("No such file"), "{}", made.missing[0].why);
     }
 
     #[test]

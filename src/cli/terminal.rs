@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::{Mode, fchmod};
 use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, tcgetattr, tcsetattr};
@@ -309,5 +309,5 @@ fn lock(modes: &Mutex<Modes>) -> MutexGuard<'_, Modes> {
 
 fn is_ready(file: &File, what: PollFlags) -> bool {
     let mut fds = [PollFd::new(file.as_fd(), what)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_some_and(|found| found.intersects(what))
+    sys::poll::now(&mut fds).is_ok() && fds[0].revents().is_some_and(|found| found.intersects(what))
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -120,7 +120,7 @@ pub(super) async fn shim_ended(task: &TaskId, shim: &AsyncFd<OwnedFd>) {
     tracing::error!(%task, %error, "failed to watch the shim; polling it every {SHIM_PAUSE:?}");
     let ended = || {
         let mut wanted = [PollFd::new(shim.get_ref().as_fd(), PollFlags::POLLIN)];
-        poll(&mut wanted, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        sys::poll::now(&mut wanted).is_ok_and(|ready| ready)
     };
     while !ended() {
         sleep(SHIM_PAUSE).await;
