@@ -59,7 +59,7 @@ with subtest("exit statuses are those of a shell"):
     run("-- sh -c 'kill -TERM $$'", 143)
     t.assertIn("not found in PATH", run("-- no-such-command", 127))
     t.assertIn("not unveiled with x", run("-- /root/x", 126))
-    t.assertIn('unveil "r:/no/such": No such file or directory', run("--unveil r:/no/such -- true", 125))
+    t.assertIn('failed to start the command: unveil "r:/no/such": No such file or directory', run("--unveil r:/no/such -- true", 125))
     t.assertIn("mode letter", run("--unveil q:/etc -- true", 2))
     t.assertIn("unknown capability", run("--cap-add bogus -- true", 2))
 

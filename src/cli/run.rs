@@ -246,8 +246,9 @@ fn supervise(spec: &TaskSpec, ignored: Bits, stdio: Stdio) -> anyhow::Result<Fin
             signals.start_has_ended();
             launched
         })?;
+        let launched = launched.context("failed to start the command")?;
         let task =
-            Task::adopt(spec.id.clone(), launched?, &EventBus::default()).map_err(|(error, launched)| {
+            Task::adopt(spec.id.clone(), launched, &EventBus::default()).map_err(|(error, launched)| {
                 launched.abandon();
                 error
             })?;

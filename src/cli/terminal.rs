@@ -100,7 +100,7 @@ impl Terminal {
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let theirs = open(format!("/proc/self/fd/{number}").as_str(), flags, Mode::empty())
             .map_err(failed("open the terminal"))?;
-        let (master, slave) = sys::terminal::open_pair().map_err(failed("make a pseudo-terminal"))?;
+        let (master, slave) = sys::terminal::open_pair().map_err(failed("create a pseudo-terminal"))?;
         let (theirs, master) = (Arc::new(File::from(theirs)), Arc::new(File::from(master)));
         let mut modes = Modes::new(Arc::clone(&theirs), Arc::clone(&master));
         modes.whole = input && output && !modes.is_foreign();
