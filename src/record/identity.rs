@@ -100,6 +100,7 @@ mod tests {
     use std::os::unix::process::CommandExt;
 
     use super::*;
+    use crate::record::testing::FakeProcess;
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
@@ -138,25 +139,24 @@ mod tests {
 
     #[test]
     fn a_process_is_dying_from_the_moment_that_it_is_killed() {
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let pid = child.id() as i32;
+        let mut process = FakeProcess::new();
+        let pid = process.identity.pid;
         assert!(!is_dying(pid));
-        child.kill().unwrap();
+        process.kill();
         assert!(is_dying(pid), "killed");
-        child.wait().unwrap();
+        process.end();
         assert!(is_dying(pid), "reaped");
     }
 
     #[test]
     fn a_process_is_opened_only_while_it_is_the_same() {
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let identity = Identity::of(child.id() as i32).unwrap();
+        let mut process = FakeProcess::new();
+        let identity = process.identity;
         let pidfd = identity.open().unwrap().expect("it runs");
         assert_eq!(Identity::behind(&pidfd).unwrap(), identity);
         let other = Identity { start_time: identity.start_time + 1, ..identity };
         assert!(other.open().unwrap().is_none(), "another process with this pid");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        process.end();
         assert!(identity.open().unwrap().is_none(), "it has ended");
         assert_eq!(Identity::behind(&pidfd).unwrap_err().raw_os_error(), Some(Errno::ESRCH as i32));
     }

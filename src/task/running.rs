@@ -324,16 +324,15 @@ async fn watch_end(task: Arc<Task>, publish: EndSender) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command};
-
     use super::*;
+    use crate::record::testing::FakeProcess;
     use crate::shim::exit::Exit;
 
     /// A task without a cgroup, with other processes in place of shim and leader.
     struct Stand {
         task: Arc<Task>,
-        shim: Child,
-        leader: Child,
+        shim: FakeProcess,
+        leader: FakeProcess,
         exit: std::fs::File,
         _dir: tempfile::TempDir,
     }
@@ -344,18 +343,13 @@ mod tests {
             let id = TaskId::new("a/t/1", "a", "t").unwrap();
             let run_dir = RunDir::of(&dir.path().join("run"), id.key());
             let exit = run_dir.create().unwrap();
-            let sleep = || Command::new("sleep").arg("1000").spawn().unwrap();
-            let (shim, leader) = (sleep(), sleep());
-            let of = |child: &Child| {
-                let identity = Identity::of(child.id() as i32).unwrap();
-                (identity.open().unwrap().unwrap(), identity)
-            };
-            let ((shim_fd, shim_id), (leader_fd, leader_id)) = (of(&shim), of(&leader));
+            let (shim, leader) = (FakeProcess::new(), FakeProcess::new());
+            let pidfd = |process: &FakeProcess| process.identity.open().unwrap().unwrap();
             let processes = Processes {
-                shim: shim_fd,
-                shim_id,
-                leader: leader_known.then_some(leader_fd),
-                leader_id: Some(leader_id),
+                shim: pidfd(&shim),
+                shim_id: shim.identity,
+                leader: leader_known.then(|| pidfd(&leader)),
+                leader_id: Some(leader.identity),
             };
             let (started_at, oom_before) = (SystemTime::now(), OomCounts::default());
             let launched = Launched { processes, cgroup: None, run_dir, started_at, oom_before };
@@ -365,19 +359,10 @@ mod tests {
 
         /// SIGKILL for the leader, of which the shim tells.
         async fn end(&mut self, oom_kills: u64) -> Ended {
-            self.leader.kill().unwrap();
+            self.leader.kill();
             Exit { oom_kills, ..Exit::signalled(libc::SIGKILL) }.write(&self.exit).unwrap();
-            self.shim.kill().unwrap();
+            self.shim.kill();
             self.task.wait().await
-        }
-    }
-
-    impl Drop for Stand {
-        fn drop(&mut self) {
-            for child in [&mut self.shim, &mut self.leader] {
-                let _ = child.kill();
-                let _ = child.wait();
-            }
         }
     }
 
@@ -400,7 +385,7 @@ mod tests {
         let mut stop = std::pin::pin!(stop);
         assert!(timeout(Duration::from_millis(100), &mut stop).await.is_err(), "killed at once");
         Exit::exited(7).write(&stand.exit).unwrap();
-        stand.shim.kill().unwrap();
+        stand.shim.kill();
         assert_eq!(stop.await.unwrap().exit.code, 7);
         // A task that has ended needs no signal.
         stand.task.signal(SignalNumber::SIGINT).unwrap();
