@@ -19,7 +19,7 @@ pub(crate) mod signals;
 pub(crate) mod terminal;
 pub(crate) mod wait;
 
-pub use error::IoError;
+pub(crate) use error::IoError;
 pub(crate) use error::{errno_of, is_passing};
 use nix::errno::Errno;
 

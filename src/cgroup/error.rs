@@ -48,17 +48,17 @@ pub enum CgroupError {
 
 impl CgroupError {
     /// Whether the cgroup itself has gone (removed by Nomad while we looked), as opposed to a refusal.
-    pub fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         matches!(self.errno(), Some(Errno::ENOENT | Errno::ENODEV))
     }
 
     /// Whether this process or the host has no descriptor, memory or epoll watch (epoll_ctl(2): ENOSPC) left for the moment.
-    pub fn is_passing(&self) -> bool {
+    pub(crate) fn is_passing(&self) -> bool {
         self.errno().is_some_and(|errno| sys::is_passing(errno) || errno == Errno::ENOSPC)
     }
 
     /// The errno of the failed system call, if there was one.
-    pub fn errno(&self) -> Option<Errno> {
+    pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
             CgroupError::Write { errno, .. } | CgroupError::Io(IoError { errno, .. }) => Some(*errno),
             _ => None,

@@ -32,7 +32,7 @@ pub struct OomCounts {
 
 impl Cgroup {
     /// Whether a process lives in the cgroup or below it. A cgroup that has gone is empty.
-    pub fn populated(&self) -> Result<bool, CgroupError> {
+    pub(crate) fn populated(&self) -> Result<bool, CgroupError> {
         let path = self.path().join(CGROUP_EVENTS);
         match self.open_file(CGROUP_EVENTS) {
             Ok(file) => read_populated(&file, &path),
@@ -46,7 +46,7 @@ impl Cgroup {
     ///
     /// No interval and no lost wake-up: the kernel raises POLLPRI on `cgroup.events` when the content differs from what
     /// *this* open file last read, so a change between the read and the wait ends the wait at once. (inotify would work, too, but a user has only 128 instances by default.) The kernel may hold a notification back for 10 ms.
-    pub async fn wait_empty(&self, deadline: Option<Instant>) -> Result<bool, CgroupError> {
+    pub(crate) async fn wait_empty(&self, deadline: Option<Instant>) -> Result<bool, CgroupError> {
         let path = self.path().join(CGROUP_EVENTS);
         let file = match self.open_file(CGROUP_EVENTS) {
             Ok(file) => file,
@@ -74,12 +74,12 @@ impl Cgroup {
     }
 
     /// The OOM counters; `None` where the cgroup has no memory controller.
-    pub fn oom(&self) -> Result<Option<OomCounts>, CgroupError> {
+    pub(crate) fn oom(&self) -> Result<Option<OomCounts>, CgroupError> {
         Ok(self.read_if_there(MEMORY_EVENTS)?.map(|text| OomCounts::parse(&text)))
     }
 
     /// Follows the OOM counters; `None` where the cgroup has no memory controller. Needs a tokio runtime with IO.
-    pub fn watch_oom(&self) -> Result<Option<OomWatch>, CgroupError> {
+    pub(crate) fn watch_oom(&self) -> Result<Option<OomWatch>, CgroupError> {
         let path = self.path().join(MEMORY_EVENTS);
         let file = match self.open_file(MEMORY_EVENTS) {
             Ok(file) => file,
@@ -127,7 +127,7 @@ fn read_oom(file: impl AsFd) -> nix::Result<OomCounts> {
 
 /// An open `memory.events`.
 #[derive(Debug)]
-pub struct OomWatch {
+pub(crate) struct OomWatch {
     path: PathBuf,
     /// One of both is there: watched by the runtime, or not while [`OomWatch::rest`] lasts.
     watched: Option<AsyncFd<OwnedFd>>,
@@ -157,7 +157,7 @@ impl OomWatch {
 
     /// Waits until the file differs from what was last read here, and reads it. The first call returns at once.
     /// [`CgroupError::is_gone`]: the cgroup was removed. May be dropped and called again: nothing is lost.
-    pub async fn changed(&mut self) -> Result<OomCounts, CgroupError> {
+    pub(crate) async fn changed(&mut self) -> Result<OomCounts, CgroupError> {
         let path = self.path.clone();
         let file = self.watched()?;
         match file.ready(Interest::PRIORITY).await {
@@ -170,7 +170,7 @@ impl OomWatch {
 
     /// Takes the file out of the runtime's poll until the next [`OomWatch::changed`], which sees what changed meanwhile: as long
     /// as it is in there, each change wakes a thread, whether or not anyone waits for it.
-    pub fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         if let Some(watched) = self.watched.take() {
             self.resting = Some(watched.into_inner());
         }

@@ -23,7 +23,7 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 impl Cgroup {
     /// SIGKILL to every process in the cgroup and below it, those included that are being forked (`cgroup.kill`, Linux
     /// 5.14). For a removed cgroup there is nothing to do. Returns before they are dead: see [`Cgroup::wait_empty`].
-    pub fn kill(&self) -> Result<(), CgroupError> {
+    pub(crate) fn kill(&self) -> Result<(), CgroupError> {
         match self.write("cgroup.kill", "1") {
             Err(e) if e.is_gone() && !self.exists() => Ok(()),
             other => other,

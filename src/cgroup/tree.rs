@@ -32,7 +32,7 @@ pub struct Mount {
 
 impl Mount {
     /// The system's mount at [`MOUNT_POINT`].
-    pub fn system() -> Result<Mount, CgroupError> {
+    pub(crate) fn system() -> Result<Mount, CgroupError> {
         Mount::at(Path::new(MOUNT_POINT))
     }
 
@@ -47,7 +47,7 @@ impl Mount {
     }
 
     /// A mount elsewhere. Fails unless `root` is on a cgroup v2 file system.
-    pub fn at(root: &Path) -> Result<Mount, CgroupError> {
+    pub(crate) fn at(root: &Path) -> Result<Mount, CgroupError> {
         let mount = Mount::unchecked(root)?;
         let kind = fstatfs(&mount.dir).map_err(IoError::on("read the file system type of", root))?;
         if kind.filesystem_type() != CGROUP2_SUPER_MAGIC {
@@ -64,7 +64,7 @@ impl Mount {
     }
 
     /// The mount point.
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
@@ -116,12 +116,12 @@ pub struct Created {
 impl Cgroup {
     /// Opens an existing cgroup below [`MOUNT_POINT`]. `path` is absolute, without `..`; a symlink on the way or a
     /// directory on another mount is refused.
-    pub fn open(path: &Path) -> Result<Cgroup, CgroupError> {
+    pub(crate) fn open(path: &Path) -> Result<Cgroup, CgroupError> {
         Cgroup::open_in(&Mount::shared()?, path)
     }
 
     /// As [`Cgroup::open`], below the given mount.
-    pub fn open_in(mount: &Arc<Mount>, path: &Path) -> Result<Cgroup, CgroupError> {
+    pub(crate) fn open_in(mount: &Arc<Mount>, path: &Path) -> Result<Cgroup, CgroupError> {
         let relative = mount.relative(path)?;
         let dir = mount.open_dir(&relative).map_err(IoError::on("open the cgroup", path))?;
         Ok(Cgroup { mount: Arc::clone(mount), path: mount.root.join(&relative), relative, dir })
@@ -134,7 +134,7 @@ impl Cgroup {
     }
 
     /// As [`Cgroup::create`], below the given mount and with the given controllers (none: an empty slice).
-    pub fn create_in(
+    pub(crate) fn create_in(
         mount: &Arc<Mount>,
         path: &Path,
         controllers: &[&'static str],
@@ -185,7 +185,7 @@ impl Cgroup {
     }
 
     /// The directory (`O_PATH | O_DIRECTORY | O_CLOEXEC`): what clone3(2) with `CLONE_INTO_CGROUP` takes.
-    pub fn dir_fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn dir_fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 

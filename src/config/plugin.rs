@@ -41,7 +41,7 @@ impl PluginConfig {
     }
 
     /// The schema for BasePlugin.ConfigSchema.
-    pub fn schema() -> Spec {
+    pub(crate) fn schema() -> Spec {
         table::schema(Scope::Plugin, Self::rows())
     }
 
@@ -67,7 +67,7 @@ impl PluginConfig {
     }
 
     /// The whole config as HCL, one option a line.
-    pub fn to_hcl(&self) -> String {
+    pub(crate) fn to_hcl(&self) -> String {
         self.shown().into_iter().map(|(option, value)| format!("{option} = {value}\n")).collect()
     }
 }

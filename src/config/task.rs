@@ -59,7 +59,7 @@ impl DriverConfig {
     }
 
     /// The schema for Driver.TaskConfigSchema.
-    pub fn schema() -> Spec {
+    pub(crate) fn schema() -> Spec {
         table::schema(Scope::Task, Self::rows())
     }
 

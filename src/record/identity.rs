@@ -18,7 +18,7 @@ pub struct Identity {
 
 impl Identity {
     /// The current process with this PID.
-    pub fn of(pid: i32) -> io::Result<Self> {
+    pub(crate) fn of(pid: i32) -> io::Result<Self> {
         let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
         let start_time = field(&stat, START_TIME)
             .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field {START_TIME}")))?;
@@ -26,7 +26,7 @@ impl Identity {
     }
 
     /// The process of a pidfd. ESRCH: it has been reaped.
-    pub fn behind(pidfd: &OwnedFd) -> io::Result<Self> {
+    pub(crate) fn behind(pidfd: &OwnedFd) -> io::Result<Self> {
         let gone = || io::Error::from(Errno::ESRCH);
         let pid = pid_behind(pidfd)?.ok_or_else(gone)?;
         let found = Self::of(pid);
@@ -62,7 +62,7 @@ fn pid_behind(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
 }
 
 /// Whether `pid` has ended or has a pending SIGKILL, so that it will not run in user space again. Also true for an unused PID.
-pub fn is_dying(pid: i32) -> bool {
+pub(crate) fn is_dying(pid: i32) -> bool {
     let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { return true };
     if field::<u64>(&stat, FLAGS).is_none_or(|flags| flags & PF_EXITING != 0) {
         return true;

@@ -29,7 +29,7 @@ use crate::sys::read::bounded;
 use crate::sys::{self, IoError};
 
 /// Usually on a tmpfs, so it is empty after a reboot; the records name their boot in case it is not.
-pub const RUN_DIR: &str = "/run/nomad-driver-exec2";
+pub(crate) const RUN_DIR: &str = "/run/nomad-driver-exec2";
 /// The file that the shim writes when the task has ended.
 const EXIT_FILE: &str = "exit";
 const SHIM_FILE: &str = "shim";
@@ -61,7 +61,7 @@ pub enum RunDirError {
 
 impl RunDirError {
     /// Whether the error is temporary, such as too many open files.
-    pub fn is_passing(&self) -> bool {
+    pub(crate) fn is_passing(&self) -> bool {
         matches!(self, Self::Io(error) if sys::is_passing(error.errno))
     }
 
@@ -96,7 +96,7 @@ impl RunDir {
     }
 
     /// Whether the task is one of this allocation's.
-    pub fn belongs_to(&self, alloc: &str) -> bool {
+    pub(crate) fn belongs_to(&self, alloc: &str) -> bool {
         let found = self.name.to_str().unwrap_or_default();
         found.strip_prefix(&name(alloc)).is_some_and(|rest| rest.starts_with('.'))
     }
@@ -148,19 +148,19 @@ impl RunDir {
     }
 
     /// Records the identity of the shim.
-    pub fn record_shim(&self, shim: &Identity) -> Result<(), RunDirError> {
+    pub(crate) fn record_shim(&self, shim: &Identity) -> Result<(), RunDirError> {
         self.write(&self.dir()?, SHIM_FILE, *shim)
     }
 
     /// Records that the answer to Nomad is on its way.
-    pub fn started(&self) -> Result<(), RunDirError> {
+    pub(crate) fn started(&self) -> Result<(), RunDirError> {
         let dir = self.dir()?;
         let renamed = renameat(&dir, STARTING_FILE, &dir, ANSWERED_FILE);
         Ok(renamed.map_err(self.failed("rename", STARTING_FILE))?)
     }
 
     /// Records that Nomad has acknowledged the task.
-    pub fn acknowledged(&self) -> Result<(), RunDirError> {
+    pub(crate) fn acknowledged(&self) -> Result<(), RunDirError> {
         let removed = match self.dir() {
             Ok(dir) => unlinkat(&dir, ANSWERED_FILE, UnlinkatFlags::NoRemoveDir),
             Err(error) if error.is_absent() => Ok(()),
@@ -173,7 +173,7 @@ impl RunDir {
     }
 
     /// Records how many OOM kills the task has survived.
-    pub fn outlives(&self, oom_kills: u64) -> Result<(), RunDirError> {
+    pub(crate) fn outlives(&self, oom_kills: u64) -> Result<(), RunDirError> {
         let number = format!("{oom_kills:0width$}", width = NUMBER);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NONBLOCK;
         let written = file_at(&self.dir()?, OUTLIVED_FILE, flags)
@@ -182,7 +182,7 @@ impl RunDir {
     }
 
     /// How many OOM kills the task has survived, according to the record.
-    pub fn outlived(&self) -> u64 {
+    pub(crate) fn outlived(&self) -> u64 {
         let bytes = self.read(OUTLIVED_FILE, NUMBER as u64).ok();
         bytes.and_then(|bytes| str::from_utf8(&bytes).ok()?.parse().ok()).unwrap_or(0)
     }
@@ -223,7 +223,7 @@ impl RunDir {
     }
 
     /// Approximately when the task ended. Also works for an entry that was only partly created or removed.
-    pub fn modified(&self) -> io::Result<std::time::SystemTime> {
+    pub(crate) fn modified(&self) -> io::Result<std::time::SystemTime> {
         let dir = self.dir().map_err(io::Error::other)?;
         let found = file_at(&dir, EXIT_FILE, OFlag::O_PATH).unwrap_or_else(|_| File::from(dir));
         found.metadata()?.modified()
@@ -281,7 +281,7 @@ impl RunDir {
 
 /// The entries of other invocations of the same task: the ids are `alloc/task/invocation`, and only the last part differs.
 /// A name that was truncated is not found.
-pub fn siblings(base: &Path, task_id: Key<'_>) -> Result<Vec<RunDir>, RunDirError> {
+pub(crate) fn siblings(base: &Path, task_id: Key<'_>) -> Result<Vec<RunDir>, RunDirError> {
     let Some(prefix) = task_id.task_prefix().map(name) else { return Ok(Vec::new()) };
     let own = name(task_id.as_str());
     let is_sibling = |entry: &RunDir| {

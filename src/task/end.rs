@@ -45,11 +45,11 @@ impl Ended {
         Self { exit: Exit::signalled(libc::SIGKILL), verdict: Verdict::Lost }
     }
 
-    pub fn is_oom_killed(&self) -> bool {
+    pub(crate) fn is_oom_killed(&self) -> bool {
         self.verdict == Verdict::OomKilled
     }
 
-    pub fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.verdict == Verdict::Lost
     }
 

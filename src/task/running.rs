@@ -117,7 +117,7 @@ impl Task {
     }
 
     /// A task that had ended before this plugin looked.
-    pub fn already_ended(
+    pub(crate) fn already_ended(
         id: TaskId,
         state: &DriverState,
         run_dir: RunDir,
@@ -142,30 +142,30 @@ impl Task {
     }
 
     /// Reports the OOM kills of a task that ended before this plugin looked.
-    pub fn report_late(&self, bus: &EventBus) {
+    pub(crate) fn report_late(&self, bus: &EventBus) {
         self.oom.report_late(bus);
     }
 
     /// Records that the answer to Nomad's StartTask is on its way.
-    pub fn answered(&self) -> Result<(), RunDirError> {
+    pub(crate) fn answered(&self) -> Result<(), RunDirError> {
         self.run_dir.started()
     }
 
     /// Whether Nomad has not acknowledged the task since it was answered.
-    pub fn is_unacknowledged(&self) -> bool {
+    pub(crate) fn is_unacknowledged(&self) -> bool {
         self.run_dir.answered().is_some()
     }
 
     /// Records that Nomad has asked for the task, which acknowledges it. An error is harmless: at worst the next plugin waits for
     /// Nomad to ask again.
-    pub fn acknowledge(&self) {
+    pub(crate) fn acknowledge(&self) {
         if let Err(error) = self.run_dir.acknowledged() {
             tracing::debug!(task = %self.id, %error, "failed to record the acknowledgement of the task");
         }
     }
 
     /// The state that Nomad keeps for RecoverTask.
-    pub fn state(&self) -> std::io::Result<DriverState> {
+    pub(crate) fn state(&self) -> std::io::Result<DriverState> {
         let age = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(DriverState {
             boot_id: boot_id()?,
@@ -179,7 +179,7 @@ impl Task {
     }
 
     /// How it ended, if it has.
-    pub fn ended(&self) -> Option<Ended> {
+    pub(crate) fn ended(&self) -> Option<Ended> {
         self.end.get()
     }
 
@@ -235,7 +235,7 @@ impl Task {
     }
 
     /// Kills every process of the task, and waits until they are gone and its cgroup is empty.
-    pub async fn kill(&self) -> Result<Ended, TaskError> {
+    pub(crate) async fn kill(&self) -> Result<Ended, TaskError> {
         let ended = self.kill_processes().await?;
         self.emptied().await;
         Ok(ended)
