@@ -2,7 +2,8 @@
 
 use super::cty::Value;
 use super::kinds::{Capabilities, Flag, UnveilRules};
-use super::table::{self, Form, Kind, Row, Table, options};
+use super::row::{Form, Row};
+use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
