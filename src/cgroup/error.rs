@@ -53,8 +53,8 @@ impl CgroupError {
     }
 
     /// Whether this process or the host has no descriptor, memory or epoll watch (epoll_ctl(2): ENOSPC) left for the moment.
-    pub(crate) fn is_passing(&self) -> bool {
-        self.errno().is_some_and(|errno| sys::is_passing(errno) || errno == Errno::ENOSPC)
+    pub(crate) fn is_transient(&self) -> bool {
+        self.errno().is_some_and(|errno| sys::is_transient(errno) || errno == Errno::ENOSPC)
     }
 
     /// The errno of the failed system call, if there was one.

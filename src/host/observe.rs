@@ -99,7 +99,7 @@ impl Observations {
 fn seen<T>(path: &Path, look: io::Result<T>) -> io::Result<Option<T>> {
     match look {
         Ok(found) => Ok(Some(found)),
-        Err(error) if sys::is_passing(sys::errno_of(&error)) => {
+        Err(error) if sys::is_transient(sys::errno_of(&error)) => {
             Err(io::Error::other(format!("{path:?}: {error}")))
         }
         Err(_) => Ok(None),

@@ -61,8 +61,8 @@ pub enum RunDirError {
 
 impl RunDirError {
     /// Whether the error is temporary, such as too many open files.
-    pub(crate) fn is_passing(&self) -> bool {
-        matches!(self, Self::Io(error) if sys::is_passing(error.errno))
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Io(error) if sys::is_transient(error.errno))
     }
 
     /// Whether there is no such directory.

@@ -39,7 +39,7 @@ pub(crate) fn errno_of(error: &io::Error) -> Errno {
 }
 
 /// Whether a call failed because this process or the host has no descriptor or memory left, so that it may succeed later.
-pub(crate) fn is_passing(errno: Errno) -> bool {
+pub(crate) fn is_transient(errno: Errno) -> bool {
     matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
 }
 

@@ -130,7 +130,7 @@ pub(super) async fn shim_ended(task: &TaskId, shim: &AsyncFd<OwnedFd>) {
 /// Waits until the plugin has a descriptor and memory to read the exit record: a late exit status is better than a wrong one.
 pub(super) async fn readable(task: &TaskId, run_dir: &RunDir) {
     let mut warned = false;
-    while let Some(error) = run_dir.exit().err().filter(RunDirError::is_passing) {
+    while let Some(error) = run_dir.exit().err().filter(RunDirError::is_transient) {
         if !std::mem::replace(&mut warned, true) {
             tracing::warn!(%task, %error, "failed to read the exit record of a task that has ended, trying again");
         }

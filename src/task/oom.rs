@@ -174,7 +174,7 @@ impl OomLedger {
                 }
                 Err(error) if error.is_gone() => return,
                 // Temporarily out of memory or descriptors.
-                Err(error) if error.is_passing() => next_look = Instant::now() + REST,
+                Err(error) if error.is_transient() => next_look = Instant::now() + REST,
                 Err(error) => {
                     tracing::warn!(task = %self.task, %error, "failed to watch for OOM kills; only those that end the task are reported");
                     return;
