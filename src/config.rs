@@ -12,6 +12,7 @@ mod cty;
 mod hclspec;
 mod kinds;
 mod plugin;
+mod row;
 mod table;
 mod task;
 #[cfg(test)]
@@ -20,7 +21,7 @@ mod tests;
 use std::fmt;
 
 pub use plugin::{PluginConfig, RootKind};
-pub use table::{Form, Row};
+pub use row::{Form, Row};
 pub use task::DriverConfig;
 
 use crate::quote::quote;

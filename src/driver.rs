@@ -56,7 +56,7 @@ impl Driver {
     }
 
     /// Like [`Driver::new`], with state in another directory.
-    pub fn with_run_dir(run_dir: &Path) -> Result<Self, LaunchError> {
+    pub(crate) fn with_run_dir(run_dir: &Path) -> Result<Self, LaunchError> {
         Ok(Self(Arc::new(Inner {
             settings: RwLock::default(),
             configured: watch::Sender::new(0),

@@ -7,6 +7,8 @@
     not(test),
     warn(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)
 )]
+// clippy.toml has the limit.
+#![cfg_attr(not(test), warn(clippy::too_many_lines))]
 
 pub mod cgroup;
 pub mod cli;

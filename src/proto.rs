@@ -4,6 +4,7 @@
 
 #[allow(
     clippy::all,
+    clippy::too_many_lines,
     missing_debug_implementations,
     unreachable_pub,
     reason = "generated code: a Debug, a variant's size or a visibility is not ours to change there"

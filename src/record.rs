@@ -8,4 +8,6 @@ pub(crate) mod reconcile;
 pub mod run_dir;
 pub mod spec;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

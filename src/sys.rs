@@ -7,6 +7,7 @@ pub(crate) mod async_fd;
 pub(crate) mod attributes;
 pub(crate) mod caps;
 pub mod clone;
+mod error;
 pub mod fd;
 pub(crate) mod ids;
 pub(crate) mod keyring;
@@ -20,15 +21,11 @@ pub(crate) mod signals;
 pub(crate) mod terminal;
 pub(crate) mod wait;
 
+pub(crate) use error::IoError;
+pub(crate) use error::{errno_of, is_transient};
 use nix::errno::Errno;
 
 /// An error of rustix as one of nix.
 fn nix_errno(errno: rustix::io::Errno) -> Errno {
     Errno::from_raw(errno.raw_os_error())
-}
-
-/// Whether a call failed because this process or the host has no descriptor or memory left, so that it may succeed later.
-pub fn is_passing(error: &std::io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
 }

@@ -3,7 +3,7 @@
 
 pub mod blocking;
 pub(crate) mod dirs;
-pub mod end;
+pub(crate) mod end;
 pub(crate) mod env;
 pub mod events;
 pub mod id;

@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-pub use range::{DynamicRange, RangeError};
-pub use system::System;
+pub(crate) use range::DynamicRange;
+pub(crate) use system::System;
 
 /// The only name that may have uid 0.
 const ROOT: &str = "root";
@@ -30,7 +30,7 @@ const DYNAMIC_MAX: u32 = i32::MAX as u32;
 /// Uid and gid of a shim whose task runs: reserved for shims, and refused for tasks, so that the kernel lets no task, root
 /// included, act on a shim by user id (prlimit(2), sched_setaffinity(2), setpriority(2), kill(2)). The highest id there is;
 /// 4294967295 means "leave as it is" to setresuid(2).
-pub const SHIM_ID: u32 = u32::MAX - 1;
+pub(crate) const SHIM_ID: u32 = u32::MAX - 1;
 
 /// Highest uid or gid of a task.
 pub(crate) const ID_MAX: u32 = SHIM_ID - 1;
@@ -61,14 +61,14 @@ pub struct User {
 
 impl User {
     /// A user that is not in the database: it has no home and no groups.
-    pub fn unknown(name: impl Into<String>, uid: u32, gid: u32) -> Self {
+    pub(crate) fn unknown(name: impl Into<String>, uid: u32, gid: u32) -> Self {
         Self { name: name.into(), uid, gid, groups: Vec::new(), home: None, known: false }
     }
 }
 
 /// The relevant fields of a line of the host's user database (passwd(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     pub name: String,
     pub uid: u32,
     pub gid: u32,
@@ -76,7 +76,7 @@ pub struct Entry {
 }
 
 /// The host's user database.
-pub trait Database {
+pub(crate) trait Database {
     fn by_name(&self, name: &str) -> Result<Option<Entry>, LookupError>;
     fn by_uid(&self, uid: u32) -> Result<Option<Entry>, LookupError>;
     /// The gids of the groups that have this user as a member, in any order.
@@ -131,7 +131,7 @@ pub enum UserError {
 impl UserError {
     /// Whether only a change to the job can fix it. Other errors may disappear without one (a user is created, a directory
     /// service comes back, another task ends), so the start may be retried.
-    pub fn is_job_fault(&self) -> bool {
+    pub(crate) fn is_job_fault(&self) -> bool {
         matches!(
             self,
             UserError::Empty
@@ -156,7 +156,7 @@ pub(crate) fn dynamic_id(user: &str) -> Result<Option<u32>, UserError> {
 }
 
 /// Like [`lookup`], in the given database.
-pub fn lookup_in(database: &impl Database, user: &str) -> Result<User, UserError> {
+pub(crate) fn lookup_in(database: &impl Database, user: &str) -> Result<User, UserError> {
     let failed = |source| UserError::Lookup { user: user.to_owned(), source };
     let by_uid = |uid| database.by_uid(uid).map_err(failed);
     let named = |entry| accept(user, entry).and_then(|user| with_groups(database, user));

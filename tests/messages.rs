@@ -140,6 +140,9 @@ fn a_message_of_each_kind_is_found_in_planted_source() {
             if y { bail!("bailed {}", out) }
             x().map_err(|_| anyhow::anyhow!("any {what:?}"))?;
             x().map_err(system("clone the shim"))?;
+            x().map_err(IoError::on("list", &path))?;
+            x().map_err(self.failed("read", &path))?;
+            return Err(IoError::new("rename", path, errno));
             Failure::new(Step::Mount, "/proc", errno).with_note("noted");
             Status::not_found("unknown task");
             say(&format!("said {it}\n"));
@@ -183,6 +186,9 @@ fn a_message_of_each_kind_is_found_in_planted_source() {
         "panic: never",
         "text: unknown task",
         "step: clone the shim",
+        "step: list",
+        "step: read",
+        "step: rename",
         "text: a value of two",
         "text: mount",
         "text: open log",

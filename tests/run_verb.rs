@@ -235,6 +235,22 @@ fn an_unsuitable_temporary_directory_is_not_used() {
 }
 
 #[test]
+fn a_start_that_fails_names_the_step_and_has_the_status_of_its_cause() {
+    let Some(base) = base() else { return };
+    let unveils: &[&str] = &["--unveil", "r:/no/such"];
+    for (options, command, wanted, step) in [
+        (unveils, "true", 125, "unveil \"r:/no/such\": No such file"),
+        (&[], "/usr/share/no-such", 127, ""),
+        (&[], "/usr/share", 126, ""),
+    ] {
+        let output = run(base.path(), options, &[command]).output().unwrap();
+        assert_eq!(status(&output), Some(wanted), "{output:?}");
+        let start = format!("nomad-driver-exec2: failed to start the command: {step}");
+        assert!(text(&output.stderr).lines().any(|line| line.starts_with(&start)), "{output:?}");
+    }
+}
+
+#[test]
 fn directories_deeper_than_the_limit_of_open_files_are_removed() {
     let Some(base) = base() else { return };
     let nest = "mkdir -p $(printf 'd/%.0s' $(seq 300)) && test -d d/d/d";

@@ -111,7 +111,9 @@ mod tests {
         }
         let last = read.pop().unwrap();
         assert_eq!(last, format!("{} dropped", fits + 10 - read.len()));
-        assert!(read.iter().enumerate().all(|(number, read)| *read == line(number)), "in order, the oldest");
+        // The one that was taken out may have made room for a later one.
+        assert!(read.iter().take(fits).enumerate().all(|(number, read)| *read == line(number)), "the oldest");
+        assert!(read.is_sorted(), "in order");
         queue.push(b"after");
         assert_eq!(reader.recv_timeout(Duration::from_secs(20)).unwrap(), "after");
         queue.flush(Duration::from_secs(20));

@@ -58,7 +58,7 @@ pub enum SocketError {
     },
     /// The directory of the socket cannot be made.
     #[error(
-        "failed to make a directory for the socket in {parent:?}: {reason}; TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) in \
+        "failed to create a directory for the socket in {parent:?}: {reason}; TMPDIR (or PLUGIN_UNIX_SOCKET_DIR) in \
          the environment of the program that starts the plugin must name a writable directory"
     )]
     MakeDir {

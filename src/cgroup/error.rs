@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use crate::sys::{self, IoError};
+
 /// An operation on a cgroup failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -31,11 +33,11 @@ pub enum CgroupError {
     )]
     NoCpu { path: PathBuf },
     /// The kernel refused a value.
-    #[error("failed to write {value:?} to {path:?}: {errno}")]
+    #[error("failed to write {value:?} to {path:?}: {}", .errno.desc())]
     Write { path: PathBuf, value: String, errno: Errno },
     /// Any other system call on a path.
-    #[error("failed to {step} {path:?}: {errno}")]
-    Sys { step: &'static str, path: PathBuf, errno: Errno },
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// A file of the kernel has a form that is not the documented one.
     #[error("{path:?} has no usable {what}: found {found:?}")]
     Content { path: PathBuf, what: &'static str, found: String },
@@ -46,30 +48,20 @@ pub enum CgroupError {
 
 impl CgroupError {
     /// Whether the cgroup itself has gone (removed by Nomad while we looked), as opposed to a refusal.
-    pub fn is_gone(&self) -> bool {
-        matches!(
-            self,
-            CgroupError::Sys { errno: Errno::ENOENT | Errno::ENODEV, .. }
-                | CgroupError::Write { errno: Errno::ENOENT | Errno::ENODEV, .. }
-        )
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.errno(), Some(Errno::ENOENT | Errno::ENODEV))
     }
 
     /// Whether this process or the host has no descriptor, memory or epoll watch (epoll_ctl(2): ENOSPC) left for the moment.
-    pub fn is_passing(&self) -> bool {
-        let errno = self.errno();
-        matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOSPC))
+    pub(crate) fn is_transient(&self) -> bool {
+        self.errno().is_some_and(|errno| sys::is_transient(errno) || errno == Errno::ENOSPC)
     }
 
     /// The errno of the failed system call, if there was one.
-    pub fn errno(&self) -> Option<Errno> {
+    pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
-            CgroupError::Write { errno, .. } | CgroupError::Sys { errno, .. } => Some(*errno),
+            CgroupError::Write { errno, .. } | CgroupError::Io(IoError { errno, .. }) => Some(*errno),
             _ => None,
         }
     }
-}
-
-/// The errno inside an `io::Error`; `EIO` when it does not carry one.
-pub(super) fn errno_of(e: &std::io::Error) -> Errno {
-    e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

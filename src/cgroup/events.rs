@@ -11,9 +11,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
 
-use super::error::errno_of;
 use super::{Cgroup, CgroupError};
-use crate::sys::async_fd;
+use crate::sys::{IoError, async_fd};
 
 const CGROUP_EVENTS: &str = "cgroup.events";
 const MEMORY_EVENTS: &str = "memory.events";
@@ -33,7 +32,7 @@ pub struct OomCounts {
 
 impl Cgroup {
     /// Whether a process lives in the cgroup or below it. A cgroup that has gone is empty.
-    pub fn populated(&self) -> Result<bool, CgroupError> {
+    pub(crate) fn populated(&self) -> Result<bool, CgroupError> {
         let path = self.path().join(CGROUP_EVENTS);
         match self.open_file(CGROUP_EVENTS) {
             Ok(file) => read_populated(&file, &path),
@@ -47,18 +46,14 @@ impl Cgroup {
     ///
     /// No interval and no lost wake-up: the kernel raises POLLPRI on `cgroup.events` when the content differs from what
     /// *this* open file last read, so a change between the read and the wait ends the wait at once. (inotify would work, too, but a user has only 128 instances by default.) The kernel may hold a notification back for 10 ms.
-    pub async fn wait_empty(&self, deadline: Option<Instant>) -> Result<bool, CgroupError> {
+    pub(crate) async fn wait_empty(&self, deadline: Option<Instant>) -> Result<bool, CgroupError> {
         let path = self.path().join(CGROUP_EVENTS);
         let file = match self.open_file(CGROUP_EVENTS) {
             Ok(file) => file,
             Err(e) if e.is_gone() => return Ok(true),
             Err(e) => return Err(e),
         };
-        let failed = |e: std::io::Error| CgroupError::Sys {
-            step: "wait for a change of",
-            path: path.clone(),
-            errno: errno_of(&e),
-        };
+        let failed = |error: std::io::Error| IoError::new("wait for a change of", &path, error);
         let events =
             async_fd::register(file.into(), Interest::PRIORITY).map_err(|(_, error)| failed(error))?;
         loop {
@@ -79,12 +74,12 @@ impl Cgroup {
     }
 
     /// The OOM counters; `None` where the cgroup has no memory controller.
-    pub fn oom(&self) -> Result<Option<OomCounts>, CgroupError> {
+    pub(crate) fn oom(&self) -> Result<Option<OomCounts>, CgroupError> {
         Ok(self.read_if_there(MEMORY_EVENTS)?.map(|text| OomCounts::parse(&text)))
     }
 
     /// Follows the OOM counters; `None` where the cgroup has no memory controller. Needs a tokio runtime with IO.
-    pub fn watch_oom(&self) -> Result<Option<OomWatch>, CgroupError> {
+    pub(crate) fn watch_oom(&self) -> Result<Option<OomWatch>, CgroupError> {
         let path = self.path().join(MEMORY_EVENTS);
         let file = match self.open_file(MEMORY_EVENTS) {
             Ok(file) => file,
@@ -132,7 +127,7 @@ fn read_oom(file: impl AsFd) -> nix::Result<OomCounts> {
 
 /// An open `memory.events`.
 #[derive(Debug)]
-pub struct OomWatch {
+pub(crate) struct OomWatch {
     path: PathBuf,
     /// One of both is there: watched by the runtime, or not while [`OomWatch::rest`] lasts.
     watched: Option<AsyncFd<OwnedFd>>,
@@ -147,36 +142,35 @@ impl OomWatch {
     }
 
     fn watched(&mut self) -> Result<&AsyncFd<OwnedFd>, CgroupError> {
-        let failed = |path: &Path, errno| CgroupError::Sys { step: "watch", path: path.to_owned(), errno };
         if let Some(file) = self.resting.take() {
             match async_fd::register(file, Interest::PRIORITY) {
                 Ok(watched) => self.watched = Some(watched),
                 Err((file, error)) => {
                     self.resting = Some(file);
-                    return Err(failed(&self.path, errno_of(&error)));
+                    return Err(IoError::new("watch", &self.path, error).into());
                 }
             }
         }
-        self.watched.as_ref().ok_or_else(|| failed(&self.path, Errno::EBADF))
+        let unwatched = || IoError::new("watch", &self.path, Errno::EBADF).into();
+        self.watched.as_ref().ok_or_else(unwatched)
     }
 
     /// Waits until the file differs from what was last read here, and reads it. The first call returns at once.
     /// [`CgroupError::is_gone`]: the cgroup was removed. May be dropped and called again: nothing is lost.
-    pub async fn changed(&mut self) -> Result<OomCounts, CgroupError> {
+    pub(crate) async fn changed(&mut self) -> Result<OomCounts, CgroupError> {
         let path = self.path.clone();
-        let failed = |step| move |errno| CgroupError::Sys { step, path, errno };
         let file = self.watched()?;
         match file.ready(Interest::PRIORITY).await {
             // Cleared before the read: a change after the read makes the descriptor ready again.
             Ok(mut ready) => ready.clear_ready(),
-            Err(error) => return Err(failed("wait for a change of")(errno_of(&error))),
+            Err(error) => return Err(IoError::new("wait for a change of", path, error).into()),
         }
-        read_oom(file.get_ref()).map_err(failed("read"))
+        Ok(read_oom(file.get_ref()).map_err(IoError::on("read", path))?)
     }
 
     /// Takes the file out of the runtime's poll until the next [`OomWatch::changed`], which sees what changed meanwhile: as long
     /// as it is in there, each change wakes a thread, whether or not anyone waits for it.
-    pub fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         if let Some(watched) = self.watched.take() {
             self.resting = Some(watched.into_inner());
         }
@@ -190,7 +184,7 @@ fn read_populated(file: impl AsFd, path: &Path) -> Result<bool, CgroupError> {
         Ok(n) => String::from_utf8_lossy(&bytes[..n]),
         // The cgroup was removed, and only an empty one can be.
         Err(Errno::ENODEV) => return Ok(false),
-        Err(errno) => return Err(CgroupError::Sys { step: "read", path: path.to_owned(), errno }),
+        Err(errno) => return Err(IoError::new("read", path, errno).into()),
     };
     match flat_keyed(&text, "populated") {
         Some(n) => Ok(n != 0),

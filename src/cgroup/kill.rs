@@ -7,8 +7,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::error::errno_of;
 use super::{Cgroup, CgroupError, Mount};
+use crate::sys::{IoError, errno_of};
 
 /// How many cgroups below one a removal takes away, and how deep it looks. Only a task that runs as root and was
 /// unveiled its cgroup for writing can make any.
@@ -23,7 +23,7 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 impl Cgroup {
     /// SIGKILL to every process in the cgroup and below it, those included that are being forked (`cgroup.kill`, Linux
     /// 5.14). For a removed cgroup there is nothing to do. Returns before they are dead: see [`Cgroup::wait_empty`].
-    pub fn kill(&self) -> Result<(), CgroupError> {
+    pub(crate) fn kill(&self) -> Result<(), CgroupError> {
         match self.write("cgroup.kill", "1") {
             Err(e) if e.is_gone() && !self.exists() => Ok(()),
             other => other,
@@ -48,9 +48,7 @@ impl Cgroup {
                 match unlinkat(self.mount.dir(), relative, UnlinkatFlags::RemoveDir) {
                     Ok(()) | Err(Errno::ENOENT) => break,
                     Err(Errno::EBUSY) if tries < REMOVE_TRIES => std::thread::sleep(REMOVE_PAUSE),
-                    Err(errno) => {
-                        return Err(CgroupError::Sys { step: "remove", path: root.join(relative), errno });
-                    }
+                    Err(errno) => return Err(IoError::new("remove", root.join(relative), errno).into()),
                 }
             }
         }
@@ -69,17 +67,13 @@ fn children(mount: &Mount, top: &Path) -> Result<Vec<PathBuf>, CgroupError> {
         let mut next = Vec::new();
         for dir in level {
             let path = root.join(&dir);
-            let failed = |e: std::io::Error| CgroupError::Sys {
-                step: "list",
-                path: path.clone(),
-                errno: errno_of(&e),
-            };
+            let failed = |error: std::io::Error| IoError::new("list", &path, error);
             let opened = mount.open_dir(&dir).map_err(std::io::Error::from);
             let through = |opened: &OwnedFd| format!("/proc/self/fd/{}", opened.as_raw_fd());
             let entries = match opened.and_then(|opened| std::fs::read_dir(through(&opened))) {
                 Ok(entries) => entries,
                 Err(e) if matches!(errno_of(&e), Errno::ENOENT | Errno::ENODEV) => continue,
-                Err(e) => return Err(failed(e)),
+                Err(e) => return Err(failed(e).into()),
             };
             for entry in entries {
                 let entry = entry.map_err(failed)?;

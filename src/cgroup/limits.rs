@@ -11,8 +11,8 @@ use cgroups_rs::memory::{MemController, SetMemory};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::error::errno_of;
 use super::{Cgroup, CgroupError};
+use crate::sys::{IoError, errno_of};
 
 /// Bytes in Nomad's "MB", which is a MiB.
 const MIB: u64 = 1024 * 1024;
@@ -101,12 +101,12 @@ pub struct CpuSetError(String);
 
 impl CpuSet {
     /// Parses `linux_resources.cpuset_cpus`; an empty string, which means that no cores are reserved, is `None`.
-    pub fn from_nomad(list: &str) -> Result<Option<CpuSet>, CpuSetError> {
+    pub(crate) fn from_nomad(list: &str) -> Result<Option<CpuSet>, CpuSetError> {
         if list.trim().is_empty() { Ok(None) } else { list.parse().map(Some) }
     }
 
     /// How many CPUs are in the list.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.count
     }
 }
@@ -200,7 +200,7 @@ impl Limits {
     /// it is pinned to them. Nomad keeps the two kinds of tasks apart by the cpuset of `share.slice` and
     /// `reserve.slice`; inside `reserve.slice` only the task's own cpuset keeps one job off another's cores. A job
     /// with `cpu` must not be pinned: its parent's cpuset changes whenever cores are reserved or released.
-    pub fn plan(request: &ResourceRequest, mhz_per_core: Option<NonZeroU64>) -> Limits {
+    pub(crate) fn plan(request: &ResourceRequest, mhz_per_core: Option<NonZeroU64>) -> Limits {
         let memory = mib_to_bytes(request.memory_mb);
         let (memory_max, memory_low) = match (request.memory_max_mb, mib_to_bytes(request.memory_max_mb)) {
             (_, Some(hard)) => (MemoryMax::Bytes(hard), memory.map(|m| m.min(hard))),
@@ -242,7 +242,7 @@ fn at_most(value: u64, most: u64) -> i64 {
 impl Cgroup {
     /// Writes the limits. Values that mean "no limit" are written too, so that nothing of an earlier run stays, but
     /// only where the file exists: nobody asked for that controller. The error names file, value and errno.
-    pub fn apply(&self, limits: &Limits) -> Result<(), CgroupError> {
+    pub(crate) fn apply(&self, limits: &Limits) -> Result<(), CgroupError> {
         let memory = MemController::new(self.fd_path(), true);
         let cpu = CpuController::new(self.fd_path(), true);
         let cpuset = CpuSetController::new(self.fd_path(), true);
@@ -285,7 +285,7 @@ impl Cgroup {
 
     /// Makes sure that a process can be started in the cgroup: one without any CPU takes none. A cgroup without the cpuset
     /// controller uses the CPUs of the nearest one above it that has it.
-    pub fn has_cpu(&self) -> Result<(), CgroupError> {
+    pub(crate) fn has_cpu(&self) -> Result<(), CgroupError> {
         let mut here = None;
         for relative in self.relative.ancestors().filter(|relative| !relative.as_os_str().is_empty()) {
             let path = self.mount.root().join(relative);
@@ -312,8 +312,8 @@ impl Cgroup {
         let path = self.path().join(file);
         match self.open_file(file) {
             Ok(_) => {}
-            Err(CgroupError::Sys { errno: Errno::ENOENT, .. }) if !asked => return Ok(()),
-            Err(CgroupError::Sys { errno: Errno::ENOENT, .. }) => {
+            Err(CgroupError::Io(IoError { errno: Errno::ENOENT, .. })) if !asked => return Ok(()),
+            Err(CgroupError::Io(IoError { errno: Errno::ENOENT, .. })) => {
                 return Err(CgroupError::NoController { path, value: value.to_owned(), controller });
             }
             Err(e) => return Err(e),

@@ -22,7 +22,7 @@ pub(crate) fn shims_path(mount: &Path, task: &Path) -> Option<PathBuf> {
 impl Cgroup {
     /// Opens the shims' cgroup that belongs to a task's, and creates it if it is missing. It gets no controllers and no
     /// limits. On an error the caller leaves the shims in the plugin's own cgroup.
-    pub fn shims_for(task: &Path) -> Result<Cgroup, CgroupError> {
+    pub(crate) fn shims_for(task: &Path) -> Result<Cgroup, CgroupError> {
         Cgroup::shims_in(&Mount::shared()?, task)
     }
 

@@ -8,7 +8,7 @@ use super::{Cgroup, CgroupError};
 
 /// Memory of a cgroup and everything below it, bytes. `None` where the kernel does not tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct MemoryStats {
+pub(crate) struct MemoryStats {
     /// `memory.current`: everything that counts against `memory.max`.
     pub usage: Option<u64>,
     /// `anon` of `memory.stat`: what a cgroup v2 has for the resident set.
@@ -25,7 +25,7 @@ pub struct MemoryStats {
 
 /// CPU time since the cgroup was created, µs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CpuTimes {
+pub(crate) struct CpuTimes {
     pub usage_us: u64,
     pub user_us: u64,
     pub system_us: u64,
@@ -33,7 +33,7 @@ pub struct CpuTimes {
 
 /// `cpu.stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CpuStats {
+pub(crate) struct CpuStats {
     pub times: CpuTimes,
     /// Periods of `cpu.max` in which the task ran out of quota; absent without the cpu controller.
     pub throttled_periods: Option<u64>,
@@ -43,19 +43,19 @@ pub struct CpuStats {
 
 /// One reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stats {
+pub(crate) struct Stats {
     pub memory: MemoryStats,
     pub cpu: CpuStats,
 }
 
 impl Cgroup {
     /// `memory.max`, bytes; `None` for no limit, or no memory controller.
-    pub fn memory_limit(&self) -> Result<Option<u64>, CgroupError> {
+    pub(crate) fn memory_limit(&self) -> Result<Option<u64>, CgroupError> {
         Ok(self.read_if_there("memory.max")?.and_then(|text| text.trim().parse().ok()))
     }
 
     /// Reads the statistics: five small files. [`CgroupError::is_gone`] tells a cgroup that was removed meanwhile.
-    pub fn stats(&self) -> Result<Stats, CgroupError> {
+    pub(crate) fn stats(&self) -> Result<Stats, CgroupError> {
         let number = |name: &str| -> Result<Option<u64>, CgroupError> {
             Ok(self.read_if_there(name)?.and_then(|text| text.trim().parse().ok()))
         };

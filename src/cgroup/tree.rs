@@ -11,7 +11,8 @@ use nix::fcntl::{OFlag, ResolveFlag, open, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
-use super::error::{CgroupError, errno_of};
+use super::error::CgroupError;
+use crate::sys::{IoError, errno_of};
 
 /// Where Nomad and systemd mount the unified hierarchy. Nomad has this path built in, too.
 pub const MOUNT_POINT: &str = "/sys/fs/cgroup";
@@ -31,7 +32,7 @@ pub struct Mount {
 
 impl Mount {
     /// The system's mount at [`MOUNT_POINT`].
-    pub fn system() -> Result<Mount, CgroupError> {
+    pub(crate) fn system() -> Result<Mount, CgroupError> {
         Mount::at(Path::new(MOUNT_POINT))
     }
 
@@ -46,13 +47,9 @@ impl Mount {
     }
 
     /// A mount elsewhere. Fails unless `root` is on a cgroup v2 file system.
-    pub fn at(root: &Path) -> Result<Mount, CgroupError> {
+    pub(crate) fn at(root: &Path) -> Result<Mount, CgroupError> {
         let mount = Mount::unchecked(root)?;
-        let kind = fstatfs(&mount.dir).map_err(|errno| CgroupError::Sys {
-            step: "read the file system type of",
-            path: root.to_owned(),
-            errno,
-        })?;
+        let kind = fstatfs(&mount.dir).map_err(IoError::on("read the file system type of", root))?;
         if kind.filesystem_type() != CGROUP2_SUPER_MAGIC {
             return Err(CgroupError::NotCgroup2 { mount: root.to_owned() });
         }
@@ -61,14 +58,13 @@ impl Mount {
 
     /// Without the check of the file system: unit tests use a temporary directory.
     pub(crate) fn unchecked(root: &Path) -> Result<Mount, CgroupError> {
-        let dir = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(
-            |errno| CgroupError::Sys { step: "open the cgroup mount", path: root.to_owned(), errno },
-        )?;
+        let dir = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(IoError::on("open the cgroup mount", root))?;
         Ok(Mount { root: root.to_owned(), dir })
     }
 
     /// The mount point.
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
@@ -120,18 +116,14 @@ pub struct Created {
 impl Cgroup {
     /// Opens an existing cgroup below [`MOUNT_POINT`]. `path` is absolute, without `..`; a symlink on the way or a
     /// directory on another mount is refused.
-    pub fn open(path: &Path) -> Result<Cgroup, CgroupError> {
+    pub(crate) fn open(path: &Path) -> Result<Cgroup, CgroupError> {
         Cgroup::open_in(&Mount::shared()?, path)
     }
 
     /// As [`Cgroup::open`], below the given mount.
-    pub fn open_in(mount: &Arc<Mount>, path: &Path) -> Result<Cgroup, CgroupError> {
+    pub(crate) fn open_in(mount: &Arc<Mount>, path: &Path) -> Result<Cgroup, CgroupError> {
         let relative = mount.relative(path)?;
-        let dir = mount.open_dir(&relative).map_err(|errno| CgroupError::Sys {
-            step: "open the cgroup",
-            path: path.to_owned(),
-            errno,
-        })?;
+        let dir = mount.open_dir(&relative).map_err(IoError::on("open the cgroup", path))?;
         Ok(Cgroup { mount: Arc::clone(mount), path: mount.root.join(&relative), relative, dir })
     }
 
@@ -142,7 +134,7 @@ impl Cgroup {
     }
 
     /// As [`Cgroup::create`], below the given mount and with the given controllers (none: an empty slice).
-    pub fn create_in(
+    pub(crate) fn create_in(
         mount: &Arc<Mount>,
         path: &Path,
         controllers: &[&'static str],
@@ -153,21 +145,13 @@ impl Cgroup {
         for part in relative.components() {
             let at = if above.as_os_str().is_empty() { Path::new(".") } else { above.as_path() };
             let here = mount.root.join(&above);
-            let parent = mount.open_dir(at).map_err(|errno| CgroupError::Sys {
-                step: "open the cgroup",
-                path: here.clone(),
-                errno,
-            })?;
+            let parent = mount.open_dir(at).map_err(IoError::on("open the cgroup", &here))?;
             refusals.extend(enable(&parent, &here, controllers));
             above.push(part);
             match mkdirat(&parent, Path::new(part.as_os_str()), Mode::from_bits_truncate(0o755)) {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(errno) => {
-                    return Err(CgroupError::Sys {
-                        step: "create the cgroup",
-                        path: mount.root.join(&above),
-                        errno,
-                    });
+                    return Err(IoError::new("create the cgroup", mount.root.join(&above), errno).into());
                 }
             }
         }
@@ -201,7 +185,7 @@ impl Cgroup {
     }
 
     /// The directory (`O_PATH | O_DIRECTORY | O_CLOEXEC`): what clone3(2) with `CLONE_INTO_CGROUP` takes.
-    pub fn dir_fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn dir_fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
@@ -214,7 +198,7 @@ impl Cgroup {
         open_at(&self.dir, &self.path, name, OFlag::O_RDONLY).map(File::from)
     }
 
-    /// A whole interface file. An absent one is [`CgroupError::Sys`] with `ENOENT`.
+    /// A whole interface file. An absent one is [`CgroupError::Io`] with `ENOENT`.
     pub(super) fn read(&self, name: &str) -> Result<String, CgroupError> {
         read_at(&self.dir, &self.path, name)
     }
@@ -224,7 +208,7 @@ impl Cgroup {
         match self.read(name) {
             Ok(text) => Ok(Some(text)),
             // EOPNOTSUPP: a file that exists but is switched off (memory.swap.* without swap accounting).
-            Err(CgroupError::Sys { errno: Errno::ENOENT | Errno::EOPNOTSUPP, .. }) => Ok(None),
+            Err(CgroupError::Io(IoError { errno: Errno::ENOENT | Errno::EOPNOTSUPP, .. })) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -235,17 +219,13 @@ impl Cgroup {
 }
 
 fn open_at(dir: &OwnedFd, at: &Path, name: &str, mode: OFlag) -> Result<OwnedFd, CgroupError> {
-    openat(dir, name, mode | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
-        .map_err(|errno| CgroupError::Sys { step: "open", path: at.join(name), errno })
+    let opened = openat(dir, name, mode | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty());
+    Ok(opened.map_err(IoError::on("open", at.join(name)))?)
 }
 
 fn read_at(dir: &OwnedFd, at: &Path, name: &str) -> Result<String, CgroupError> {
     let file = File::from(open_at(dir, at, name, OFlag::O_RDONLY)?);
-    let bytes = crate::sys::read::bounded(file, FILE_MAX).map_err(|e| CgroupError::Sys {
-        step: "read",
-        path: at.join(name),
-        errno: errno_of(&e),
-    })?;
+    let bytes = crate::sys::read::bounded(file, FILE_MAX).map_err(IoError::on("read", at.join(name)))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -364,7 +344,7 @@ mod tests {
         tree.file("leaf/cgroup.controllers", "cpu\n");
         let made = Cgroup::create_in(tree.mount(), &tree.root().join("leaf"), &["memory"]).unwrap();
         assert!(made.missing[0].why.contains("cgroup.subtree_control"), "{}", made.missing[0].why);
-        assert!(made.missing[0].why.contains("ENOENT"), "{}", made.missing[0].why);
+        assert!(made.missing[0].why.contains("No such file"), "{}", made.missing[0].why);
     }
 
     #[test]

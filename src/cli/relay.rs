@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
+
+use crate::sys::poll;
 
 /// Bytes copied at once: the capacity of a pipe, pipe(7).
 const CHUNK: usize = 64 * 1024;
@@ -98,7 +100,8 @@ impl Copy {
                     self.write(output)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && stopped => return Ok(()),
-                Err(error) if is_transient(&error) => {}
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 // Reading the master fails with EIO when the slave is closed.
                 Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => return Ok(()),
                 Err(error) => return Err(error),
@@ -124,11 +127,7 @@ impl Copy {
             PollFd::new(self.stop.as_fd(), PollFlags::empty()),
         ];
         fds.extend(self.target.iter().map(|target| PollFd::new(target.as_fd(), PollFlags::empty())));
-        while let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
-            if errno != Errno::EINTR {
-                return Err(errno.into());
-            }
-        }
+        poll::any(&mut fds, None)?;
         let is_set = |index: usize| fds.get(index).is_some_and(|fd| fd.any().unwrap_or(true));
         Ok(match (is_set(1), is_set(2)) {
             (_, true) => Wake::TargetGone,
@@ -158,14 +157,8 @@ impl Copy {
 }
 
 fn wait_writable(target: &File) -> io::Result<()> {
-    match poll(&mut [PollFd::new(target.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    poll::any(&mut [PollFd::new(target.as_fd(), PollFlags::POLLOUT)], None)?;
+    Ok(())
 }
 
 #[cfg(test)]

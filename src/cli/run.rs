@@ -111,12 +111,17 @@ fn status_of(error: &anyhow::Error) -> u8 {
     }
 }
 
-fn run(args: &Args) -> anyhow::Result<u8> {
+fn require_root() -> anyhow::Result<()> {
     if !geteuid().is_root() {
         bail!(
             "run needs root: it creates namespaces and changes its user; try sudo nomad-driver-exec2 run …"
         );
     }
+    Ok(())
+}
+
+fn run(args: &Args) -> anyhow::Result<u8> {
+    require_root()?;
     let ignored = sys::signals::ignored();
     // If SIGCHLD is ignored, the exit statuses of children are lost.
     sys::signals::reset(libc::SIGCHLD);
@@ -174,23 +179,32 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     spec.plan.landlock.rules.extend(terminal.map(|_| own_terminal()));
     let Finished { ended, copied } = supervise(&spec, ignored, stdio)?;
     if ended.is_oom_killed() {
-        let own = args.memory.is_some() && cgroup.reached_its_limit();
-        let why = if own {
-            "it used more memory than --memory allows"
-        } else {
-            "the host, or a cgroup above its own, was out of memory"
-        };
-        say(&format!("nomad-driver-exec2: the command was killed because {why}\n"));
+        say_why_killed(args.memory.is_some() && cgroup.reached_its_limit());
     }
+    Ok(status_of_end(ended, copied, || drop((cgroup, scratch))))
+}
+
+/// `clean_up` is for the case that a signal ends this process.
+fn status_of_end(ended: Ended, copied: Copied, clean_up: impl FnOnce()) -> u8 {
     match copied {
         Copied::Interrupted(number) => {
-            drop((cgroup, scratch));
+            clean_up();
             let _ = sys::signals::act_by_default(number, false);
-            Ok(FAILED)
+            FAILED
         }
-        Copied::Failed if ended.exit.code == 0 => Ok(FAILED),
-        Copied::All | Copied::Failed => Ok(u8::try_from(ended.exit.code).unwrap_or(FAILED)),
+        Copied::Failed if ended.exit.code == 0 => FAILED,
+        Copied::All | Copied::Failed => u8::try_from(ended.exit.code).unwrap_or(FAILED),
     }
+}
+
+/// `own`: the OOM killer acted because the command reached its own limit.
+fn say_why_killed(own: bool) {
+    let why = if own {
+        "it used more memory than --memory allows"
+    } else {
+        "the host, or a cgroup above its own, was out of memory"
+    };
+    say(&format!("nomad-driver-exec2: the command was killed because {why}\n"));
 }
 
 /// Checks the name of one capability while the command line is parsed.
@@ -264,12 +278,13 @@ fn supervise(spec: &TaskSpec, ignored: Bits, stdio: Stdio) -> anyhow::Result<Fin
             signals.start_has_ended();
             launched
         })?;
+        let launched = launched.context("failed to start the command")?;
         if matches!(spec.plan.root, Root::Private { defaults: true }) {
             // No plugin need run on this host, and a long task is to see a new resolv.conf.
             launcher.keep_copies();
         }
         let task =
-            Task::adopt(spec.id.clone(), launched?, &EventBus::default()).map_err(|(error, launched)| {
+            Task::adopt(spec.id.clone(), launched, &EventBus::default()).map_err(|(error, launched)| {
                 launched.abandon();
                 error
             })?;

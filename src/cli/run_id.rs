@@ -64,10 +64,8 @@ fn forget(entry: &RunDir) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
-    use crate::record::key::Key;
+    use crate::record::testing::{FakeProcess, entry};
 
     #[test]
     fn a_name_is_read_back_and_other_names_are_not() {
@@ -83,35 +81,17 @@ mod tests {
     fn a_sweep_ends_the_task_of_a_dead_run_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("run");
-        let sleep = || Command::new("sleep").arg("1000").spawn().unwrap();
-        let identity = |child: &std::process::Child| Identity::of(child.id() as i32).unwrap();
-        let mut dead_run = sleep();
-        let dead = RunId(identity(&dead_run));
-        dead_run.kill().unwrap();
-        dead_run.wait().unwrap();
+        let dead = RunId(FakeProcess::new().end());
         // The same pid with another start time: a reused PID.
         let own = RunId::own().unwrap();
         let reused = RunId(Identity { start_time: own.0.start_time + 1, ..own.0 });
-        let mut shims = [sleep(), sleep(), sleep(), sleep()];
+        let mut shims = [(); 4].map(|()| FakeProcess::new());
         let names = [dead.to_string(), reused.to_string(), own.to_string(), "a/web/1".to_owned()];
-        let entries: Vec<RunDir> = names
-            .iter()
-            .zip(&shims)
-            .map(|(name, shim)| {
-                let entry = RunDir::of(&base, Key::new(name).unwrap());
-                entry.create().unwrap();
-                entry.record_shim(&identity(shim)).unwrap();
-                entry
-            })
-            .collect();
+        let entries: Vec<RunDir> =
+            names.iter().zip(&shims).map(|(name, shim)| entry(&base, name, shim.identity)).collect();
         sweep(&base);
         let exists: Vec<bool> = entries.iter().map(|entry| entry.path().exists()).collect();
         assert_eq!(exists, [false, false, true, true]);
-        let runs: Vec<bool> = shims.iter_mut().map(|shim| matches!(shim.try_wait(), Ok(None))).collect();
-        for shim in &mut shims {
-            let _ = shim.kill();
-            let _ = shim.wait();
-        }
-        assert_eq!(runs, [false, false, true, true]);
+        assert_eq!(shims.each_mut().map(FakeProcess::runs), [false, false, true, true]);
     }
 }

@@ -18,6 +18,7 @@ use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, fchown};
 
 use super::say;
+use crate::sys::IoError;
 use crate::users::User;
 pub(super) use base::Base;
 
@@ -38,8 +39,8 @@ const SHARED: Mode = Mode::from_bits_truncate(0o755);
 /// Failed to prepare a directory.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ScratchError {
-    #[error("failed to {action} {path:?}: {}", .errno.desc())]
-    Io { action: &'static str, path: PathBuf, errno: Errno },
+    #[error(transparent)]
+    Io(#[from] IoError),
     #[error(
         "{path:?} cannot hold the task's directories because {parent:?} {why}; set TMPDIR to a directory \
          that belongs to root and that every user can traverse"
@@ -72,26 +73,20 @@ impl Scratch {
         for _ in 0..TRIES {
             let name = format!("{PREFIX}{:0NAME_DIGITS$x}", RandomState::new().build_hasher().finish());
             let path = base.path().join(&name);
-            let failed = |action| {
-                let path = path.clone();
-                move |errno| ScratchError::Io { action, path, errno }
-            };
             match mkdirat(base.dir(), name.as_str(), PRIVATE) {
                 Err(Errno::EEXIST) => continue,
-                made => made.map_err(failed("create"))?,
+                made => made.map_err(IoError::on("create", &path))?,
             }
             let dir = match open_directory(base.dir(), name.as_ref()) {
                 // The sweep of another `run` removed it before it was locked.
                 Err(Errno::ENOENT) => continue,
-                opened => opened.map_err(failed("open"))?,
+                opened => opened.map_err(IoError::on("open", &path))?,
             };
             let Ok(dir) = Flock::lock(dir, FlockArg::LockExclusiveNonblock) else { continue };
-            let own = fstat(&*dir).map_err(failed("stat"))?;
+            let own = fstat(&*dir).map_err(IoError::on("stat", &path))?;
             let found = fstatat(base.dir(), name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
             if found.is_ok_and(|found| is_same(&found, &own)) {
-                let parent = base.dir().try_clone_to_owned().map_err(|error| {
-                    failed("open")(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
-                })?;
+                let parent = base.dir().try_clone_to_owned().map_err(IoError::on("open", &path))?;
                 return Ok(Self { path, parent, dir });
             }
         }
@@ -118,7 +113,7 @@ impl Scratch {
             fchown(dir, Some(uid), Some(gid)).map_err(self.failed("change the owner of", name))?;
         }
         // Last, so that no other user can enter earlier.
-        fchmod(root, PASSABLE).map_err(self.failed("change the mode of", ""))
+        Ok(fchmod(root, PASSABLE).map_err(IoError::on("change the mode of", &self.path))?)
     }
 
     /// Creates a directory with exactly this mode, independent of the umask.
@@ -135,9 +130,8 @@ impl Scratch {
         Ok(dir)
     }
 
-    fn failed(&self, action: &'static str, name: &str) -> impl FnOnce(Errno) -> ScratchError + use<> {
-        let path = self.path.join(name);
-        move |errno| ScratchError::Io { action, path, errno }
+    fn failed(&self, op: &'static str, name: &str) -> impl FnOnce(Errno) -> IoError + use<> {
+        IoError::on(op, self.path.join(name))
     }
 
     pub(super) fn root(&self) -> &Path {

@@ -93,7 +93,7 @@ impl Stdio {
                 // `2>&1`: one pipe, which keeps the order.
                 Some((_, given)) => given.try_clone().context("failed to duplicate a pipe")?,
                 None => {
-                    let (source, given) = user_pipe(user).context("failed to make a pipe for the task")?;
+                    let (source, given) = user_pipe(user).context("failed to create a pipe for the task")?;
                     let target = own.try_clone().context("failed to duplicate a standard stream")?;
                     self.copies.push((source, target, Gone::Close, None));
                     made = Some((found, given.try_clone().context("failed to duplicate a pipe")?));

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::{Mode, fchmod};
 use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, tcgetattr, tcsetattr};
@@ -100,7 +100,7 @@ impl Terminal {
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let theirs = open(format!("/proc/self/fd/{number}").as_str(), flags, Mode::empty())
             .map_err(failed("open the terminal"))?;
-        let (master, slave) = sys::terminal::open_pair().map_err(failed("make a pseudo-terminal"))?;
+        let (master, slave) = sys::terminal::open_pair().map_err(failed("create a pseudo-terminal"))?;
         let (theirs, master) = (Arc::new(File::from(theirs)), Arc::new(File::from(master)));
         let mut modes = Modes::new(Arc::clone(&theirs), Arc::clone(&master));
         modes.whole = input && output && !modes.is_foreign();
@@ -309,5 +309,5 @@ fn lock(modes: &Mutex<Modes>) -> MutexGuard<'_, Modes> {
 
 fn is_ready(file: &File, what: PollFlags) -> bool {
     let mut fds = [PollFd::new(file.as_fd(), what)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_some_and(|found| found.intersects(what))
+    sys::poll::now(&mut fds).is_ok() && fds[0].revents().is_some_and(|found| found.intersects(what))
 }

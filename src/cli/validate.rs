@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use super::say;
 use crate::config::{ConfigError, PluginConfig};
 use crate::quote::quote;
+use crate::sys;
 
 /// The file was read, and the plugin or Nomad would refuse its contents.
 const REFUSED: u8 = 1;
@@ -91,6 +92,8 @@ enum Refusal {
     Read(#[from] io::Error),
     #[error("the file has more than {FILE_BYTES_MAX} bytes; name a file with the agent's configuration")]
     Size,
+    #[error("not JSON: {0}")]
+    Utf8(#[from] std::string::FromUtf8Error),
     #[error("not JSON: {0}; an HCL configuration has to be written as JSON for this command")]
     Json(#[from] serde_json::Error),
     #[error(
@@ -119,7 +122,7 @@ enum Refusal {
 impl Refusal {
     fn status(&self) -> u8 {
         match self {
-            Self::Read(_) | Self::Size | Self::Json(_) => UNREADABLE,
+            Self::Read(_) | Self::Size | Self::Utf8(_) | Self::Json(_) => UNREADABLE,
             _ => REFUSED,
         }
     }
@@ -146,12 +149,11 @@ pub(super) fn main(args: &Args) -> ExitCode {
 fn read(file: &Path) -> Result<String, Refusal> {
     let source: Box<dyn Read> =
         if file == Path::new("-") { Box::new(io::stdin()) } else { Box::new(File::open(file)?) };
-    let mut text = String::new();
-    source.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(Refusal::Size);
-    }
-    Ok(text)
+    let bytes = sys::read::bounded(source, FILE_BYTES_MAX).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => Refusal::Size,
+        _ => Refusal::Read(error),
+    })?;
+    Ok(String::from_utf8(bytes)?)
 }
 
 /// The configuration that the plugin would get, from either form of the text.
@@ -339,6 +341,17 @@ mod tests {
 
     fn agent(plugin: Value) -> Value {
         json!({"data_dir": "/var/lib/nomad", "client": {"enabled": true}, "plugin": plugin})
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_or_not_text_is_unreadable() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), b"{\xff}").unwrap();
+        let refusal = read(file.path()).unwrap_err();
+        assert!(matches!(refusal, Refusal::Utf8(_)), "{refusal}");
+        assert_eq!(refusal.status(), UNREADABLE);
+        file.as_file().set_len(FILE_BYTES_MAX + 1).unwrap();
+        assert!(matches!(read(file.path()), Err(Refusal::Size)));
     }
 
     #[test]

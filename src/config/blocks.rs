@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 use super::cty::{Options, Value};
-use super::table::{Form, Kind, Table};
+use super::row::Form;
+use super::table::{Kind, Table};
 use super::{At, ConfigError};
 use crate::quote::quote;
 

@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 use serde::Deserializer;
 use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::table::{Form, Kind, Row};
+use super::row::{Form, Row};
 use super::{At, ConfigError, Scope};
 use crate::quote::quote;
 
@@ -176,13 +176,10 @@ impl Options {
         Self { scope, prefix, values }
     }
 
-    /// The value of an option, or its default if it is not set.
-    pub(super) fn read<K: Kind>(&mut self, option: &'static str, kind: &K) -> Result<K::Value, ConfigError> {
+    /// The place of an option, and its value if it is set.
+    pub(super) fn take(&mut self, option: &str) -> (At, Option<Value>) {
         let at = At { scope: self.scope, option: format!("{}{option}", self.prefix) };
-        match self.values.remove(option) {
-            None | Some(Value::Nil) => kind.unset().map_err(|write| at.missing(write)),
-            Some(value) => kind.read(&at, value),
-        }
+        (at, self.values.remove(option).filter(|value| *value != Value::Nil))
     }
 }
 

@@ -3,7 +3,8 @@
 use std::ops::RangeInclusive;
 
 use super::cty::Value;
-use super::table::{Form, Kind};
+use super::row::Form;
+use super::table::Kind;
 use super::{At, ConfigError, hclspec};
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapList, hcl};

@@ -2,7 +2,8 @@
 
 use super::cty::Value;
 use super::kinds::{Capabilities, Flag, UnveilRules};
-use super::table::{self, Form, Kind, Row, Table, options};
+use super::row::{Form, Row};
+use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
@@ -43,7 +44,7 @@ impl PluginConfig {
     }
 
     /// The schema for BasePlugin.ConfigSchema.
-    pub fn schema() -> Spec {
+    pub(crate) fn schema() -> Spec {
         table::schema(Scope::Plugin, Self::rows())
     }
 
@@ -75,7 +76,7 @@ impl PluginConfig {
     }
 
     /// The whole config as HCL, one option a line.
-    pub fn to_hcl(&self) -> String {
+    pub(crate) fn to_hcl(&self) -> String {
         self.shown().into_iter().map(|(option, value)| format!("{option} = {value}\n")).collect()
     }
 }

@@ -19,34 +19,9 @@
 //! module can create a value. The config's `Debug` shows each value as HCL, except secrets.
 
 use super::cty::{Options, Value};
+use super::row::{Form, Row};
 use super::{At, ConfigError, Scope, hclspec};
 use crate::proto::hclspec::Spec;
-
-/// One option, as the documentation lists it.
-#[derive(Debug, Clone)]
-pub struct Row {
-    pub name: &'static str,
-    /// Its purpose in one line.
-    pub summary: &'static str,
-    pub form: Form,
-    /// Its type for readers, in Markdown.
-    pub takes: &'static str,
-    /// Its default as HCL; none if it is required.
-    pub default: Option<String>,
-}
-
-/// How an option is written.
-#[derive(Debug, Clone, Copy)]
-pub enum Form {
-    /// `name = value`, of this HCL type.
-    Attribute(&'static str),
-    /// `name = { key = "text" }`.
-    Map,
-    /// `name { key = "text" }`: a map, written as a block.
-    Entries,
-    /// `name { … }` with options of its own.
-    Block(fn() -> Vec<Row>),
-}
 
 /// What options of one type have in common: how the value is written, decoded and shown.
 pub(super) trait Kind {
@@ -73,6 +48,14 @@ pub(super) trait Table: Sized {
 
     /// Each option with its value as HCL.
     fn shown(&self) -> Vec<(&'static str, String)>;
+}
+
+/// The value of an option, or its default if it is not set.
+pub(super) fn read<K: Kind>(options: &mut Options, option: &str, kind: &K) -> Result<K::Value, ConfigError> {
+    match options.take(option) {
+        (at, None) => kind.unset().map_err(|write| at.missing(write)),
+        (at, Some(value)) => kind.read(&at, value),
+    }
 }
 
 /// Decodes a config from Nomad's MessagePack.
@@ -149,7 +132,7 @@ macro_rules! options {
 
             fn read(options: &mut $crate::config::cty::Options) -> Result<Self, $crate::config::ConfigError> {
                 Ok(Self {
-                    $( $option: options.read(stringify!($option), &$kind)?, )+
+                    $( $option: $crate::config::table::read(options, stringify!($option), &$kind)?, )+
                     $( $seal: $crate::config::table::Sealed, )?
                 })
             }

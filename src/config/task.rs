@@ -4,7 +4,8 @@ use std::path::{Component, Path, PathBuf};
 
 use super::cty::Value;
 use super::kinds::{Capabilities, Flag, Number, UnveilRules};
-use super::table::{self, Form, Kind, Row, Table, options};
+use super::row::{Form, Row};
+use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
@@ -59,7 +60,7 @@ impl DriverConfig {
     }
 
     /// The schema for Driver.TaskConfigSchema.
-    pub fn schema() -> Spec {
+    pub(crate) fn schema() -> Spec {
         table::schema(Scope::Task, Self::rows())
     }
 

@@ -22,7 +22,7 @@ const MESSAGE_MAX: usize = 2048;
 
 /// Every error of an RPC.
 #[derive(Debug, thiserror::Error)]
-pub enum RpcError {
+pub(crate) enum RpcError {
     /// Nomad's client compares this text with its `ErrTaskNotFound`.
     #[error("task not found for given id")]
     UnknownTask,

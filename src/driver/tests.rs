@@ -1,6 +1,5 @@
 //! RecoverTask and DestroyTask, with other processes in place of shims: none of it needs root.
 
-use std::process::{Child, Command};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -16,9 +15,10 @@ use crate::proto::driver::{
     StopTaskRequest, TaskConfig, TaskHandle, TaskState, TaskStatsRequest, WaitTaskRequest,
 };
 use crate::record::handle::{DriverState, HANDLE_VERSION};
-use crate::record::identity::{Identity, boot_id};
+use crate::record::identity::boot_id;
 use crate::record::key::Key;
 use crate::record::run_dir::RunDir;
+use crate::record::testing::FakeProcess;
 use crate::shim::exit::Exit;
 
 /// As many as the agent of a large host recovers at once.
@@ -31,7 +31,7 @@ struct Host {
 
 /// A process in place of a shim, and the file for the exit record of its task.
 struct Stand {
-    child: Child,
+    shim: FakeProcess,
     exit: std::fs::File,
     handle: TaskHandle,
 }
@@ -48,15 +48,14 @@ impl Host {
 
     fn stand(&self, number: i32) -> Stand {
         let id = format!("alloc/task{number}/1");
-        let child = Command::new("sleep").arg("1000").spawn().unwrap();
-        let shim = Identity::of(child.id() as i32).unwrap();
+        let shim = FakeProcess::new();
         let entry = self.run_dir(&id);
         let exit = entry.create().unwrap();
-        entry.record_shim(&shim).unwrap();
+        entry.record_shim(&shim.identity).unwrap();
         entry.started().unwrap();
         let state = DriverState {
             boot_id: boot_id().unwrap(),
-            shim,
+            shim: shim.identity,
             task: None,
             cgroup: None,
             started_at_us: 1_700_000_000_000_000,
@@ -70,7 +69,7 @@ impl Host {
             state: TaskState::Running as i32,
             driver_state: state.encode().unwrap(),
         };
-        Stand { child, exit, handle }
+        Stand { shim, exit, handle }
     }
 
     async fn recover(&self, handle: &TaskHandle) -> Result<(), tonic::Status> {
@@ -99,18 +98,7 @@ impl Stand {
     /// Writes the record of a shim whose task has ended with `code`.
     fn end(&mut self, code: i32) {
         Exit::exited(code).write(&self.exit).unwrap();
-        self.child.kill().unwrap();
-    }
-
-    fn runs(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-}
-
-impl Drop for Stand {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.shim.kill();
     }
 }
 
@@ -121,7 +109,7 @@ async fn many_tasks_are_recovered_concurrently_and_twice() {
     // Some end before Nomad recovers them.
     for (number, stand) in stands.iter_mut().enumerate().filter(|(number, _)| number % 3 == 0) {
         stand.end(number as i32);
-        stand.child.wait().unwrap();
+        stand.shim.end();
     }
     let recoveries: Vec<_> = stands
         .iter()
@@ -142,7 +130,7 @@ async fn many_tasks_are_recovered_concurrently_and_twice() {
     }
     assert_eq!(host.driver.0.tasks.store().tasks().len(), stands.len());
     for (number, stand) in stands.iter_mut().enumerate().filter(|(number, _)| number % 3 != 0) {
-        assert!(stand.runs(), "recovery harms nobody");
+        assert!(stand.shim.runs(), "recovery harms nobody");
         stand.end(number as i32);
     }
     for (number, stand) in stands.iter().enumerate() {
@@ -205,9 +193,9 @@ async fn a_task_that_was_not_recovered_is_ended_when_nomad_destroys_it() {
     let (mut stand, mut other) = (host.stand(1), host.stand(2));
     let id = stand.id().to_owned();
     assert!(host.destroy(&id, false).await.unwrap_err().message().contains("still runs"));
-    assert!(stand.runs());
+    assert!(stand.shim.runs());
     host.destroy(&id, true).await.unwrap();
-    assert!(!stand.runs() && other.runs());
+    assert!(!stand.shim.runs() && other.shim.runs());
     assert!(!host.run_dir(&id).path().exists());
     host.destroy(&id, false).await.unwrap();
 }
@@ -225,13 +213,13 @@ async fn a_task_that_the_next_agent_does_not_recover_is_ended() {
     host.driver.0.tasks.expect_acknowledgements(Duration::from_millis(200));
     // An agent recovers every task that it knows, even from the plugin that started it.
     host.recover(&known.handle).await.unwrap();
-    while lost.runs() {
+    while lost.shim.runs() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     while host.run_dir(lost.id()).path().exists() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(known.runs());
+    assert!(known.shim.runs());
     let ids: Vec<_> =
         host.driver.0.tasks.store().tasks().iter().map(|task| task.id.as_str().to_owned()).collect();
     assert_eq!(ids, [known.id()]);
@@ -243,7 +231,8 @@ async fn an_unconfigured_plugin_sweeps_nothing() {
     let mut stand = host.stand(1);
     // A start that a previous plugin did not finish.
     let dir = host.run_dir(stand.id());
-    let gone = serde_json::json!({ "boot_id": boot_id().unwrap(), "pid": stand.child.id(), "start_time": 1 });
+    let gone =
+        serde_json::json!({ "boot_id": boot_id().unwrap(), "pid": stand.shim.identity.pid, "start_time": 1 });
     std::fs::write(dir.path().join("starting"), gone.to_string()).unwrap();
     // MessagePack of `{"root": "host"}`: there is no template to keep.
     let msgpack_config = b"\x81\xa4root\xa4host".to_vec();
@@ -253,9 +242,9 @@ async fn an_unconfigured_plugin_sweeps_nothing() {
         host.driver.set_config(Request::new(request)).await.unwrap();
     };
     configured(None).await;
-    assert!(stand.runs() && dir.path().exists());
+    assert!(stand.shim.runs() && dir.path().exists());
     configured(Some(NomadConfig { driver: Some(NomadDriverConfig::default()) })).await;
-    assert!(!stand.runs() && !dir.path().exists());
+    assert!(!stand.shim.runs() && !dir.path().exists());
 }
 
 #[tokio::test]
@@ -263,7 +252,7 @@ async fn an_unknown_exit_status_is_reported_as_unknown() {
     let host = Host::new();
     let mut stand = host.stand(1);
     host.recover(&stand.handle).await.unwrap();
-    stand.child.kill().unwrap();
+    stand.shim.kill();
     let request = Request::new(WaitTaskRequest { task_id: stand.id().into() });
     let answer = host.driver.wait_task(request).await.unwrap().into_inner();
     assert!(answer.err.contains("exit status is unknown"), "{}", answer.err);
@@ -296,14 +285,14 @@ async fn an_empty_id_is_refused_by_every_call_and_removes_nothing() {
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
         assert!(error.message().contains("the task id is empty"), "{error}");
     }
-    assert!(stand.runs() && host.run_dir(stand.id()).path().join("exit").exists());
+    assert!(stand.shim.runs() && host.run_dir(stand.id()).path().join("exit").exists());
     // An id that is itself a path removes nothing either.
     for id in ["/", "//", "..", "../.."] {
         host.destroy(id, true).await.unwrap();
-        assert!(stand.runs() && host.run_dir(stand.id()).path().join("exit").exists(), "{id}");
+        assert!(stand.shim.runs() && host.run_dir(stand.id()).path().join("exit").exists(), "{id}");
     }
     host.destroy(stand.id(), true).await.unwrap();
-    assert!(!stand.runs());
+    assert!(!stand.shim.runs());
 }
 
 #[tokio::test]
@@ -330,7 +319,7 @@ async fn hanging_starts_block_no_destroy_and_an_abandoned_start_is_undone() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     host.destroy(stand.id(), true).await.unwrap();
-    assert!(!stand.runs());
+    assert!(!stand.shim.runs());
     drop(turns);
     let error = host.driver.start_task(request()).await.unwrap_err();
     assert!(error.message().contains("command"), "it is its turn, and it has no command: {error}");

@@ -99,7 +99,9 @@ impl Observations {
 fn seen<T>(path: &Path, look: io::Result<T>) -> io::Result<Option<T>> {
     match look {
         Ok(found) => Ok(Some(found)),
-        Err(error) if sys::is_passing(&error) => Err(io::Error::other(format!("{path:?}: {error}"))),
+        Err(error) if sys::is_transient(sys::errno_of(&error)) => {
+            Err(io::Error::other(sys::IoError::new("look at", path, error)))
+        }
         Err(_) => Ok(None),
     }
 }
@@ -195,9 +197,9 @@ mod tests {
 
     #[test]
     fn running_out_of_descriptors_says_nothing_about_the_host() {
-        for passing in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
-            let error = seen::<()>(Path::new("/x"), Err(passing.into())).unwrap_err();
-            assert!(error.to_string().starts_with("\"/x\": "), "{error}");
+        for transient in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
+            let error = seen::<()>(Path::new("/x"), Err(transient.into())).unwrap_err();
+            assert!(error.to_string().starts_with("failed to look at \"/x\": "), "{error}");
         }
         for absent in [Errno::ENOENT, Errno::EACCES, Errno::EOPNOTSUPP] {
             assert_eq!(seen::<()>(Path::new("/x"), Err(absent.into())).unwrap(), None);

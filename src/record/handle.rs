@@ -44,7 +44,7 @@ pub enum StateError {
 }
 
 impl DriverState {
-    pub fn started_at(&self) -> SystemTime {
+    pub(crate) fn started_at(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_micros(self.started_at_us)
     }
 

@@ -18,7 +18,7 @@ pub struct Identity {
 
 impl Identity {
     /// The current process with this PID.
-    pub fn of(pid: i32) -> io::Result<Self> {
+    pub(crate) fn of(pid: i32) -> io::Result<Self> {
         let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
         let start_time = field(&stat, START_TIME)
             .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field {START_TIME}")))?;
@@ -26,7 +26,7 @@ impl Identity {
     }
 
     /// The process of a pidfd. ESRCH: it has been reaped.
-    pub fn behind(pidfd: &OwnedFd) -> io::Result<Self> {
+    pub(crate) fn behind(pidfd: &OwnedFd) -> io::Result<Self> {
         let gone = || io::Error::from(Errno::ESRCH);
         let pid = pid_behind(pidfd)?.ok_or_else(gone)?;
         let found = Self::of(pid);
@@ -62,7 +62,7 @@ fn pid_behind(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
 }
 
 /// Whether `pid` has ended or has a pending SIGKILL, so that it will not run in user space again. Also true for an unused PID.
-pub fn is_dying(pid: i32) -> bool {
+pub(crate) fn is_dying(pid: i32) -> bool {
     let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { return true };
     if field::<u64>(&stat, FLAGS).is_none_or(|flags| flags & PF_EXITING != 0) {
         return true;
@@ -100,6 +100,7 @@ mod tests {
     use std::os::unix::process::CommandExt;
 
     use super::*;
+    use crate::record::testing::FakeProcess;
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
@@ -138,25 +139,24 @@ mod tests {
 
     #[test]
     fn a_process_is_dying_from_the_moment_that_it_is_killed() {
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let pid = child.id() as i32;
+        let mut process = FakeProcess::new();
+        let pid = process.identity.pid;
         assert!(!is_dying(pid));
-        child.kill().unwrap();
+        process.kill();
         assert!(is_dying(pid), "killed");
-        child.wait().unwrap();
+        process.end();
         assert!(is_dying(pid), "reaped");
     }
 
     #[test]
     fn a_process_is_opened_only_while_it_is_the_same() {
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let identity = Identity::of(child.id() as i32).unwrap();
+        let mut process = FakeProcess::new();
+        let identity = process.identity;
         let pidfd = identity.open().unwrap().expect("it runs");
         assert_eq!(Identity::behind(&pidfd).unwrap(), identity);
         let other = Identity { start_time: identity.start_time + 1, ..identity };
         assert!(other.open().unwrap().is_none(), "another process with this pid");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        process.end();
         assert!(identity.open().unwrap().is_none(), "it has ended");
         assert_eq!(Identity::behind(&pidfd).unwrap_err().raw_os_error(), Some(Errno::ESRCH as i32));
     }

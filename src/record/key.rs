@@ -20,12 +20,12 @@ impl<'a> Key<'a> {
         Self(id)
     }
 
-    pub fn as_str(self) -> &'a str {
+    pub(crate) fn as_str(self) -> &'a str {
         self.0
     }
 
     /// `alloc/task/` of `alloc/task/invocation`; none for an id of another form.
-    pub fn task_prefix(self) -> Option<&'a str> {
+    pub(crate) fn task_prefix(self) -> Option<&'a str> {
         let prefix = &self.0[..=self.0.rfind('/')?];
         (prefix.matches('/').count() == 2).then_some(prefix)
     }

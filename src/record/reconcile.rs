@@ -184,50 +184,11 @@ fn old(entry: &RunDir) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs::{self, FileTimes};
-    use std::process::{Child, Command};
     use std::time::SystemTime;
 
     use super::*;
     use crate::record::identity::boot_id;
-
-    /// A process that stands for a shim, or for a plugin.
-    struct Stand(Child);
-
-    impl Stand {
-        fn new() -> Self {
-            Self(Command::new("sleep").arg("1000").spawn().unwrap())
-        }
-
-        fn identity(&self) -> Identity {
-            Identity::of(self.0.id() as i32).unwrap()
-        }
-
-        fn end(&mut self) -> Identity {
-            let identity = self.identity();
-            self.0.kill().unwrap();
-            self.0.wait().unwrap();
-            identity
-        }
-
-        fn runs(&mut self) -> bool {
-            // What was ended has been reaped, too: the test is its parent.
-            matches!(self.0.try_wait(), Ok(None))
-        }
-    }
-
-    impl Drop for Stand {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
-    fn entry(base: &Path, id: &str, shim: &Identity) -> RunDir {
-        let entry = RunDir::of(base, Key::new(id).unwrap());
-        entry.create().unwrap();
-        entry.record_shim(shim).unwrap();
-        entry
-    }
+    use crate::record::testing::{FakeProcess, entry};
 
     /// As if another plugin, now gone, had started the task's launch.
     fn begun_by(entry: &RunDir, plugin: Identity) {
@@ -243,19 +204,19 @@ mod tests {
     fn only_what_nobody_can_ask_for_is_ended() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("run");
-        let gone = Stand::new().end();
-        let (mut known, mut ours) = (Stand::new(), Stand::new());
-        let mut orphans = [Stand::new(), Stand::new(), Stand::new()];
-        let orphaned = [1, 2, 3].map(|n| entry(&base, &format!("a/orphan/{n}"), &orphans[n - 1].identity()));
+        let gone = FakeProcess::new().end();
+        let (mut known, mut ours) = (FakeProcess::new(), FakeProcess::new());
+        let mut orphans = [FakeProcess::new(), FakeProcess::new(), FakeProcess::new()];
+        let orphaned = [1, 2, 3].map(|n| entry(&base, &format!("a/orphan/{n}"), orphans[n - 1].identity));
         orphaned.iter().for_each(|entry| begun_by(entry, gone));
-        let running = entry(&base, "a/known/1", &known.identity());
+        let running = entry(&base, "a/known/1", known.identity);
         running.started().unwrap();
         running.acknowledged().unwrap();
         // Still being started, by a plugin that lives: this one.
-        let starting = entry(&base, "a/ours/1", &ours.identity());
-        let recent = entry(&base, "a/recent/1", &gone);
+        let starting = entry(&base, "a/ours/1", ours.identity);
+        let recent = entry(&base, "a/recent/1", gone);
         recent.started().unwrap();
-        let ancient = entry(&base, "a/ancient/1", &gone);
+        let ancient = entry(&base, "a/ancient/1", gone);
         ancient.started().unwrap();
         let file = fs::File::options().write(true).open(ancient.path().join("exit")).unwrap();
         file.set_times(FileTimes::new().set_modified(SystemTime::now() - 2 * KEEP_ENDED)).unwrap();
@@ -274,13 +235,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("run");
         // The same pid and start time, in a boot that is over: an innocent process now.
-        let mut innocent = Stand::new();
-        let known = entry(&base, "a/known/1", &innocent.identity());
+        let mut innocent = FakeProcess::new();
+        let known = entry(&base, "a/known/1", innocent.identity);
         known.started().unwrap();
-        write_record(&known, "shim", "former", innocent.identity());
-        let orphan = entry(&base, "a/orphan/1", &innocent.identity());
-        write_record(&orphan, "shim", "former", innocent.identity());
-        write_record(&orphan, "starting", "former", innocent.identity());
+        write_record(&known, "shim", "former", innocent.identity);
+        let orphan = entry(&base, "a/orphan/1", innocent.identity);
+        write_record(&orphan, "shim", "former", innocent.identity);
+        write_record(&orphan, "starting", "former", innocent.identity);
         sweep(&base);
         end_siblings(&base, Key::new("a/orphan/2").unwrap()).unwrap();
         assert!(!known.path().exists() && !orphan.path().exists());
@@ -291,16 +252,16 @@ mod tests {
     fn an_answer_that_was_lost_is_waited_for_and_then_ended() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("run");
-        let gone = Stand::new().end();
-        let (mut lost, mut known) = (Stand::new(), Stand::new());
-        let answered = |id, stand: &Stand| {
-            let entry = entry(&base, id, &stand.identity());
+        let gone = FakeProcess::new().end();
+        let (mut lost, mut known) = (FakeProcess::new(), FakeProcess::new());
+        let answered = |id, shim: &FakeProcess| {
+            let entry = entry(&base, id, shim.identity);
             begun_by(&entry, gone);
             entry.started().unwrap();
             entry
         };
         let (of_lost, of_known) = (answered("a/lost/1", &lost), answered("a/known/1", &known));
-        let ours = entry(&base, "a/ours/1", &known.identity());
+        let ours = entry(&base, "a/ours/1", known.identity);
         ours.started().unwrap();
         let doubtful = sweep(&base);
         assert_eq!(doubtful.len(), 2);
@@ -332,10 +293,10 @@ mod tests {
     fn an_earlier_invocation_of_a_task_does_not_outlive_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("run");
-        let (mut orphan, mut other) = (Stand::new(), Stand::new());
-        let orphaned = entry(&base, "a/web/1", &orphan.identity());
+        let (mut orphan, mut other) = (FakeProcess::new(), FakeProcess::new());
+        let orphaned = entry(&base, "a/web/1", orphan.identity);
         orphaned.started().unwrap();
-        let another = entry(&base, "a/db/1", &other.identity());
+        let another = entry(&base, "a/db/1", other.identity);
         another.started().unwrap();
         end_siblings(&base, Key::new("a/web/2").unwrap()).unwrap();
         assert!(!orphan.runs());

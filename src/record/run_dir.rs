@@ -10,7 +10,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -25,10 +25,11 @@ use super::identity::{Identity, boot_id};
 use super::key::Key;
 use super::spec::StoredSpec;
 use crate::shim::exit::{BLANK, Exit, MAX_LINE, Malformed};
-use crate::sys;
+use crate::sys::read::bounded;
+use crate::sys::{self, IoError};
 
 /// Usually on a tmpfs, so it is empty after a reboot; the records name their boot in case it is not.
-pub const RUN_DIR: &str = "/run/nomad-driver-exec2";
+pub(crate) const RUN_DIR: &str = "/run/nomad-driver-exec2";
 /// The file that the shim writes when the task has ended.
 const EXIT_FILE: &str = "exit";
 const SHIM_FILE: &str = "shim";
@@ -48,8 +49,8 @@ const MAX_NAME: usize = 200;
 /// What failed, with the path.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
-    #[error("failed to {step} {path:?}: {error}")]
-    Io { step: &'static str, path: PathBuf, error: io::Error },
+    #[error(transparent)]
+    Io(#[from] IoError),
     #[error("{0:?} is not a directory that only root can enter; remove it")]
     Unsafe(PathBuf),
     #[error("{path:?}: {error}")]
@@ -60,13 +61,13 @@ pub enum RunDirError {
 
 impl RunDirError {
     /// Whether the error is temporary, such as too many open files.
-    pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Io { error, .. } if sys::is_passing(error))
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Io(error) if sys::is_transient(error.errno))
     }
 
     /// Whether there is no such directory.
     fn is_absent(&self) -> bool {
-        matches!(self, Self::Io { error, .. } if error.kind() == io::ErrorKind::NotFound)
+        matches!(self, Self::Io(IoError { errno: Errno::ENOENT, .. }))
     }
 }
 
@@ -95,7 +96,7 @@ impl RunDir {
     }
 
     /// Whether the task is one of this allocation's.
-    pub fn belongs_to(&self, alloc: &str) -> bool {
+    pub(crate) fn belongs_to(&self, alloc: &str) -> bool {
         let found = self.name.to_str().unwrap_or_default();
         found.strip_prefix(&name(alloc)).is_some_and(|rest| rest.starts_with('.'))
     }
@@ -120,29 +121,25 @@ impl RunDir {
     }
 
     fn fill(&self, dir: &OwnedFd) -> Result<File, RunDirError> {
-        let own = Identity::of(std::process::id().cast_signed()).map_err(|error| RunDirError::Io {
-            step: "identify this plugin for",
-            path: self.path(),
-            error,
-        })?;
+        let own = Identity::of(std::process::id().cast_signed())
+            .map_err(IoError::on("identify this plugin for", self.path()))?;
         self.write(dir, STARTING_FILE, own)?;
         let file = self.new_file(dir, EXIT_FILE)?;
         // Reserves the space: a full file system must not lose the exit status later.
-        file.write_all_at(&BLANK, 0).map_err(|error| self.failed("write", EXIT_FILE)(error))?;
+        file.write_all_at(&BLANK, 0).map_err(self.failed("write", EXIT_FILE))?;
         Ok(file)
     }
 
     /// Stores what the task may do. Without fsync: it is useless after a reboot.
     pub(crate) fn record_spec(&self, spec: &StoredSpec<'_>) -> Result<(), RunDirError> {
-        let bytes = spec.encode().map_err(|error| self.failed("encode", SPEC_FILE)(error.into()))?;
+        let bytes = spec.encode().map_err(self.failed("encode", SPEC_FILE))?;
         let file = self.new_file(&self.dir()?, SPEC_FILE)?;
-        file.write_all_at(&bytes, 0).map_err(self.failed("write", SPEC_FILE))
+        Ok(file.write_all_at(&bytes, 0).map_err(self.failed("write", SPEC_FILE))?)
     }
 
     /// What the task may do; none if the version that started it did not store it.
     pub fn spec(&self) -> Result<Option<StoredSpec<'static>>, RunDirError> {
-        let mut bytes = Vec::new();
-        match self.open(SPEC_FILE).and_then(|file| file.take(MAX_SPEC).read_to_end(&mut bytes)) {
+        let bytes = match self.read(SPEC_FILE, MAX_SPEC) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(self.failed("read", SPEC_FILE))?,
         };
@@ -151,19 +148,19 @@ impl RunDir {
     }
 
     /// Records the identity of the shim.
-    pub fn record_shim(&self, shim: &Identity) -> Result<(), RunDirError> {
+    pub(crate) fn record_shim(&self, shim: &Identity) -> Result<(), RunDirError> {
         self.write(&self.dir()?, SHIM_FILE, *shim)
     }
 
     /// Records that the answer to Nomad is on its way.
-    pub fn started(&self) -> Result<(), RunDirError> {
+    pub(crate) fn started(&self) -> Result<(), RunDirError> {
         let dir = self.dir()?;
-        renameat(&dir, STARTING_FILE, &dir, ANSWERED_FILE)
-            .map_err(|errno| self.failed("rename", STARTING_FILE)(errno.into()))
+        let renamed = renameat(&dir, STARTING_FILE, &dir, ANSWERED_FILE);
+        Ok(renamed.map_err(self.failed("rename", STARTING_FILE))?)
     }
 
     /// Records that Nomad has acknowledged the task.
-    pub fn acknowledged(&self) -> Result<(), RunDirError> {
+    pub(crate) fn acknowledged(&self) -> Result<(), RunDirError> {
         let removed = match self.dir() {
             Ok(dir) => unlinkat(&dir, ANSWERED_FILE, UnlinkatFlags::NoRemoveDir),
             Err(error) if error.is_absent() => Ok(()),
@@ -171,25 +168,23 @@ impl RunDir {
         };
         match removed {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(self.failed("remove", ANSWERED_FILE)(errno.into())),
+            Err(errno) => Err(self.failed("remove", ANSWERED_FILE)(errno).into()),
         }
     }
 
     /// Records how many OOM kills the task has survived.
-    pub fn outlives(&self, oom_kills: u64) -> Result<(), RunDirError> {
+    pub(crate) fn outlives(&self, oom_kills: u64) -> Result<(), RunDirError> {
         let number = format!("{oom_kills:0width$}", width = NUMBER);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NONBLOCK;
-        file_at(&self.dir()?, OUTLIVED_FILE, flags)
-            .and_then(|file| file.write_all_at(number.as_bytes(), 0))
-            .map_err(self.failed("write", OUTLIVED_FILE))
+        let written = file_at(&self.dir()?, OUTLIVED_FILE, flags)
+            .and_then(|file| file.write_all_at(number.as_bytes(), 0));
+        Ok(written.map_err(self.failed("write", OUTLIVED_FILE))?)
     }
 
     /// How many OOM kills the task has survived, according to the record.
-    pub fn outlived(&self) -> u64 {
-        let mut text = String::new();
-        let read =
-            self.open(OUTLIVED_FILE).and_then(|file| file.take(NUMBER as u64).read_to_string(&mut text));
-        read.ok().and_then(|_| text.parse().ok()).unwrap_or(0)
+    pub(crate) fn outlived(&self) -> u64 {
+        let bytes = self.read(OUTLIVED_FILE, NUMBER as u64).ok();
+        bytes.and_then(|bytes| str::from_utf8(&bytes).ok()?.parse().ok()).unwrap_or(0)
     }
 
     /// The shim, running or not; none if the start did not get that far, or was before a reboot.
@@ -211,27 +206,24 @@ impl RunDir {
     pub fn is_of_former_boot(&self) -> bool {
         let boot = boot_id().ok();
         let mut records =
-            [SHIM_FILE, STARTING_FILE, ANSWERED_FILE].into_iter().filter_map(|name| self.read(name));
+            [SHIM_FILE, STARTING_FILE, ANSWERED_FILE].into_iter().filter_map(|name| self.process(name));
         records.any(|record| boot.as_ref().is_some_and(|boot| *boot != record.boot_id))
     }
 
     fn of_this_boot(&self, name: &str) -> Option<Identity> {
-        let record = self.read(name)?;
+        let record = self.process(name)?;
         (record.boot_id == boot_id().ok()?).then_some(record.process)
     }
 
     /// How the task ended; none before that.
     pub fn exit(&self) -> Result<Option<Exit>, RunDirError> {
-        let mut bytes = Vec::new();
-        self.open(EXIT_FILE)
-            .and_then(|file| file.take(MAX_LINE as u64 + 1).read_to_end(&mut bytes))
-            .map_err(self.failed("read", EXIT_FILE))?;
+        let bytes = self.read(EXIT_FILE, MAX_LINE as u64).map_err(self.failed("read", EXIT_FILE))?;
         Exit::read(&bytes)
             .map_err(|error| RunDirError::Malformed { path: self.path().join(EXIT_FILE), error })
     }
 
     /// Approximately when the task ended. Also works for an entry that was only partly created or removed.
-    pub fn modified(&self) -> io::Result<std::time::SystemTime> {
+    pub(crate) fn modified(&self) -> io::Result<std::time::SystemTime> {
         let dir = self.dir().map_err(io::Error::other)?;
         let found = file_at(&dir, EXIT_FILE, OFlag::O_PATH).unwrap_or_else(|_| File::from(dir));
         found.metadata()?.modified()
@@ -246,7 +238,7 @@ impl RunDir {
         // remove_dir_all follows no symbolic link below this path.
         match std::fs::remove_dir_all(through(&base).join(&self.name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(RunDirError::Io { step: "remove", path: self.path(), error })
+                Err(IoError::new("remove", self.path(), error).into())
             }
             _ => Ok(()),
         }
@@ -258,42 +250,38 @@ impl RunDir {
         open_private(borrow(&base), &self.name, &self.path())
     }
 
-    fn failed(&self, step: &'static str, file: &str) -> impl Fn(io::Error) -> RunDirError + use<> {
-        let path = self.path().join(file);
-        move |error| RunDirError::Io { step, path: path.clone(), error }
+    fn failed<E: Into<io::Error>>(&self, op: &'static str, file: &str) -> impl FnOnce(E) -> IoError + use<E> {
+        IoError::on(op, self.path().join(file))
     }
 
     fn new_file(&self, dir: &OwnedFd, name: &str) -> Result<File, RunDirError> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-        file_at(dir, name, flags).map_err(self.failed("create", name))
+        Ok(file_at(dir, name, flags).map_err(self.failed("create", name))?)
     }
 
-    /// Opens a file without following a link; callers read at most a fixed number of bytes.
-    fn open(&self, name: &str) -> io::Result<File> {
+    /// Reads a file of at most `max` bytes, without following a link.
+    fn read(&self, name: &str, max: u64) -> io::Result<Vec<u8>> {
         let dir = self.dir().map_err(|error| match error {
-            RunDirError::Io { error, .. } => error,
+            RunDirError::Io(error) => error.errno.into(),
             other => io::Error::other(other),
         })?;
-        file_at(&dir, name, OFlag::O_RDONLY | OFlag::O_NONBLOCK)
+        bounded(file_at(&dir, name, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?, max)
     }
 
     fn write(&self, dir: &OwnedFd, name: &str, process: Identity) -> Result<(), RunDirError> {
         let boot_id = boot_id().map_err(self.failed("read the boot id for", name))?;
-        let bytes = serde_json::to_vec(&Record { boot_id, process })
-            .map_err(|error| self.failed("encode", name)(error.into()))?;
-        self.new_file(dir, name)?.write_all_at(&bytes, 0).map_err(self.failed("write", name))
+        let bytes = serde_json::to_vec(&Record { boot_id, process }).map_err(self.failed("encode", name))?;
+        Ok(self.new_file(dir, name)?.write_all_at(&bytes, 0).map_err(self.failed("write", name))?)
     }
 
-    fn read(&self, name: &str) -> Option<Record> {
-        let mut bytes = Vec::new();
-        self.open(name).ok()?.take(MAX_RECORD).read_to_end(&mut bytes).ok()?;
-        serde_json::from_slice(&bytes).ok()
+    fn process(&self, name: &str) -> Option<Record> {
+        serde_json::from_slice(&self.read(name, MAX_RECORD).ok()?).ok()
     }
 }
 
 /// The entries of other invocations of the same task: the ids are `alloc/task/invocation`, and only the last part differs.
 /// A name that was truncated is not found.
-pub fn siblings(base: &Path, task_id: Key<'_>) -> Result<Vec<RunDir>, RunDirError> {
+pub(crate) fn siblings(base: &Path, task_id: Key<'_>) -> Result<Vec<RunDir>, RunDirError> {
     let Some(prefix) = task_id.task_prefix().map(name) else { return Ok(Vec::new()) };
     let own = name(task_id.as_str());
     let is_sibling = |entry: &RunDir| {
@@ -313,37 +301,36 @@ pub(crate) const NO_TASK: &str = "@";
 
 /// The entries of tasks below `base`; none if it is not there.
 pub fn entries(base: &Path) -> Result<Vec<RunDir>, RunDirError> {
-    let failed = |error| RunDirError::Io { step: "list", path: base.to_owned(), error };
     let opened = match open_private(AT_FDCWD, base.as_os_str(), base) {
         Err(error) if error.is_absent() => return Ok(Vec::new()),
         opened => opened?,
     };
-    let found = std::fs::read_dir(through(&opened)).map_err(failed)?;
-    let names = found.map(|found| found.map(|found| found.file_name()).map_err(failed));
+    let found = std::fs::read_dir(through(&opened)).map_err(IoError::on("list", base))?;
     let is_task = |name: &OsString| !name.as_encoded_bytes().starts_with(NO_TASK.as_bytes());
     let entry = |name| RunDir { base: base.to_owned(), name };
-    names.filter(|name| name.as_ref().map_or(true, is_task)).map(|name| name.map(entry)).collect()
+    let names: io::Result<Vec<_>> = found.map(|found| Ok(found?.file_name())).collect();
+    let names = names.map_err(IoError::on("list", base))?;
+    Ok(names.into_iter().filter(is_task).map(entry).collect())
 }
 
 /// Creates a directory that only its owner can enter, or checks an existing one, and opens it. `path` is for messages.
 fn make_private(at: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<OwnedFd, RunDirError> {
     match mkdirat(at, name, Mode::S_IRWXU) {
         Ok(()) | Err(Errno::EEXIST) => open_private(at, name, path),
-        Err(errno) => Err(RunDirError::Io { step: "create", path: path.to_owned(), error: errno.into() }),
+        Err(errno) => Err(IoError::new("create", path, errno).into()),
     }
 }
 
 /// Opens a directory that only its owner, this process, can enter; the last component is not followed.
 fn open_private(at: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<OwnedFd, RunDirError> {
-    let io = |step, errno: Errno| RunDirError::Io { step, path: path.to_owned(), error: errno.into() };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let dir = match openat(at, name, flags, Mode::empty()) {
         Ok(dir) => dir,
         // ENOTDIR: also a symbolic link.
         Err(Errno::ENOTDIR | Errno::ELOOP) => return Err(RunDirError::Unsafe(path.to_owned())),
-        Err(errno) => return Err(io("open", errno)),
+        Err(errno) => return Err(IoError::new("open", path, errno).into()),
     };
-    let found = fstat(&dir).map_err(|errno| io("stat", errno))?;
+    let found = fstat(&dir).map_err(IoError::on("stat", path))?;
     let others = (Mode::S_IRWXG | Mode::S_IRWXO).bits();
     let is_dir = found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits();
     let ours = is_dir && found.st_uid == geteuid().as_raw() && found.st_mode & others == 0;
@@ -418,7 +405,7 @@ mod tests {
         assert!(dir.exit().unwrap().is_none(), "a new start forgets the old end");
         dir.remove().unwrap();
         dir.remove().unwrap();
-        assert!(matches!(dir.exit(), Err(RunDirError::Io { step: "read", .. })));
+        assert!(matches!(dir.exit(), Err(RunDirError::Io(IoError { op: "read", .. }))));
     }
 
     #[test]
@@ -437,10 +424,11 @@ mod tests {
             assert!(matches!(dir.exit(), Err(RunDirError::Malformed { .. })), "{what}");
         }
         std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
-        assert!(matches!(dir.exit(), Err(RunDirError::Malformed { .. })), "huge");
+        let Err(RunDirError::Io(error)) = dir.exit() else { panic!("huge") };
+        assert_eq!(error.errno, Errno::EFBIG);
         std::fs::remove_file(&path).unwrap();
         symlink("/etc/passwd", &path).unwrap();
-        assert!(matches!(dir.exit(), Err(RunDirError::Io { .. })), "a symbolic link");
+        assert!(matches!(dir.exit(), Err(RunDirError::Io(_))), "a symbolic link");
     }
 
     #[test]

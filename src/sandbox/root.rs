@@ -57,6 +57,8 @@ pub(crate) enum Source {
     TaskDir,
     /// The directory that the tasks of the allocation share, `<alloc_dir>/alloc`.
     AllocDir,
+    /// The task's `secrets`, which Nomad mounts.
+    Secrets,
     /// The task's `tmp`.
     Tmp,
     /// A directory in which there is nothing but the way to the task's cgroup.
@@ -177,6 +179,7 @@ impl Request<'_> {
         let mut all = vec![
             own(self.task_dir, Source::TaskDir, Kind::Task, Access::READ, FILES),
             own(&self.task_dir.join("alloc"), Source::AllocDir, Kind::Task, RWXC, FILES),
+            own(&self.task_dir.join("secrets"), Source::Secrets, Kind::Task, RWXC, FILES),
             own(Path::new("/proc"), Source::Proc, Kind::Own, Access::READ, KERNEL),
         ];
         if !defaults {
@@ -185,7 +188,7 @@ impl Request<'_> {
         // Nomad keeps there what is not for the task: its Vault token, if that is not to be a file.
         let private = self.task_dir.join("private");
         all.push(own(&private, Source::Empty, Kind::Cover, Access::NONE, KERNEL_READ_ONLY));
-        for name in ["local", "secrets", "tmp"] {
+        for name in ["local", "tmp"] {
             all.push(own(&self.task_dir.join(name), Source::TaskDir, Kind::InTree, RWXC, FILES));
         }
         for (path, source, access, refuse) in [

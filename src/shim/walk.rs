@@ -29,8 +29,8 @@ pub(super) enum WalkError {
     #[error("{}", .0.desc())]
     Errno(Errno),
     #[error(
-        "the symbolic link {link:?} belongs to uid {owner}, who could lead root anywhere by it; unveil the place itself, or \
-         make the link as root in a directory where only root can write"
+        "the symbolic link {link:?} belongs to uid {owner}, who could lead root anywhere by it; unveil the target itself, or \
+         create the link as root in a directory where only root can write"
     )]
     Link { link: PathBuf, owner: u32 },
     #[error(
@@ -39,7 +39,7 @@ pub(super) enum WalkError {
     Elsewhere { link: PathBuf, owner: u32, path: PathBuf, found: u32 },
     #[error(
         "the symbolic link {0:?} is below a directory that is unveiled for creating (c), where a task could have made it; \
-         unveil the place itself"
+         unveil the target itself"
     )]
     Writable(PathBuf),
     #[error(

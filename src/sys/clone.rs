@@ -28,13 +28,13 @@ pub struct Child {
 }
 
 /// First number that a descriptor of a [`Spawn`] may have, so that placing one never overwrites another.
-pub const FIRST_FREE_FD: RawFd = 16;
+pub(crate) const FIRST_FREE_FD: RawFd = 16;
 
 /// What the plugin hands to a new process. Everything is prepared before the clone: in the child of a threaded process
 /// only async-signal-safe calls are allowed (signal-safety(7)). Every descriptor but the cgroup's must be
 /// [`FIRST_FREE_FD`] or higher.
 #[derive(Debug)]
-pub struct Spawn<'a> {
+pub(crate) struct Spawn<'a> {
     /// The program, opened `O_PATH`: execveat(2) with `AT_EMPTY_PATH`.
     pub program: BorrowedFd<'a>,
     pub argv: &'a [&'a CStr],
@@ -53,7 +53,7 @@ pub struct Spawn<'a> {
 
 /// Starts `spawn.program` with an empty environment, every signal blocked, SIGCHLD at its default, no other descriptor open. Returns
 /// after exec: the child borrows the caller's memory until then, as by vfork(2), since a copy of it takes longer than all else here.
-pub fn spawn(spawn: &Spawn<'_>) -> Result<Child> {
+pub(crate) fn spawn(spawn: &Spawn<'_>) -> Result<Child> {
     let mut argv = [std::ptr::null::<c_char>(); 4];
     let used = [spawn.program, spawn.report]
         .into_iter()

@@ -44,19 +44,19 @@ pub fn inherited<const N: usize>(first: RawFd) -> Result<[Option<OwnedFd>; N]> {
 }
 
 /// A close-on-exec copy with a number of at least `first` (`F_DUPFD_CLOEXEC`, fcntl(2)).
-pub fn duplicate_from(fd: BorrowedFd<'_>, first: RawFd) -> Result<OwnedFd> {
+pub(crate) fn duplicate_from(fd: BorrowedFd<'_>, first: RawFd) -> Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(fd, first).map_err(nix_errno)
 }
 
 /// Marks every descriptor from `first` on close-on-exec: close_range(2) with `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
-pub fn close_on_exec_from(first: u32) -> Result<()> {
+pub(crate) fn close_on_exec_from(first: u32) -> Result<()> {
     // SAFETY: close_range takes integers only; with CLOSE_RANGE_CLOEXEC it closes nothing that is owned here.
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })
         .map(drop)
 }
 
 /// Receives one message and at most one descriptor (`SCM_RIGHTS`, unix(7)), close-on-exec. 0 bytes: the other end is closed.
-pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut slices = [IoSliceMut::new(buffer)];

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::Result;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 
@@ -59,7 +59,7 @@ fn slave_of(master: BorrowedFd<'_>) -> Result<OwnedFd> {
 pub(crate) fn unread(master: impl AsFd) -> Result<u64> {
     let slave = slave_of(master.as_fd())?;
     // poll(2) of an empty terminal waits for bytes that the kernel has not passed on yet.
-    poll(&mut [PollFd::new(slave.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)?;
+    super::poll::now(&mut [PollFd::new(slave.as_fd(), PollFlags::POLLIN)])?;
     // FIONREAD has the number of TIOCINQ.
     rustix::io::ioctl_fionread(slave).map_err(nix_errno)
 }

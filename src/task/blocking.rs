@@ -29,7 +29,7 @@ const _: () = assert!(STARTS < MAX_BLOCKING && STARTS_OF_A_JOB < STARTS);
 
 /// Why the work failed.
 #[derive(Debug, thiserror::Error)]
-pub enum WorkerError {
+pub(crate) enum WorkerError {
     #[error("internal error: {0}")]
     Failed(String),
     /// `pids.max`, RLIMIT_NPROC.
@@ -41,7 +41,7 @@ type Work = Box<dyn FnOnce() + Send>;
 
 /// Which starts may use a thread.
 #[derive(Debug)]
-pub struct Starts {
+pub(crate) struct Starts {
     all: Arc<Semaphore>,
     /// By namespace and job id; gone with the last start that uses it.
     jobs: Mutex<HashMap<Job, Weak<Semaphore>>>,
@@ -51,7 +51,7 @@ type Job = (String, String);
 
 /// The right to run one start, until it is dropped.
 #[derive(Debug)]
-pub struct Turn {
+pub(crate) struct Turn {
     _job: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
@@ -64,7 +64,7 @@ impl Default for Starts {
 
 impl Starts {
     /// Waits, first come first served, until the job may run one more start.
-    pub async fn turn(&self, namespace: &str, job: &str) -> Result<Turn, WorkerError> {
+    pub(crate) async fn turn(&self, namespace: &str, job: &str) -> Result<Turn, WorkerError> {
         let of_job = self.of_job((namespace.to_owned(), job.to_owned()));
         let closed = |_| WorkerError::Failed("the starts were closed".to_owned());
         let turn = async {
@@ -99,7 +99,7 @@ impl Starts {
 }
 
 /// Runs the work on a thread of its own.
-pub async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, WorkerError> {
     on(

@@ -15,7 +15,7 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 /// Why the task's directories could not be trusted.
 #[derive(Debug, thiserror::Error)]
-pub enum DirsError {
+pub(crate) enum DirsError {
     #[error(
         "{0} is not in the task's environment; Nomad sets it for a driver with unveil file system isolation"
     )]
@@ -40,7 +40,7 @@ pub enum DirsError {
 
 impl DirsError {
     /// Whether the job is at fault, or the allocation is unusable: a retry cannot help.
-    pub fn is_jobs_fault(&self) -> bool {
+    pub(crate) fn is_jobs_fault(&self) -> bool {
         matches!(self, Self::Unset(_) | Self::Foreign { .. } | Self::NotMounted(_) | Self::Proc { .. })
     }
 }

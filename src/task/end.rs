@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -45,11 +45,11 @@ impl Ended {
         Self { exit: Exit::signalled(libc::SIGKILL), verdict: Verdict::Lost }
     }
 
-    pub fn is_oom_killed(&self) -> bool {
+    pub(crate) fn is_oom_killed(&self) -> bool {
         self.verdict == Verdict::OomKilled
     }
 
-    pub fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.verdict == Verdict::Lost
     }
 
@@ -120,7 +120,7 @@ pub(super) async fn shim_ended(task: &TaskId, shim: &AsyncFd<OwnedFd>) {
     tracing::error!(%task, %error, "failed to watch the shim; polling it every {SHIM_PAUSE:?}");
     let ended = || {
         let mut wanted = [PollFd::new(shim.get_ref().as_fd(), PollFlags::POLLIN)];
-        poll(&mut wanted, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        sys::poll::now(&mut wanted).is_ok_and(|ready| ready)
     };
     while !ended() {
         sleep(SHIM_PAUSE).await;
@@ -130,7 +130,7 @@ pub(super) async fn shim_ended(task: &TaskId, shim: &AsyncFd<OwnedFd>) {
 /// Waits until the plugin has a descriptor and memory to read the exit record: a late exit status is better than a wrong one.
 pub(super) async fn readable(task: &TaskId, run_dir: &RunDir) {
     let mut warned = false;
-    while let Some(error) = run_dir.exit().err().filter(RunDirError::is_passing) {
+    while let Some(error) = run_dir.exit().err().filter(RunDirError::is_transient) {
         if !std::mem::replace(&mut warned, true) {
             tracing::warn!(%task, %error, "failed to read the exit record of a task that has ended, trying again");
         }

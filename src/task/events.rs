@@ -24,7 +24,7 @@ const RULES_BYTES: usize = 1024;
 
 /// Something that happened to a task.
 #[derive(Debug, Clone)]
-pub struct TaskEvent {
+pub(crate) struct TaskEvent {
     pub task: TaskId,
     pub at: SystemTime,
     pub event: Event,
@@ -32,7 +32,7 @@ pub struct TaskEvent {
 
 /// What happened.
 #[derive(Debug, Clone)]
-pub enum Event {
+pub(crate) enum Event {
     /// Its program runs.
     Started { user: String, uid: u32, landlock_abi: u32, unveiled: Unveiled },
     /// It failed to start, for this reason.
@@ -50,14 +50,14 @@ pub enum Event {
 }
 
 impl Event {
-    pub fn not_started(error: &impl std::fmt::Display) -> Self {
+    pub(crate) fn not_started(error: &impl std::fmt::Display) -> Self {
         Self::NotStarted(shorten(&error.to_string(), REASON_MAX))
     }
 }
 
 /// What a task sees, as far as the job submitter may know: the agent's `unveil_paths` are counted, not named.
 #[derive(Debug, Clone)]
-pub struct Unveiled {
+pub(crate) struct Unveiled {
     pub defaults: bool,
     pub agent: usize,
     /// The first rules of the job.
@@ -89,7 +89,7 @@ impl Unveiled {
     }
 
     /// Rules of the job, shown or not.
-    pub fn of_job(&self) -> usize {
+    pub(crate) fn of_job(&self) -> usize {
         self.job.len() + self.more
     }
 }
@@ -174,7 +174,7 @@ impl Default for EventBus {
 }
 
 impl EventBus {
-    pub fn send(&self, task: &TaskId, event: Event) {
+    pub(crate) fn send(&self, task: &TaskId, event: Event) {
         tracing::info!(%task, "{event}");
         let event = TaskEvent { task: task.clone(), at: SystemTime::now(), event };
         // Locked meanwhile, so that a new listener gets either the event itself or what was missed.
@@ -188,7 +188,7 @@ impl EventBus {
         }
     }
 
-    pub fn subscribe(&self) -> broadcast::Receiver<TaskEvent> {
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<TaskEvent> {
         let mut missed = self.missed();
         let receiver = self.sender.subscribe();
         let Missed { kept, lost } = std::mem::take(&mut *missed);

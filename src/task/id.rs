@@ -24,20 +24,20 @@ impl TaskId {
     }
 
     /// The id in calls and in the run directory.
-    pub fn key(&self) -> Key<'_> {
+    pub(crate) fn key(&self) -> Key<'_> {
         // Not empty since `new`.
         Key::unchecked(&self.task)
     }
 
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.task
     }
 
-    pub fn alloc(&self) -> &str {
+    pub(crate) fn alloc(&self) -> &str {
         &self.alloc
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 }

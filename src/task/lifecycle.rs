@@ -29,7 +29,7 @@ use crate::sys;
 
 /// Why a call for a task failed.
 #[derive(Debug, thiserror::Error)]
-pub enum LifecycleError {
+pub(crate) enum LifecycleError {
     #[error(transparent)]
     Id(#[from] EmptyKey),
     #[error("unknown task")]
@@ -62,7 +62,7 @@ pub enum LifecycleError {
 
 impl LifecycleError {
     /// Whether the same call may succeed on this host later.
-    pub fn is_recoverable(&self) -> bool {
+    pub(crate) fn is_recoverable(&self) -> bool {
         match self {
             Self::Launch(error) => !error.is_jobs_fault(),
             Self::Denied(denied) => denied.may_change(),

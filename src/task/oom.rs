@@ -174,7 +174,7 @@ impl OomLedger {
                 }
                 Err(error) if error.is_gone() => return,
                 // Temporarily out of memory or descriptors.
-                Err(error) if error.is_passing() => next_look = Instant::now() + REST,
+                Err(error) if error.is_transient() => next_look = Instant::now() + REST,
                 Err(error) => {
                     tracing::warn!(task = %self.task, %error, "failed to watch for OOM kills; only those that end the task are reported");
                     return;
@@ -186,15 +186,14 @@ impl OomLedger {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command};
-
     use super::*;
+    use crate::record::testing::FakeProcess;
     use crate::shim::exit::Exit;
 
     /// The ledger of a task without a cgroup, with another process in place of its first.
     struct Stand {
         ledger: OomLedger,
-        leader: Child,
+        leader: FakeProcess,
         end: End,
         _publish: super::super::end::EndSender,
         _dir: tempfile::TempDir,
@@ -206,10 +205,9 @@ mod tests {
             let task = TaskId::new("a/t/1", "a", "t").unwrap();
             let run_dir = RunDir::of(&dir.path().join("run"), task.key());
             run_dir.create().unwrap();
-            let leader = Command::new("sleep").arg("1000").spawn().unwrap();
-            let identity = Identity::of(leader.id() as i32).unwrap();
+            let leader = FakeProcess::new();
             let before = OomCounts { oom_kill: 3, oom: 5 };
-            let ledger = OomLedger::new(task, None, run_dir, Some(identity), before);
+            let ledger = OomLedger::new(task, None, run_dir, Some(leader.identity), before);
             let (publish, end) = End::unknown();
             Self { ledger, leader, end, _publish: publish, _dir: dir }
         }
@@ -223,13 +221,6 @@ mod tests {
         fn verdict(&self, oom_kills: u64) -> Verdict {
             let exit = Exit { oom_kills, ..Exit::signalled(libc::SIGKILL) };
             self.ledger.judge(Ended { exit, verdict: Verdict::Exited }).verdict
-        }
-    }
-
-    impl Drop for Stand {
-        fn drop(&mut self) {
-            let _ = self.leader.kill();
-            let _ = self.leader.wait();
         }
     }
 
@@ -247,7 +238,7 @@ mod tests {
     async fn an_oom_kill_of_the_first_process_ended_the_task() {
         let mut stand = Stand::new();
         stand.see(4).await;
-        stand.leader.kill().unwrap();
+        stand.leader.kill();
         // Seen while it is on its way out, however long that takes.
         stand.see(5).await;
         assert_eq!(stand.ledger.run_dir.outlived(), 1);

@@ -16,6 +16,6 @@ pub fn raise() -> nix::Result<()> {
 }
 
 /// The soft limit for a task; none if the plugin's was not changed.
-pub fn for_tasks() -> Option<u64> {
+pub(crate) fn for_tasks() -> Option<u64> {
     AT_START.get().copied()
 }

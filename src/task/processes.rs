@@ -32,7 +32,7 @@ pub struct Launched {
 
 impl Launched {
     /// Ends a task that cannot be watched.
-    pub fn abandon(self) {
+    pub(crate) fn abandon(self) {
         if let Err(error) = reconcile::end(self.processes.shim) {
             tracing::error!(%error, "failed to end an abandoned task");
             return;

@@ -17,7 +17,7 @@ pub(crate) enum Recovered {
 
 /// Why a task cannot be recovered. Nomad then destroys and restarts it.
 #[derive(Debug, thiserror::Error)]
-pub enum RecoverError {
+pub(crate) enum RecoverError {
     #[error(transparent)]
     State(#[from] StateError),
     #[error("the host has been rebooted since the task was started; it is gone")]

@@ -117,7 +117,7 @@ impl Task {
     }
 
     /// A task that had ended before this plugin looked.
-    pub fn already_ended(
+    pub(crate) fn already_ended(
         id: TaskId,
         state: &DriverState,
         run_dir: RunDir,
@@ -142,30 +142,30 @@ impl Task {
     }
 
     /// Reports the OOM kills of a task that ended before this plugin looked.
-    pub fn report_late(&self, bus: &EventBus) {
+    pub(crate) fn report_late(&self, bus: &EventBus) {
         self.oom.report_late(bus);
     }
 
     /// Records that the answer to Nomad's StartTask is on its way.
-    pub fn answered(&self) -> Result<(), RunDirError> {
+    pub(crate) fn answered(&self) -> Result<(), RunDirError> {
         self.run_dir.started()
     }
 
     /// Whether Nomad has not acknowledged the task since it was answered.
-    pub fn is_unacknowledged(&self) -> bool {
+    pub(crate) fn is_unacknowledged(&self) -> bool {
         self.run_dir.answered().is_some()
     }
 
     /// Records that Nomad has asked for the task, which acknowledges it. An error is harmless: at worst the next plugin waits for
     /// Nomad to ask again.
-    pub fn acknowledge(&self) {
+    pub(crate) fn acknowledge(&self) {
         if let Err(error) = self.run_dir.acknowledged() {
             tracing::debug!(task = %self.id, %error, "failed to record the acknowledgement of the task");
         }
     }
 
     /// The state that Nomad keeps for RecoverTask.
-    pub fn state(&self) -> std::io::Result<DriverState> {
+    pub(crate) fn state(&self) -> std::io::Result<DriverState> {
         let age = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(DriverState {
             boot_id: boot_id()?,
@@ -179,7 +179,7 @@ impl Task {
     }
 
     /// How it ended, if it has.
-    pub fn ended(&self) -> Option<Ended> {
+    pub(crate) fn ended(&self) -> Option<Ended> {
         self.end.get()
     }
 
@@ -235,7 +235,7 @@ impl Task {
     }
 
     /// Kills every process of the task, and waits until they are gone and its cgroup is empty.
-    pub async fn kill(&self) -> Result<Ended, TaskError> {
+    pub(crate) async fn kill(&self) -> Result<Ended, TaskError> {
         let ended = self.kill_processes().await?;
         self.emptied().await;
         Ok(ended)
@@ -324,16 +324,15 @@ async fn watch_end(task: Arc<Task>, publish: EndSender) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command};
-
     use super::*;
+    use crate::record::testing::FakeProcess;
     use crate::shim::exit::Exit;
 
     /// A task without a cgroup, with other processes in place of shim and leader.
     struct Stand {
         task: Arc<Task>,
-        shim: Child,
-        leader: Child,
+        shim: FakeProcess,
+        leader: FakeProcess,
         exit: std::fs::File,
         _dir: tempfile::TempDir,
     }
@@ -344,18 +343,13 @@ mod tests {
             let id = TaskId::new("a/t/1", "a", "t").unwrap();
             let run_dir = RunDir::of(&dir.path().join("run"), id.key());
             let exit = run_dir.create().unwrap();
-            let sleep = || Command::new("sleep").arg("1000").spawn().unwrap();
-            let (shim, leader) = (sleep(), sleep());
-            let of = |child: &Child| {
-                let identity = Identity::of(child.id() as i32).unwrap();
-                (identity.open().unwrap().unwrap(), identity)
-            };
-            let ((shim_fd, shim_id), (leader_fd, leader_id)) = (of(&shim), of(&leader));
+            let (shim, leader) = (FakeProcess::new(), FakeProcess::new());
+            let pidfd = |process: &FakeProcess| process.identity.open().unwrap().unwrap();
             let processes = Processes {
-                shim: shim_fd,
-                shim_id,
-                leader: leader_known.then_some(leader_fd),
-                leader_id: Some(leader_id),
+                shim: pidfd(&shim),
+                shim_id: shim.identity,
+                leader: leader_known.then(|| pidfd(&leader)),
+                leader_id: Some(leader.identity),
             };
             let (started_at, oom_before) = (SystemTime::now(), OomCounts::default());
             let launched = Launched { processes, cgroup: None, run_dir, started_at, oom_before };
@@ -365,19 +359,10 @@ mod tests {
 
         /// SIGKILL for the leader, of which the shim tells.
         async fn end(&mut self, oom_kills: u64) -> Ended {
-            self.leader.kill().unwrap();
+            self.leader.kill();
             Exit { oom_kills, ..Exit::signalled(libc::SIGKILL) }.write(&self.exit).unwrap();
-            self.shim.kill().unwrap();
+            self.shim.kill();
             self.task.wait().await
-        }
-    }
-
-    impl Drop for Stand {
-        fn drop(&mut self) {
-            for child in [&mut self.shim, &mut self.leader] {
-                let _ = child.kill();
-                let _ = child.wait();
-            }
         }
     }
 
@@ -400,7 +385,7 @@ mod tests {
         let mut stop = std::pin::pin!(stop);
         assert!(timeout(Duration::from_millis(100), &mut stop).await.is_err(), "killed at once");
         Exit::exited(7).write(&stand.exit).unwrap();
-        stand.shim.kill().unwrap();
+        stand.shim.kill();
         assert_eq!(stop.await.unwrap().exit.code, 7);
         // A task that has ended needs no signal.
         stand.task.signal(SignalNumber::SIGINT).unwrap();

@@ -23,22 +23,20 @@ pub struct SignalNumber(i32);
 impl SignalNumber {
     /// What StopTask sends when the job names no `kill_signal`, as Nomad's `exec` driver does.
     pub const SIGINT: Self = Self(libc::SIGINT);
-    /// Cannot be caught or ignored.
-    pub const SIGKILL: Self = Self(libc::SIGKILL);
 
     /// The number if it is that of a signal; 0 is none.
-    pub const fn new(number: i32) -> Option<Self> {
+    pub(crate) const fn new(number: i32) -> Option<Self> {
         if 1 <= number && number <= RTMAX { Some(Self(number)) } else { None }
     }
 
     /// The number for kill(2) and pidfd_send_signal(2).
-    pub const fn get(self) -> i32 {
+    pub(crate) const fn get(self) -> i32 {
         self.0
     }
 
     /// `SIGHUP`, `SIGRTMIN+3`, `SIGRTMAX-2`; the number itself for 32 and 33, which the C library keeps. Always
     /// something that [`parse`] reads.
-    pub fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         /// Names count from the nearer end, as the shells' `kill -l` does.
         const RTMID: i32 = RTMIN + (RTMAX - RTMIN) / 2;
         match self.0 {
@@ -82,7 +80,7 @@ pub struct SignalError(pub String);
 
 /// Reads a signal: a name with or without `SIG`, in any case; a number from 1 to 64; `SIGRTMIN+n`, `SIGRTMAX-n`
 /// with n from 0 to 30; the aliases `SIGCLD`, `SIGIOT`, `SIGPOLL`. The empty text and 0 are no signals.
-pub fn parse(signal: &str) -> Result<SignalNumber, SignalError> {
+pub(crate) fn parse(signal: &str) -> Result<SignalNumber, SignalError> {
     number(signal).and_then(SignalNumber::new).ok_or_else(|| SignalError(signal.to_owned()))
 }
 

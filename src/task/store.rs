@@ -26,7 +26,7 @@ enum Entry {
 /// The id is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a task with this id has already been started")]
-pub struct Taken;
+pub(crate) struct Taken;
 
 impl Store {
     pub(crate) fn get(&self, id: &str) -> Option<Arc<Task>> {

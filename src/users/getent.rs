@@ -10,8 +10,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-
 use super::{Entry, LookupError, files};
 
 /// Where distributions install it; the last one is NixOS. PATH is never searched.
@@ -20,7 +18,8 @@ const PROGRAMS: [&str; 3] = ["/usr/bin/getent", "/bin/getent", "/run/current-sys
 /// A directory service that is down must not delay a start for longer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Interval between checks for the end of a process that has already closed its output.
+/// Interval between checks for the end of a process that has already closed its output: wait(2) has no timeout, and such a
+/// process ends at once.
 const EXIT_PAUSE: Duration = Duration::from_millis(1);
 
 /// Limit for the output in bytes: a line of passwd(5) is far shorter, and 65536 gids (NGROUPS_MAX) of 11 bytes fit.
@@ -78,10 +77,7 @@ fn unreadable(program: &'static str, answer: &[u8]) -> LookupError {
 
 /// Runs the program and returns its output; `None` if it does not know the key.
 fn ask(program: &'static str, args: &[&str], timeout: Duration) -> Result<Option<Vec<u8>>, LookupError> {
-    let failed = |e: &std::io::Error| LookupError::Spawn {
-        program,
-        errno: e.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
-    };
+    let failed = |e: &std::io::Error| LookupError::Spawn { program, errno: crate::sys::errno_of(e) };
     let until = Instant::now() + timeout;
     let timed_out = || LookupError::Timeout { program, seconds: timeout.as_secs() };
     let mut child = Command::new(program)
@@ -150,6 +146,8 @@ fn read_until(mut pipe: File, until: Instant) -> std::io::Result<Option<Vec<u8>>
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
+
     use super::*;
 
     const SH: &str = "/bin/sh";

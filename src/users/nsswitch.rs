@@ -5,7 +5,8 @@ use std::io::Read;
 
 const PATH: &str = "/etc/nsswitch.conf";
 
-/// Limit in bytes; nsswitch.conf has a few hundred.
+/// Only so many bytes are read; nsswitch.conf has a few hundred. A longer one is cut instead of ignored, so that its sources are
+/// still asked.
 const BYTES_MAX: u64 = 64 << 10;
 
 /// The host's configuration.

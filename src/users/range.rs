@@ -18,7 +18,7 @@ pub struct DynamicRange {
 pub struct RangeError;
 
 impl DynamicRange {
-    pub const fn contains(self, id: u32) -> bool {
+    pub(crate) const fn contains(self, id: u32) -> bool {
         self.min <= id && id <= self.max
     }
 }

@@ -5,7 +5,7 @@ use super::{Database, Entry, LookupError, files, getent};
 
 /// The database of this host.
 #[derive(Debug, Clone, Copy)]
-pub struct System;
+pub(crate) struct System;
 
 impl Database for System {
     fn by_name(&self, name: &str) -> Result<Option<Entry>, LookupError> {

@@ -286,6 +286,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
             "context" | "with_context" => Some(Kind::Error),
             "with_note" => Some(Kind::Failure),
             "expect" => Some(Kind::Panic),
+            "failed" => Some(Kind::Step),
             _ => None,
         };
         self.within(kind, |finder| call.args.iter().for_each(|argument| finder.visit_expr(argument)));
@@ -329,7 +330,7 @@ fn of_macro(name: &str) -> Option<Kind> {
 fn of_function(path: &syn::Path) -> Option<Kind> {
     let names: Vec<_> = path.segments.iter().map(|name| name.ident.to_string()).collect();
     match names.iter().rev().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["system", ..] => Some(Kind::Step),
+        ["system", ..] | ["on" | "new", "IoError", ..] => Some(Kind::Step),
         ["say", ..] => Some(Kind::Cli),
         [_, "Failure", ..] => Some(Kind::Failure),
         _ => None,

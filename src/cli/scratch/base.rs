@@ -4,16 +4,17 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 
 use super::ScratchError;
+use crate::sys::IoError;
 
 /// Used if TMPDIR is not set or not suitable: every user can traverse it, and the sticky bit protects what root creates in it.
 /// /run is not suitable: it is small and often mounted noexec, which would forbid programs in `local`.
 const DEFAULT: &str = "/tmp";
 const ROOT: u32 = 0;
+const OPEN: &str = "open the directory for temporary files";
 
 /// A directory that every user can traverse and in which only root can replace what root created. The same is true for each of
 /// its parents.
@@ -37,27 +38,22 @@ impl Base {
     }
 
     fn open(path: &Path) -> Result<Self, ScratchError> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |errno| ScratchError::Io { action: "open the directory for temporary files", path, errno }
-        };
-        let resolved = std::fs::canonicalize(path)
-            .map_err(|error| failed(path)(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))?;
+        let resolved = std::fs::canonicalize(path).map_err(IoError::on(OPEN, path))?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut walked = PathBuf::from("/");
-        let mut dir = open("/", flags, Mode::empty()).map_err(failed(&walked))?;
+        let mut dir = open("/", flags, Mode::empty()).map_err(IoError::on(OPEN, &walked))?;
         let suits = |dir: &OwnedFd, walked: &Path| match fstat(dir).map(|found| fault(&found)) {
             Ok(None) => Ok(()),
             Ok(Some(why)) => {
                 Err(ScratchError::Unsuitable { path: path.to_owned(), parent: walked.to_owned(), why })
             }
-            Err(errno) => Err(failed(walked)(errno)),
+            Err(errno) => Err(IoError::new(OPEN, walked, errno).into()),
         };
         suits(&dir, &walked)?;
         for part in resolved.components() {
             let Component::Normal(name) = part else { continue };
             walked.push(name);
-            dir = openat(&dir, name, flags, Mode::empty()).map_err(failed(&walked))?;
+            dir = openat(&dir, name, flags, Mode::empty()).map_err(IoError::on(OPEN, &walked))?;
             suits(&dir, &walked)?;
         }
         Ok(Self { path: resolved, dir })

@@ -9,6 +9,7 @@ use nix::fcntl::renameat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::open_directory;
+use crate::sys::errno_of;
 
 /// Directories that are open at once. Deeper ones are moved to the top first.
 const DEPTH_MAX: usize = 32;
@@ -33,6 +34,7 @@ pub(super) fn tree(parent: BorrowedFd<'_>, name: &OsStr) -> nix::Result<()> {
 }
 
 fn empty(dir: &OwnedFd, top: &OwnedFd, depth: usize, moves: &mut u64) -> nix::Result<()> {
+    let errno = |error| errno_of(&error);
     for entry in std::fs::read_dir(format!("/proc/self/fd/{}", dir.as_raw_fd())).map_err(errno)? {
         let name = entry.map_err(errno)?.file_name();
         match unlinkat(dir, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
@@ -74,10 +76,6 @@ fn move_up(dir: &OwnedFd, name: &OsString, top: &OwnedFd, moves: &mut u64) -> ni
             moved => return moved,
         }
     }
-}
-
-fn errno(error: std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 #[cfg(test)]

@@ -185,7 +185,8 @@ fn the_whole_host_still_gets_what_is_the_tasks_own() {
 fn without_defaults_there_is_only_what_was_asked_for() {
     let root = assemble(None, &["r:/srv/www"], &[]);
     let mounts: Vec<_> = root.mounts.iter().map(|mount| mount.path.to_str().unwrap()).collect();
-    assert_eq!(mounts, [TASK_DIR, &format!("{TASK_DIR}/alloc"), "/proc", "/srv/www"]);
+    let own = |name: &str| format!("{TASK_DIR}/{name}");
+    assert_eq!(mounts, [TASK_DIR, &own("alloc"), &own("secrets"), "/proc", "/srv/www"]);
     assert_eq!(root.rules, [RootRule { path: "/srv".into(), access: access("r"), directory: true }]);
     assert_eq!(root.granted("/proc"), Access::NONE);
     assert_eq!(root.granted(TASK_DIR), Access::NONE);

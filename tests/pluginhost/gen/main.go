@@ -33,9 +33,6 @@ import (
 // not collide, and one package keeps the host's imports short.
 const goPackage = "pluginhost/pb"
 
-// skip names the directories whose services go-plugin implements itself.
-var skip = []string{"google/", "grpc/", "goplugin/", "go_plugin/", "go-plugin/", "health"}
-
 // generators are pinned by tools.go.
 var generators = []string{
 	"google.golang.org/protobuf/cmd/protoc-gen-go",
@@ -165,7 +162,7 @@ func generate(root string) (map[string][]byte, error) {
 	return out, nil
 }
 
-// protoFiles lists the files below root, in import notation, without skip.
+// protoFiles lists the files below root, in import notation.
 func protoFiles(root string) ([]string, error) {
 	var files []string
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -173,13 +170,8 @@ func protoFiles(root string) ([]string, error) {
 			return err
 		}
 		rel, err := filepath.Rel(root, path)
-		if err != nil {
-			return err
-		}
-		if !slices.ContainsFunc(skip, func(s string) bool { return strings.Contains(rel, s) }) {
-			files = append(files, rel)
-		}
-		return nil
+		files = append(files, rel)
+		return err
 	})
 	if err == nil && len(files) == 0 {
 		err = fmt.Errorf("no .proto file below %s", root)

@@ -116,7 +116,9 @@ fn attach(
             .and_then(|copy| mount::restrict(&copy, mount.refuse, false).map(|()| copy))
             .map_err(failed(&mount.path))?,
         // In the task's directory already.
-        (Source::AllocDir, None) if matches!(root.dirs, TaskDirs::Scratch) => return Ok(true),
+        (Source::AllocDir | Source::Secrets, None) if matches!(root.dirs, TaskDirs::Scratch) => {
+            return Ok(true);
+        }
         (_, source) => source.ok_or_else(|| lacking(mount))?,
     };
     if mount.in_tmp {

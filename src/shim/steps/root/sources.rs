@@ -53,13 +53,11 @@ impl Sources {
                 (Source::Unveil(number), _) => {
                     return own_copy(&unveils[*number], found.refuse, true).map(Some);
                 }
-                (Source::TaskDir, Some(own)) => return own_copy(&own.task, found.refuse, true).map(Some),
-                (Source::AllocDir, Some(own)) => {
-                    (mount::open_below(&own.alloc, Path::new("alloc"), OFlag::O_PATH)?, true)
-                }
-                (Source::Tmp, Some(own)) => {
-                    (mount::open_below(&own.task, Path::new("tmp"), OFlag::O_PATH)?, false)
-                }
+                // Without what is mounted below: the kernel would compare it with each mount of the host.
+                (Source::TaskDir, Some(own)) => return own_copy(&own.task, found.refuse, false).map(Some),
+                (Source::AllocDir, Some(own)) => (below(&own.alloc, "alloc")?, false),
+                (Source::Secrets, Some(own)) => (below(&own.task, "secrets")?, false),
+                (Source::Tmp, Some(own)) => (below(&own.task, "tmp")?, false),
                 (Source::Cgroup, _) => {
                     let Some(path) = &spec.plan.resources.cgroup else { return Err(Errno::ENOENT) };
                     (nix::fcntl::open(path, O_DIRECTORY, nix::sys::stat::Mode::empty())?, false)
@@ -92,8 +90,10 @@ impl Sources {
                 Source::Shm => new("tmpfs", &[("mode", "1777"), ("size", &shm_size)]),
                 Source::MessageQueues => new("mqueue", &[]),
                 Source::TaskDir => new("tmpfs", &[("mode", "0755")]),
-                // Made of the task's directory, when that is there.
-                Source::AllocDir | Source::Tmp | Source::Empty | Source::CgroupNames => Ok(None),
+                // Made of the task's directory, when that is there, or in it.
+                Source::AllocDir | Source::Secrets | Source::Tmp | Source::Empty | Source::CgroupNames => {
+                    Ok(None)
+                }
                 _ => Err(Errno::ENOENT),
             }
         })
@@ -115,6 +115,10 @@ impl OwnDirs {
         };
         Some(open())
     }
+}
+
+fn below(directory: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
+    mount::open_below(directory, Path::new(name), OFlag::O_PATH)
 }
 
 const O_DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
