@@ -478,6 +478,19 @@ fn what_the_driver_makes_for_a_task_is_hidden_by_no_unveil() {
 }
 
 #[test]
+fn an_unveil_in_proc_is_looked_at_as_any_other() {
+    if host().is_none() {
+        return;
+    }
+    sh(&["r:/proc/1/root/srv"], "true").refused("is a link of proc(5)");
+    sh(&["r:/proc/no-such"], "true").refused("No such file");
+    assert_eq!(sh(&["r:/proc/sys/kernel"], "cat /proc/sys/kernel/ostype").ok(), ["Linux"]);
+    // A link that leads into /proc, to the mounts of whoever looks.
+    let host = fs::read_link("/etc/mtab").unwrap();
+    assert_eq!(sh(&["r:/etc/mtab"], "readlink /etc/mtab").ok(), [host.to_str().unwrap()]);
+}
+
+#[test]
 fn the_whole_host_unveiled_is_still_not_the_hosts_proc_and_tmp() {
     let (Some(host), Some(in_tmp)) = (host(), host_in("/tmp")) else { return };
     let whole = ["r:/"];

@@ -9,6 +9,7 @@ import shlex
 
 from exec2.cli import PLUGIN, run
 from exec2.guest import machine, subtest, t, write
+from exec2.tasks import run_directories
 
 SLICE = "/sys/fs/cgroup/nomad-driver-exec2.slice"
 
@@ -58,7 +59,10 @@ with subtest("exit statuses are those of a shell"):
     run("-- sh -c 'kill -9 $$'", 137)
     run("-- sh -c 'kill -TERM $$'", 143)
     t.assertIn("not found in PATH", run("-- no-such-command", 127))
-    t.assertIn("not unveiled with x", run("-- /root/x", 126))
+    machine.succeed("mkdir -p /srv/cli; cp $(readlink -f /bin/sh) /srv/cli/x; chmod 755 /srv/cli/x")
+    t.assertIn("does not exist", run("-- /srv/cli/x -c true", 127))
+    t.assertIn("not unveiled with x", run("--unveil r:/srv/cli/x -- /srv/cli/x -c true", 126))
+    run("--unveil rx:/srv/cli/x -- /srv/cli/x -c true")
     t.assertIn('failed to start the command: unveil "r:/no/such": No such file or directory', run("--unveil r:/no/such -- true", 125))
     t.assertIn("mode letter", run("--unveil q:/etc -- true", 2))
     t.assertIn("unknown capability", run("--cap-add bogus -- true", 2))
@@ -146,11 +150,17 @@ with subtest("standard output and error can be reopened; the caller's file keeps
     machine.fail(f"{PLUGIN} run -- sh -c 'echo x > /dev/stdin' < /tmp/err")
     machine.succeed("rm /tmp/err")
 
-with subtest("a private TMPDIR is not used, a missing one is an error"):
-    machine.succeed("install -d -m 700 /tmp/private")
-    t.assertRegex(machine.succeed(f"TMPDIR=/tmp/private {PLUGIN} run -- mktemp"), r"^/tmp/exec2-run-")
-    t.assertIn('"/nonexistent/x": No such file', machine.fail(f"TMPDIR=/nonexistent/x {PLUGIN} run -- true 2>&1"))
-    machine.succeed("rmdir /tmp/private")
+with subtest("the caller's TMPDIR is not used; with the host's root, neither is a private one, and a missing one is an error"):
+    machine.succeed("install -d -m 700 /tmp/private", "install -d -m 1777 /tmp/public")
+    for directory in ("private", "public"):
+        shown = machine.succeed(f"TMPDIR=/tmp/{directory} {PLUGIN} run --unveil r:/tmp/public -- sh -c 'ls /tmp/public; mktemp -u'")
+        t.assertRegex(shown, r"^/task/tmp/tmp\.\w+\n$")
+    machine.succeed(f"TMPDIR=/nonexistent/x {PLUGIN} run -- true")
+    host = f"{PLUGIN} run --root host --"
+    t.assertRegex(machine.succeed(f"TMPDIR=/tmp/private {host} mktemp"), r"^/tmp/exec2-run-")
+    t.assertRegex(machine.succeed(f"TMPDIR=/tmp/public {host} mktemp"), r"^/tmp/public/exec2-run-")
+    t.assertIn('"/nonexistent/x": No such file', machine.fail(f"TMPDIR=/nonexistent/x {host} true 2>&1"))
+    machine.succeed("rmdir /tmp/private /tmp/public")
 
 with subtest("capabilities: only the requested one"):
     t.assertIn("CapEff:\t0000000000000400", run("--cap-add net_bind_service -- grep CapEff /proc/self/status"))
@@ -251,6 +261,6 @@ with subtest("lost output is a failure"):
 
 with subtest("nothing is left"):
     machine.fail(f"pgrep -f '{PLUGIN} (run|shim)'")
-    t.assertEqual(machine.succeed("ls -A /run/nomad-driver-exec2").strip(), "")
+    t.assertEqual(run_directories(), [])
     t.assertEqual(machine.succeed("find /tmp /var/tmp -name 'exec2-*'").strip(), "")
     machine.fail(f"test -e {SLICE}")

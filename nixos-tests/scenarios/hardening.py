@@ -41,8 +41,10 @@ with subtest("a user's link may lead only to files of the same user"):
     t.assertIn("belongs to uid 0", run("--unveil r:/srv/audit/mine/current -- true", 125))
 
 with subtest("a path through /proc/PID is refused"):
-    t.assertIn("proc(5)", run("--unveil r:/proc/1/root/srv -- true", 125))
-    run("--unveil r:/proc/sys/kernel -- true")
+    for root in ("private", "host"):
+        t.assertIn("proc(5)", run(f"--root {root} --unveil r:/proc/1/root/srv -- true", 125))
+        t.assertIn("No such file", run(f"--root {root} --unveil r:/proc/nope -- true", 125))
+        run(f"--root {root} --unveil r:/proc/sys/kernel -- true")
 
 with subtest("a job's paths are opened with the task's rights: they neither reveal nor reach root's directories"):
     machine.succeed("mkdir -p -m 700 /root/there; echo x > /root/there/file")

@@ -8,40 +8,33 @@ from typing import Any
 
 from exec2.agent import configure, node, wait_for_driver
 from exec2.allocs import driver_errors, run_job, wait_for_alloc, wait_for_groups, wait_for_log
+from exec2.defaults import examples
 from exec2.guest import AGENT_TIMEOUT_S, landlock_abi, machine, nixos, poll, subtest, t
 from exec2.jobs import PRESTART, group, job, task
-from exec2.probes import check_probes, probe
+from exec2.probes import check_outside, check_probes, listen, probe
 
+# What a call answers for a path that was not unveiled: in a root of the task's own it does not exist, in the host's it is denied.
+HIDDEN = {"private": "ENOENT", "host": "EACCES"}
+# Writing where only reading was granted, if file modes allow it: a mount of the task's own root refuses it before Landlock does.
+READ_ONLY = {"private": "EROFS", "host": "EACCES"}
 OK, DENIED = "ok", "EACCES"
+# File modes refuse it to a dynamic user, the mount to root.
+NOT_WRITABLE = "EACCES|EROFS"
+UID = 95000  # in no user database, as a dynamic user is
 # Files that every user may read, write and execute: if that is refused, Landlock refuses it.
 PROGRAM, DATA = "exec2-program", "exec2-data"
 
-# The table of docs/security.md; folders end in a slash. A pattern is represented by a name that it matches.
-DEFAULTS = {
-    "rx": """/bin/ /sbin/ /usr/bin/ /usr/sbin/ /usr/games/ /usr/local/bin/ /usr/local/sbin/ /lib/ /lib64/ /usr/lib/ /usr/lib32/ /usr/lib64/
-             /usr/libexec/ /usr/local/lib/ /usr/local/lib64/ /usr/local/libexec/ /usr/share/ /usr/local/share/ /nix/store/
-             /run/current-system/sw/""",
-    "r": """/etc/ld.so.conf /etc/ld.so.cache /etc/ld.so.conf.d/ /usr/include/ /usr/local/include/ /dev/zero /dev/random /dev/urandom
-            /etc/localtime /etc/timezone /etc/alternatives/ /etc/mime.types /etc/magic /etc/exec2-release /etc/debian_version
-            /etc/gitconfig /etc/java/ /etc/java-99-openjdk/ /etc/perl/ /etc/php.ini /etc/php.d/ /etc/php99/php.ini /etc/php99/conf.d/ /etc/php99/cli/
-            /etc/php/9.9/cli/ /etc/php/9.9/mods-available/ /etc/python3.99/ /etc/fonts/ /var/cache/fontconfig/ /etc/manpath.config /etc/man_db.conf
-            /etc/hosts /etc/host.conf /etc/hostname /etc/nsswitch.conf /etc/gai.conf /etc/services /etc/protocols
-            /etc/resolv.conf /run/systemd/resolve/ /run/resolvconf/ /run/netconfig/ /etc/ssl/certs/ /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem
-            /etc/pki/tls/certs/ /etc/pki/tls/cacert.pem
-            /etc/pki/ca-trust/extracted/ /etc/ca-certificates/extracted/ /var/lib/ca-certificates/ /etc/ssl/openssl.cnf /etc/ssl/engines3.d/
-            /etc/ssl/engdef3.d/ /etc/pki/tls/openssl.cnf /etc/pki/tls/openssl.d/ /etc/crypto-policies/
-            /proc/ /sys/devices/system/cpu/ /sys/fs/cgroup/cgroup.controllers""",
-    "rw": "/dev/null /dev/full",
-    "w": "/dev/log",
-}
+DEFAULTS = {mode: " ".join(paths) for mode, paths in examples().items()}
 # Folders beside, above and below those of the table.
 NEIGHBOURS = """/etc /etc/ssl /etc/ssl/private /etc/pki /etc/pki/tls /etc/pki/tls/private /etc/ca-certificates /etc/php /etc/php99 /etc/php/9.9
                 /etc/php/9.9/fpm /etc/php-fpm.d /etc/java-99-keys /etc/profile.d /usr /usr/src /usr/local /usr/local/etc /usr/local/src
-                /opt /srv /var/lib /var/tmp /tmp /root /home /run /run/wrappers /run/NetworkManager /nix"""
+                /opt /srv /var/lib /tmp /var/tmp /root /home /run /run/wrappers /run/NetworkManager /nix"""
 # Those that no distribution in the table has.
 CLOSED = "/etc/ssl/private /etc/pki/tls/private /etc/php/9.9/fpm /etc/php-fpm.d /etc/java-99-keys /etc/profile.d /usr/src /usr/local/etc"
 FILES = "/sys/fs/cgroup/cgroup.procs /etc/passwd /etc/group /etc/shadow /etc/fstab /etc/machine-id /etc/ssl/openssl-ca.cnf /etc/npmrc /etc/wgetrc"
 DEVICES = "/dev/tty /dev/ptmx /dev/kmsg /dev/mem /dev/vda"
+# What a task's own root has at these paths is not the host's.
+OWN = ("/tmp/", "/var/tmp/", "/dev/shm/", "/dev/pts/", "/dev/mqueue/")
 FOLDERS = "/ /dev /dev/shm /sys /sys/fs/cgroup /sys/kernel /run/nomad-driver-exec2 /opt/nomad /opt/nomad/data /var/lib/nomad"
 
 wait_for_driver()
@@ -85,7 +78,13 @@ def complete():
     machine.succeed("mkdir -p /run/NetworkManager; : > /etc/ssl/openssl-ca.cnf; : > /etc/npmrc; : >> /etc/wgetrc; chmod 644 /etc/ssl/openssl-ca.cnf")
 
 
-def defaults():
+def skeleton(path, mounts):
+    """Whether a task's own root has this folder, because something is unveiled below it."""
+    shown = [*" ".join(DEFAULTS.values()).split(), *OWN, mounts + "/"]
+    return any(other.startswith(path.rstrip("/") + "/") for other in shown) and path + "/" not in shown
+
+
+def defaults(root):
     """The expected result for every default path, and for its denied twins."""
     wanted = {}
     for mode, paths in DEFAULTS.items():
@@ -99,83 +98,144 @@ def defaults():
         for path in folders:
             wanted[f"list {path}"] = OK
         for path in (path for path, folder in found.items() if not folder):
+            # a task's own devices are of use only to itself
+            letters = "rw" if root == "private" and path.startswith("/dev/") else mode
             # a socket cannot be opened, but Landlock decides first
             granted = "ENXIO" if path == "/dev/log" else OK
-            wanted[f"read {path}"] = granted if "r" in mode else DENIED
-            wanted[f"write {path}"] = granted if "w" in mode else DENIED
+            wanted[f"read {path}"] = granted if "r" in letters else DENIED
+            wanted[f"write {path}"] = granted if "w" in letters else DENIED if root == "host" else NOT_WRITABLE
         for path in planted:
             wanted[f"read {path}/{DATA}"] = OK
             wanted[f"exec {path}/{PROGRAM}"] = OK if "x" in mode else DENIED
             for action in ("write", "remove"):
-                wanted[f"{action} {path}/{DATA}"] = DENIED
+                wanted[f"{action} {path}/{DATA}"] = READ_ONLY[root]
             for action in ("create", "mkdir"):
-                wanted[f"{action} {path}/exec2-new"] = DENIED
+                wanted[f"{action} {path}/exec2-new"] = READ_ONLY[root]
     return wanted
 
 
-def neighbours():
+def neighbours(root, mounts):
     wanted = {}
+    hidden = HIDDEN[root]
     # those on read-only file systems are in the lists below
     planted = plant(existing(NEIGHBOURS))
     t.assertIn("/run/wrappers", planted)
+    own = [path.rstrip("/") for path in OWN if root == "private"]
+
+    def stat_of(path):
+        # a dynamic user may not enter root's home
+        return hidden if root == "private" else OK + "|EACCES" if path == "/root" else OK
+
     for path in planted:
-        wanted[f"list {path}"] = DENIED
-        for action in ("read", "write", "remove"):
-            wanted[f"{action} {path}/{DATA}"] = DENIED
-        wanted[f"exec {path}/{PROGRAM}"] = DENIED
-        wanted[f"create {path}/exec2-new"] = DENIED
+        shown = root == "private" and skeleton(path, mounts)
+        wanted[f"list {path}"] = OK if shown or path in own else hidden
+        for action in ("read", "write", "exec", "stat"):
+            file = PROGRAM if action == "exec" else DATA
+            wanted[f"{action} {path}/{file}"] = stat_of(path) if action == "stat" else hidden
+        wanted[f"remove {path}/{DATA}"] = "EROFS" if shown else hidden
+        wanted[f"create {path}/exec2-new"] = OK if path == "/tmp" and own else "EROFS" if shown else hidden
+        if path == "/var/tmp" and own:
+            wanted[f"create {path}/exec2-new"] = "EEXIST"  # it is the same folder
     for path in existing(FILES, DEVICES):
-        wanted[f"read {path}"] = DENIED
-        wanted[f"write {path}"] = DENIED
+        wanted[f"read {path}"] = wanted[f"write {path}"] = hidden
+    if root == "private":
+        # programs look at the root of cgroup2; the cgroups in it are empty folders
+        wanted["read /sys/fs/cgroup/cgroup.procs"] = OK
+        wanted["write /sys/fs/cgroup/cgroup.procs"] = NOT_WRITABLE
     for path in existing(FOLDERS):
-        wanted[f"list {path}"] = DENIED
-        wanted[f"create {path}/exec2-new"] = DENIED
+        shown = root == "private" and skeleton(path, mounts)
+        wanted[f"list {path}"] = OK if shown or path in own else hidden
+        wanted[f"create {path}/exec2-new"] = OK if path in own else "EROFS" if shown else hidden
     return wanted
 
 
-def own_folder(path):
+def own_root(mounts):
+    """What only a root of the task's own has."""
+    wanted = {
+        f"only {mounts} $NOMAD_ALLOC_ID-$NOMAD_TASK_NAME": OK,
+        f"only {mounts.rsplit('/', 1)[0]} {mounts.rsplit('/', 1)[1]}": OK,
+        # what Nomad keeps from the task is covered
+        "only $NOMAD_TASK_DIR/.. alloc local private secrets tmp": OK,
+        "only $NOMAD_TASK_DIR/../private": OK,
+        "create $NOMAD_TASK_DIR/../new": DENIED,
+        "only /dev/shm exec2-new": OK,
+        "only /dev/mqueue": OK,
+        "only /dev/pts ptmx": OK,
+        # a terminal without output; no controlling terminal
+        "read /dev/ptmx": "EAGAIN",
+        "write /dev/ptmx": OK,
+        "read /dev/tty": "ENXIO",
+        "write /dev/tty": "ENXIO",
+        "chmod /dev/null": NOT_WRITABLE + "|EPERM",
+    }
+    for path in ("/etc/passwd", "/etc/group"):
+        wanted[f"read {path}"] = OK
+        wanted[f"write {path}"] = NOT_WRITABLE
+    return wanted
+
+
+def own_folder(path, prefix=""):
     """Everything but device nodes is allowed in the task's own folders."""
+    path = f"{path}/{prefix}"
     return {
-        f"list {path}": OK,
-        f"create {path}/new": OK,
-        f"read {path}/new": OK,
-        f"write {path}/new": OK,
-        f"truncate {path}/new": OK,
-        f"mkdir {path}/folder": OK,
-        f"link {path}/new {path}/linked": OK,
-        f"rename {path}/linked {path}/renamed": OK,
+        f"list {path.rpartition('/')[0]}": OK,
+        f"create {path}new": OK,
+        f"read {path}new": OK,
+        f"write {path}new": OK,
+        f"truncate {path}new": OK,
+        f"mkdir {path}folder": OK,
+        f"link {path}new {path}linked": OK,
+        f"rename {path}linked {path}renamed": OK,
         # ABI 2, Linux 5.19
-        f"rename {path}/renamed {path}/folder/moved": OK if abi >= 2 else "EXDEV",
-        f"symlink /etc/passwd {path}/passwd": OK,
-        f"read {path}/passwd": DENIED,
-        f"symlink /etc/hosts {path}/hosts": OK,
-        f"read {path}/hosts": OK,
-        f"fifo {path}/fifo": OK,
-        f"socket {path}/socket": OK,
-        f"remove {path}/fifo": OK,
-        f"char {path}/char": DENIED,
-        f"block {path}/block": DENIED,
+        f"rename {path}renamed {path}folder/moved": OK if abi >= 2 else "EXDEV",
+        f"symlink /etc/shadow {path}shadow": OK,
+        f"readlink {path}shadow": OK,
+        f"symlink /etc/hosts {path}hosts": OK,
+        f"read {path}hosts": OK,
+        f"fifo {path}fifo": OK,
+        f"socket {path}socket": OK,
+        f"remove {path}fifo": OK,
+        f"char {path}char": DENIED,
+        f"block {path}block": DENIED,
     }
 
 
-def others(mounts, neighbour, sibling, cgroup):
+def others(root, mounts, neighbour, sibling, cgroup):
     """Another allocation, and another task of the same one."""
-    wanted = {f"list {mounts}": DENIED, "list $NOMAD_TASK_DIR/..": DENIED, f"list {mounts}/{neighbour}": DENIED}
+    hidden = HIDDEN[root]
+    seen = OK if root == "private" else DENIED
+    wanted = {f"list {mounts}": seen, "list $NOMAD_TASK_DIR/..": seen, f"list {mounts}/{neighbour}": hidden}
+    for other in (f"{mounts}/{neighbour}", f"{mounts}/{sibling}", cgroup):
+        wanted[f"stat {other}"] = "ENOENT" if root == "private" else OK
     for folder in ("local", "alloc", "secrets", "tmp"):
-        wanted[f"list {mounts}/{neighbour}/{folder}"] = DENIED
-        wanted[f"read {mounts}/{neighbour}/{folder}/mark"] = DENIED
-        wanted[f"create {mounts}/{neighbour}/{folder}/new"] = DENIED
+        wanted[f"list {mounts}/{neighbour}/{folder}"] = hidden
+        wanted[f"read {mounts}/{neighbour}/{folder}/mark"] = hidden
+        wanted[f"create {mounts}/{neighbour}/{folder}/new"] = hidden
         if folder != "alloc":
-            wanted[f"read {mounts}/{sibling}/{folder}/mark"] = DENIED
+            wanted[f"read {mounts}/{sibling}/{folder}/mark"] = hidden
     wanted["read $NOMAD_ALLOC_DIR/mark"] = OK
-    wanted["read $NOMAD_ALLOC_DIR/link"] = DENIED
+    wanted["read $NOMAD_ALLOC_DIR/link"] = hidden
+    for folder in ("$NOMAD_TASK_DIR", "$NOMAD_SECRETS_DIR", "$TMPDIR"):
+        wanted[f"read {folder}/shadow"] = hidden
     wanted["list $CGROUP"] = OK
     wanted["read $CGROUP/memory.max"] = OK
-    wanted["write $CGROUP/memory.max"] = DENIED
-    wanted["write $CGROUP/cgroup.procs"] = DENIED
-    wanted[f"list {cgroup}"] = DENIED
-    wanted[f"read {cgroup}/memory.max"] = DENIED
+    wanted["write $CGROUP/memory.max"] = DENIED if root == "host" else NOT_WRITABLE
+    wanted["write $CGROUP/cgroup.procs"] = DENIED if root == "host" else NOT_WRITABLE
+    wanted[f"list {cgroup}"] = hidden
+    wanted[f"read {cgroup}/memory.max"] = hidden
     return wanted
+
+
+def calls(root):
+    """Calls that Landlock does not restrict, or not all of them, on paths that were not unveiled."""
+    hidden = "ENOENT" if root == "private" else OK
+    return {
+        "stat /srv/exec2/hidden/file": hidden,
+        "chdir /srv/exec2/hidden": hidden,
+        "readlink /srv/exec2/hidden/link": hidden,
+        "connect /srv/exec2/hidden/socket": hidden,
+        "bind /srv/exec2/hidden/new": "ENOENT" if root == "private" else DENIED,
+    }
 
 
 MARK = 'for d in $NOMAD_TASK_DIR $NOMAD_ALLOC_DIR $NOMAD_SECRETS_DIR $TMPDIR; do echo x > $d/mark; chmod 666 $d/mark; chmod 777 $d; done'
@@ -187,26 +247,45 @@ with subtest("a neighbour with files that every user may read"):
     folder, cgroup = wait_for_log(neighbour, "ready").split()[:2]
     mounts = folder.rsplit("/", 2)[0]
 
-with subtest("files for unveil to grant"):
-    modes = ["r", "w", "x", "c", "rx", "wc", "rwxc"]
+modes = ["r", "w", "x", "c", "rx", "wc", "rwxc"]
+
+
+def make_files():
+    """Makes the files for unveil to grant, as they are before a task has tried everything on them."""
     machine.succeed(
-        f"mkdir -p /srv/exec2/; cd /srv/exec2; for d in {' '.join(modes)} none; do mkdir $d; cp {shell} $d/file; touch $d/old $d/gone; done;"
+        f"mkdir -p /srv/exec2/; cd /srv/exec2; rm -rf {' '.join(modes)} none a:b files;"
+        f" for d in {' '.join(modes)} none; do mkdir $d; cp {shell} $d/file; touch $d/old $d/gone; done;"
         f" mkdir a:b files; for f in a:b/file files/read files/write files/exec files/run files/none; do cp {shell} $f; done;"
-        " chmod -R 777 /srv/exec2; : > log; chmod 600 log"
+        " chmod -R 777 .; : > log; chmod 600 log"
     )
 
 
-def granted(mode):
+make_files()
+
+with subtest("files that are not unveiled, which every user can reach outside"):
+    machine.succeed("mkdir /srv/exec2/hidden; cd /srv/exec2/hidden; touch file; ln -s file link; chmod 777 .")
+    listen("/srv/exec2/hidden/socket")
+    check_outside(UID, dict.fromkeys(calls("host"), OK))
+    machine.succeed("rm -f /srv/exec2/hidden/new")
+    complete()
+
+
+def granted(mode, root):
     """What a folder unveiled with the mode allows; `none` is not unveiled."""
     path = f"/srv/exec2/{mode}"
-    def may(*letters):
-        return OK if mode != "none" and all(letter in mode for letter in letters) else DENIED
+    # a mount of the task's own root is writable with either letter: the other one is for Landlock to refuse
+    refused = HIDDEN[root] if mode == "none" else DENIED if set(mode) & set("wc") else READ_ONLY[root]
+
+    def may(*letters, otherwise=refused):
+        return OK if mode != "none" and all(letter in mode for letter in letters) else otherwise
+
+    unread = HIDDEN[root] if mode == "none" else DENIED
     return {
-        f"list {path}": may("r"),
-        f"read {path}/file": may("r"),
+        f"list {path}": may("r", otherwise=unread),
+        f"read {path}/file": may("r", otherwise=unread),
         f"write {path}/file": may("w"),
         # the kernel opens a program for reading too
-        f"exec {path}/file": may("r", "x"),
+        f"exec {path}/file": may("r", "x", otherwise=unread),
         f"create {path}/new": may("c"),
         f"mkdir {path}/folder": may("c"),
         f"symlink file {path}/link": may("c"),
@@ -214,54 +293,64 @@ def granted(mode):
         f"rename {path}/old {path}/renamed": may("c"),
         f"remove {path}/gone": may("c"),
         # ABI 3, Linux 6.2
-        f"truncate {path}/file": may("w") if abi >= 3 else OK,
+        f"truncate {path}/file": OK if abi < 3 and refused == DENIED else may("w"),
     }
 
 
-complete()
-unveiled = {probe: result for mode in [*modes, "none"] for probe, result in granted(mode).items()}
-unveiled.update(
-    {
+def unveiled(root):
+    hidden, moved = HIDDEN[root], OK if abi >= 2 and root == "host" else "EXDEV"
+    wanted = {probe: result for mode in [*modes, "none"] for probe, result in granted(mode, root).items()}
+    return {
+        **wanted,
+        # `w` and `x` do not let list what is beside them
         "list /srv/exec2": DENIED,
-        # a moved file must not gain rights
+        # a moved file must not gain rights; in a task's own root, each unveil is a mount
         "create /srv/exec2/c/a": OK,
         "rename /srv/exec2/c/a /srv/exec2/wc/a": "EXDEV",
-        "rename /srv/exec2/c/a /srv/exec2/none/a": DENIED if abi >= 2 else "EXDEV",
+        "rename /srv/exec2/c/a /srv/exec2/none/a": hidden if abi >= 2 or root == "private" else "EXDEV",
         "create /srv/exec2/rwxc/a": OK,
-        "rename /srv/exec2/rwxc/a /srv/exec2/c/b": OK if abi >= 2 else "EXDEV",
+        "rename /srv/exec2/rwxc/a /srv/exec2/c/b": moved,
         "list /srv/exec2/a:b": OK,
         "read /srv/exec2/a:b/file": OK,
-        "write /srv/exec2/a:b/file": DENIED,
+        "write /srv/exec2/a:b/file": READ_ONLY[root],
         "read /srv/exec2/files/read": OK,
-        "write /srv/exec2/files/read": DENIED,
+        "write /srv/exec2/files/read": READ_ONLY[root],
         "write /srv/exec2/files/write": OK,
         "read /srv/exec2/files/write": DENIED,
         "read /srv/exec2/files/exec": DENIED,
         "exec /srv/exec2/files/run": OK,
         "exec /srv/exec2/files/read": DENIED,
-        "read /srv/exec2/files/none": DENIED,
+        "read /srv/exec2/files/none": hidden,
         "list /srv/exec2/files": DENIED,
-        "remove /srv/exec2/files/write": DENIED,
+        "remove /srv/exec2/files/write": READ_ONLY[root],
     }
-)
+
+
 files = ["r:/srv/exec2/files/read", "w:/srv/exec2/files/write", "x:/srv/exec2/files/exec", "xr:/srv/exec2/files/run"]
 unveil = [f"{mode}:/srv/exec2/{mode}" for mode in modes] + ["r:/srv/exec2/a:b"] + files
 
-by_default = {
-    **defaults(),
-    **neighbours(),
-    **own_folder("$NOMAD_TASK_DIR"),
-    **own_folder("$NOMAD_SECRETS_DIR"),
-    **own_folder("$TMPDIR"),
-    **others(mounts, f"{neighbour['ID']}-t", "$NOMAD_ALLOC_ID-sibling", f"/sys/fs/cgroup{cgroup}"),
-    "create $NOMAD_ALLOC_DIR/$NOMAD_TASK_NAME": OK,
-    "write /dev/stdout": OK,
-    "write /dev/stderr": OK,
-    "read /proc/1/environ": DENIED,
-    "read /proc/self/environ": OK,
-    "read /proc/sys/kernel/core_pattern": OK,
-    "write /proc/sys/kernel/core_pattern": DENIED,
-}
+
+def by_default(root):
+    wanted = {
+        **defaults(root),
+        **neighbours(root, mounts),
+        **own_folder("$NOMAD_TASK_DIR"),
+        **own_folder("$NOMAD_SECRETS_DIR"),
+        **own_folder("$TMPDIR"),
+        **others(root, mounts, f"{neighbour['ID']}-t", "$NOMAD_ALLOC_ID-sibling", f"/sys/fs/cgroup{cgroup}"),
+        **calls(root),
+        "create $NOMAD_ALLOC_DIR/$NOMAD_TASK_NAME": OK,
+        "write /dev/stdout": OK,
+        "write /dev/stderr": OK,
+        "read /proc/1/environ": DENIED,
+        "read /proc/self/environ": OK,
+        "read /proc/sys/kernel/core_pattern": OK,
+        "write /proc/sys/kernel/core_pattern": DENIED,
+    }
+    if root == "private":
+        wanted.update({**own_folder("/tmp", "tmp-"), **own_folder("/var/tmp", "var-tmp-"), **own_root(mounts)})
+    return wanted
+
 
 SIDECAR = 'lifecycle {\n hook = "prestart"\n sidecar = true\n}'
 # Python. Replaces the log pipe of another task of its group again and again, so that the current one has no reader.
@@ -276,21 +365,32 @@ while True:
     time.sleep(0.005)
 """
 
+def probes(root):
+    """The groups of a job that tries everything, and what they are expected to find."""
+    wanted, modes = by_default(root), unveiled(root)
+    groups = [
+        group(
+            "defaults",
+            task("sibling", "sh", "-c", f"{MARK}; {link}", extra=PRESTART),
+            probe("dynamic", wanted),
+            # file modes do not restrict root: if something is refused, the sandbox refuses it
+            probe("root", wanted, extra='user = "root"'),
+        ),
+        group("modes", probe("t", modes, unveil=unveil)),
+    ]
+    return groups, wanted, modes
+
+
+link = "ln -s /etc/shadow $NOMAD_ALLOC_DIR/link"
+
 with subtest("the jobs"):
     def replaced(how):
         return f"{how} $NOMAD_ALLOC_DIR/logs/.t.stdout.fifo"
-    link = "ln -s /etc/passwd $NOMAD_ALLOC_DIR/link"
+    groups, wanted, wanted_of_modes = probes("private")
     run_job(
         job(
             "isolation",
-            group(
-                "defaults",
-                task("sibling", "sh", "-c", f"{MARK}; {link}", extra=PRESTART),
-                probe("dynamic", by_default),
-                # file modes do not restrict root: if something is refused, Landlock refuses it
-                probe("root", by_default, extra='user = "root"'),
-            ),
-            group("modes", probe("t", unveiled, unveil=unveil)),
+            *groups,
             group("link", task("sibling", "sh", "-c", link, extra=PRESTART), task("t", "true", unveil=["r:${NOMAD_ALLOC_DIR}/link"])),
             group("symlink", task("sibling", "sh", "-c", replaced("ln -s /srv/exec2/log"), extra=PRESTART), task("t", "true")),
             group("pipe", task("sibling", "python3", "-ISc", OWN_PIPE, extra=SIDECAR), task("t", "false"), attempts=1),
@@ -301,13 +401,13 @@ with subtest("the jobs"):
     done = wait_for_groups("isolation")
 
 with subtest("a dynamic user: every default and its neighbours"):
-    check_probes(done["defaults"], "dynamic", by_default)
+    check_probes(done["defaults"], "dynamic", wanted)
 
 with subtest("root: the same"):
-    check_probes(done["defaults"], "root", by_default)
+    check_probes(done["defaults"], "root", wanted)
 
 with subtest("each mode grants its letters and no more"):
-    check_probes(done["modes"], "t", unveiled)
+    check_probes(done["modes"], "t", wanted_of_modes)
 
 with subtest("an unveil through a link that a task could have made is refused"):
     t.assertEqual(done["link"]["ClientStatus"], "failed")
@@ -359,19 +459,31 @@ with subtest("unveil_defaults = false: only what is unveiled is reachable"):
     bare = {
         # the agent's unveil_paths, and the job's
         "read /srv/exec2/files/read": OK,
-        "read /srv/exec2/files/none": DENIED,
+        "read /srv/exec2/files/none": "ENOENT",
         f"exec {shell}": OK,
         # on NixOS /etc/hosts is in the store, which is unveiled
-        **{f"read {path}": DENIED for path in existing("/etc/hosts /etc/ld.so.conf")},
-        "write /dev/null": DENIED,
+        **{f"read {path}": "ENOENT" for path in existing("/etc/hosts /etc/ld.so.conf")},
+        "write /dev/null": "ENOENT",
+        **{f"list {path}": "ENOENT" for path in ("/tmp", "/var/tmp", "/dev/shm")},
         "list $NOMAD_TASK_DIR": DENIED,
         "create $NOMAD_TASK_DIR/new": DENIED,
         "list $NOMAD_ALLOC_DIR": DENIED,
         "list $TMPDIR": DENIED,
-        "list $CGROUP": DENIED,
+        "list $CGROUP": "ENOENT",
     }
     run_job(job("bare", group("some", probe("t", bare, unveil=programs)), group("nothing", task("t", "true"))))
     done = wait_for_groups("bare", {"some": "complete", "nothing": "failed"})
     check_probes(done["some"], "t", bare)
     (error,) = driver_errors(done["nothing"])
-    t.assertRegex(error, 'run command ".*/true": Permission denied .it is not executable for the task\'s user, or not unveiled with x')
+    t.assertRegex(error, 'run command "true": No such file or directory .not found in PATH=')
+
+with subtest('root = "host": the same, where Landlock alone denies'):
+    configure(root="host", unveil_by_task=True, unveil_paths=["r:/etc/mime.types"])
+    machine.succeed(f"rm -rf $(find / -xdev '(' -name {DATA} -o -name {PROGRAM} ')')")
+    make_files()
+    groups, wanted, wanted_of_modes = probes("host")
+    run_job(job("host", *groups))
+    done = wait_for_groups("host")
+    for name in ("dynamic", "root"):
+        check_probes(done["defaults"], name, wanted)
+    check_probes(done["modes"], "t", wanted_of_modes)

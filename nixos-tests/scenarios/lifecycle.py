@@ -160,8 +160,13 @@ FAILURES = {
         True,
         'run command "/usr/bin/no-such-command": No such file or directory (the program, or the interpreter that it names, does not exist)',
     ),
-    "denied": (
+    "hidden": (
         task("t", "/opt/exec2-program", cpu=100),
+        True,
+        'run command "/opt/exec2-program": No such file or directory (the program, or the interpreter that it names, does not exist)',
+    ),
+    "denied": (
+        task("t", "/opt/exec2-program", cpu=100, unveil=["r:/opt/exec2-program"]),
         False,
         'run command "/opt/exec2-program": Permission denied (it is not executable for the task\'s user, or not unveiled with x)',
     ),

@@ -34,12 +34,25 @@ with subtest("a process of the host is served"):
     t.assertIn("grpc-status: 0", machine.succeed(CALL))
     t.assertEqual(warnings(), 0)
 
-with subtest("a root task can connect to the socket, and is not served"):
+CONNECT = f"import socket; socket.socket(socket.AF_UNIX).connect('{socket}'); print('connected')"
+
+
+def asks(name, **options):
+    """What a root task prints that connects to the socket, and calls the plugin."""
+    script = f"id -u; python3 -ISc \"{CONNECT}\" 2>&1; {CALL} 2>&1; echo curl=$?"
+    run_job(job(name, group("g", task("t", "sh", "-c", script, memory=128, extra='user = "root"', **options))))
+    return logs(wait_for_alloc(name, "complete"))
+
+
+with subtest("a root task cannot name the socket"):
+    output = asks("hidden")
+    t.assertIn("FileNotFoundError", output)
+    t.assertNotIn("curl=0", output)
+    t.assertEqual(warnings(), 0)
+
+with subtest("where a job may unveil it, a root task can connect to the socket, and is not served"):
     # It may connect, so the plugin itself refuses it.
-    connect = f"import socket; socket.socket(socket.AF_UNIX).connect('{socket}'); print('connected')"
-    script = f"id -u; python3 -ISc \"{connect}\"; {CALL} 2>&1; echo curl=$?"
-    run_job(job("root", group("g", task("t", "sh", "-c", script, memory=128, extra='user = "root"'))))
-    output = logs(wait_for_alloc("root", "complete"))
+    output = asks("root", unveil=[f"rw:{socket}"])
     t.assertIn("0\nconnected\n", output)
     t.assertNotIn("grpc-status", output)
     t.assertNotIn("curl=0", output)

@@ -9,7 +9,7 @@ import os
 from exec2.agent import kill_agent, new_plugin, nomad, plugin_pid, stand_in, start_agent, violations, wait_for_driver
 from exec2.allocs import alloc_status, brief, events, exits, messages, run_job
 from exec2.guest import descriptors, machine, nixos, pgrep, poll, subtest, t
-from exec2.tasks import RUN, SHIMS, TASKS_CGROUP
+from exec2.tasks import SHIMS, TASKS_CGROUP, run_directories
 
 TASKS = int(os.environ.get("EXEC2_TASKS", "50" if stand_in() else "12"))
 PLUGIN = "/opt/nomad/data/plugins/nomad-driver-exec2"
@@ -68,7 +68,7 @@ def gone():
     left = {
         "shims": pgrep(SHIMS),
         "cgroups": machine.execute(f"ls -d {TASKS_CGROUP}/*.scope 2>/dev/null")[1],
-        "records": machine.execute(f"ls {RUN}")[1],
+        "records": run_directories(),
         "mounts": machine.execute("grep alloc_mounts /proc/self/mountinfo")[1],
     }
     return left if not any(left.values()) else print("still there:", left)

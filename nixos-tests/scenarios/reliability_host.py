@@ -10,7 +10,7 @@ from exec2.agent import PLUGIN_NAME, new_plugin, nomad, wait_for_driver
 from exec2.allocs import alloc_status, allocs, driver_errors, ended, exits, logs, run_job, run_python, stop_job, terminated, wait_for_alloc, wait_for_log
 from exec2.guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, alive, descriptors, machine, pgrep, poll, subtest, t
 from exec2.jobs import IGNORE, WAIT, group, job, python_job, task
-from exec2.tasks import LOG_READERS, RUN, SHIMS, TASKS_CGROUP, inside, nobody_else_noticed, stop_all_of
+from exec2.tasks import LOG_READERS, RUN, SHIMS, TASKS_CGROUP, inside, nobody_else_noticed, run_directories, stop_all_of
 
 SHIMS_CGROUP = "/sys/fs/cgroup/nomad.slice/nomad-driver-exec2.scope"
 # The plugin's threads for starts end after 10 s without work (tokio's keep-alive).
@@ -21,13 +21,9 @@ FILES = ("Too many open files", "No file descriptors available")
 AGAIN = ("Resource temporarily unavailable", "Try again")
 
 
-def entries():
-    return machine.succeed(f"ls {RUN}").split()
-
-
 def refused(name, *words):
     """Submits a job that is retried every 2 s, and waits until a start of it has failed with one of these texts."""
-    before = pgrep(SHIMS), entries()
+    before = pgrep(SHIMS), run_directories()
     run_job(python_job(name, WAIT, attempts=30, delay="2s"))
 
     def failed():
@@ -38,7 +34,7 @@ def refused(name, *words):
     alloc = poll(f"{name} is refused: {words}", failed, ALLOC_TIMEOUT_S)
     t.assertEqual(terminated(alloc), [])
     # The next retry may be running.
-    poll("nothing is left of it", lambda: (pgrep(SHIMS), entries()) == before, CLEANUP_TIMEOUT_S)
+    poll("nothing is left of it", lambda: (pgrep(SHIMS), run_directories()) == before, CLEANUP_TIMEOUT_S)
 
 
 def starts(name, *words):
@@ -126,7 +122,7 @@ with subtest("a full /run: the start fails with the reason and leaves nothing; o
     refused("full", *SPACE)
     machine.succeed(f"rm {RUN}/filler; mount -o remount,size=1m {RUN}")
     starts("full", *SPACE)
-    t.assertEqual(entries(), [])
+    t.assertEqual(run_directories(), [])
     machine.wait_until_succeeds(f"umount {RUN}", timeout=CLEANUP_TIMEOUT_S)
 
 with subtest("a full /run at the end of a task: the exit status is still recorded"):
@@ -195,7 +191,7 @@ def fed(name):
     poll("it is ready", lambda: "ready" in logs(alloc), ALLOC_TIMEOUT_S)
     t.assertEqual(len(inside(alloc)), 1)
     t.assertEqual(len(pgrep(SHIMS)), 2)
-    t.assertEqual(len(entries()), 2)
+    t.assertEqual(len(run_directories()), 2)
     stop_all_of(name, alloc)
 
 

@@ -29,7 +29,7 @@ use self::progress::Progress;
 use self::survey::{ETC, Survey};
 use super::fds;
 use crate::record::run_dir::fnv1a;
-use crate::sandbox::root::layout::{Layout, Tree};
+use crate::sandbox::root::layout::Layout;
 use crate::sys;
 
 /// The longest message between plugin and template process, bytes. A layout has some 10 KiB.
@@ -158,14 +158,13 @@ fn look(request: &Request, socket: BorrowedFd<'_>, mut at: impl FnMut(&Path)) ->
     let (mut survey, unwatched) = watched_survey(&request.skip, socket, &mut at);
     let etc = &request.etc;
     let whole = request.skip.is_empty();
-    let copied = match survey.layout.trees.iter().find(|tree| tree.path == Path::new(ETC)) {
-        Some(tree) => update_etc(etc, tree, whole, &mut at)?,
-        None => None,
-    };
+    let mut copied = update_etc(etc, &survey, whole, &mut at)?;
     let namespace = match (request.wanted, copied_namespace) {
         (Wanted::Newer(known), None) if known != identity(&survey, etc)? => {
             let namespace = copy_namespace(MsFlags::MS_SLAVE)?;
-            survey = survey::survey(&request.skip, at);
+            survey = survey::survey(&request.skip, &mut at);
+            // It may have found a directory of /etc that the first one did not.
+            copied = update_etc(etc, &survey, whole, at)?.or(copied);
             namespace
         }
         (_, Some(namespace)) => namespace,
@@ -217,7 +216,15 @@ fn identity(survey: &Survey, etc: &Path) -> Result<Identity> {
 }
 
 /// Returns what went wrong with single files: a root without them is better than none.
-fn update_etc(directory: &Path, tree: &Tree, whole: bool, at: impl FnMut(&Path)) -> Result<Option<String>> {
+fn update_etc(
+    directory: &Path,
+    survey: &Survey,
+    whole: bool,
+    at: impl FnMut(&Path),
+) -> Result<Option<String>> {
+    let Some(tree) = survey.layout.trees.iter().find(|tree| tree.path == Path::new(ETC)) else {
+        return Ok(None);
+    };
     etc::make_directory(directory).map_err(|error| failed("make", directory)(errno_of(&error)))?;
     Ok(etc::update(directory, tree, whole, at).err().map(|error| error.to_string()))
 }

@@ -205,7 +205,8 @@ impl<'a> Walk<'a> {
     /// Whether a link of proc(5) leads to something that is open, and not to its own text.
     fn is_magic(&self, name: &OsStr) -> bool {
         let how = path_only(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        matches!(retry(|| openat2(&self.here, name, how)), Err(Errno::ELOOP))
+        // Those of a process that the task may not trace are denied before they are refused.
+        matches!(retry(|| openat2(&self.here, name, how)), Err(Errno::ELOOP | Errno::EACCES))
     }
 }
 

@@ -7,6 +7,7 @@ from .agent import plugin_pid
 from .allocs import forget, run_job, wait_for_alloc
 from .guest import CLEANUP_TIMEOUT_S, POLL_S, machine
 from .jobs import group, job, task
+from .tasks import run_directories
 
 
 def warm_up() -> None:
@@ -18,14 +19,15 @@ def warm_up() -> None:
 
 def traces() -> dict[str, Any]:
     """What tasks could leave behind, after warm_up(): {kind: what there is}."""
-    plugin = plugin_pid()
+    # one may be closed meanwhile
+    descriptors = f"for fd in /proc/{plugin_pid()}/fd/*; do readlink $fd || true; done | sed 's/[0-9]\\+/N/g'"
     return {
         "cgroups": machine.succeed("cd /sys/fs/cgroup/nomad.slice && find . -name '*.scope' ! -name nomad-driver-exec2.scope").split(),
         "shims": machine.succeed("pgrep -f '^nomad-driver-exec2 shim' || true").split(),
-        "run": machine.succeed("ls /run/nomad-driver-exec2 2>/dev/null || true").split(),
+        "run": run_directories(),
         "mounts": machine.succeed("cut -d' ' -f5 /proc/self/mountinfo | sort").split(),
         "temporary files": machine.succeed("ls -d /tmp/exec2-* /dev/shm/* 2>/dev/null || true").split(),
-        "the plugin's descriptors": sorted(machine.succeed(f"for fd in /proc/{plugin}/fd/*; do readlink $fd | sed 's/[0-9]\\+/N/g'; done").splitlines()),
+        "the plugin's descriptors": sorted(machine.succeed(descriptors).splitlines()),
         "zombies": machine.succeed("ps -e -o pid=,stat=,args= | awk '$2 ~ /^Z/'").splitlines(),
     }
 

@@ -1,20 +1,42 @@
 """What a task may do: probes that run in a task and report each result."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from .allocs import Alloc, wait_for_log
-from .guest import t
+from .guest import machine, t
 from .jobs import task
 
 # Runs in a task: tries each of the given actions, "ACTION PATH…", and prints "ok" or the errno for each as one JSON object.
 PROBE = r'''
-import errno, json, os, stat, sys
+import errno, json, os, socket, stat, sys
 
 def read(path):
-    with open(path, "rb", 0) as file:
-        file.read(1)
+    # not to wait for the other end of a pipe or a terminal
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        os.read(file, 1)
+    finally:
+        os.close(file)
+
+def only(path, *names):
+    found = set(os.listdir(path))
+    if found != set(names):
+        return f"lacks {sorted(set(names) - found)}, has {sorted(found - set(names))}"
+
+def enter(path):
+    here = os.open(".", os.O_PATH)
+    os.chdir(path)
+    os.fchdir(here)
+    os.close(here)
+
+def on_socket(action):
+    def call(path):
+        with socket.socket(socket.AF_UNIX) as end:
+            getattr(end, action)(path)
+    return call
 
 def execute(path):
     child = os.fork()
@@ -32,7 +54,15 @@ def node(kind, device=0):
 
 actions = {
     "read": read,
-    "list": os.listdir,
+    "list": lambda path: os.listdir(path) and None,
+    # succeeds if these and no other names are in the folder
+    "only": only,
+    "stat": lambda path: os.stat(path) and None,
+    "chdir": enter,
+    "readlink": lambda path: os.readlink(path) and None,
+    "chmod": lambda path: os.chmod(path, 0o777),
+    "connect": on_socket("connect"),
+    "bind": on_socket("bind"),
     "write": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK)),
     "truncate": lambda path: os.truncate(path, 0),
     "exec": execute,
@@ -55,8 +85,7 @@ results = {}
 for probe in json.loads(sys.argv[1]):
     action, *paths = os.path.expandvars(probe).split(" ")
     try:
-        actions[action](*paths)
-        results[probe] = "ok"
+        results[probe] = actions[action](*paths) or "ok"
     except OSError as error:
         results[probe] = errno.errorcode.get(error.errno, str(error.errno))
 print(json.dumps(results))
@@ -68,9 +97,37 @@ def probe(name: str, wanted: Mapping[str, str], cpu: int = 1000, **options: Any)
     return task(name, "python3", "-ISc", PROBE, json.dumps(list(wanted)), cpu=cpu, **options)
 
 
-def check_probes(alloc: Alloc, task: str, wanted: Mapping[str, str]) -> None:
-    """Compares what a task of probe() found with `wanted`: "ok" or an errno for each action."""
-    found = json.loads(wait_for_log(alloc, "}", task))
+# Python. Accepts connections of every user.
+LISTEN = """
+import os, socket, sys
+os.umask(0)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+while True:
+    listener.accept()
+"""
+
+
+def listen(path: str) -> None:
+    """Starts a process of the guest that accepts connections at the path."""
+    machine.succeed(f"systemd-run python3 -ISc {shlex.quote(LISTEN)} {path}")
+    machine.wait_for_file(path)
+
+
+def compare(found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Compares results of PROBE with `wanted`: "ok" or an errno for each action, or several separated by `|`."""
     t.assertEqual(found.keys(), wanted.keys())
-    differences = [f"{probe}: {found[probe]}, not {wanted[probe]}" for probe in wanted if found[probe] != wanted[probe]]
+    differences = [f"{probe}: {found[probe]}, not {wanted[probe]}" for probe in wanted if found[probe] not in wanted[probe].split("|")]
     t.assertEqual(differences, [])
+
+
+def check_probes(alloc: Alloc, task: str, wanted: Mapping[str, str]) -> None:
+    """Compares what a task of probe() found with `wanted`."""
+    compare(json.loads(wait_for_log(alloc, "}", task)), wanted)
+
+
+def check_outside(uid: int, wanted: Mapping[str, str]) -> None:
+    """Compares what the user can do outside of a task with `wanted`."""
+    user = f"setpriv --reuid {uid} --regid {uid} --clear-groups"
+    compare(json.loads(machine.succeed(f"{user} python3 -ISc {shlex.quote(PROBE)} {shlex.quote(json.dumps(list(wanted)))}")), wanted)

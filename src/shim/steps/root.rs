@@ -90,20 +90,22 @@ struct Unveils {
     in_proc: Vec<Opened>,
 }
 
-/// Opens each with the rights of whoever named it. /proc is left alone: the host's is not the task's.
+/// Opens each with the rights of whoever named it. Of /proc only the names are used: the host's is not the task's.
 fn open_unveils(spec: &ShimSpec, writable: &[DirId]) -> Result<Unveils> {
     let mut unveils = Unveils::default();
     for rule in spec.plan.landlock.rules.iter().filter(|rule| rule.named_by != NamedBy::Driver) {
         let path = rule.place.display();
-        if path.starts_with("/proc") {
-            let directory = path == Path::new("/proc") || path.is_dir();
-            unveils.in_proc.push(Opened { path, access: rule.access, directory });
-            continue;
-        }
         let found = find_place(spec, &rule.place, rule.named_by, writable)
             .map_err(|error| not_unveiled(rule, error))?;
-        unveils.links.extend(found.links);
-        if found.path == Path::new("/") {
+        let named_in_proc = path.starts_with("/proc");
+        if !named_in_proc {
+            unveils.links.extend(found.links);
+        }
+        if named_in_proc || found.path.starts_with("/proc") {
+            let path = if named_in_proc { path } else { found.path };
+            let directory = is_directory(&found.place).map_err(|errno| refused(rule, errno))?;
+            unveils.in_proc.push(Opened { path, access: rule.access, directory });
+        } else if found.path == Path::new("/") {
             unveils.add_entries(rule, &found.place).map_err(|errno| refused(rule, errno))?;
         } else {
             unveils.add(rule, found.path, found.place).map_err(|errno| refused(rule, errno))?;
