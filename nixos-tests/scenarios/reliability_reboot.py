@@ -5,10 +5,10 @@
 # Nomad does not mount the directories of an allocation again. So the allocation fails, with the reason, and Nomad makes another;
 # the pluginhost makes none.
 
-from exec2.agent import stand_in, wait_for_driver
-from exec2.allocs import alloc_status, brief, messages, run_job, stop_job, wait_for_log
+from exec2.agent import wait_for_driver
+from exec2.allocs import brief, run_job, stop_job, wait_for_log
 from exec2.guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, boot_id, machine, pgrep, poll, subtest, t
-from exec2.tasks import RUN, SHIMS, TASKS_CGROUP
+from exec2.tasks import SHIMS, TASKS_CGROUP, inside, run_directories
 
 JOB = """
 job "boot" {
@@ -48,30 +48,31 @@ def running():
     return found if len(found) == 3 and len(scopes) == 3 else None
 
 
-def refused(ids):
-    return all("are not mounted there" in str(messages(alloc_status(alloc))) for alloc in ids)
+def owner(alloc):
+    """The uid of the task."""
+    return machine.succeed(f"stat -c %u /proc/{inside(alloc)[0]}").strip()
 
 
 # Not machine.reboot(): the NixOS driver starts QEMU with -no-reboot. After shutdown and crash the next call boots the machine again.
 for how in ("shutdown", "crash"):
     wait_for_driver()
     run_job(JOB)
-    old = [alloc["ID"] for alloc in poll("three run", running, ALLOC_TIMEOUT_S)]
-    with subtest(f"{how}: the old allocations fail with the reason"):
+    old = {alloc["ID"] for alloc in poll("three run", running, ALLOC_TIMEOUT_S)}
+    users = {alloc: owner({"ID": alloc}) for alloc in old}
+    with subtest(f"{how}: the old allocations run in place, in this boot, as the user that they had"):
         before = boot_id()
         machine.succeed("sync")
         getattr(machine, how)()
         wait_for_driver()
         t.assertNotEqual(boot_id(), before)
-        poll("refused", lambda: refused(old), ALLOC_TIMEOUT_S)
-    if not stand_in():
-        with subtest(f"{how}: only three new allocations run, in this boot"):
-            for alloc in poll("three run again", running, ALLOC_TIMEOUT_S):
-                t.assertNotIn(alloc["ID"], old)
-                wait_for_log(alloc, boot_id())
-            t.assertEqual(len(pgrep(SHIMS)), 3)
-            t.assertEqual(len(machine.succeed(f"ls {RUN}").split()), 3)
+        found = poll("three run again", running, ALLOC_TIMEOUT_S)
+        t.assertEqual({alloc["ID"] for alloc in found}, old)
+        for alloc in found:
+            wait_for_log(alloc, boot_id())
+            t.assertEqual(owner(alloc), users[alloc["ID"]])
+        t.assertEqual(len(pgrep(SHIMS)), 3)
+        t.assertEqual(len(run_directories()), 3)
     with subtest(f"{how}: nothing is left"):
         stop_job("boot")
-        poll("no records", lambda: machine.execute(f"ls {RUN} 2>/dev/null")[1] == "", CLEANUP_TIMEOUT_S)
+        poll("no records", lambda: not run_directories(), CLEANUP_TIMEOUT_S)
         machine.fail(f"pgrep -fa '{SHIMS}'")
