@@ -23,6 +23,7 @@ from exec2.jobs import group, job, task
 
 UID = 95000  # in no user database, as a dynamic user is
 OUTSIDE = "/tmp/outside"
+HOST = "--root host"
 
 HELLO_C = '#include <stdio.h>\nint main(void) { puts("hello"); return 0; }'
 MAIN_JAVA = "public static void main(String[] a) throws Exception"
@@ -55,36 +56,39 @@ PROGRAMS = {
     "bash": HERE_DOCUMENT,
     "file": 'file -bL --mime-type "$(command -v sh)"',
     "fontconfig": "fc-list : family | sort",
-    "man": "manpath",
+    # a link of the host's, to a folder that is listed anyway
+    "man": "manpath | tr : '\\n' | grep -vx /usr/local/man",
     "wget": ": > rc && SYSTEM_WGETRC=$PWD/rc wget --version | head -1",
     "time zones, terminals, names": "TZ=Europe/Berlin date -d @0 +%H && tput -T xterm colors && getent services ssh && cat /etc/os-release",
     "programs of the administrator": "chroot --version | head -1 && nft --version",
 }
-
-TMP, SHM, ROOT = "needs a /tmp of its own", "needs a /dev/shm of its own", "needs a root of its own, in which what is not unveiled does not exist"
-USERS, TERMINALS = "needs a user database with its user", "needs a /dev/pts of its own"
-REPLACED = "needs an /etc of its own, which follows the host's"
-# Known limitations: (options of `run`, script, reason). If one of these works, change this list and the documentation.
-EXPECTED_TO_FAIL = {
-    "java, createTempFile": ("", f"echo {shlex.quote(TEMPORARY_JAVA)} > Temporary.java && {JAVA} Temporary.java", TMP),
-    "a socket in /tmp": ("", """python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/tmp/exec2.sock")'""", TMP),
-    "a here-document without TMPDIR": ("", f"unset TMPDIR; {HERE_DOCUMENT}", TMP),
-    "python, multiprocessing": ("", "python3 -c 'import multiprocessing; multiprocessing.Lock()'", SHM),
-    "a user's name": ("--user alice", "whoami", USERS),
-    "python, a pseudo-terminal": ("", "python3 -c 'import pty; pty.openpty()'", TERMINALS),
-    "git, a named user's configuration": ("--user alice", "git init -q r", ROOT),
-    "wget, without a message": ("", "wget --version 2>&1 | grep 'Permission denied' && exit 1 || exit 0", ROOT),
+# Only in a root of their own: with `root = "host"` there is nothing at these paths, or it is the host's.
+OWN_ROOT = {
+    "java, createTempFile": f"echo {shlex.quote(TEMPORARY_JAVA)} > Temporary.java && {JAVA} Temporary.java",
+    "a socket in /tmp": """python3 -c 'import os, socket; socket.socket(socket.AF_UNIX).bind("/tmp/exec2.sock"); os.unlink("/tmp/exec2.sock")'""",
+    "a here-document without TMPDIR": f"unset TMPDIR; {HERE_DOCUMENT}",
+    "python, multiprocessing": "python3 -c 'import multiprocessing as m; m.Lock(); print(m.get_context(\"fork\").Pool(2).map(abs, [-1, 2]))'",
+    "python, a pseudo-terminal": "python3 -c 'import pty; pty.openpty()'",
+    "script, a command at a terminal": "script -qec 'test -t 0 && echo at a terminal' /dev/null",
+    "wget, without a message": "wget --version 2>&1 | grep 'Permission denied' && exit 1 || exit 0",
 }
+# The same for a named user: (script, output).
+NAMED = {
+    "a user's name": ("whoami", "alice\n"),
+    "git, without the user's configuration": ("git init -q r && echo made", "made\n"),
+}
+HIDDEN = "No such file"
 # Denied on purpose: (script, a part of the message).
 REFUSED = {
     "a user namespace": ("unshare -r true", "denied|not permitted"),
     "a mount": ("mount -t tmpfs none $NOMAD_TASK_DIR", "denied|permi|superuser"),
     "the standard output of PID 1": ("echo x > /proc/1/fd/1", "denied"),
     "its own oom_score_adj": ("echo 500 > /proc/self/oom_score_adj", "denied"),
-    "a key that everybody may read": ("cat /etc/ssl/private/exec2.key", "denied"),
-    "passwords of a php-fpm pool": ("cat /etc/php/9.9/fpm/pool.d/www.conf", "denied"),
-    "tokens of npm": ("cat /etc/npmrc", "denied"),
-    "configuration below /usr/local": ("cat /usr/local/etc/app.conf", "denied"),
+    "a key that everybody may read": ("cat /etc/ssl/private/exec2.key", HIDDEN),
+    "passwords of a php-fpm pool": ("cat /etc/php/9.9/fpm/pool.d/www.conf", HIDDEN),
+    "tokens of npm": ("cat /etc/npmrc", HIDDEN),
+    "configuration below /usr/local": ("cat /usr/local/etc/app.conf", HIDDEN),
+    "the host's users": ("getent passwd bob || getent passwd alice || grep -e alice -e bob /etc/passwd", "^$"),
 }
 
 
@@ -128,13 +132,20 @@ for name, script in PROGRAMS.items():
         t.assertEqual(status, 0, output)
         t.assertEqual(inside(script, LEAF), (status, output))
 
-for name, (options, script, reason) in EXPECTED_TO_FAIL.items():
-    with subtest(f"not yet: {name} ({reason})"):
-        status, output = inside(script, options)
-        t.assertNotEqual(status, 0, f"this works now: move it from EXPECTED_TO_FAIL to PROGRAMS, and change what the documentation says: {output}")
+for name, script in OWN_ROOT.items():
+    with subtest(f"{name}, and not with the host's root"):
+        status, output = outside(script)
+        t.assertEqual(status, 0, output)
+        t.assertEqual(inside(script), (status, output))
+        t.assertNotEqual(inside(script, HOST)[0], 0)
+
+for name, (script, output) in NAMED.items():
+    with subtest(f"{name}, and not with the host's root"):
+        t.assertEqual(inside(script, "--user alice"), (0, output))
+        t.assertNotEqual(inside(script, f"{HOST} --user alice")[0], 0)
 
 with subtest("the workarounds of the documentation"):
-    t.assertEqual(inside("GIT_CONFIG_GLOBAL=/dev/null git init -q r", "--user alice"), (0, ""))
+    t.assertEqual(inside("GIT_CONFIG_GLOBAL=/dev/null git init -q r", f"{HOST} --user alice"), (0, ""))
     t.assertEqual(inside("git config --get init.defaultBranch", "--user alice --unveil r:/home/alice/.gitconfig"), (0, "main\n"))
     t.assertEqual(inside("cat /etc/npmrc", "--unveil r:/etc/npmrc"), (0, "secret\n"))
 
@@ -143,12 +154,21 @@ for name, (script, message) in REFUSED.items():
         status, output = inside(script)
         t.assertNotEqual(status, 0, output)
         t.assertRegex(output, message)
+        if message == HIDDEN:
+            status, output = inside(script, HOST)
+            t.assertNotEqual(status, 0, output)
+            t.assertIn("denied", output)
 
 
-def while_changed(path, change, options=""):
-    """The output of a task that reads the file, and reads it again after the host has run `change`."""
+# In fifths of a second: for what changes, and for what does not.
+CHANGES, STAYS = 300, 15
+
+
+def while_changed(path, change, options="", wait=CHANGES):
+    """The output of a task that reads the file, and reads it again once the host has run `change` and the content is another."""
     go, out = "/usr/share/exec2-go", "/tmp/out"
-    script = f"cat {path} && until [ -e {go} ]; do sleep 0.2; done; cat {path}"
+    script = f"cat {path} && until [ -e {go} ]; do sleep 0.2; done; n=0; while [ $n -lt {wait} ] && [ \"$(cat {path} 2>&1)\" = first ]; do"
+    script += f" n=$((n + 1)); sleep 0.2; done; cat {path}"
     command = f"{PLUGIN} run {options} -- sh -c {shlex.quote(script)} > {out} 2>&1 < /dev/null"
     machine.succeed(f"rm -f {go} {out}; echo first > {path}; chmod 644 {path}")
     machine.execute(f"{command} & pid=$!; until grep -q first {out}; do sleep 0.2; done; {change}; touch {go}; wait $pid")
@@ -159,35 +179,53 @@ def replaced(path):
     return f"echo second > {path}.new; mv {path}.new {path}"
 
 
-with subtest("a replaced file is readable through its unveiled folder, not through its own unveil"):
-    machine.succeed("mkdir -p /srv/exec2/conf /run/resolvconf; chmod 755 /srv/exec2/conf /run/resolvconf; cp /etc/resolv.conf /tmp/resolv.conf")
-    app = "/srv/exec2/conf/app"
-    t.assertEqual(while_changed(app, replaced(app), "--unveil r:/srv/exec2/conf"), ["first", "second"])
-    t.assertEqual(while_changed("/run/resolvconf/resolv.conf", replaced("/run/resolvconf/resolv.conf")), ["first", "second"])
-    for path, options in ((app, f"--unveil r:{app}"), ("/etc/resolv.conf", "")):
-        output = while_changed(path, replaced(path), options)
-        t.assertEqual(output[0], "first")
-        t.assertIn("denied", output[1], f"this works now: change what docs/security.md says about it: {output}")
-    machine.succeed("cp /tmp/resolv.conf /etc/resolv.conf")
+CHANGED, SAME = ["first", "second"], ["first", "first"]
 
-with subtest("the same for a release link"):
+with subtest("a file that is replaced: the files of /etc and those of an unveiled folder follow, an unveiled file stays what it was"):
+    machine.succeed("mkdir -p /srv/exec2/conf /run/resolvconf; chmod 755 /srv/exec2/conf /run/resolvconf; cp -a /etc/resolv.conf /tmp/resolv.conf")
+    app, conf, resolvconf = "/srv/exec2/conf/app", "/etc/resolv.conf", "/run/resolvconf/resolv.conf"
+    for root in ("", HOST):
+        t.assertEqual(while_changed(app, replaced(app), f"{root} --unveil r:/srv/exec2/conf"), CHANGED)
+        t.assertEqual(while_changed(resolvconf, replaced(resolvconf), root), CHANGED)
+    machine.succeed(f"rm {conf}")
+    t.assertEqual(while_changed(conf, replaced(conf)), CHANGED)
+    t.assertEqual(while_changed(conf, f"echo second > {conf}"), CHANGED)
+    t.assertEqual(while_changed(app, replaced(app), f"--unveil r:{app}", STAYS), SAME)
+    for path, options in ((app, f"--unveil r:{app}"), (conf, "")):
+        output = while_changed(path, replaced(path), f"{HOST} {options}")
+        t.assertEqual(output[0], "first")
+        t.assertIn("denied", output[1])
+    machine.succeed(f"cp -a --remove-destination /tmp/resolv.conf {conf}")
+
+with subtest("a release link that is moved: followed through its folder; an unveil of the link stays the old release"):
     machine.succeed("mkdir -p /srv/exec2/app/1 /srv/exec2/app/2; echo second > /srv/exec2/app/2/page; chmod -R a+rX /srv/exec2/app")
-    move = "ln -sfn 2 /srv/exec2/app/current"
-    for unveil, expected in (("r:/srv/exec2/app", "second"), ("r:/srv/exec2/app/current", "denied")):
-        machine.succeed("ln -sfn 1 /srv/exec2/app/current")
-        output = while_changed("/srv/exec2/app/current/page", move, f"--unveil {unveil}")
-        t.assertEqual(output[0], "first")
-        t.assertIn(expected, output[1])
+    page, move = "/srv/exec2/app/current/page", "ln -sfn 2 /srv/exec2/app/current"
+    back = "ln -sfn 1 /srv/exec2/app/current"
+    for root in ("", HOST):
+        machine.succeed(back)
+        t.assertEqual(while_changed(page, move, f"{root} --unveil r:/srv/exec2/app"), CHANGED)
+    machine.succeed(back)
+    t.assertEqual(while_changed(page, move, "--unveil r:/srv/exec2/app/current", STAYS), SAME)
+    machine.succeed(back)
+    output = while_changed(page, move, f"{HOST} --unveil r:/srv/exec2/app/current")
+    t.assertEqual(output[0], "first")
+    t.assertIn("denied", output[1])
 
-with subtest("a file is moved between directories only where it gains no right"):
+with subtest("a file is moved between directories only where it gains no right; in a root of its own it is copied"):
     machine.succeed("install -d -m 777 /srv/exec2/rwc /srv/exec2/rwxc")
     rename = """python3 -c 'import os, sys; open(sys.argv[1], "w"); os.rename(*sys.argv[1:])'"""
     both = "--unveil rwxc:/srv/exec2/rwxc --unveil rwc:/srv/exec2/rwc"
-    loses, gains = "/srv/exec2/rwxc/loses /srv/exec2/rwc/loses", "/srv/exec2/rwc/gains /srv/exec2/rwxc/gains"
-    t.assertEqual(inside(f"{rename} {loses}", both), (0, ""))
-    t.assertIn("Invalid cross-device link", inside(f"{rename} {gains}", both)[1])
+
+    def moved(source, target, root=""):
+        return inside(f"{rename} /srv/exec2/{source} /srv/exec2/{target}", f"{root} {both}")
+
+    t.assertEqual(moved("rwxc/loses", "rwc/loses", HOST), (0, ""))
+    for output in (moved("rwc/gains", "rwxc/gains", HOST), moved("rwc/gains-own", "rwxc/gains-own"), moved("rwxc/loses-own", "rwc/loses-own")):
+        t.assertIn("Invalid cross-device link", output[1])
     # mv copies then
-    t.assertEqual(inside("echo x > /srv/exec2/rwc/copied && mv /srv/exec2/rwc/copied /srv/exec2/rwxc/ && cat /srv/exec2/rwxc/copied", both), (0, "x\n"))
+    for root in ("", HOST):
+        move = "f=copied-$(id -u); echo x > /srv/exec2/rwc/$f && mv /srv/exec2/rwc/$f /srv/exec2/rwxc/ && cat /srv/exec2/rwxc/$f"
+        t.assertEqual(inside(move, f"{root} {both}"), (0, "x\n"))
 
 with subtest("the same by a job"):
     names = ["node", "git", "php", "perl", "psql", "ruby", "nginx", "gcc", "openssl", "sqlite3", "bash"]
