@@ -485,7 +485,7 @@ fn an_unveil_in_proc_is_looked_at_as_any_other() {
     sh(&["r:/proc/1/root/srv"], "true").refused("is a link of proc(5)");
     sh(&["r:/proc/no-such"], "true").refused("No such file");
     assert_eq!(sh(&["r:/proc/sys/kernel"], "cat /proc/sys/kernel/ostype").ok(), ["Linux"]);
-    // A link that leads into /proc, to the mounts of whoever looks.
+    // A link that leads into /proc, to the mounts of everybody who looks.
     let host = fs::read_link("/etc/mtab").unwrap();
     assert_eq!(sh(&["r:/etc/mtab"], "readlink /etc/mtab").ok(), [host.to_str().unwrap()]);
 }

@@ -90,7 +90,7 @@ struct Unveils {
     in_proc: Vec<Opened>,
 }
 
-/// Opens each with the rights of whoever named it. Of /proc only the names are used: the host's is not the task's.
+/// Opens each with the rights of the party that named it. Of /proc only the names are used: the host's is not the task's.
 fn open_unveils(spec: &ShimSpec, writable: &[DirId]) -> Result<Unveils> {
     let mut unveils = Unveils::default();
     for rule in spec.plan.landlock.rules.iter().filter(|rule| rule.named_by != NamedBy::Driver) {
