@@ -1,7 +1,7 @@
 # /// scenario
 # description = "A task reaches what it was unveiled, with the rights it was given, and nothing else."
 # across = "Landlock's ABI, and what a denied access returns"
-# seconds = 60
+# seconds = 110
 # ///
 
 from typing import Any
