@@ -95,7 +95,8 @@ with subtest("SIGKILL of the plugin: the next one recovers all tasks, which keep
 with subtest("four descriptors for each task, started or recovered"):
     # The rest are sockets, epoll, the program. The first plugin started the tasks, the second recovered them.
     after = descriptors(plugin)
-    t.assertLessEqual(abs(after - before), 2)
+    # Only a plugin that has started one has the template of their roots: two namespaces, and what watches the host.
+    t.assertLessEqual(abs(after - before), 6)
     t.assertEqual(int(machine.succeed(f"ls -l /proc/{plugin}/fd | grep -c 'memory.events$'")), TASKS)
     t.assertLessEqual(after, 4 * TASKS + 32)
     threads = int(machine.succeed(f"ls /proc/{plugin}/task | wc -l"))

@@ -126,7 +126,8 @@ with subtest("a full /run: the start fails with the reason and leaves nothing; o
     machine.wait_until_succeeds(f"umount {RUN}", timeout=CLEANUP_TIMEOUT_S)
 
 with subtest("a full /run at the end of a task: the exit status is still recorded"):
-    machine.succeed(f"mount -t tmpfs -o size=64k,mode=700 full {RUN}")
+    # it has room for the copies of /etc
+    machine.succeed(f"mount -t tmpfs -o size=4m,mode=700 full {RUN}")
     alloc = run_python("fullend", WAITS + "os._exit(7)")
     machine.succeed(f"cat /dev/zero > {RUN}/filler 2>/dev/null || true")
     wake(alloc)
@@ -165,8 +166,8 @@ for what, folder in (("the shim", SHIMS_CGROUP), ("the task", TASKS_CGROUP)):
 own = "/sys/fs/cgroup/plugin-alone"
 with subtest("no thread left for the plugin: the start fails with the reason and leaves nothing; a retry succeeds"):
     machine.succeed(f"mkdir -p {own}; echo {plugin[0]} > {own}/cgroup.procs")
-    # The main thread, two for calls, and the one that writes the log.
-    machine.wait_until_succeeds(f"[ $(ls /proc/{plugin[0]}/task | wc -l) = 4 ]", timeout=THREADS_TIMEOUT_S)
+    # The main thread, two for calls, the one that writes the log, and the one that watches the host.
+    machine.wait_until_succeeds(f"[ $(ls /proc/{plugin[0]}/task | wc -l) = 5 ]", timeout=THREADS_TIMEOUT_S)
     machine.succeed(f"cat {own}/pids.current > {own}/pids.max")
     refused("nothread", *AGAIN)
     t.assertEqual(pgrep(PLUGIN_NAME), plugin)
@@ -201,7 +202,8 @@ with subtest("the plugin is killed for lack of memory: the next one has the task
     # In case its memory was enough.
     machine.succeed(f"echo 0 > {own}/memory.max")
     new = new_plugin(plugin[0])
-    t.assertIn("oom_kill 1", machine.succeed(f"cat {own}/memory.events"))
+    # The process that looks at the host for the plugin may be killed as well.
+    t.assertRegex(machine.succeed(f"cat {own}/memory.events"), r"oom_kill [1-9]")
     plugin = [new]
     machine.wait_until_succeeds(f"rmdir {own}", timeout=CLEANUP_TIMEOUT_S)
     fed("oomplugin")
