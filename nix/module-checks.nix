@@ -96,6 +96,7 @@ let
   expected = {
     "the options have the driver's defaults" =
       options defaults == {
+        root = "private";
         unveil_defaults = true;
         unveil_paths = [ ];
         unveil_by_task = false;
