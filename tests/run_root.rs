@@ -523,4 +523,5 @@ fn the_working_directory_is_in_the_root() {
     assert_eq!(pwd(&["--unveil", &host.rule("r", "a"), "--work-dir", &a]).ok(), [a.as_str()]);
     let elsewhere = run(&["--work-dir", &a], &["ls", "-A"]);
     assert_eq!(elsewhere.ok(), [""; 0], "nothing is unveiled there, so it is empty");
+    pwd(&["--work-dir", &host.at("none")]).refused("No such file");
 }

@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use super::report::{Failure, Reporter, Step};
 use super::spec::ShimSpec;
 use super::steps::{self, Logs, Result, RootNamespaces};
+use crate::sandbox::place::Place;
 use crate::sys;
 
 /// Exit status of a task that could not start; it is not read, since the failure is reported.
@@ -36,6 +37,10 @@ pub(super) fn prepare(spec: &ShimSpec, namespaces: Option<RootNamespaces>) -> Re
     if let Some((root, namespaces)) = spec.root.as_ref().zip(namespaces) {
         logs = steps::open_logs(spec)?;
         let writable = steps::writable(spec);
+        if matches!(spec.plan.work_dir.place, Place::Host(_)) {
+            // The root has it even if nothing there is unveiled; but a name that is wrong, or closed to the task, is an error.
+            steps::open_work_dir(spec, &writable)?;
+        }
         let rules = steps::enter_root(spec, root, namespaces, &writable)?;
         work_dir = None;
         ruleset = steps::build_root_ruleset(spec, logs.as_ref(), &rules)?;
