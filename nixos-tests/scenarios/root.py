@@ -228,7 +228,7 @@ with subtest("an automount point that the task is the first to touch"):
     machine.succeed("systemctl stop srv-root-auto.automount")
 
 if not nixos():
-    with subtest("ldconfig while a task runs: it finds the new library, and goes on starting programs"):
+    with subtest("ldconfig while a task runs: it finds the new library, and still starts programs"):
         library = machine.succeed("ldconfig -p | sed -n 's/.*=> //p' | grep /libm.so.6 | head -1").strip()
         machine.succeed(f"mkdir -p /usr/local/lib/exec2; cp {library} /usr/local/lib/exec2/")
         change = "echo /usr/local/lib/exec2 > /etc/ld.so.conf.d/0-exec2.conf; ldconfig"
