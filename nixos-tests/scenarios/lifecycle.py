@@ -158,12 +158,12 @@ FAILURES = {
     "path": (
         task("t", "/usr/bin/no-such-command", cpu=100),
         True,
-        'run command "/usr/bin/no-such-command": No such file or directory (the program, or the interpreter that it names, does not exist)',
+        'run command "/usr/bin/no-such-command": No such file or directory (the program, or the interpreter that it names, does not exist or is not unveiled)',
     ),
     "hidden": (
         task("t", "/opt/exec2-program", cpu=100),
         True,
-        'run command "/opt/exec2-program": No such file or directory (the program, or the interpreter that it names, does not exist)',
+        'run command "/opt/exec2-program": No such file or directory (the program, or the interpreter that it names, does not exist or is not unveiled)',
     ),
     "denied": (
         task("t", "/opt/exec2-program", cpu=100, unveil=["r:/opt/exec2-program"]),

@@ -53,7 +53,8 @@ fn not_found(command: &Command) -> Failure {
         return failure.with_note("the command is empty; write the name or the path of a program");
     }
     if command.program.contains('/') {
-        return failure.with_note("the program, or the interpreter that it names, does not exist");
+        return failure
+            .with_note("the program, or the interpreter that it names, does not exist or is not unveiled");
     }
     failure.with_note(format!("not found in PATH={}", command.env("PATH").unwrap_or(DEFAULT_PATH)))
 }
