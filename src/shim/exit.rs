@@ -54,6 +54,9 @@ impl Exit {
         if bytes == BLANK {
             return Ok(None);
         }
+        if bytes.len() > MAX_LINE {
+            return Err(Malformed);
+        }
         let text = std::str::from_utf8(bytes).map_err(|_| Malformed)?;
         let line = match text.find('\n') {
             Some(end) if text.len() == MAX_LINE && text[end + 1..].bytes().all(|b| b == b' ') => {
@@ -114,7 +117,8 @@ impl std::str::FromStr for Exit {
         let mut later = 0;
         for field in fields {
             later += field.len() + 1;
-            right &= field.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+            right &= field.bytes().all(|byte| byte.is_ascii_graphic())
+                && field.split_once('=').is_some_and(|(name, _)| !name.is_empty());
         }
         if !right {
             return Err(Malformed);
@@ -175,6 +179,7 @@ mod tests {
             file(&exit.to_string(), MAX_LINE - 1),
             file(&format!(" {exit}"), MAX_LINE),
             file(&format!("{exit}{exit}"), MAX_LINE),
+            file("v1 code=0 signal=0 oom=0 at=1 e=", MAX_LINE - 1).into_iter().chain(*b"x\n").collect(),
             vec![b' '; MAX_LINE - 1],
             vec![0; MAX_LINE],
             vec![0xff; MAX_LINE],
@@ -204,6 +209,8 @@ mod tests {
             "v1 code=0 signal=0 oom=0 at=1 =1\n",
             "v1 code=0 signal=0 oom=0 at=1 \n",
             "v1 code=0 signal=0 oom=0 at=1  more=1\n",
+            "v1 code=0 signal=0 oom=0 at=1 more=\0\n",
+            "v1 code=0 signal=0 oom=0 at=1 more=1\n\n",
             "v1 code=0 signal=0 at=1\n",
             "v1 code=0 signal=0 oom=0 at=99999999999999999999\n",
             "v1 signal=0 code=0 oom=0 at=1\n",
