@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use serde::{Deserialize, Serialize};
 
@@ -216,8 +216,7 @@ impl Reporter {
 
     /// Whether the process that started the shim has died: nobody reads the socket any more.
     pub fn is_abandoned(&self) -> bool {
-        let mut socket = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
-        matches!(poll(&mut socket, PollTimeout::ZERO), Ok(1..))
+        crate::sys::poll::now(&mut [PollFd::new(self.0.as_fd(), PollFlags::empty())]).unwrap_or(false)
     }
 
     /// Announces to the plugin that the command is about to be executed.

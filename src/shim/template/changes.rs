@@ -69,14 +69,12 @@ impl Changes {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::time::Instant;
 
     use super::*;
 
     fn has_event(fd: &OwnedFd) -> bool {
-        poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).unwrap() == 1
+        crate::sys::poll::readable(fd, Instant::now()).unwrap()
     }
 
     /// Whether a change is noticed below a directory that is watched.

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
@@ -55,7 +54,7 @@ impl Hanging {
 }
 
 fn reaped(process: &OwnedFd, limit: Duration) -> bool {
-    let ended = wait(process.as_fd(), Instant::now() + limit).unwrap_or(false);
+    let ended = sys::poll::readable(process, Instant::now() + limit).unwrap_or(false);
     if ended {
         let _ = waitid(Id::PIDFd(process.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
     }
@@ -140,7 +139,7 @@ fn wait_for_message(
     let mut until = Instant::now() + limit;
     loop {
         let next = deadline.min(until).min(Instant::now() + limit / 4);
-        if wait(socket.as_fd(), next).map_err(system("wait for a message"))? {
+        if sys::poll::readable(socket, next).map_err(system("wait for a message"))? {
             return Ok(());
         }
         let now = progress.last();
@@ -151,18 +150,6 @@ fn wait_for_message(
         if now != last {
             last = now;
             until = Instant::now() + limit;
-        }
-    }
-}
-
-/// Whether the descriptor becomes readable before the deadline.
-fn wait(fd: BorrowedFd<'_>, deadline: Instant) -> nix::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
-            Err(Errno::EINTR) => {}
-            ready => return ready.map(|count| count > 0),
         }
     }
 }

@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::unistd::pipe2;
 
 use super::{Retry, Templates};
+use crate::sys;
 
 /// How long after a change the host is looked at. A program that changes /etc does so in several steps.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -94,7 +94,7 @@ impl Watch {
             }
             if let Some(mounts) = &self.mounts {
                 // What is reported until now is seen by this look.
-                let _ = poll(&mut [PollFd::new(mounts.as_fd(), PollFlags::POLLPRI)], PollTimeout::ZERO);
+                let _ = sys::poll::now(&mut [PollFd::new(mounts.as_fd(), PollFlags::POLLPRI)]);
             }
             let retry = if retried.elapsed() < INTERVAL { Retry::No } else { Retry::Silent };
             if retry == Retry::Silent {
@@ -114,29 +114,22 @@ impl Watch {
         fds.extend(changes.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         fds.extend(self.mounts.as_ref().map(|file| PollFd::new(file.as_fd(), PollFlags::POLLPRI)));
         match poll_until(&mut fds, deadline) {
-            0 => Woken::Timeout,
-            _ if fds[0].any() == Some(true) => Woken::Stopped,
-            _ => Woken::Change,
+            false => Woken::Timeout,
+            true if fds[0].any() == Some(true) => Woken::Stopped,
+            true => Woken::Change,
         }
     }
 
     /// Whether the watcher is dropped before the deadline.
     fn wait_for_stop(&self, deadline: Instant) -> bool {
-        poll_until(&mut [PollFd::new(self.stopped.as_fd(), PollFlags::empty())], deadline) > 0
+        poll_until(&mut [PollFd::new(self.stopped.as_fd(), PollFlags::empty())], deadline)
     }
 }
 
-/// How many are ready at the deadline. A poll that fails because memory is short counts as none, at the deadline.
-fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> usize {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match poll(fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-            Ok(count) => return count.unsigned_abs() as usize,
-            Err(Errno::EINTR) => {}
-            Err(_) => {
-                std::thread::sleep(left);
-                return 0;
-            }
-        }
-    }
+/// Whether one is ready before the deadline. A poll that fails because memory is short counts as none, at the deadline.
+fn poll_until(fds: &mut [PollFd<'_>], deadline: Instant) -> bool {
+    sys::poll::any(fds, Some(deadline)).unwrap_or_else(|_| {
+        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        false
+    })
 }
