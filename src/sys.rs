@@ -21,8 +21,7 @@ pub(crate) mod signals;
 pub(crate) mod terminal;
 pub(crate) mod wait;
 
-pub(crate) use error::IoError;
-pub(crate) use error::{errno_of, is_transient};
+pub(crate) use error::{CallError, IoError, errno_of, is_transient};
 use nix::errno::Errno;
 
 /// An error of rustix as one of nix.

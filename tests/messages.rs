@@ -139,7 +139,7 @@ fn a_message_of_each_kind_is_found_in_planted_source() {
             anyhow::ensure!(true, "ensured");
             if y { bail!("bailed {}", out) }
             x().map_err(|_| anyhow::anyhow!("any {what:?}"))?;
-            x().map_err(system("clone the shim"))?;
+            x().map_err(CallError::on("clone the shim"))?;
             x().map_err(IoError::on("list", &path))?;
             x().map_err(self.failed("read", &path))?;
             return Err(IoError::new("rename", path, errno));

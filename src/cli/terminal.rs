@@ -18,7 +18,6 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, killpg};
@@ -30,7 +29,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use super::relay::OnChange;
-use crate::sys;
+use crate::sys::{self, CallError};
 use crate::users::User;
 use modes::{Modes, is_raw, others_in_group};
 
@@ -76,18 +75,6 @@ enum Reads {
     No,
 }
 
-/// Failed to set up the pseudo-terminal.
-#[derive(Debug, thiserror::Error)]
-#[error("failed to {action}: {}", .errno.desc())]
-pub(super) struct TerminalError {
-    action: &'static str,
-    errno: Errno,
-}
-
-fn failed(action: &'static str) -> impl FnOnce(Errno) -> TerminalError {
-    move |errno| TerminalError { action, errno }
-}
-
 impl Terminal {
     /// Creates a terminal for the task and returns its slave end. `number` is the standard stream that is the caller's
     /// terminal.
@@ -96,27 +83,28 @@ impl Terminal {
         input: bool,
         output: bool,
         user: &User,
-    ) -> Result<(Self, OwnedFd), TerminalError> {
+    ) -> Result<(Self, OwnedFd), CallError> {
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let theirs = open(format!("/proc/self/fd/{number}").as_str(), flags, Mode::empty())
-            .map_err(failed("open the terminal"))?;
-        let (master, slave) = sys::terminal::open_pair().map_err(failed("create a pseudo-terminal"))?;
+            .map_err(CallError::on("open the terminal"))?;
+        let (master, slave) =
+            sys::terminal::open_pair().map_err(CallError::on("create a pseudo-terminal"))?;
         let (theirs, master) = (Arc::new(File::from(theirs)), Arc::new(File::from(master)));
         let mut modes = Modes::new(Arc::clone(&theirs), Arc::clone(&master));
         modes.whole = input && output && !modes.is_foreign();
-        let mut first = tcgetattr(&*theirs).map_err(failed("read the terminal's mode"))?;
+        let mut first = tcgetattr(&*theirs).map_err(CallError::on("read the terminal's mode"))?;
         if !modes.whole {
             // The caller's terminal already translates LF to CR LF.
             first.local_flags.insert(LocalFlags::EXTPROC);
             first.output_flags.remove(OutputFlags::OPOST);
-            sys::terminal::report_changes(&*master).map_err(failed("set up the pseudo-terminal"))?;
+            sys::terminal::report_changes(&*master).map_err(CallError::on("set up the pseudo-terminal"))?;
         }
-        tcsetattr(&slave, SetArg::TCSANOW, &first).map_err(failed("set up the pseudo-terminal"))?;
+        tcsetattr(&slave, SetArg::TCSANOW, &first).map_err(CallError::on("set up the pseudo-terminal"))?;
         // Read back, because the kernel may have changed it.
         modes.first = tcgetattr(&slave).ok();
         fchown(&slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))
             .and_then(|()| fchmod(&slave, SLAVE_MODE))
-            .map_err(failed("give the pseudo-terminal to the task's user"))?;
+            .map_err(CallError::on("give the pseudo-terminal to the task's user"))?;
         let terminal = Self {
             user: theirs,
             master,

@@ -1,4 +1,4 @@
-//! The error of a system call on a path.
+//! The errors of system calls: on a path, and on anything else.
 
 use std::io;
 use std::path::PathBuf;
@@ -29,6 +29,26 @@ impl IoError {
     }
 }
 
+/// A system call that is about no path failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("failed to {op}: {}", .errno.desc())]
+pub struct CallError {
+    /// What was tried: a verb and its object.
+    pub op: &'static str,
+    pub errno: Errno,
+}
+
+impl CallError {
+    pub(crate) fn new(op: &'static str, error: impl Into<io::Error>) -> Self {
+        Self { op, errno: errno_of(&error.into()) }
+    }
+
+    /// For `map_err`.
+    pub(crate) fn on<E: Into<io::Error>>(op: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::new(op, error)
+    }
+}
+
 /// The errno of an `io::Error`. EFBIG: [`super::read::bounded`] refused the file. EIO: the error has no errno.
 pub(crate) fn errno_of(error: &io::Error) -> Errno {
     match error.raw_os_error() {
@@ -51,6 +71,8 @@ mod tests {
     fn the_message_names_operation_path_and_cause() {
         let error = IoError::new("open", "/x y", Errno::ENOENT);
         assert_eq!(error.to_string(), "failed to open \"/x y\": No such file or directory");
+        let error = CallError::new("make a socket", Errno::EMFILE);
+        assert_eq!(error.to_string(), "failed to make a socket: Too many open files");
     }
 
     #[test]

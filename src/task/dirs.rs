@@ -13,6 +13,8 @@ use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
+use crate::sys::IoError;
+
 /// Why the task's directories could not be trusted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DirsError {
@@ -30,18 +32,18 @@ pub(crate) enum DirsError {
     )]
     NotMounted(PathBuf),
     #[error(
-        "{what} {path:?} leads through /proc, where a path means something else to each process; use the path of the \
+        "the directory {0:?} leads through /proc, where a path means something else to each process; use the path of the \
          directory itself"
     )]
-    Proc { what: &'static str, path: PathBuf },
-    #[error("failed to open {what} {path:?}: {}", .errno.desc())]
-    Open { what: &'static str, path: PathBuf, errno: Errno },
+    Proc(PathBuf),
+    #[error(transparent)]
+    Io(#[from] IoError),
 }
 
 impl DirsError {
     /// Whether the job is at fault, or the allocation is unusable: a retry cannot help.
     pub(crate) fn is_jobs_fault(&self) -> bool {
-        matches!(self, Self::Unset(_) | Self::Foreign { .. } | Self::NotMounted(_) | Self::Proc { .. })
+        matches!(self, Self::Unset(_) | Self::Foreign { .. } | Self::NotMounted(_) | Self::Proc(_))
     }
 }
 
@@ -96,14 +98,16 @@ pub(crate) fn root(
         return Err(foreign(SECRETS_DIR, secrets, "secrets directory"));
     }
 
-    let theirs = directory("the alloc directory", alloc_dir)?;
-    let ours = directory("the task directory", root)?;
+    let theirs = directory("open the alloc directory", alloc_dir)?;
+    let ours = directory("open the task directory", root)?;
     let kept = beneath(&theirs, alloc_dir, Path::new(task))?;
     if !same(&ours, &kept) {
         let local_there = beneath(&ours, root, Path::new("local"));
         return match local_there {
-            Err(DirsError::Open { errno: Errno::ENOENT, .. }) if own_root => owned(root, &kept),
-            Err(DirsError::Open { errno: Errno::ENOENT, .. }) => Err(DirsError::NotMounted(root.to_owned())),
+            Err(DirsError::Io(IoError { errno: Errno::ENOENT, .. })) if own_root => owned(root, &kept),
+            Err(DirsError::Io(IoError { errno: Errno::ENOENT, .. })) => {
+                Err(DirsError::NotMounted(root.to_owned()))
+            }
             _ => Err(foreign(TASK_DIR, local, "task directory")),
         };
     }
@@ -117,24 +121,22 @@ pub(crate) fn root(
 
 /// The root at `path`, with the owner of the task's directory.
 fn owned(path: &Path, directory: &OwnedFd) -> Result<Root, DirsError> {
-    let failed = |errno| DirsError::Open { what: "the task directory", path: path.into(), errno };
-    let found = fstat(directory).map_err(failed)?;
+    let found = fstat(directory).map_err(IoError::on("look at the task directory", path))?;
     Ok(Root { path: path.to_owned(), uid: found.st_uid, gid: found.st_gid })
 }
 
 /// Opens a directory that the shim, a process of another PID namespace, opens again by the same path: so the path must mean
 /// the same to both.
-fn directory(what: &'static str, path: &Path) -> Result<OwnedFd, DirsError> {
+fn directory(op: &'static str, path: &Path) -> Result<OwnedFd, DirsError> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let failed = |errno| DirsError::Open { what, path: path.into(), errno };
-    let proc = || DirsError::Proc { what, path: path.into() };
+    let proc = || DirsError::Proc(path.into());
     let opened = match crate::sys::open::retry(|| openat2(AT_FDCWD, path, how)) {
         // A loop of ordinary links is ELOOP even without the flag.
         Err(Errno::ELOOP) if open(path, flags, Mode::empty()).is_ok() => return Err(proc()),
-        opened => opened.map_err(failed)?,
+        opened => opened.map_err(IoError::on(op, path))?,
     };
-    match fstatfs(&opened).map_err(failed)?.filesystem_type() {
+    match fstatfs(&opened).map_err(IoError::on(op, path))?.filesystem_type() {
         PROC_SUPER_MAGIC => Err(proc()),
         _ => Ok(opened),
     }
@@ -143,11 +145,7 @@ fn directory(what: &'static str, path: &Path) -> Result<OwnedFd, DirsError> {
 fn beneath(root: &OwnedFd, root_path: &Path, path: &Path) -> Result<OwnedFd, DirsError> {
     let opened =
         crate::sys::open::beneath(root, path, OFlag::O_PATH | OFlag::O_DIRECTORY, ResolveFlag::empty());
-    opened.map_err(|errno| DirsError::Open {
-        what: "a directory of the task",
-        path: root_path.join(path),
-        errno,
-    })
+    Ok(opened.map_err(IoError::on("open a directory of the task", root_path.join(path)))?)
 }
 
 fn same(a: &impl AsFd, b: &impl AsFd) -> bool {
@@ -264,13 +262,16 @@ mod tests {
             let env = [(TASK_DIR, "local"), (ALLOC_DIR, "alloc"), (SECRETS_DIR, "secrets")]
                 .map(|(name, sub)| (name.to_owned(), prefix.join(sub).display().to_string()));
             let error = super::root(&env.into(), &held.dir.path().join("alloc/1"), "web", false).unwrap_err();
-            assert!(matches!(error, DirsError::Proc { .. }) && error.is_jobs_fault(), "{error}");
+            assert!(matches!(error, DirsError::Proc(_)) && error.is_jobs_fault(), "{error}");
         }
-        let error = directory("the task directory", Path::new("/proc/self/task")).unwrap_err();
-        assert!(matches!(error, DirsError::Proc { .. }), "{error}");
+        let error = directory("open the task directory", Path::new("/proc/self/task")).unwrap_err();
+        assert!(matches!(error, DirsError::Proc(_)), "{error}");
         // By its own path it gets further: only a bind mount, which needs root, could make the fixture whole.
         let error = held.root().unwrap_err();
-        assert!(matches!(error, DirsError::Open { what: "a directory of the task", .. }), "{error}");
+        assert!(
+            matches!(error, DirsError::Io(IoError { op: "open a directory of the task", .. })),
+            "{error}"
+        );
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::sandbox::plan::{Namespace, Plan, Root};
 use crate::shim::fds;
 use crate::shim::report::{self, Receiver, StartError};
 use crate::shim::spec::{PrivateRoot, ShimSpec, Stdio};
-use crate::sys;
+use crate::sys::{self, CallError};
 
 /// How long a start may take, from clone to exec. The shim's own waits are bounded far below it; only a path on a file
 /// system that hangs (a dead NFS server) takes longer, and Nomad's StartTask must not wait forever.
@@ -49,8 +49,10 @@ pub enum LaunchError {
     RunDir(#[from] RunDirError),
     #[error(transparent)]
     Id(#[from] EmptyKey),
-    #[error("failed to {step}: {error}")]
-    System { step: &'static str, error: io::Error },
+    #[error(transparent)]
+    System(#[from] CallError),
+    #[error("failed to encode the task specification: {0}")]
+    Encode(#[from] rmp_serde::encode::Error),
     #[error(transparent)]
     Template(#[from] Arc<TemplateError>),
     #[error(transparent)]
@@ -66,15 +68,12 @@ impl LaunchError {
     }
 }
 
-fn system<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> LaunchError {
-    move |error| LaunchError::System { step, error: error.into() }
-}
-
 impl Launcher {
     pub fn new(run_dir: &Path) -> Result<Self, LaunchError> {
-        let program = open_high("/proc/self/exe", OFlag::O_PATH).map_err(system("open /proc/self/exe"))?;
+        let program =
+            open_high("/proc/self/exe", OFlag::O_PATH).map_err(CallError::on("open /proc/self/exe"))?;
         let copy = sys::fd::duplicate_from(program.as_fd(), sys::clone::FIRST_FREE_FD)
-            .map_err(system("duplicate a descriptor"))?;
+            .map_err(CallError::on("duplicate a descriptor"))?;
         let templates = Arc::new(Templates::new(copy, run_dir));
         Ok(Self { program, run_dir: run_dir.to_owned(), templates, watcher: Mutex::default() })
     }
@@ -178,7 +177,7 @@ impl Launcher {
         };
         let root = foundation.as_ref().and_then(|foundation| private_root(spec, foundation));
         let spec_fd = spec_file(spec, root.as_ref())?;
-        let (receiver, report) = report::pair().map_err(system("make the report socket"))?;
+        let (receiver, report) = report::pair().map_err(CallError::on("make the report socket"))?;
         let given = [spec_fd.as_fd(), report.as_fd(), exit.as_fd()];
         let given = given.into_iter().chain(cgroup.map(Cgroup::dir_fd));
         let of_root = foundation.iter().flat_map(|Foundation { empty, template }| {
@@ -188,10 +187,10 @@ impl Launcher {
         let passed: Vec<OwnedFd> = given
             .map(|fd| sys::fd::duplicate_from(fd, sys::clone::FIRST_FREE_FD))
             .collect::<Result<_, _>>()
-            .map_err(system("duplicate a descriptor for the shim"))?;
+            .map_err(CallError::on("duplicate a descriptor for the shim"))?;
         let numbered: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
         let null = match spec.command.stdio {
-            Stdio::Fifos { .. } | Stdio::Null => Some(Null::open().map_err(system("open /dev/null"))?),
+            Stdio::Fifos { .. } | Stdio::Null => Some(Null::open().map_err(CallError::on("open /dev/null"))?),
             Stdio::Inherited => None,
         };
         let shims = cgroup.and_then(shims_cgroup);
@@ -205,7 +204,7 @@ impl Launcher {
             stdio: null.as_ref().map(Null::stdio),
             report: passed[1].as_fd(),
         })
-        .map_err(system("clone the shim"))?;
+        .map_err(CallError::on("clone the shim"))?;
         // The shim has its own copies; these would keep the socket open.
         drop((report, passed));
         let shim = child.pidfd;
@@ -254,13 +253,13 @@ fn started(
     receiver: &Receiver,
     run_dir: &RunDir,
 ) -> Result<(Identity, OwnedFd, Option<Identity>), LaunchError> {
-    let shim_id = Identity::behind(shim).map_err(system("identify the shim"))?;
+    let shim_id = Identity::behind(shim).map_err(CallError::on("identify the shim"))?;
     run_dir.record_shim(&shim_id)?;
     receiver.go_on();
     let task = receiver.wait(START_LIMIT)?;
     let task_id = match Identity::behind(&task) {
         Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => None,
-        found => Some(found.map_err(system("identify the task"))?),
+        found => Some(found.map_err(CallError::on("identify the task"))?),
     };
     Ok((shim_id, task, task_id))
 }
@@ -294,15 +293,14 @@ fn private_root(spec: &TaskSpec, foundation: &Foundation) -> Option<PrivateRoot>
 
 /// The spec in a sealed memfd: nothing on disk, nothing in `ps`, and nobody can change it any more.
 fn spec_file(spec: &TaskSpec, root: Option<&PrivateRoot>) -> Result<File, LaunchError> {
-    let bytes = ShimSpec::encode_parts(&spec.user, &spec.plan, &spec.command, root)
-        .map_err(|error| LaunchError::System { step: "encode the spec", error: io::Error::other(error) })?;
+    let bytes = ShimSpec::encode_parts(&spec.user, &spec.plan, &spec.command, root)?;
     let memfd = memfd_create(c"exec2-spec", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-        .map_err(system("make a memfd for the spec"))?;
+        .map_err(CallError::on("make a memfd for the spec"))?;
     let mut file = File::from(memfd);
-    file.write_all(&bytes).map_err(system("write the spec"))?;
+    file.write_all(&bytes).map_err(CallError::on("write the spec"))?;
     let seals =
         SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(system("seal the spec"))?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(CallError::on("seal the spec"))?;
     Ok(file)
 }
 

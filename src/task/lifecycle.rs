@@ -25,7 +25,7 @@ use crate::record::key::{EmptyKey, Key};
 use crate::record::reconcile::{ACKNOWLEDGE_LIMIT, end_unacknowledged};
 use crate::record::run_dir::{RunDir, RunDirError};
 use crate::sandbox::policy::{Denied, may_share_uid};
-use crate::sys;
+use crate::sys::{self, CallError};
 
 /// Why a call for a task failed.
 #[derive(Debug, thiserror::Error)]
@@ -423,7 +423,7 @@ impl Doubtful {
 
 /// Records that the answer is on its way, and returns it.
 fn answer(task: &Task, uid: u32) -> Result<Vec<u8>, LifecycleError> {
-    let state = task.state().map_err(|error| TaskError::System { step: "identify the boot", error })?;
+    let state = task.state().map_err(|error| TaskError::from(CallError::new("identify the boot", error)))?;
     let state = DriverState { uid: Some(uid), ..state }.encode()?;
     task.answered()?;
     Ok(state)

@@ -20,7 +20,7 @@ use crate::cgroup::{Cgroup, OomCounts};
 use crate::record::handle::DriverState;
 use crate::record::identity::{Identity, boot_id};
 use crate::record::run_dir::{RunDir, RunDirError};
-use crate::sys;
+use crate::sys::{self, CallError};
 
 /// How long a killed task may take to be gone. Only a process in an uninterruptible wait (a dead disk, NFS)
 /// delays SIGKILL; the caller then gets an error instead of waiting forever.
@@ -69,8 +69,8 @@ pub enum TaskError {
         "the task was killed {KILL_LIMIT:?} ago and is not gone yet; a process of it hangs in the kernel"
     )]
     Hangs,
-    #[error("failed to {step}: {error}")]
-    System { step: &'static str, error: std::io::Error },
+    #[error(transparent)]
+    System(#[from] CallError),
 }
 
 impl Task {
@@ -80,19 +80,18 @@ impl Task {
     /// Its end cannot be watched for; the task runs, and is given back.
     pub fn adopt(
         id: TaskId,
-        launched: Launched,
+        mut launched: Launched,
         bus: &EventBus,
     ) -> Result<Arc<Self>, (TaskError, Box<Launched>)> {
-        let Launched { processes, cgroup, run_dir, started_at, oom_before } = launched;
-        let Processes { shim, shim_id, leader, leader_id } = processes;
-        let shim = match sys::async_fd::register(shim, Interest::READABLE) {
+        let shim = match sys::async_fd::register(launched.processes.shim, Interest::READABLE) {
             Ok(shim) => shim,
             Err((shim, error)) => {
-                let processes = Processes { shim, shim_id, leader, leader_id };
-                let launched = Launched { processes, cgroup, run_dir, started_at, oom_before };
-                return Err((TaskError::System { step: "watch the shim", error }, Box::new(launched)));
+                launched.processes.shim = shim;
+                return Err((CallError::new("watch the shim", error).into(), Box::new(launched)));
             }
         };
+        let Processes { shim: _, shim_id, leader, leader_id } = launched.processes;
+        let Launched { processes: _, cgroup, run_dir, started_at, oom_before } = launched;
         let cgroup = cgroup.map(Arc::new);
         let oom = OomLedger::new(id.clone(), cgroup.clone(), run_dir.clone(), leader_id, oom_before);
         let (publish, end) = End::unknown();

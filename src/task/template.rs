@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-
 use self::process::{Hanging, Made};
 use crate::record::run_dir::{self, NO_TASK, RunDirError, fnv1a};
 use crate::sandbox::defaults::DEFAULTS;
 use crate::sandbox::root::layout::Layout;
 use crate::shim::template::{Identity, Request, Wanted};
+use crate::sys::CallError;
 
 pub(crate) use watch::{Keep, Watcher};
 
@@ -50,8 +49,8 @@ pub(crate) struct Foundation {
 /// Why there is no template.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    #[error("failed to {step} for the template of the tasks' roots: {}", .errno.desc())]
-    System { step: &'static str, errno: Errno },
+    #[error("failed to make the template of the tasks' roots: {0}")]
+    System(#[from] CallError),
     #[error("the template of the tasks' roots: {0}")]
     Failed(String),
     #[error("failed to make the template of the tasks' roots: its process ended early")]
@@ -60,10 +59,6 @@ pub enum TemplateError {
     Silent(PathBuf),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
-}
-
-fn system(step: &'static str) -> impl FnOnce(Errno) -> TemplateError {
-    move |errno| TemplateError::System { step, errno }
 }
 
 /// Builds the template when it is first needed, replaces it when the host changes, and keeps the copies of /etc up to date.

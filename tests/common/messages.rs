@@ -330,7 +330,7 @@ fn of_macro(name: &str) -> Option<Kind> {
 fn of_function(path: &syn::Path) -> Option<Kind> {
     let names: Vec<_> = path.segments.iter().map(|name| name.ident.to_string()).collect();
     match names.iter().rev().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["system", ..] | ["on" | "new", "IoError", ..] => Some(Kind::Step),
+        ["on" | "new", "CallError" | "IoError", ..] => Some(Kind::Step),
         ["say", ..] => Some(Kind::Cli),
         [_, "Failure", ..] => Some(Kind::Failure),
         _ => None,

@@ -8,11 +8,11 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
-use super::{Template, TemplateError, system};
+use super::{Template, TemplateError};
 use crate::shim::fds;
 use crate::shim::template::progress::Progress;
 use crate::shim::template::{MAX_MESSAGE, Report, Request};
-use crate::sys;
+use crate::sys::{self, CallError};
 
 /// How long a process may take to end once it is killed, before it is left to end later.
 const END_LIMIT: Duration = Duration::from_millis(100);
@@ -69,13 +69,14 @@ pub(super) fn run(
     hanging: &mut Hanging,
 ) -> Result<Made, TemplateError> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-        .map_err(system("make a socket"))?;
-    let request = rmp_serde::to_vec(request).map_err(|_| system("encode the request")(Errno::EINVAL))?;
-    send(ours.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL).map_err(system("send the request"))?;
-    let progress = Progress::new().map_err(system("make a memfd"))?;
+        .map_err(CallError::on("make a socket"))?;
+    let request =
+        rmp_serde::to_vec(request).map_err(|_| CallError::new("encode the request", Errno::EINVAL))?;
+    send(ours.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL).map_err(CallError::on("send the request"))?;
+    let progress = Progress::new().map_err(CallError::on("make a memfd"))?;
     let high = |fd| sys::fd::duplicate_from(fd, sys::clone::FIRST_FREE_FD);
     let [theirs, its_progress] = [high(theirs.as_fd()), high(progress.file().as_fd())]
-        .map(|fd| fd.map_err(system("duplicate a descriptor")));
+        .map(|fd| fd.map_err(CallError::on("duplicate a descriptor")));
     let (theirs, its_progress) = (theirs?, its_progress?);
     let child = sys::clone::spawn(&sys::clone::Spawn {
         program,
@@ -87,7 +88,7 @@ pub(super) fn run(
         stdio: None,
         report: theirs.as_fd(),
     })
-    .map_err(system("start a process"))?;
+    .map_err(CallError::on("start a process"))?;
     drop(theirs);
     let received = receive(&ours, &progress, limit, deadline);
     hanging.end(child.pidfd);
@@ -105,13 +106,15 @@ fn receive(
     let mut made = Made::default();
     loop {
         wait_for_message(socket, progress, limit, deadline)?;
-        let (length, fd) = sys::fd::receive(socket.as_fd(), &mut bytes).map_err(system("read a message"))?;
+        let (length, fd) =
+            sys::fd::receive(socket.as_fd(), &mut bytes).map_err(CallError::on("read a message"))?;
         if length == 0 {
             return Err(TemplateError::Ended);
         }
         // A child that could not exec sends its errno.
         if let Ok(errno) = <[u8; 4]>::try_from(&bytes[..length]) {
-            return Err(system("execute this program")(Errno::from_raw(i32::from_ne_bytes(errno))));
+            let errno = Errno::from_raw(i32::from_ne_bytes(errno));
+            return Err(CallError::new("execute this program", errno).into());
         }
         match rmp_serde::from_slice(&bytes[..length])
             .map_err(|error| TemplateError::Failed(error.to_string()))?
@@ -139,7 +142,7 @@ fn wait_for_message(
     let mut until = Instant::now() + limit;
     loop {
         let next = deadline.min(until).min(Instant::now() + limit / 4);
-        if sys::poll::readable(socket, next).map_err(system("wait for a message"))? {
+        if sys::poll::readable(socket, next).map_err(CallError::on("wait for a message"))? {
             return Ok(());
         }
         let now = progress.last();
