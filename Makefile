@@ -171,6 +171,23 @@ test-syscalls: setup-trace build ## Compare the system calls of a task's start w
 	@status=0; scripts/count_syscalls.py $(PLUGIN) || status=$$?; \
 	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'system calls of a start (not root)' >> $(NOT_CHECKED); else exit $$status; fi
 
+# Further plugins for `make bench`, as LABEL=PATH, and options of the program, such as `-tasks 0,100`.
+BENCH_PLUGINS ?=
+BENCH_ARGS    ?=
+BENCH_PAYLOAD := $(OUT)/bench-payload
+
+.PHONY: bench
+bench: setup-vm build pluginhost ## Measure plugins, plain processes and other sandboxes in a VM: target/bench
+	$(call say,benchmark in a VM)
+	rm -rf $(BENCH_PAYLOAD)
+	mkdir -p $(BENCH_PAYLOAD)/srv/bench/bin $(BENCH_PAYLOAD)/srv/bench/plugins
+	cd tests/pluginhost && CGO_ENABLED=0 go build -trimpath -o $(BENCH_PAYLOAD)/srv/bench/bench ./cmd/bench
+	for each in $(BENCH_PLUGINS); do install -m 755 "$${each#*=}" "$(BENCH_PAYLOAD)/srv/bench/plugins/$${each%%=*}"; done
+	if bwrap=$$(command -v bwrap); then install -m 755 "$$bwrap" $(BENCH_PAYLOAD)/srv/bench/bin/bwrap; fi
+	EXEC2_BENCH_OUT=$(OUT)/bench EXEC2_BENCH_ARGS="$(BENCH_ARGS)" nixos-tests/run --kernel $(VM_KERNEL) --nomad pluginhost --jobs 1 \
+	  --no-snapshots --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) --payload $(BENCH_PAYLOAD) bench/vm.py
+	@cat $(OUT)/bench/table.md
+
 .PHONY: bench-native
 bench-native: setup-build ## Measure starts and stops of tasks against plain processes, here (root)
 	$(call say,benchmark)

@@ -16,9 +16,9 @@ var layers = []string{
 	"pb internal/ids internal/files internal/hcleval internal/users internal/cgroup internal/logmon internal/api",
 	"internal/cpu internal/violations internal/schema internal/netns internal/allocdir internal/agentconfig internal/jobspec",
 	"internal/taskenv internal/plugin",
-	"internal/client internal/harness",
+	"internal/client internal/harness internal/bench",
 	"internal/cli",
-	"cmd/pluginhost",
+	"cmd/pluginhost cmd/bench",
 }
 
 // helpers are for tests and may be imported by tests only.
