@@ -6,6 +6,7 @@ pub mod identity;
 pub mod key;
 pub(crate) mod reconcile;
 pub mod run_dir;
+pub(crate) mod session;
 pub mod spec;
 #[cfg(test)]
 pub(crate) mod testing;

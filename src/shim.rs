@@ -31,12 +31,13 @@ use steps::RootNamespaces;
 pub(crate) mod fds {
     use std::os::fd::RawFd;
 
-    /// The spec, a sealed memfd. It is followed by the report socket (`SOCK_SEQPACKET`) and the exit-status file, opened for
-    /// writing; then, as far as the spec has them: the task's cgroup directory, the empty mount namespace, and the template's.
+    /// The spec, a sealed memfd. It is followed by the report socket (`SOCK_SEQPACKET`), the exit-status file and the session
+    /// record, both opened for writing; then, as far as the spec has them: the task's cgroup directory, the empty mount
+    /// namespace, and the template's.
     pub(crate) const SPEC: RawFd = 3;
     /// How many there are at most, and at least.
-    pub(crate) const COUNT: usize = 6;
-    pub(crate) const ALWAYS: usize = 3;
+    pub(crate) const COUNT: usize = 7;
+    pub(crate) const ALWAYS: usize = 4;
 }
 
 /// Nesting limit of a message between plugin and shim. They need 8 levels; rmp-serde's default of 1024 could overflow a small
@@ -50,7 +51,7 @@ const MISUSED: u8 = 2;
 
 /// The entry point of `nomad-driver-exec2 shim`.
 pub fn main() -> ExitCode {
-    let Ok([Some(spec), Some(report), Some(exit), rest @ ..]) =
+    let Ok([Some(spec), Some(report), Some(exit), Some(session), rest @ ..]) =
         sys::fd::inherited::<{ fds::COUNT }>(fds::SPEC)
     else {
         // Not started by the plugin: there is no socket for a report.
@@ -58,7 +59,7 @@ pub fn main() -> ExitCode {
     };
     let reporter = Reporter::new(report);
     let exit = File::from(exit);
-    match start(File::from(spec), rest, &reporter) {
+    match start(File::from(spec), File::from(session), rest, &reporter) {
         Ok((started, oom)) => {
             // End of file on the report socket means that exec succeeded: no copy of it may stay open here.
             drop(reporter);
@@ -81,6 +82,7 @@ struct Started {
 /// Starts the task. All memory for the spec is freed before this returns, so that the shim stays small.
 fn start(
     mut file: File,
+    session: File,
     rest: [Option<OwnedFd>; fds::COUNT - fds::ALWAYS],
     reporter: &Reporter,
 ) -> Result<(Started, Option<OomCounter>), Failure> {
@@ -98,6 +100,8 @@ fn start(
     let (cgroup, namespaces) = given(&spec, rest)?;
     let oom = cgroup.as_ref().and_then(|cgroup| OomCounter::of(cgroup.as_fd()));
     let prepared = setup::prepare(&spec, namespaces)?;
+    steps::record_session(&spec, prepared.rules(), &session)?;
+    drop(session);
     let task = setup::launch(&spec, prepared, cgroup, reporter)?;
     steps::drop_privileges()?;
     if spec.command.foreground.is_some() {

@@ -6,6 +6,7 @@
 //! * `answered`: the same file under another name, once the answer is on its way to Nomad. Removed when Nomad first asks for
 //!   the task, which acknowledges the start.
 //! * `spec`: what the task may do, written before it runs.
+//! * `session`: the environment and the rules of the task, for sessions in it; written by its shim.
 //! * `outlived`: the number of OOM kills that the task survived; absent if there were none.
 
 use std::ffi::{OsStr, OsString};
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{Identity, boot_id};
 use super::key::Key;
+use super::session::SessionRecord;
 use super::spec::StoredSpec;
 use crate::shim::exit::{BLANK, Exit, MAX_LINE, Malformed};
 use crate::sys::read::bounded;
@@ -37,6 +39,7 @@ const STARTING_FILE: &str = "starting";
 const ANSWERED_FILE: &str = "answered";
 const OUTLIVED_FILE: &str = "outlived";
 const SPEC_FILE: &str = "spec";
+const SESSION_FILE: &str = "session";
 /// Limit for a [`Record`], bytes; it has about 100.
 const MAX_RECORD: u64 = 1024;
 /// Limit for a specification, bytes: a job may have hundreds of thousands of rules.
@@ -145,6 +148,21 @@ impl RunDir {
         };
         let decoded = StoredSpec::decode(&bytes);
         decoded.map(Some).map_err(|error| RunDirError::Spec { path: self.path().join(SPEC_FILE), error })
+    }
+
+    /// The file that the shim fills for sessions.
+    pub(crate) fn new_session_file(&self) -> Result<File, RunDirError> {
+        self.new_file(&self.dir()?, SESSION_FILE)
+    }
+
+    /// What a session needs beside the specification; none if the version that started the task did not store it.
+    pub(crate) fn session(&self) -> Result<Option<SessionRecord<'static>>, RunDirError> {
+        let bytes = match self.read(SESSION_FILE, MAX_SPEC) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(self.failed("read", SESSION_FILE))?,
+        };
+        let decoded = SessionRecord::decode(&bytes);
+        decoded.map(Some).map_err(|error| RunDirError::Spec { path: self.path().join(SESSION_FILE), error })
     }
 
     /// Records the identity of the shim.

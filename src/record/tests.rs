@@ -1,6 +1,7 @@
 //! What each version wrote, which every later one must read: `tests/fixtures/records/VERSION/`.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -8,11 +9,13 @@ use super::handle::{DriverState, HANDLE_VERSION};
 use super::identity::{Identity, boot_id};
 use super::key::Key;
 use super::run_dir::RunDir;
+use super::session::SessionRecord;
 use super::spec::StoredSpec;
 use crate::cgroup::{CpuMax, Limits, MemoryMax};
 use crate::sandbox::capabilities::Capability;
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::{Landlock, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
+use crate::sandbox::root::RootRule;
 use crate::sandbox::unveil::Access;
 use crate::shim::exit::Exit;
 use crate::users::User;
@@ -80,12 +83,18 @@ fn spec() -> StoredSpec<'static> {
     }
 }
 
+fn session() -> SessionRecord<'static> {
+    let rule = RootRule { path: "/usr".into(), access: Access::READ | Access::EXECUTE, directory: true };
+    SessionRecord { env: vec!["USER=ann".to_owned()].into(), rules: Some(vec![rule].into()) }
+}
+
 /// What this version writes of the task above: the handle, and the files of the run directory.
 fn written() -> Vec<(&'static str, Vec<u8>)> {
     let base = tempfile::tempdir().unwrap();
     let dir = RunDir::of(&base.path().join("run"), Key::new(ID).unwrap());
     exit().write(&dir.create().unwrap()).unwrap();
     dir.record_spec(&spec()).unwrap();
+    dir.new_session_file().unwrap().write_all(&session().encode().unwrap()).unwrap();
     dir.record_shim(&SHIM).unwrap();
     dir.outlives(OUTLIVED).unwrap();
     let own = Identity::of(std::process::id().cast_signed()).unwrap();
@@ -96,7 +105,7 @@ fn written() -> Vec<(&'static str, Vec<u8>)> {
     };
     let mut files = vec![("handle", state().encode().unwrap()), ("starting", file("starting"))];
     dir.started().unwrap();
-    files.extend(["answered", "shim", "spec", "outlived", "exit"].map(|name| (name, file(name))));
+    files.extend(["answered", "shim", "spec", "session", "outlived", "exit"].map(|name| (name, file(name))));
     files
 }
 
@@ -141,6 +150,7 @@ fn what_each_version_wrote_is_read() {
         assert_eq!(dir.exit().unwrap(), Some(exit()), "{version:?}");
         assert_eq!(dir.outlived(), OUTLIVED, "{version:?}");
         assert_eq!(dir.spec().unwrap(), Some(spec()), "{version:?}");
+        assert_eq!(dir.session().unwrap(), Some(session()), "{version:?}");
     }
 }
 
@@ -149,13 +159,14 @@ fn a_record_with_a_field_of_a_later_version_is_read() {
     let base = tempfile::tempdir().unwrap();
     let fixture = Path::new(DIRECTORY).join(env!("CARGO_PKG_VERSION"));
     let dir = run_dir_of(&fixture, &base.path().join("run"));
-    for name in ["shim", "starting", "answered", "spec"] {
+    for name in ["shim", "starting", "answered", "spec", "session"] {
         let path = dir.path().join(name);
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replacen('{', r#"{"later":{"x":[1]},"#, 1)).unwrap();
     }
     assert_eq!((dir.shim(), dir.starting(), dir.answered()), (Some(SHIM), Some(PLUGIN), Some(PLUGIN)));
     assert_eq!(dir.spec().unwrap(), Some(spec()));
+    assert_eq!(dir.session().unwrap(), Some(session()));
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub enum Step {
     Unveil,
     Landlock,
     WorkDir,
+    Record,
     Clone,
     Session,
     Inherited,
@@ -57,6 +58,7 @@ impl Step {
             Self::Unveil => "unveil",
             Self::Landlock => "apply Landlock",
             Self::WorkDir => "enter working directory",
+            Self::Record => "record",
             Self::Clone => "clone the task into",
             Self::Session => "set up the session of",
             Self::Inherited => "reset the task's",
@@ -78,6 +80,7 @@ impl Step {
         !matches!(
             self,
             Self::Spec
+                | Self::Record
                 | Self::Clone
                 | Self::Session
                 | Self::Inherited

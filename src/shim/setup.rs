@@ -16,6 +16,7 @@ use super::report::{Failure, Reporter, Step};
 use super::spec::ShimSpec;
 use super::steps::{self, Logs, Result, RootNamespaces};
 use crate::sandbox::place::Place;
+use crate::sandbox::root::RootRule;
 use crate::sys;
 
 /// Exit status of a task that could not start; it is not read, since the failure is reported.
@@ -28,12 +29,20 @@ pub(super) struct Prepared {
     /// None: it is entered by its path, in the task's own root.
     work_dir: Option<OwnedFd>,
     ruleset: RulesetCreated,
+    /// Those of the task's own root.
+    rules: Option<Vec<RootRule>>,
+}
+
+impl Prepared {
+    pub(super) fn rules(&self) -> Option<&[RootRule]> {
+        self.rules.as_deref()
+    }
 }
 
 /// In the shim: network namespace, logs, root, working directory, Landlock rules.
 pub(super) fn prepare(spec: &ShimSpec, namespaces: Option<RootNamespaces>) -> Result<Prepared> {
     steps::join_network(spec)?;
-    let (logs, work_dir, ruleset);
+    let (logs, work_dir, ruleset, rules);
     if let Some((root, namespaces)) = spec.root.as_ref().zip(namespaces) {
         logs = steps::open_logs(spec)?;
         let writable = steps::writable(spec);
@@ -41,18 +50,20 @@ pub(super) fn prepare(spec: &ShimSpec, namespaces: Option<RootNamespaces>) -> Re
             // The root has it even if nothing there is unveiled; but a name that is wrong, or closed to the task, is an error.
             steps::open_work_dir(spec, &writable)?;
         }
-        let rules = steps::enter_root(spec, root, namespaces, &writable)?;
+        let found = steps::enter_root(spec, root, namespaces, &writable)?;
         work_dir = None;
-        ruleset = steps::build_root_ruleset(spec, logs.as_ref(), &rules)?;
+        ruleset = steps::build_root_ruleset(spec, logs.as_ref(), &found)?;
+        rules = Some(found);
     } else {
         steps::separate_mounts(spec)?;
         logs = steps::open_logs(spec)?;
         let writable = steps::writable(spec);
         work_dir = Some(steps::open_work_dir(spec, &writable)?);
         ruleset = steps::build_ruleset(spec, logs.as_ref(), &writable)?;
+        rules = None;
     }
     steps::lead_session(spec)?;
-    Ok(Prepared { logs, work_dir, ruleset })
+    Ok(Prepared { logs, work_dir, ruleset, rules })
 }
 
 /// The task between its clone and its exec, for which it waits.
@@ -116,16 +127,34 @@ fn become_task(
     sys::signals::ignore(spec.command.foreground.map_or(0, |foreground| foreground.ignored));
     steps::join_session(spec)?;
     sys::signals::unblock_all().map_err(session)?;
+    let Prepared { logs, work_dir, ruleset, .. } = prepared;
+    confine(spec, logs, work_dir, ruleset)?;
+    // Waits until the shim has an id and a state in which this task cannot affect it.
+    opened.read_exact(&mut [0]).map_err(|error| Failure::io(Step::Session, "the task", &error))?;
+    run(spec, reporter)
+}
+
+/// Whatever runs in a task, its own command or that of a session, becomes what the plan says.
+pub(super) fn confine(
+    spec: &ShimSpec,
+    logs: Option<Logs>,
+    work_dir: Option<OwnedFd>,
+    ruleset: RulesetCreated,
+) -> Result<()> {
     steps::reset_inherited()?;
     steps::set_oom_score_adj(spec)?;
     steps::limit_open_files(spec)?;
-    steps::attach_logs(prepared.logs)?;
+    steps::attach_logs(logs)?;
     steps::become_user(spec)?;
-    steps::enter_work_dir(spec, prepared.work_dir.as_ref())?;
+    // Until exec, no process of the task's user may look into this one.
+    steps::hide()?;
+    steps::enter_work_dir(spec, work_dir.as_ref())?;
     prctl::set_no_new_privs().map_err(|errno| Failure::new(Step::NoNewPrivs, "the task", errno))?;
-    steps::restrict(prepared.ruleset)?;
-    // Waits until the shim has an id and a state in which this task cannot affect it.
-    opened.read_exact(&mut [0]).map_err(|error| Failure::io(Step::Session, "the task", &error))?;
+    steps::restrict(ruleset)
+}
+
+/// The last step.
+pub(super) fn run(spec: &ShimSpec, reporter: &Reporter) -> Result<Infallible> {
     sys::fd::close_on_exec_from(3).map_err(|errno| Failure::new(Step::CloseFds, "the task", errno))?;
     steps::exec(&spec.command, reporter)
 }

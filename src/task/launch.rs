@@ -178,7 +178,8 @@ impl Launcher {
         let root = foundation.as_ref().and_then(|foundation| private_root(spec, foundation));
         let spec_fd = spec_file(spec, root.as_ref())?;
         let (receiver, report) = report::pair().map_err(CallError::on("make the report socket"))?;
-        let given = [spec_fd.as_fd(), report.as_fd(), exit.as_fd()];
+        let session = run_dir.new_session_file()?;
+        let given = [spec_fd.as_fd(), report.as_fd(), exit.as_fd(), session.as_fd()];
         let given = given.into_iter().chain(cgroup.map(Cgroup::dir_fd));
         let of_root = foundation.iter().flat_map(|Foundation { empty, template }| {
             [Some(empty.as_fd()), template.as_ref().map(|template| template.namespace.as_fd())]

@@ -58,7 +58,7 @@ pub(crate) fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Rec
 
 /// A task without a readable specification keeps running: only alloc exec needs it.
 fn check_stored(run_dir: &RunDir) {
-    match run_dir.spec() {
+    match run_dir.spec().and_then(|spec| Ok(spec.zip(run_dir.session()?))) {
         Ok(Some(_)) => {}
         Ok(None) => tracing::debug!(
             entry = %run_dir.path().display(),

@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::{Candidate, Kind};
 use crate::sandbox::unveil::Access;
 
 /// Access to a path of the root, which is opened when the root is complete.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RootRule {
     pub path: PathBuf,
     pub access: Access,

@@ -36,6 +36,11 @@ pub(crate) fn become_user(spec: &ShimSpec) -> Result<()> {
     Ok(())
 }
 
+/// A change of ids has made this process as open to others of its user as fs.suid_dumpable says, proc_sys_fs(5). Exec ends that.
+pub(crate) fn hide() -> Result<()> {
+    prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Session, "the task", errno))
+}
+
 /// In the shim, before the task's command runs: from here on it only waits. It keeps no privilege that a bug could abuse, and its
 /// id is one that no task has.
 pub(crate) fn drop_privileges() -> Result<()> {
