@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod driver;
 mod host;
+mod os_path;
 pub mod proto;
 mod quote;
 pub mod record;

@@ -53,6 +53,7 @@ pub struct User {
     #[serde(default)]
     pub groups: Vec<u32>,
     /// The home in the database, always absolute; it may not exist. None: the user has no home.
+    #[serde(default, with = "crate::os_path::option")]
     pub home: Option<PathBuf>,
     /// Whether the user is in the database. Two jobs may name the same uid otherwise.
     #[serde(default)]
@@ -253,7 +254,9 @@ fn accept(user: &str, entry: Entry) -> Result<User, UserError> {
     if entry.uid == 0 && user != ROOT {
         return Err(UserError::RootAlias { user: user.to_owned() });
     }
-    let usable = |home: &PathBuf| home.is_absolute() && !home.to_string_lossy().contains(char::is_control);
+    let plain = |home: &str| home.starts_with('/') && !home.contains(char::is_control);
+    // HOME cannot name another one.
+    let usable = |home: &PathBuf| home.to_str().is_some_and(plain);
     Ok(User {
         name: entry.name,
         uid: entry.uid,

@@ -12,8 +12,10 @@ mod common;
 #[path = "common/sandbox.rs"]
 mod sandbox;
 
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -195,6 +197,31 @@ fn what_is_no_default_does_not_appear() {
     // This one shows that the task would have seen it.
     host.write("hosts", "second\n");
     task.sees("second");
+}
+
+#[test]
+fn a_name_that_is_not_utf_8_is_a_default_as_any_other() {
+    let Some(host) = host() else { return };
+    let odd = |before: &[u8], after: &str| {
+        let name = [before, b"\xff", after.as_bytes()].concat();
+        host.etc.path().join(OsStr::from_bytes(&name))
+    };
+    let directory = odd(b"java-", "odd-openjdk");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("file"), "in a directory\n").unwrap();
+    fs::write(odd(b"", "odd-release"), "a file\n").unwrap();
+    fs::write(odd(b"", "odd-secret"), "no default\n").unwrap();
+    let _ = fs::remove_file(host.at("localtime"));
+    symlink(OsStr::from_bytes(b"/usr/share/zoneinfo/\xff"), host.at("localtime")).unwrap();
+    let script =
+        r"x=$(printf '\377')odd; cat /etc/java-$x-openjdk/file /etc/$x-release; cat /etc/$x-secret; exit 0";
+    for root in ["private", "host"] {
+        let run = [PLUGIN, "run", "--root", root, "--", "sh", "-c", script];
+        let seen = host.command("", &run).output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&seen.stdout), String::from_utf8_lossy(&seen.stderr));
+        assert_eq!(out, "in a directory\na file\n", "{root}: {err}");
+        assert!(err.contains("odd-secret"), "{root}: {err}");
+    }
 }
 
 #[test]

@@ -15,9 +15,14 @@ use super::unveil::Access;
 #[serde(rename_all = "snake_case")]
 pub enum Place {
     /// A path of the host; symbolic links that only root can have made are followed.
-    Host(PathBuf),
+    Host(#[serde(with = "crate::os_path")] PathBuf),
     /// `path` (relative) below `root` (as [`Place::Host`]), where no symbolic link is followed.
-    Beneath { root: PathBuf, path: PathBuf },
+    Beneath {
+        #[serde(with = "crate::os_path")]
+        root: PathBuf,
+        #[serde(with = "crate::os_path")]
+        path: PathBuf,
+    },
 }
 
 impl Place {

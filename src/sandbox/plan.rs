@@ -18,6 +18,7 @@ use crate::cgroup::Limits;
 pub struct Plan {
     /// The task's own directory, `alloc_mounts/<alloc>-<task>`. It has been proven to be its own, so the symbolic links that
     /// lead to it are followed.
+    #[serde(with = "crate::os_path")]
     pub task_dir: PathBuf,
     pub root: Root,
     pub namespaces: Namespaces,
@@ -50,6 +51,7 @@ pub struct Namespaces {
     /// Created for the task.
     pub own: BTreeSet<Namespace>,
     /// Network namespace to join (setns(2)), for example `/var/run/netns/<alloc>`; none = the host's.
+    #[serde(with = "crate::os_path::option")]
     pub network: Option<PathBuf>,
 }
 
@@ -100,6 +102,7 @@ pub struct Rlimits {
 #[serde(default)]
 pub struct Resources {
     /// None: the task has no cgroup, and no limits.
+    #[serde(with = "crate::os_path::option")]
     pub cgroup: Option<PathBuf>,
     pub limits: Limits,
 }

@@ -36,6 +36,7 @@ pub struct PrivateRoot {
     /// Size of /dev/shm in bytes; none = half of the host's memory, as tmpfs(5).
     pub shm_size: Option<u64>,
     /// Where cgroup2 is mounted on the host.
+    #[serde(with = "crate::os_path::option")]
     pub cgroup_root: Option<PathBuf>,
 }
 
@@ -43,7 +44,11 @@ pub struct PrivateRoot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TaskDirs {
     /// `<alloc_dir>/<task>` and `<alloc_dir>/alloc`, from Nomad's TaskConfig.
-    Nomad { alloc_dir: PathBuf, task: String },
+    Nomad {
+        #[serde(with = "crate::os_path")]
+        alloc_dir: PathBuf,
+        task: String,
+    },
     /// They are made in the root, and gone with it (the `run` verb).
     Scratch,
 }

@@ -42,11 +42,14 @@ const UMASK: Mode = Mode::from_bits_truncate(0o022);
 /// What the plugin asks for.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
+    #[serde(with = "crate::os_path")]
     pub run_dir: PathBuf,
     /// Where the copies of /etc are, below the run directory.
+    #[serde(with = "crate::os_path")]
     pub etc: PathBuf,
     pub wanted: Wanted,
     /// Default unveils that did not answer.
+    #[serde(with = "crate::os_path::list")]
     pub skip: Vec<PathBuf>,
 }
 

@@ -1,3 +1,5 @@
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -27,6 +29,11 @@ const PASSWD: [(&str, u32, u32, &str); 10] = [
 const GROUPS: [(&str, &[u32]); 4] =
     [("ann", &[44, 27, 44, 1000]), ("root", &[0, 6]), ("operator", &[5, 0]), ("evil", &[1])];
 
+fn odd_home() -> Entry {
+    let home = OsStr::from_bytes(b"/home/\xff").into();
+    Entry { name: "odd".into(), uid: 1005, gid: 1005, home }
+}
+
 fn database() -> Text {
     let entries = PASSWD
         .iter()
@@ -36,6 +43,7 @@ fn database() -> Text {
             gid: *gid,
             home: PathBuf::from(home),
         })
+        .chain([odd_home()])
         .collect();
     Text { entries, broken: false }
 }
@@ -94,6 +102,8 @@ fn every_form() {
     is("nomad-2147483647", "nomad-2147483647", 2_147_483_647, 2_147_483_647, None);
     // A relative home would depend on the task's current directory.
     is("rel", "rel", 1001, 1001, None);
+    // HOME could not name it.
+    assert_eq!(lookup_in(&database(), "odd").unwrap().home, None);
 }
 
 #[test]

@@ -20,18 +20,22 @@ pub(crate) struct Layout {
 /// A directory that has nothing in it but mount points, links and copies.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Tree {
+    #[serde(with = "crate::os_path")]
     pub path: PathBuf,
     pub parts: Vec<Part>,
     pub links: Vec<Link>,
     /// Empty directories, on which each root mounts something of its own.
+    #[serde(with = "crate::os_path::list")]
     pub directories: Vec<PathBuf>,
     /// Names of the files that are copies of the host's, refreshed when those change.
+    #[serde(with = "crate::os_path::list")]
     pub copies: Vec<PathBuf>,
 }
 
 /// A file or directory of the host, at the path where it really is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Part {
+    #[serde(with = "crate::os_path")]
     pub path: PathBuf,
     pub access: Access,
     pub directory: bool,
@@ -51,6 +55,8 @@ impl Part {
 /// A symbolic link, with the text that it has on the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Link {
+    #[serde(with = "crate::os_path")]
     pub path: PathBuf,
+    #[serde(with = "crate::os_path")]
     pub target: PathBuf,
 }
