@@ -42,11 +42,7 @@ enum Command {
     /// Run a program in the driver's sandbox, without Nomad
     Run(run::Args),
     /// Show whether this host can run the driver's tasks, and what to fix
-    Check {
-        /// Print a JSON object instead of a table
-        #[arg(long)]
-        json: bool,
-    },
+    Check(check::Args),
     /// Check a plugin configuration before an agent uses it
     ValidateConfig(validate::Args),
 }
@@ -61,7 +57,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = args.into_iter().enumerate().map(|(place, arg)| if place == 1 { long(arg) } else { arg });
     match Cli::try_parse_from(args) {
         Ok(Cli { command: Command::Run(args) }) => run::main(args),
-        Ok(Cli { command: Command::Check { json } }) => check::check(json),
+        Ok(Cli { command: Command::Check(args) }) => check::main(&args),
         Ok(Cli { command: Command::ValidateConfig(args) }) => validate::main(&args),
         Err(error) => {
             // If stdout or stderr is closed, the message cannot be shown.

@@ -5,11 +5,13 @@
 //! fixed while the agent runs.
 
 mod observe;
+mod own_root;
 
 use std::io;
 
 use nix::errno::Errno;
 
+use crate::config::RootKind;
 pub(crate) use observe::{CgroupMount, Namespace, Observations};
 
 /// Oldest kernel (major, minor) that is accepted by its number: the first long-term one with both Landlock (5.13) and
@@ -40,6 +42,8 @@ pub(crate) enum Severity {
     Undetected,
     /// Can be fixed while the agent runs.
     Unhealthy,
+    /// The same, and of no consequence with `root = "host"`.
+    OwnRoot,
 }
 
 /// Whether a requirement is met.
@@ -105,6 +109,7 @@ impl Host {
             landlock(seen),
         ];
         requirements.extend(seen.namespaces.iter().map(namespace));
+        requirements.push(own_root::judge(seen));
         Host {
             requirements,
             landlock_abi: seen.landlock.ok(),
@@ -113,9 +118,11 @@ impl Host {
         }
     }
 
-    /// Whether tasks can run here. If several requirements are unmet, all are named, and the most severe one decides.
-    pub(crate) fn health(&self) -> Health {
+    /// Whether tasks with this kind of root can run here. If several requirements are unmet, all are named, and the most severe
+    /// one decides.
+    pub(crate) fn health(&self, root: RootKind) -> Health {
         let missing = self.requirements.iter().filter_map(|r| match &r.state {
+            State::Missing { severity: Severity::OwnRoot, .. } if root == RootKind::Host => None,
             State::Missing { fix, severity } => Some((format!("{}: {}; {fix}", r.name, r.found), *severity)),
             State::Ok | State::Unknown => None,
         });

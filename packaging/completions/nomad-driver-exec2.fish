@@ -41,8 +41,10 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand ru
 host\t'The host\'s'"
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l no-defaults -d 'Grant only the paths of --unveil: no system paths, not even the task\'s own directories'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l root -d 'The plugin\'s option root: whether tasks have a private root directory or the host\'s' -r -f -a "private\t'One of its own'
+host\t'The host\'s'"
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l json -d 'Print a JSON object instead of a table'
-complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -s h -l help -d 'Print help'
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand validate-config" -s h -l help -d 'Print help'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "run" -d 'Run a program in the driver\'s sandbox, without Nomad'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand help; and not __fish_seen_subcommand_from run check validate-config help" -f -a "check" -d 'Show whether this host can run the driver\'s tasks, and what to fix'

@@ -5,11 +5,22 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use crate::config::RootKind;
 use crate::host::{self, Health, Host, State};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print a JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    /// The plugin's option root: whether tasks have a private root directory or the host's
+    #[arg(long, value_name = "ROOT", default_value = "private")]
+    root: RootKind,
+}
 
 /// Probes this host and prints the result as a table or as JSON. The exit status is 0 if the driver would be healthy, else 1;
 /// it does not change if the reader closes the pipe (`check | head -1`).
-pub(super) fn check(json: bool) -> ExitCode {
+pub(super) fn main(args: &Args) -> ExitCode {
     let host = match host::probe() {
         Ok(host) => host,
         Err(error) => {
@@ -18,19 +29,23 @@ pub(super) fn check(json: bool) -> ExitCode {
         }
     };
     let mut stdout = io::stdout().lock();
-    let written = if json { write_json(&mut stdout, &host) } else { write_table(&mut stdout, &host) };
+    let written = if args.json {
+        write_json(&mut stdout, &host, args.root)
+    } else {
+        write_table(&mut stdout, &host, args.root)
+    };
     match written.and_then(|()| stdout.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
             // The output is lost, for example on a full disk or a closed descriptor.
             let _ = writeln!(io::stderr(), "failed to write to standard output: {e}");
             ExitCode::FAILURE
         }
-        _ if host.health() == Health::Healthy => ExitCode::SUCCESS,
+        _ if host.health(args.root) == Health::Healthy => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }
 
-fn write_table(out: &mut impl Write, host: &Host) -> io::Result<()> {
+fn write_table(out: &mut impl Write, host: &Host, root: RootKind) -> io::Result<()> {
     let width = host.requirements.iter().map(|r| r.name.len()).max().unwrap_or(0);
     for r in &host.requirements {
         writeln!(out, "{:<7}  {:<width$}  {}", word(&r.state), r.name, r.found)?;
@@ -39,7 +54,7 @@ fn write_table(out: &mut impl Write, host: &Host) -> io::Result<()> {
         }
     }
     writeln!(out)?;
-    match host.health() {
+    match host.health(root) {
         Health::Healthy => writeln!(out, "Nomad would find the exec2 driver healthy on this host."),
         Health::Unhealthy(_) => writeln!(out, "Nomad would find the exec2 driver unhealthy on this host."),
         Health::Undetected(_) => writeln!(out, "Nomad would not detect the exec2 driver on this host."),
@@ -85,8 +100,8 @@ struct Line<'a> {
     fix: Option<&'a str>,
 }
 
-fn write_json(out: &mut impl Write, host: &Host) -> io::Result<()> {
-    let (health, reason) = match host.health() {
+fn write_json(out: &mut impl Write, host: &Host, root: RootKind) -> io::Result<()> {
+    let (health, reason) = match host.health(root) {
         Health::Healthy => ("healthy", String::new()),
         Health::Unhealthy(reason) => ("unhealthy", reason),
         Health::Undetected(reason) => ("undetected", reason),
@@ -130,7 +145,7 @@ mod tests {
 
     fn table(host: &Host) -> String {
         let mut out = Vec::new();
-        write_table(&mut out, host).unwrap();
+        write_table(&mut out, host, RootKind::Private).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -148,12 +163,21 @@ mod tests {
         let mut host = sample();
         host.requirements.remove(0);
         assert!(table(&host).ends_with("healthy on this host.\n"));
+        let fix = "set root = \"host\"".to_owned();
+        let state = State::Missing { fix, severity: Severity::OwnRoot };
+        host.requirements.push(Requirement { name: "own root", found: "no mqueue".to_owned(), state });
+        assert!(table(&host).ends_with("unhealthy on this host.\n"), "{}", table(&host));
+        let mut out = Vec::new();
+        write_table(&mut out, &host, RootKind::Host).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains("missing  own root"), "it is still listed: {out}");
+        assert!(out.ends_with("find the exec2 driver healthy on this host.\n"), "{out}");
     }
 
     #[test]
     fn json_for_scripts() {
         let mut out = Vec::new();
-        write_json(&mut out, &sample()).unwrap();
+        write_json(&mut out, &sample(), RootKind::Private).unwrap();
         let got: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(
             got,
@@ -185,7 +209,10 @@ mod tests {
                 Ok(())
             }
         }
-        for result in [write_table(&mut Closed, &sample()), write_json(&mut Closed, &sample())] {
+        for result in [
+            write_table(&mut Closed, &sample(), RootKind::Private),
+            write_json(&mut Closed, &sample(), RootKind::Private),
+        ] {
             assert_eq!(result.unwrap_err().kind(), ErrorKind::BrokenPipe);
         }
     }

@@ -77,7 +77,7 @@ fn unseen(error: &io::Error) -> FingerprintResponse {
 }
 
 fn response(host: &Host, settings: &Settings) -> FingerprintResponse {
-    let (health, health_description) = match host.health() {
+    let (health, health_description) = match host.health(settings.plugin.root) {
         Health::Healthy => (HealthState::Healthy, HEALTHY.into()),
         Health::Unhealthy(why) => (HealthState::Unhealthy, why),
         Health::Undetected(why) => (HealthState::Undetected, why),

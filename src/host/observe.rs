@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, TMPFS_MAGIC, statfs};
 
 use crate::cgroup::MOUNT_POINT;
+use crate::sys::mount::features::{self, Feature};
 use crate::sys::{self, landlock};
 
 /// Limit in bytes for each file, which has a few lines.
@@ -62,6 +63,8 @@ pub(crate) struct Observations {
     /// Active security modules (/sys/kernel/security/lsm).
     pub lsm: Option<String>,
     pub namespaces: Vec<Namespace>,
+    /// What a root of the task's own needs.
+    pub root_features: Vec<(Feature, Result<(), Errno>)>,
 }
 
 impl Observations {
@@ -90,6 +93,7 @@ impl Observations {
                 namespace("mount namespaces", "mnt")?,
                 namespace("ipc namespaces", "ipc")?,
             ],
+            root_features: features::probe(),
         })
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::sys::mount::features::Feature;
 
 /// A host that meets all requirements.
 fn good() -> Observations {
@@ -17,13 +18,18 @@ fn good() -> Observations {
             namespace("mount namespaces", "mnt"),
             namespace("ipc namespaces", "ipc"),
         ],
+        root_features: vec![
+            (Feature::Call("openat2", "5.6"), Ok(())),
+            (Feature::Call("mount_setattr", "5.12"), Ok(())),
+            (Feature::FileSystem("mqueue", "CONFIG_POSIX_MQUEUE"), Ok(())),
+        ],
     }
 }
 
 fn health(change: impl FnOnce(&mut Observations)) -> Health {
     let mut seen = good();
     change(&mut seen);
-    Host::judge(&seen).health()
+    Host::judge(&seen).health(RootKind::Private)
 }
 
 fn undetected(change: impl FnOnce(&mut Observations), words: &[&str]) {
@@ -43,7 +49,7 @@ fn unhealthy(change: impl FnOnce(&mut Observations), words: &[&str]) {
 #[test]
 fn a_host_with_everything_is_healthy() {
     let host = Host::judge(&good());
-    assert_eq!(host.health(), Health::Healthy);
+    assert_eq!(host.health(RootKind::Private), Health::Healthy);
     assert_eq!(host.landlock_abi, Some(6));
     assert!(host.requirements.iter().all(|r| r.state == State::Ok), "{host:?}");
 }
@@ -169,4 +175,42 @@ fn undetected_outweighs_unhealthy_and_all_are_named() {
         },
         &["root: uid 7", "user.max_pid_namespaces"],
     );
+}
+
+#[test]
+fn root_of_its_own() {
+    fn lacks(features: &[usize], errno: Errno) -> Observations {
+        let mut seen = good();
+        features.iter().for_each(|at| seen.root_features[*at].1 = Err(errno));
+        seen
+    }
+    let reason = |seen: &Observations| match Host::judge(seen).health(RootKind::Private) {
+        Health::Unhealthy(reason) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        reason(&lacks(&[0, 1], Errno::ENOSYS)),
+        "own root: the kernel lacks openat2, mount_setattr; set root = \"host\" in the plugin block, or boot Linux 5.12 or later"
+    );
+    assert_eq!(
+        reason(&lacks(&[2], Errno::ENODEV)),
+        "own root: the kernel lacks mqueue; set root = \"host\" in the plugin block, or boot a kernel built with CONFIG_POSIX_MQUEUE"
+    );
+    assert!(reason(&lacks(&[1], Errno::EPERM)).contains("mount_setattr failed: EPERM: "));
+    for errno in [Errno::ENOSYS, Errno::ENODEV, Errno::EPERM] {
+        let host = Host::judge(&lacks(&[1], errno));
+        assert_eq!(host.health(RootKind::Host), Health::Healthy, "{errno}");
+    }
+}
+
+#[test]
+fn without_root_the_calls_for_an_own_root_are_unknown() {
+    let mut seen = good();
+    seen.euid = 1000;
+    seen.root_features[1].1 = Err(Errno::EPERM);
+    let host = Host::judge(&seen);
+    assert_eq!(host.requirements.last().map(|r| &r.state), Some(&State::Unknown));
+    seen.root_features[0].1 = Err(Errno::ENOSYS);
+    let host = Host::judge(&seen);
+    assert!(matches!(host.requirements.last().map(|r| &r.state), Some(State::Missing { .. })), "{host:?}");
 }

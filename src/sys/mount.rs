@@ -1,6 +1,8 @@
 //! Mounts that are held by a descriptor and attached where they belong: open_tree(2), mount_setattr(2), move_mount(2),
 //! fsopen(2). Linux 5.12 has all of them, so every kernel from 5.15 does.
 
+pub(crate) mod features;
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
