@@ -23,6 +23,7 @@ type options struct {
 	warmUp   int
 	pause    time.Duration
 	stats    time.Duration
+	limit    time.Duration
 	out      string
 	base     string
 	progress io.Writer
@@ -68,6 +69,7 @@ func parse(args []string, errs io.Writer) (*options, error) {
 	f.IntVar(&o.warmUp, "warm-up", 3, "starts before them")
 	f.DurationVar(&o.pause, "pause", 50*time.Millisecond, "between two starts, while the kernel removes the namespaces of the last one")
 	f.DurationVar(&o.stats, "stats", 10*time.Second, "how long statistics are read")
+	f.DurationVar(&o.limit, "limit", 10*time.Minute, "for the starts up to the next number of running tasks")
 	f.StringVar(&o.out, "out", ".", "directory for results.json, table.md and the plots")
 	f.StringVar(&o.base, "base", "/var/lib/exec2-bench", "directory for the allocations; a tmpfs is mounted on it")
 	if err := f.Parse(args); err != nil {
@@ -190,7 +192,7 @@ func (o *options) withTasks(host *host, floor subject, s lasting, results *Resul
 		o.say("%s: %d running tasks", s.name(), count)
 		load, used, err := o.fill(s, running, count)
 		if errors.Is(err, errFull) {
-			o.say("%s: at most %d tasks here: %v", s.name(), running, err)
+			results.Notes = append(results.Notes, fmt.Sprintf("%s, %d tasks: %v", s.name(), count, err))
 			return nil
 		}
 		if err != nil {
@@ -231,7 +233,10 @@ func (o *options) fill(s lasting, from, to int) (Load, memory, error) {
 	began := time.Now()
 	for number := from; number < to; number++ {
 		if err := roomForMore(); err != nil {
-			return load, memory{}, err
+			return load, memory{}, fmt.Errorf("%w after %d", err, number)
+		}
+		if time.Since(began) > o.limit {
+			return load, memory{}, fmt.Errorf("%w: %d after %v", errFull, number, o.limit)
 		}
 		if err := s.hold(number); err != nil {
 			return load, memory{}, fmt.Errorf("task %d: %w", number, err)
@@ -242,8 +247,8 @@ func (o *options) fill(s lasting, from, to int) (Load, memory, error) {
 	return load, after.minus(before), err
 }
 
-// errFull means that the host has no memory for more tasks.
-var errFull = errors.New("out of memory")
+// errFull means that no more tasks run here.
+var errFull = errors.New("not measured")
 
 // roomForMore returns errFull before the kernel would kill processes.
 func roomForMore() error {
@@ -253,7 +258,7 @@ func roomForMore() error {
 	}
 	left, err := meminfo("MemAvailable")
 	if err == nil && left < total/16 {
-		err = fmt.Errorf("%w: %d of %d MiB are left", errFull, left>>10, total>>10)
+		err = fmt.Errorf("%w: %d of %d MiB of memory were left", errFull, left>>10, total>>10)
 	}
 	return err
 }

@@ -77,6 +77,7 @@ func results() *Results {
 		Kernel: "6.12", CPUs: 2, MemoryMiB: 64, Runs: 3,
 		ByMounts: []Row{{Count: 0, Starts: starts(250)}, {Count: 500, Starts: starts(300)}},
 		ByTasks:  []Load{{Subject: "a<b", Starts: starts(250)}, {Subject: "a<b", Count: 10, Memory: Memory{Kernel: 80, Helpers: 20}, Starts: starts(260)}},
+		Notes:    []string{"a<b, 500 tasks: not measured: 12 after 10m0s"},
 	}
 }
 
@@ -84,7 +85,7 @@ func TestTable(t *testing.T) {
 	table := results().table()
 	for _, want := range []string{
 		"| 0 | vfork + exec | 100 | 90 | 10 | 1.0 | 0 |\n| 0 | a<b | 250 | 180 | 70 | 2.5 | 180 |\n",
-		"| a<b | 0 |  |  |  | 0 | 0.0 | 0 | 0.0 |\n| a<b | 10 | 80.0 | 20.0 | 0.0 | 0 | 0.0 | 0 | 0.0 |\n",
+		"| a<b | 0 |  |  |  | 0 | 0.0 | 0 | 0.0 |\n| a<b | 10 | 80.0 | 20.0 | 0.0 | 0 | 0.0 | 0 | 0.0 |\n\na<b, 500 tasks: not measured: 12 after 10m0s\n",
 	} {
 		if !strings.Contains(table, want) {
 			t.Errorf("%s\nlacks\n%s", table, want)
@@ -124,5 +125,41 @@ func TestPlotKeepsPointsInside(t *testing.T) {
 	}
 	if text := p.svg(); strings.Contains(text, "NaN") || strings.Contains(text, "Inf") {
 		t.Error(text)
+	}
+}
+
+// fake is a subject whose programs take some time to start.
+type fake struct {
+	lasting
+	held  int
+	delay time.Duration
+}
+
+func (f *fake) name() string            { return "fake" }
+func (f *fake) prepare(int) error       { return nil }
+func (f *fake) memory() (memory, error) { return memory{kernel: int64(100 * f.held)}, nil }
+func (f *fake) hold(number int) error {
+	if number != f.held {
+		return errors.New("not the next number")
+	}
+	f.held++
+	time.Sleep(f.delay)
+	return nil
+}
+
+func TestFillStartsWhatIsMissing(t *testing.T) {
+	f := &fake{held: 5}
+	o := &options{limit: time.Minute}
+	load, used, err := o.fill(f, 5, 8)
+	if err != nil || f.held != 8 || used.kernel != 300 || load.Count != 8 {
+		t.Errorf("%+v, %+v, %v with %d tasks", load, used, err, f.held)
+	}
+}
+
+func TestFillGivesUpOnSlowStarts(t *testing.T) {
+	f := &fake{delay: 2 * time.Millisecond}
+	o := &options{limit: time.Millisecond}
+	if _, _, err := o.fill(f, 0, 100); !errors.Is(err, errFull) || f.held != 1 {
+		t.Errorf("%v with %d tasks", err, f.held)
 	}
 }

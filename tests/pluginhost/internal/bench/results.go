@@ -65,6 +65,7 @@ type Results struct {
 	Runs            int
 	ByMounts        []Row
 	ByTasks         []Load
+	Notes           []string // on what could not be measured
 }
 
 // The files of a run.
@@ -133,6 +134,9 @@ func (r *Results) table() string {
 		}
 		fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %.0f | %.1f | %.0f | %.1f |\n",
 			l.Subject, l.Count, each(m.Kernel), each(m.Helpers), each(m.PluginGrowth), m.Plugin, l.StatsCPU, l.Mount.Median, l.Filled)
+	}
+	for _, note := range r.Notes {
+		b.WriteString("\n" + note + "\n")
 	}
 	return b.String()
 }
