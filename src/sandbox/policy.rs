@@ -1,6 +1,7 @@
 //! Decides whether a task may have what its job asks for, and makes its plan.
 //!
-//! Every such decision is here. `config` checks only whether a value is well-formed, the shim only what the kernel answers.
+//! Every such decision is here. `config` and `users` check only whether a value is well-formed, `task::dirs` whether the directories are
+//! the task's, the shim only what the kernel answers.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
