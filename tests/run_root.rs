@@ -46,6 +46,17 @@ impl Host {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
+    /// Replaces the file as most programs do.
+    fn replace(&self, name: &str, content: &str) -> &Self {
+        self.write("new", content).let_all_write("new");
+        fs::rename(self.at("new"), self.at(name)).unwrap();
+        self
+    }
+
+    fn let_all_write(&self, name: &str) {
+        fs::set_permissions(self.at(name), Permissions::from_mode(0o666)).unwrap();
+    }
+
     fn write(&self, name: &str, content: &str) -> &Self {
         let path = self.0.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -416,25 +427,60 @@ fn a_single_file_a_socket_and_two_paths_with_one_parent() {
     sh(&both, &format!("cat {}", host.at("c/f"))).refused("No such file");
 }
 
-#[test]
-fn a_replaced_file_is_seen_in_an_unveiled_directory_and_not_by_its_own_rule() {
-    let Some(host) = host() else { return };
-    let (dir, file) = (host.rule("r", "a"), host.rule("r", "b/f"));
-    let script = format!("echo ready; read x; cat {} {}", host.at("a/f"), host.at("b/f"));
+/// What a task sees after `change`, for which it waits once it runs.
+fn after(change: impl FnOnce(), rules: &[&str], script: &str) -> String {
     let mut run = Command::new(PLUGIN);
-    run.args(["run", "--unveil", &dir, "--unveil", &file, "--", "sh", "-c", &script]);
+    run.arg("run").args(rules.iter().flat_map(|rule| ["--unveil", rule]));
+    run.args(["--", "sh", "-c", &format!("echo ready; read x; {script}")]);
     let mut child = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut seen = String::new();
     out.read_line(&mut seen).unwrap();
-    for name in ["a", "b"] {
-        host.write(&format!("{name}/new"), "new ");
-        fs::rename(host.at(&format!("{name}/new")), host.at(&format!("{name}/f"))).unwrap();
-    }
+    assert_eq!(seen, "ready\n");
+    change();
     child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    seen.clear();
     out.read_to_string(&mut seen).unwrap();
-    assert!(child.wait().unwrap().success());
-    assert_eq!(seen, "ready\nnew in b");
+    assert!(child.wait().unwrap().success(), "{seen}");
+    seen
+}
+
+#[test]
+fn a_replaced_file_is_seen_in_an_unveiled_directory_and_not_by_its_own_rule() {
+    let Some(host) = host() else { return };
+    let change = || {
+        host.replace("a/f", "new ").replace("b/f", "new ");
+        fs::remove_file(host.at("c/f")).unwrap();
+        host.write("secret", "rewritten");
+    };
+    host.let_all_write("b/f");
+    let script = format!(
+        "cat {} {} {} {}; echo lost > {}",
+        host.at("a/f"),
+        host.at("b/f"),
+        host.at("c/f"),
+        host.at("secret"),
+        host.at("b/f")
+    );
+    let rules =
+        [host.rule("r", "a"), host.rule("rw", "b/f"), host.rule("r", "c/f"), host.rule("r", "secret")];
+    let seen = after(change, &rules.each_ref().map(String::as_str), &script);
+    assert_eq!(seen, "new in bin crewritten");
+    assert_eq!(fs::read_to_string(host.at("b/f")).unwrap(), "new ", "what the task wrote is in the old file");
+}
+
+#[test]
+fn a_replaced_file_in_an_unveiled_directory_has_the_access_of_the_directory() {
+    let Some(host) = host() else { return };
+    let script = format!("cat {f}; (echo x > {f}) 2>/dev/null || echo refused", f = host.at("a/f"));
+    let rules = [host.rule("r", "a"), host.rule("rw", "a/f")];
+    host.let_all_write("a/f");
+    let rules = rules.each_ref().map(String::as_str);
+    assert_eq!(after(|| {}, &rules, &script), "in a");
+    let replace = || {
+        host.replace("a/f", "new ");
+    };
+    assert_eq!(after(replace, &rules, &script), "new refused\n");
 }
 
 #[test]
