@@ -1,9 +1,11 @@
 //! Compares tasks, started by the driver's own code, with plain processes in the same run: from the start to the first byte and
 //! to the end of a short program, from SIGKILL of the task to the response of WaitTask, and from StopTask to its response. Each is
-//! measured with the host's root and with a root of the task's own, and with more and more mounts on the host.
+//! measured with the host's root and with a root of the task's own, with more and more mounts on the host, and with more and more
+//! running tasks.
 //!
-//! Run `cargo bench` as root; `cargo bench -- private 0 1000` names the kinds of root and the numbers of extra mounts. With cgroup v2 the tasks get a cgroup with
-//! limits, as under Nomad; otherwise the output says so. Quote the ratios: absolute times depend on the machine.
+//! Run `cargo bench` as root; `cargo bench -- private 0 1000 tasks=100` names the kinds of root, the numbers of extra mounts, and
+//! those of running tasks. With cgroup v2 the tasks get a cgroup with limits, as under Nomad; otherwise the output says so. Quote
+//! the ratios: absolute times depend on the machine.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -69,35 +71,68 @@ fn main() -> ExitCode {
 
 fn bench() -> anyhow::Result<String> {
     ensure!(nix::unistd::geteuid().is_root(), "the launcher needs root: run cargo bench as root");
-    // cargo adds --bench.
-    let (numbers, roots): (Vec<_>, Vec<_>) = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with("--"))
-        .partition(|arg| arg.starts_with(|first: char| first.is_ascii_digit()));
-    let numbers: Vec<usize> = numbers.iter().map(|number| number.parse()).collect::<Result<_, _>>()?;
-    let mounts = if numbers.is_empty() { &MOUNTS[..] } else { &numbers };
-    let roots = if roots.is_empty() { ROOTS.map(str::to_owned).to_vec() } else { roots };
+    let Cells { roots, mounts, tasks } = Cells::parse(std::env::args().skip(1))?;
     let host = Host::new()?;
     let mut report = String::new();
-    for &count in mounts {
-        host.mount_up_to(count)?;
-        for root in &roots {
-            report += &measure(&host, count, root)?;
+    for mounts in mounts {
+        host.mount_up_to(mounts)?;
+        for &tasks in &tasks {
+            for root in &roots {
+                report += &measure(&host, mounts, tasks, root)?;
+            }
         }
     }
     host.remove()?;
     Ok(report)
 }
 
-/// What is measured, for one number of extra mounts and one kind of root.
+/// What the arguments select.
+struct Cells {
+    roots: Vec<String>,
+    mounts: Vec<usize>,
+    tasks: Vec<usize>,
+}
+
+impl Cells {
+    fn parse(args: impl Iterator<Item = String>) -> anyhow::Result<Self> {
+        let mut cells = Self { roots: Vec::new(), mounts: Vec::new(), tasks: Vec::new() };
+        // cargo adds --bench.
+        for arg in args.filter(|arg| !arg.starts_with("--")) {
+            if let Some(number) = arg.strip_prefix("tasks=") {
+                cells.tasks.push(number.parse()?);
+            } else if arg.starts_with(|first: char| first.is_ascii_digit()) {
+                cells.mounts.push(arg.parse()?);
+            } else {
+                cells.roots.push(arg);
+            }
+        }
+        if cells.roots.is_empty() {
+            cells.roots = ROOTS.map(str::to_owned).to_vec();
+        }
+        if cells.mounts.is_empty() {
+            cells.mounts = MOUNTS.to_vec();
+        }
+        if cells.tasks.is_empty() {
+            cells.tasks.push(0);
+        }
+        Ok(cells)
+    }
+}
+
+/// What is measured, for one number of extra mounts, one of running tasks, and one kind of root.
 ///
 /// The kinds are not mixed: a namespace with many mounts is taken down by the kernel after its last process, which would slow down
 /// the next start of another kind.
-fn measure(host: &Host, mounts: usize, root: &str) -> anyhow::Result<String> {
+fn measure(host: &Host, mounts: usize, tasks: usize, root: &str) -> anyhow::Result<String> {
     let policy = PluginConfig::decode_json(&format!(r#"{{"root": "{root}"}}"#))?;
-    let (brief, lasting) = (host.spec(&policy, BRIEF)?, host.spec(&policy, LASTING)?);
+    let (brief, lasting) = (host.spec(&policy, BRIEF, MEASURED)?, host.spec(&policy, LASTING, MEASURED)?);
     let launcher = Launcher::new(&host.run_dir())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let others = {
+        let _reactor = runtime.enter();
+        let started = (0..tasks).map(|number| Other::start(&launcher, host, &policy, number));
+        started.collect::<anyhow::Result<Vec<_>>>()?
+    };
     let mut starts: [Vec<Start>; 2] = Default::default();
     let mut ends: [Vec<Duration>; 3] = Default::default();
     for run in 0..WARM_UP + RUNS {
@@ -113,10 +148,12 @@ fn measure(host: &Host, mounts: usize, root: &str) -> anyhow::Result<String> {
             ends.iter_mut().zip(ended).for_each(|(all, time)| all.push(time));
         }
     }
+    others.into_iter().try_for_each(|other| runtime.block_on(other.end()))?;
     let bytes = starts.each_ref().map(|all| Figures::of(all.iter().map(|start| start.first_byte).collect()));
     let exits = starts.each_ref().map(|all| Figures::of(all.iter().map(|start| start.exit).collect()));
     let without = if host.cgroup.is_some() { "" } else { ", no cgroup v2 here" };
-    let mut report = format!("root {root:?}, {mounts} extra mounts, medians of {RUNS}{without}\n");
+    let mut report =
+        format!("root {root:?}, {mounts} extra mounts, {tasks} running tasks, medians of {RUNS}{without}\n");
     report += &table("start to first byte", &["vfork + exec", "task"], &bytes);
     report += &table("start to end of process", &["vfork + exec", "task"], &exits);
     let signals = ["SIGKILL, waitpid", "SIGKILL, WaitTask", "SIGINT, StopTask"];
@@ -142,6 +179,12 @@ struct Host {
 
 const ALLOC: &str = "alloc/1";
 const TASK: &str = "web";
+/// The task id of the measured tasks, and their FIFOs.
+const MEASURED: (&str, [&str; 2]) = ("bench", ["out", "err"]);
+/// The FIFOs of the other running tasks: what is written to the measured ones must not be read from them.
+const OTHERS: [&str; 2] = ["others.out", "others.err"];
+/// Mounts that Nomad makes for each task.
+const MOUNTS_EACH: usize = 5;
 
 impl Host {
     fn new() -> anyhow::Result<Self> {
@@ -167,7 +210,7 @@ impl Host {
             std::fs::create_dir_all(&path)?;
             chown(&path, Some(self.user.uid), Some(self.user.gid))?;
         }
-        for fifo in ["out", "err"] {
+        for fifo in MEASURED.1.into_iter().chain(OTHERS) {
             nix::unistd::mkfifo(&self.logs().join(fifo), Mode::from_bits_truncate(0o600))?;
         }
         let none: Option<&str> = None;
@@ -193,7 +236,12 @@ impl Host {
 
     /// As those of other allocations.
     fn mount_up_to(&self, count: usize) -> anyhow::Result<()> {
-        let others = self.base.path().join("others");
+        self.mount_more("extra", count)
+    }
+
+    /// Those of a group that are missing.
+    fn mount_more(&self, group: &str, count: usize) -> anyhow::Result<()> {
+        let others = self.base.path().join("others").join(group);
         std::fs::create_dir_all(&others)?;
         for number in 0..count {
             let point = others.join(number.to_string());
@@ -204,21 +252,27 @@ impl Host {
         Ok(())
     }
 
-    fn spec(&self, policy: &PluginConfig, [command, arg]: [&str; 2]) -> anyhow::Result<TaskSpec> {
+    fn spec(
+        &self,
+        policy: &PluginConfig,
+        [command, arg]: [&str; 2],
+        id: (&str, [&str; 2]),
+    ) -> anyhow::Result<TaskSpec> {
+        let (id, [stdout, stderr]) = id;
         let config = DriverConfig::decode_json(&format!(r#"{{"command": "{command}", "args": ["{arg}"]}}"#))?;
         let limits = match &self.cgroup {
             Some(_) => Limits { memory_max: MemoryMax::Bytes(64 << 20), ..Limits::UNLIMITED },
             None => Limits::UNLIMITED,
         };
         let request = Request {
-            id: TaskId::new("bench", "", "bench")?,
+            id: TaskId::new(id, "", "bench")?,
             user: self.user.clone(),
             program: &config.command,
             args: &config.args,
             env: &HashMap::new(),
             root: &self.task_dir(),
             dirs: TaskDirs::Nomad { alloc_dir: self.base.path().join(ALLOC), task: TASK.into() },
-            logs: Logs::Fifos { stdout: Path::new("out"), stderr: Path::new("err") },
+            logs: Logs::Fifos { stdout: Path::new(stdout), stderr: Path::new(stderr) },
             network: None,
             cgroup: self.cgroup.as_ref().map(Cgroup::path),
             limits,
@@ -286,15 +340,40 @@ fn plain_end() -> anyhow::Result<Duration> {
     Ok(begin.elapsed())
 }
 
-/// The read ends of the task's log FIFOs, opened before there is a writer.
+/// A task that runs while others are measured.
+struct Other {
+    task: Arc<Task>,
+    _readers: [File; 2],
+}
+
+impl Other {
+    /// Starts it, with as many mounts on the host as Nomad makes for it.
+    fn start(launcher: &Launcher, host: &Host, policy: &PluginConfig, number: usize) -> anyhow::Result<Self> {
+        host.mount_more(&format!("other-{number}"), MOUNTS_EACH)?;
+        let readers = open_fifos(host, OTHERS)?;
+        let spec = host.spec(policy, LASTING, (&format!("other-{number}"), OTHERS))?;
+        Ok(Self { task: lasting_task(launcher, &spec)?, _readers: readers })
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
+        self.task.stop(SignalNumber::SIGINT, GRACE, &EventBus::default()).await?;
+        Ok(self.task.forget()?)
+    }
+}
+
+/// The read ends of the measured task's log FIFOs, opened before there is a writer.
 fn readers(host: &Host) -> anyhow::Result<[File; 2]> {
+    open_fifos(host, MEASURED.1)
+}
+
+fn open_fifos(host: &Host, [out, err]: [&str; 2]) -> anyhow::Result<[File; 2]> {
     let open = |name: &str| -> anyhow::Result<File> {
         let options = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(host.logs().join(name));
         let file = options?;
         nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_RDONLY))?;
         Ok(file)
     };
-    Ok([open("out")?, open("err")?])
+    Ok([open(out)?, open(err)?])
 }
 
 fn driver_start(launcher: &Launcher, spec: &TaskSpec, host: &Host) -> anyhow::Result<Start> {
