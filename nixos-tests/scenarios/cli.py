@@ -31,6 +31,17 @@ with subtest("check: a table and a JSON object for a supported host"):
     found = json.loads(machine.succeed(f"{PLUGIN} check --json"))
     t.assertTrue(found["healthy"], found)
 
+with subtest("check: a kernel without a call that a task's own root needs is not enough, unless tasks have the host's root"):
+    lacking = f"strace -qq -o /dev/null -e inject=mount_setattr:error=ENOSYS {PLUGIN} check"
+    status, output = machine.execute(f"{lacking} --json")
+    t.assertEqual(status, 1, output)
+    found = json.loads(output)
+    own_root = next(each for each in found["requirements"] if each["name"] == "own root")
+    t.assertEqual([own_root["state"], own_root["found"]], ["missing", "the kernel lacks mount_setattr"])
+    t.assertIn('set root = "host"', own_root["fix"])
+    t.assertEqual(found["health"], "unhealthy")
+    machine.succeed(f"{lacking} --root host")
+
 with subtest("without root: check fails, run reports that it needs root"):
     output = machine.fail(f"setpriv --reuid alice --regid alice --clear-groups {PLUGIN} run -- true 2>&1")
     t.assertIn("root", output)
