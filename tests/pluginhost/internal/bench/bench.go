@@ -161,9 +161,12 @@ func (o *options) byMounts(host *host, subjects []subject, results *Results) err
 			return err
 		}
 		o.say("%d extra mounts", count)
-		starts, err := o.measure(subjects)
+		starts, notes, err := o.measure(subjects)
 		if err != nil {
 			return err
+		}
+		for _, note := range notes {
+			results.Notes = append(results.Notes, fmt.Sprintf("%d extra mounts: %s", count, note))
 		}
 		results.ByMounts = append(results.ByMounts, Row{Count: count, Starts: starts})
 	}
@@ -211,9 +214,14 @@ func (o *options) withTasks(host *host, floor subject, s lasting, results *Resul
 		if s.name() != floor.name() {
 			group = append(group, s)
 		}
-		if load.Starts, err = o.measure(group); err != nil {
+		starts, notes, err := o.measure(group)
+		if err != nil {
 			return err
 		}
+		for _, note := range notes {
+			results.Notes = append(results.Notes, fmt.Sprintf("%d running tasks: %s", count, note))
+		}
+		load.Starts = starts
 		results.ByTasks = append(results.ByTasks, load)
 	}
 	return nil
@@ -265,27 +273,35 @@ func roomForMore() error {
 
 // measure starts each subject in turn, so that the machine's other load affects all
 // of them equally. Each round begins with another one: what a subject leaves to
-// the kernel would otherwise always slow down the same successor.
-func (o *options) measure(subjects []subject) (map[string]Start, error) {
+// the kernel would otherwise always slow down the same successor. A subject that
+// fails is left out, with a note, unless it is the floor, which is the first one.
+func (o *options) measure(subjects []subject) (map[string]Start, []string, error) {
 	type samples struct{ first, answer []time.Duration }
 	taken := make([]samples, len(subjects))
+	failed := make([]error, len(subjects))
 	for run := range o.warmUp + o.runs {
 		for i := range subjects {
 			which := (run + i) % len(subjects)
+			if failed[which] != nil {
+				continue
+			}
 			time.Sleep(o.pause)
 			first, answer, err := subjects[which].start()
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", subjects[which].name(), err)
-			}
-			if run >= o.warmUp {
+			failed[which] = err
+			if err == nil && run >= o.warmUp {
 				s := &taken[which]
 				s.first, s.answer = append(s.first, first), append(s.answer, answer)
 			}
 		}
 	}
 	out := map[string]Start{}
+	var notes []string
 	for i, s := range subjects {
+		if failed[i] != nil {
+			notes = append(notes, fmt.Sprintf("%s failed: %v", s.name(), failed[i]))
+			continue
+		}
 		out[s.name()] = Start{FirstByte: figures(taken[i].first), Answer: figures(taken[i].answer)}
 	}
-	return out, nil
+	return out, notes, failed[0]
 }

@@ -147,6 +147,24 @@ func (f *fake) hold(number int) error {
 	return nil
 }
 
+func (f *fake) start() (first, answer time.Duration, err error) {
+	if f.delay > 0 {
+		return 0, 0, errors.New("too slow")
+	}
+	return 2 * time.Microsecond, time.Microsecond, nil
+}
+
+func TestASubjectThatFailsIsLeftOut(t *testing.T) {
+	o := &options{runs: 3}
+	starts, notes, err := o.measure([]subject{&fake{}, &fake{delay: 1}})
+	if err != nil || len(notes) != 1 || notes[0] != "fake failed: too slow" || starts["fake"].FirstByte.Median != 2 {
+		t.Errorf("%+v, %q, %v", starts, notes, err)
+	}
+	if _, _, err := o.measure([]subject{&fake{delay: 1}}); err == nil {
+		t.Error("there is no measurement without the floor")
+	}
+}
+
 func TestFillStartsWhatIsMissing(t *testing.T) {
 	f := &fake{held: 5}
 	o := &options{limit: time.Minute}

@@ -171,7 +171,9 @@ func (r *Results) plots() []plot {
 	tasks := plot{subjects: subjects, file: "starts-by-tasks.svg", title: "Start to the first byte, median", x: "running tasks of the same kind", y: "ms"}
 	memory := plot{subjects: subjects, file: "memory-by-tasks.svg", title: "Memory for each task, without the task's own", x: "running tasks", y: "KiB"}
 	for _, l := range r.ByTasks {
-		tasks.add(l.Subject, float64(l.Count), l.Starts[l.Subject].FirstByte.Median/1000)
+		if s, ok := l.Starts[l.Subject]; ok {
+			tasks.add(l.Subject, float64(l.Count), s.FirstByte.Median/1000)
+		}
 		if l.Count > 0 {
 			memory.add(l.Subject, float64(l.Count), l.Memory.Kernel+l.Memory.Helpers+l.Memory.PluginGrowth)
 		}
