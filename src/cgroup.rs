@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod kill;
 mod limits;
+mod session;
 mod shims;
 mod stats;
 mod topology;
@@ -21,6 +22,7 @@ mod tree;
 pub(crate) use error::CgroupError;
 pub(crate) use events::{OomCounter, OomCounts, OomWatch};
 pub use limits::{CpuMax, CpuSet, CpuSetError, Limits, MemoryMax, ResourceRequest};
+pub(crate) use session::{Owner, SessionCgroup};
 pub(crate) use stats::{CpuSampler, CpuUsage, Stats};
 #[cfg(test)]
 pub(crate) use stats::{CpuStats, MemoryStats};

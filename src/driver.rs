@@ -2,6 +2,7 @@
 
 mod base;
 mod events;
+mod exec;
 mod fingerprint;
 mod request;
 mod rpc;

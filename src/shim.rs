@@ -3,6 +3,7 @@
 //! The plugin executes its own program as `nomad-driver-exec2 shim` with the descriptors of [`fds`] and nothing else:
 //! no environment, no argument. It has one thread and no runtime.
 
+pub mod enter;
 pub mod exit;
 pub mod report;
 mod setup;

@@ -6,6 +6,7 @@ pub(crate) mod dirs;
 pub(crate) mod end;
 pub(crate) mod env;
 pub mod events;
+pub(crate) mod exec;
 pub mod id;
 pub mod launch;
 pub(crate) mod lifecycle;

@@ -66,10 +66,11 @@ with subtest("inspect and stats fail for an unknown task; stop and destroy succe
     for verb in "stop", "destroy":
         t.assertEqual(harness(f"{verb} {absent}"), {}, verb)
 
-with subtest("exec is not supported yet, on either call"):
+with subtest("exec runs a command in the task, on either call; the scenario exec has the rest"):
     for way in "", "-stream ":
-        t.assertEqual(refused(f"exec {way}{web} -- id")["code"], "Unimplemented")
-    t.assertFalse(harness("rpc Capabilities")["capabilities"]["exec"])
+        answer = harness(f"exec {way}{web} -- sh -c 'id -u; exit 3'")
+        t.assertEqual((answer["stdout"], answer["result"]["exit_code"]), (config["user"].removeprefix("nomad-") + "\n", 3), answer)
+    t.assertTrue(harness("rpc Capabilities")["capabilities"]["exec"])
 
 with subtest("the task outlives a SIGKILL of the plugin, and a new plugin recovers it"):
     killed = harness("plugin kill")["pid"]

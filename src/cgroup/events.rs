@@ -119,6 +119,12 @@ impl OomCounter {
     }
 }
 
+impl AsFd for OomCounter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 fn read_oom(file: impl AsFd) -> nix::Result<OomCounts> {
     let mut bytes = [0; CGROUP_EVENTS_MAX];
     let length = pread(file, &mut bytes, 0)?;

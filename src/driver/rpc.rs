@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status::RpcError;
-use super::{Driver, events, request, stats};
+use super::{Driver, events, exec, request, stats};
 use crate::cgroup::CpuSampler;
 use crate::config::DriverConfig;
 use crate::proto::driver::driver_server::Driver as DriverRpc;
@@ -19,6 +19,7 @@ use crate::record::handle::HANDLE_VERSION;
 use crate::record::key::Key;
 use crate::record::reconcile::ACKNOWLEDGE_LIMIT;
 use crate::task::end::Ended;
+use crate::task::exec::{Wanted, Wiring};
 use crate::task::id::TaskId;
 use crate::task::running::Task;
 
@@ -155,15 +156,27 @@ impl DriverRpc for Driver {
         Ok(Response::new(SignalTaskResponse {}))
     }
 
-    async fn exec_task(&self, _: Request<ExecTaskRequest>) -> Reply<ExecTaskResponse> {
-        Err(RpcError::Unsupported("running a command in a task (alloc exec, script checks)").into())
+    async fn exec_task(&self, request: Request<ExecTaskRequest>) -> Reply<ExecTaskResponse> {
+        let ExecTaskRequest { task_id, command, timeout } = request.into_inner();
+        let limit =
+            timeout.and_then(|timeout| Duration::try_from(timeout).ok()).filter(|limit| !limit.is_zero());
+        let wanted = Wanted { command, wiring: Wiring::Merged };
+        let session = self.0.tasks.enter(key(&task_id)?, wanted).await.map_err(RpcError::from)?;
+        Ok(Response::new(exec::run(session, limit).await?))
     }
 
     async fn exec_task_streaming(
         &self,
-        _: Request<Streaming<ExecTaskStreamingRequest>>,
+        request: Request<Streaming<ExecTaskStreamingRequest>>,
     ) -> Reply<Self::ExecTaskStreamingStream> {
-        Err(RpcError::Unsupported("running a command in a task (alloc exec)").into())
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|first| first.setup);
+        let exec_task_streaming_request::Setup { task_id, command, tty } =
+            first.ok_or(RpcError::Absent("setup in its first message"))?;
+        let wiring = if tty { Wiring::Terminal { term: None } } else { Wiring::Pipes };
+        let wanted = Wanted { command, wiring };
+        let session = self.0.tasks.enter(key(&task_id)?, wanted).await.map_err(RpcError::from)?;
+        Ok(Response::new(Box::pin(exec::stream(session, requests))))
     }
 
     async fn create_network(&self, _: Request<CreateNetworkRequest>) -> Reply<CreateNetworkResponse> {
@@ -218,7 +231,7 @@ fn capabilities() -> DriverCapabilities {
     use driver_capabilities::{FsIsolation, MountConfigs};
     DriverCapabilities {
         send_signals: true,
-        exec: false,
+        exec: true,
         fs_isolation: FsIsolation::Unveil as i32,
         network_isolation_modes: [
             NetworkIsolationMode::None,

@@ -3,6 +3,8 @@
 //! Nomad treats UNAVAILABLE and CANCELLED as a dead plugin, FAILED_PRECONDITION with a `RecoverableError` detail as something
 //! that its restart policy may retry, and everything else as final.
 
+use std::time::Duration;
+
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -32,6 +34,8 @@ pub(crate) enum RpcError {
     Id(#[from] EmptyKey),
     #[error("{0} is not supported by this driver")]
     Unsupported(&'static str),
+    #[error("the command was killed: it did not end within {0:?}, the time-out of the call")]
+    ExecTimeout(Duration),
     #[error("Nomad sent an invalid value: {0}")]
     BadValue(String),
     #[error("failed to start task: {0}")]
@@ -58,6 +62,7 @@ impl RpcError {
             | Self::Id(_)
             | Self::Absent(_)
             | Self::Unsupported(_)
+            | Self::ExecTimeout(_)
             | Self::BadValue(_)
             | Self::Spec(_)
             | Self::Config(_) => false,
@@ -72,6 +77,7 @@ impl RpcError {
             Self::Spec(SpecError::Denied(Denied::NoNetworkPath | Denied::RelativeNetworkPath(_))) => {
                 Code::InvalidArgument
             }
+            Self::ExecTimeout(_) => Code::DeadlineExceeded,
             Self::Absent(_)
             | Self::Id(_)
             | Self::Config(_)

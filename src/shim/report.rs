@@ -33,7 +33,9 @@ pub enum Step {
     Landlock,
     WorkDir,
     Record,
+    Enter,
     Clone,
+    CloneCommand,
     Session,
     Inherited,
     OomScoreAdj,
@@ -59,7 +61,9 @@ impl Step {
             Self::Landlock => "apply Landlock",
             Self::WorkDir => "enter working directory",
             Self::Record => "record",
+            Self::Enter => "join the namespaces of",
             Self::Clone => "clone the task into",
+            Self::CloneCommand => "clone the command into",
             Self::Session => "set up the session of",
             Self::Inherited => "reset the task's",
             Self::OomScoreAdj => "set oom_score_adj to",
@@ -81,7 +85,9 @@ impl Step {
             self,
             Self::Spec
                 | Self::Record
+                | Self::Enter
                 | Self::Clone
+                | Self::CloneCommand
                 | Self::Session
                 | Self::Inherited
                 | Self::NoNewPrivs
@@ -183,6 +189,19 @@ enum Message {
     Failed(Failure),
     /// The task's next call is execve(2).
     Exec,
+    /// Of a session: carries the master of its terminal.
+    Terminal,
+    /// Of a session: nothing of it is left.
+    Ended(SessionEnd),
+}
+
+/// How the command of a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SessionEnd {
+    /// As in wait(2).
+    pub status: i32,
+    /// Whether the OOM killer ended it.
+    pub oom_killed: bool,
 }
 
 /// The sending end, in the shim and, until exec, in the task.
@@ -196,8 +215,27 @@ impl Reporter {
 
     /// Sends the task's pidfd to the plugin.
     pub fn task(&self, pidfd: BorrowedFd<'_>) -> nix::Result<()> {
-        let message = rmp_serde::to_vec(&Message::Task).map_err(|_| Errno::EINVAL)?;
-        let fds = [pidfd.as_raw_fd()];
+        self.send_with(&Message::Task, pidfd)
+    }
+
+    /// Sends the master of a session's terminal to the process that asked for the session.
+    pub(crate) fn terminal(&self, master: BorrowedFd<'_>) -> nix::Result<()> {
+        self.send_with(&Message::Terminal, master)
+    }
+
+    /// Reports the end of a session.
+    pub(crate) fn ended(&self, end: SessionEnd) -> nix::Result<()> {
+        self.send(&Message::Ended(end))
+    }
+
+    /// From now on, reporting never waits: what does not fit into the socket's buffer is an error.
+    pub(crate) fn never_wait(&self) -> nix::Result<()> {
+        crate::sys::fd::set_nonblocking(&self.0)
+    }
+
+    fn send_with(&self, message: &Message, fd: BorrowedFd<'_>) -> nix::Result<()> {
+        let message = rmp_serde::to_vec(message).map_err(|_| Errno::EINVAL)?;
+        let fds = [fd.as_raw_fd()];
         let control = [ControlMessage::ScmRights(&fds)];
         sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&message)], &control, MsgFlags::MSG_NOSIGNAL, None)
             .map(drop)
@@ -291,7 +329,8 @@ impl Receiver {
                 Received::Failed(failure) => return Err(failure.into()),
                 Received::ShimExec(errno) => return Err(StartError::ShimExec(errno)),
                 Received::Exec => exec = true,
-                Received::Nothing => {}
+                // Only sessions send the last two.
+                Received::Nothing | Received::Terminal(_) | Received::Ended(_) => {}
                 Received::End if exec => return task.ok_or(StartError::ShimDied),
                 Received::End => return Err(task.map_or(StartError::ShimDied, |_| StartError::TaskDied)),
             }
@@ -299,37 +338,54 @@ impl Receiver {
     }
 
     fn receive(&self) -> Result<Received, StartError> {
-        let mut buffer = vec![0; MAX_MESSAGE];
-        let (length, pidfd) = match crate::sys::fd::receive(self.0.as_fd(), &mut buffer) {
-            Ok(received) => received,
-            // The other end was closed with unread data; what it sent can still be received.
-            Err(Errno::ECONNRESET) => return Ok(Received::Nothing),
-            Err(errno) => return Err(errno.into()),
-        };
-        let message = &buffer[..length];
-        // A child that could not exec the shim sends 4 bytes, which no message of ours has.
-        if let Ok(errno) = <[u8; 4]>::try_from(message) {
-            return Ok(Received::ShimExec(Errno::from_raw(i32::from_ne_bytes(errno))));
-        }
-        if message.is_empty() {
-            return Ok(Received::End);
-        }
-        let mut reader = rmp_serde::Deserializer::new(message);
-        reader.set_max_depth(super::MAX_DEPTH);
-        match Message::deserialize(&mut reader) {
-            Ok(Message::Task) => pidfd.map(Received::Task).ok_or(StartError::Socket(Errno::EBADF)),
-            Ok(Message::Failed(failure)) => Ok(Received::Failed(failure)),
-            Ok(Message::Exec) => Ok(Received::Exec),
-            Err(_) => Err(StartError::Socket(Errno::EBADMSG)),
-        }
+        receive(self.0.as_fd())
+    }
+
+    /// The socket, non-blocking, for [`receive`].
+    pub(crate) fn into_nonblocking(self) -> nix::Result<OwnedFd> {
+        crate::sys::fd::set_nonblocking(&self.0)?;
+        Ok(self.0)
     }
 }
 
-enum Received {
+/// Receives one message.
+pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Received, StartError> {
+    let mut buffer = vec![0; MAX_MESSAGE];
+    let (length, pidfd) = match crate::sys::fd::receive(socket, &mut buffer) {
+        Ok(received) => received,
+        // The other end was closed with unread data; what it sent can still be received.
+        Err(Errno::ECONNRESET) => return Ok(Received::Nothing),
+        Err(errno) => return Err(errno.into()),
+    };
+    let message = &buffer[..length];
+    // A child that could not exec the shim sends 4 bytes, which no message of ours has.
+    if let Ok(errno) = <[u8; 4]>::try_from(message) {
+        return Ok(Received::ShimExec(Errno::from_raw(i32::from_ne_bytes(errno))));
+    }
+    if message.is_empty() {
+        return Ok(Received::End);
+    }
+    let mut reader = rmp_serde::Deserializer::new(message);
+    reader.set_max_depth(super::MAX_DEPTH);
+    match Message::deserialize(&mut reader) {
+        Ok(Message::Task) => pidfd.map(Received::Task).ok_or(StartError::Socket(Errno::EBADF)),
+        Ok(Message::Failed(failure)) => Ok(Received::Failed(failure)),
+        Ok(Message::Exec) => Ok(Received::Exec),
+        Ok(Message::Terminal) => pidfd.map(Received::Terminal).ok_or(StartError::Socket(Errno::EBADF)),
+        Ok(Message::Ended(end)) => Ok(Received::Ended(end)),
+        Err(_) => Err(StartError::Socket(Errno::EBADMSG)),
+    }
+}
+
+/// What the receiving end got.
+#[derive(Debug)]
+pub(crate) enum Received {
     Task(OwnedFd),
     Failed(Failure),
     ShimExec(Errno),
     Exec,
+    Terminal(OwnedFd),
+    Ended(SessionEnd),
     Nothing,
     End,
 }

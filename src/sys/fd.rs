@@ -2,7 +2,7 @@
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::Result;
@@ -46,6 +46,20 @@ pub fn inherited<const N: usize>(first: RawFd) -> Result<[Option<OwnedFd>; N]> {
 /// A close-on-exec copy with a number of at least `first` (`F_DUPFD_CLOEXEC`, fcntl(2)).
 pub(crate) fn duplicate_from(fd: BorrowedFd<'_>, first: RawFd) -> Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(fd, first).map_err(nix_errno)
+}
+
+/// Sets `O_NONBLOCK` for all who share the open file.
+pub(crate) fn set_nonblocking(fd: impl AsFd) -> Result<()> {
+    rustix::io::ioctl_fionbio(fd, true).map_err(nix_errno)
+}
+
+/// Closes descriptors of the parent in a child that was made by [`super::clone::fork`]: it must not keep them, not even until
+/// exec. Their owners belong to the parent's code, which the child never runs again.
+pub(crate) fn close_in_child(fds: &[BorrowedFd<'_>]) {
+    for fd in fds {
+        // SAFETY: close takes an integer. In the child no owner of the number is used or dropped: it ends in exec or _exit.
+        unsafe { libc::close(fd.as_raw_fd()) };
+    }
 }
 
 /// Marks every descriptor from `first` on close-on-exec: close_range(2) with `CLOSE_RANGE_CLOEXEC` (Linux 5.11).

@@ -1,9 +1,11 @@
 //! Terminals and pseudo-terminals: ioctl_tty(2).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use nix::Result;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, ResolveFlag};
 use nix::poll::{PollFd, PollFlags};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
@@ -16,7 +18,17 @@ const FLAGS: OpenptFlags = OpenptFlags::RDWR.union(OpenptFlags::NOCTTY).union(Op
 /// Makes a pseudo-terminal: its master, non-blocking, and its slave. Neither becomes the controlling terminal. The slave is
 /// opened through the master (`TIOCGPTPEER`, Linux 4.13), whatever is mounted at /dev/pts.
 pub(crate) fn open_pair() -> Result<(OwnedFd, OwnedFd)> {
-    let master = openpt(FLAGS).and_then(|master| unlockpt(&master).map(|()| master)).map_err(nix_errno)?;
+    pair_of(openpt(FLAGS).map_err(nix_errno)?)
+}
+
+/// The same in a mount of devpts that is open as `directory`.
+pub(crate) fn open_pair_in(directory: impl AsFd) -> Result<(OwnedFd, OwnedFd)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY;
+    pair_of(super::open::beneath(directory, Path::new("ptmx"), flags, ResolveFlag::empty())?)
+}
+
+fn pair_of(master: OwnedFd) -> Result<(OwnedFd, OwnedFd)> {
+    unlockpt(&master).map_err(nix_errno)?;
     rustix::io::ioctl_fionbio(&master, true).map_err(nix_errno)?;
     let slave = slave_of(master.as_fd())?;
     Ok((master, slave))

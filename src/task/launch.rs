@@ -162,6 +162,11 @@ impl Launcher {
         }
     }
 
+    /// The running binary.
+    pub(super) fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
     /// The shim and the task, both running. A shim whose task did not start is killed and reaped.
     fn start(
         &self,
@@ -242,7 +247,7 @@ impl Null {
 }
 
 /// Opens a file with a descriptor number that is not used in a new process.
-fn open_high(path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+pub(super) fn open_high(path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
     let low = open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?;
     sys::fd::duplicate_from(low.as_fd(), sys::clone::FIRST_FREE_FD)
 }
@@ -292,13 +297,17 @@ fn private_root(spec: &TaskSpec, foundation: &Foundation) -> Option<PrivateRoot>
     })
 }
 
-/// The spec in a sealed memfd: nothing on disk, nothing in `ps`, and nobody can change it any more.
 fn spec_file(spec: &TaskSpec, root: Option<&PrivateRoot>) -> Result<File, LaunchError> {
     let bytes = ShimSpec::encode_parts(&spec.user, &spec.plan, &spec.command, root)?;
+    Ok(sealed(&bytes)?)
+}
+
+/// A sealed memfd: nothing on disk, nothing in `ps`, and nobody can change it any more.
+pub(super) fn sealed(bytes: &[u8]) -> Result<File, CallError> {
     let memfd = memfd_create(c"exec2-spec", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
         .map_err(CallError::on("make a memfd for the spec"))?;
     let mut file = File::from(memfd);
-    file.write_all(&bytes).map_err(CallError::on("write the spec"))?;
+    file.write_all(bytes).map_err(CallError::on("write the spec"))?;
     let seals =
         SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(CallError::on("seal the spec"))?;
@@ -307,7 +316,7 @@ fn spec_file(spec: &TaskSpec, root: Option<&PrivateRoot>) -> Result<File, Launch
 
 /// The cgroup of the shims, a sibling of the tasks' cgroups. Without it they stay in the plugin's, where stopping
 /// nomad.service would kill them: so it is a warning.
-fn shims_cgroup(task: &Cgroup) -> Option<Cgroup> {
+pub(super) fn shims_cgroup(task: &Cgroup) -> Option<Cgroup> {
     Cgroup::shims_for(task.path())
         .inspect_err(|error| tracing::warn!(%error, "failed to open the cgroup of the shims; the shim stays in the plugin's cgroup"))
         .ok()

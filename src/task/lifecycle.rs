@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::blocking::{Starts, WorkerError, blocking};
 use super::events::{Event, EventBus, Unveiled};
+use super::exec::{self, ExecError, Session, Wanted};
 use super::id::TaskId;
 use super::launch::{LaunchError, Launcher};
 use super::processes::Launched;
@@ -58,6 +59,8 @@ pub(crate) enum LifecycleError {
     RunDir(#[from] RunDirError),
     #[error("failed to destroy the task: {0}")]
     Destroy(LaunchError),
+    #[error("failed to run the command in the task: {0}")]
+    Exec(#[from] ExecError),
 }
 
 impl LifecycleError {
@@ -74,7 +77,8 @@ impl LifecycleError {
             | Self::Recover(_)
             | Self::Taken(_)
             | Self::State(_)
-            | Self::Signal(_) => false,
+            | Self::Signal(_)
+            | Self::Exec(_) => false,
         }
     }
 }
@@ -193,10 +197,19 @@ impl Lifecycle {
         Ok(self.task(id)?.signal(signal)?)
     }
 
+    /// Begins to run a command in a running task.
+    pub(crate) async fn enter(&self, id: Key<'_>, wanted: Wanted) -> Result<Session, LifecycleError> {
+        let target = self.task(id)?.target()?;
+        let this = self.clone();
+        // If the caller goes away meanwhile, the session is dropped, and with it the command.
+        Ok(blocking(move || this.0.launcher.enter(target, &wanted)).await??)
+    }
+
     /// Forgets a task; with `force` a running one is killed first. Nomad also destroys tasks that this plugin does not know, after
     /// RecoverTask has failed, and they may be running.
     pub(crate) async fn destroy(&self, id: String, force: bool) -> Result<(), LifecycleError> {
         let key = Key::new(&id)?;
+        let mut cgroup = None;
         if let Ok(task) = self.task(key) {
             if task.ended().is_none() {
                 if !force {
@@ -205,12 +218,19 @@ impl Lifecycle {
                 self.0.bus.send(&task.id, Event::Destroyed);
                 task.kill().await?;
             }
+            cgroup = task.cgroup.clone();
             self.0.store.remove(&id);
         } else if !force && self.0.launcher.runs_unknown(key) {
             return Err(LifecycleError::StillRuns);
         }
         let this = self.clone();
-        let end = move || this.0.launcher.end_unknown(Key::new(&id)?);
+        let end = move || {
+            this.0.launcher.end_unknown(Key::new(&id)?)?;
+            if let Some(cgroup) = cgroup {
+                exec::remove_left_over(&cgroup);
+            }
+            Ok(())
+        };
         blocking(end).await?.map_err(LifecycleError::Destroy)
     }
 

@@ -1,5 +1,6 @@
 //! RecoverTask: finds a task again after a restart of the plugin or the agent.
 
+use super::exec;
 use super::processes::{Launched, Processes};
 use crate::cgroup::{Cgroup, OomCounts};
 use crate::record::handle::{DriverState, StateError};
@@ -49,6 +50,9 @@ pub(crate) fn recover(version: i32, state: &[u8], run_dir: RunDir) -> Result<Rec
         };
     };
     check_stored(&run_dir);
+    if let Some(cgroup) = &cgroup {
+        exec::end_former(cgroup);
+    }
     let leader = state.task.map(|leader| leader.open()).transpose()?.flatten();
     let processes = Processes { shim, shim_id: state.shim, leader, leader_id: state.task };
     let started_at = state.started_at();

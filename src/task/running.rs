@@ -8,15 +8,17 @@ use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::end::{self, End, EndSender, Ended};
 use super::events::{Event, EventBus};
+use super::exec::{ExecError, SESSIONS_PER_TASK, Target};
 use super::id::TaskId;
 use super::oom::OomLedger;
 use super::processes::{Launched, Processes};
 use super::signal::SignalNumber;
-use crate::cgroup::{Cgroup, OomCounts};
+use crate::cgroup::{Cgroup, OomCounts, Owner};
 use crate::record::handle::DriverState;
 use crate::record::identity::{Identity, boot_id};
 use crate::record::run_dir::{RunDir, RunDirError};
@@ -53,6 +55,7 @@ pub struct Task {
     leader: Option<OwnedFd>,
     run_dir: RunDir,
     oom: OomLedger,
+    sessions: Arc<Semaphore>,
     end: End,
 }
 
@@ -105,6 +108,7 @@ impl Task {
             leader,
             run_dir,
             oom,
+            sessions: Arc::new(Semaphore::new(SESSIONS_PER_TASK)),
             end,
         });
         if let Some(events) = this.oom.events() {
@@ -136,6 +140,7 @@ impl Task {
             leader: None,
             run_dir,
             oom,
+            sessions: Arc::new(Semaphore::new(0)),
             end: End::known(ended),
         })
     }
@@ -293,6 +298,15 @@ impl Task {
             Some(Err(errno)) => return Err(TaskError::Kill(errno)),
         }
         timeout_at(deadline, self.wait()).await.map_err(|_| TaskError::Hangs)
+    }
+
+    /// What a session in it needs.
+    pub(crate) fn target(&self) -> Result<Target, ExecError> {
+        let shim = self.shim.as_ref().filter(|_| self.ended().is_none()).ok_or(ExecError::Ended)?;
+        let turn = Arc::clone(&self.sessions).try_acquire_owned().map_err(|_| ExecError::TooMany)?;
+        let shim = shim.get_ref().try_clone().map_err(CallError::on("duplicate a descriptor"))?;
+        let (run_dir, cgroup) = (self.run_dir.clone(), self.cgroup.clone());
+        Ok(Target { shim, run_dir, cgroup, owner: Owner::Plugin, turn: Some(turn) })
     }
 
     /// Removes the run directory of the task.

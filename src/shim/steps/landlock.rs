@@ -41,9 +41,24 @@ pub(crate) fn build_root_ruleset(
     logs: Option<&Logs>,
     rules: &[RootRule],
 ) -> Result<RulesetCreated> {
+    add_root_rules(new_ruleset(spec, logs)?, rules, Gone::Fails)
+}
+
+/// The same in the root of a running task. What the task has removed since, or put a link in place of, is not granted.
+pub(crate) fn build_entered_ruleset(spec: &ShimSpec, rules: &[RootRule]) -> Result<RulesetCreated> {
+    add_root_rules(new_ruleset(spec, None)?, rules, Gone::Skipped)
+}
+
+/// What to do about a path that is not there, or is no longer of the same kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gone {
+    Fails,
+    Skipped,
+}
+
+fn add_root_rules(mut ruleset: RulesetCreated, rules: &[RootRule], gone: Gone) -> Result<RulesetCreated> {
     let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|errno| Failure::new(Step::Landlock, "/", errno))?;
-    let mut ruleset = new_ruleset(spec, logs)?;
     for RootRule { path, access, directory } in rules {
         let subject = || format!("{access}:{}", path.display());
         let rights = rights(*access, *directory);
@@ -51,8 +66,13 @@ pub(crate) fn build_root_ruleset(
             continue;
         }
         let below = path.strip_prefix("/").ok().filter(|below| !below.as_os_str().is_empty());
-        let place = sys::mount::open_below(&root, below.unwrap_or(Path::new(".")), OFlag::O_PATH)
-            .map_err(|errno| Failure::new(Step::Unveil, subject(), errno))?;
+        let place = match sys::mount::open_below(&root, below.unwrap_or(Path::new(".")), OFlag::O_PATH) {
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if gone == Gone::Skipped => continue,
+            opened => opened.map_err(|errno| Failure::new(Step::Unveil, subject(), errno))?,
+        };
+        if gone == Gone::Skipped && is_directory(&place) != Ok(*directory) {
+            continue;
+        }
         ruleset = ruleset
             .add_rule(PathBeneath::new(place, rights))
             .map_err(|error| Failure::text(Step::Unveil, subject(), error.to_string()))?;

@@ -1,0 +1,294 @@
+//! ExecTask and ExecTaskStreaming: a session's input, output and end as messages.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::termios::Winsize;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::status::RpcError;
+use crate::proto::driver::{
+    ExecTaskResponse, ExecTaskStreamingIoOperation as Operation, ExecTaskStreamingRequest as Request,
+    ExecTaskStreamingResponse as Answer, ExitResult, exec_task_streaming_request::TerminalSize,
+};
+use crate::shim::exit::Exit;
+use crate::shim::report::SessionEnd;
+use crate::sys;
+use crate::task::exec::streams::{end_of_file, next_chunk, write_all};
+use crate::task::exec::{NotRun, Session};
+
+/// How many answers may wait for a slow reader, beside what gRPC itself buffers. The command then waits, and nobody else.
+const BACKLOG: usize = 1;
+
+/// Bytes of output that ExecTask returns, the last ones: what Nomad's own drivers keep of a check.
+const CAPTURED: usize = 4 * 1024;
+
+/// Size of a terminal until the client sends its own.
+const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+
+/// Runs the command to its end, or to the timeout, which begins when the command does.
+pub(super) async fn run(mut session: Session, limit: Option<Duration>) -> Result<ExecTaskResponse, RpcError> {
+    let mut tail = Tail::default();
+    let finished = async {
+        session.started().await?;
+        let (end, mut ended) = watch::channel(false);
+        let output = session.take_ends().stdout;
+        let read = async {
+            let Some(output) = output else { return };
+            while let Some(chunk) = next_chunk(&output, &mut ended).await {
+                tail.push(&chunk);
+            }
+        };
+        let wait = async {
+            let finished = session.ended().await;
+            end.send_replace(true);
+            finished
+        };
+        let both = async { tokio::join!(wait, read).0 };
+        match limit {
+            Some(limit) => {
+                timeout(limit, both).await.map_err(|_| limit).map_or_else(Limited::Over, Limited::Ended)
+            }
+            None => Limited::Ended(both.await),
+        }
+        .into_result()
+    };
+    let result = match finished.await {
+        Ok(end) => exit_result(end),
+        Err(Stopped::Timeout(limit)) => {
+            session.cancel().await;
+            return Err(RpcError::ExecTimeout(limit));
+        }
+        Err(Stopped::NotRun(error)) => {
+            tail.push(error.to_string().as_bytes());
+            tail.push(b"\n");
+            ExitResult { exit_code: error.code(), ..ExitResult::default() }
+        }
+    };
+    Ok(ExecTaskResponse { stdout: tail.0, stderr: Vec::new(), result: Some(result) })
+}
+
+/// The end of a command with a time limit.
+enum Limited {
+    Ended(Result<SessionEnd, NotRun>),
+    Over(Duration),
+}
+
+enum Stopped {
+    NotRun(NotRun),
+    Timeout(Duration),
+}
+
+impl Limited {
+    fn into_result(self) -> Result<SessionEnd, Stopped> {
+        match self {
+            Self::Ended(ended) => ended.map_err(Stopped::NotRun),
+            Self::Over(limit) => Err(Stopped::Timeout(limit)),
+        }
+    }
+}
+
+impl From<NotRun> for Stopped {
+    fn from(error: NotRun) -> Self {
+        Self::NotRun(error)
+    }
+}
+
+/// The last [`CAPTURED`] bytes.
+#[derive(Debug, Default)]
+struct Tail(Vec<u8>);
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(CAPTURED)..];
+        let surplus = (self.0.len() + bytes.len()).saturating_sub(CAPTURED);
+        self.0.drain(..surplus);
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+fn exit_result(end: SessionEnd) -> ExitResult {
+    let exit = Exit::from_wait_status(end.status);
+    ExitResult { exit_code: exit.code, signal: exit.signal, oom_killed: end.oom_killed }
+}
+
+type Answers = mpsc::Sender<Result<Answer, Status>>;
+
+/// The answers of a session. If the caller hangs up, the session ends.
+pub(super) fn stream(
+    session: Session,
+    requests: Streaming<Request>,
+) -> ReceiverStream<Result<Answer, Status>> {
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = serve(session, requests, &sender) => {}
+            () = sender.closed() => {}
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+async fn serve(mut session: Session, requests: Streaming<Request>, answers: &Answers) {
+    let terminal = match session.started().await {
+        Ok(terminal) => terminal.map(Arc::new),
+        Err(error) => {
+            let result = refusal(&error, "\n", answers).await;
+            return end_with(result, answers).await;
+        }
+    };
+    let new_line = if terminal.is_some() { "\r\n" } else { "\n" };
+    let ends = session.take_ends();
+    let (end, ended) = watch::channel(false);
+    if let Some(terminal) = &terminal {
+        let _ = sys::terminal::set_size(terminal.get_ref(), WINDOW);
+    }
+    let input = match &terminal {
+        Some(terminal) => Input::Terminal { master: Arc::clone(terminal), in_line: false },
+        None => Input::Pipe(ends.stdin),
+    };
+    let stdout = match (&terminal, &ends.stdout) {
+        (Some(terminal), _) => Some(&**terminal),
+        (None, stdout) => stdout.as_ref(),
+    };
+    let wait = async {
+        let finished = session.ended().await;
+        end.send_replace(true);
+        finished
+    };
+    let copy = async {
+        tokio::join!(
+            wait,
+            forward(stdout, ended.clone(), answers, on_stdout),
+            forward(ends.stderr.as_ref(), ended.clone(), answers, on_stderr)
+        )
+        .0
+    };
+    let fed = async {
+        feed(requests, input).await;
+        std::future::pending().await
+    };
+    let finished = tokio::select! {
+        finished = copy => finished,
+        never = fed => never,
+    };
+    let result = match finished {
+        Ok(end) => exit_result(end),
+        Err(error) => refusal(&error, new_line, answers).await,
+    };
+    end_with(result, answers).await;
+}
+
+/// Where the client's input goes.
+enum Input {
+    /// None once it is closed.
+    Pipe(Option<AsyncFd<OwnedFd>>),
+    Terminal {
+        master: Arc<AsyncFd<OwnedFd>>,
+        /// Whether the last byte was not the end of a line.
+        in_line: bool,
+    },
+}
+
+/// Passes on what the client sends, until it closes the input or the command does.
+async fn feed(mut requests: Streaming<Request>, mut input: Input) {
+    while let Ok(Some(Request { setup: _, tty_size, stdin })) = requests.message().await {
+        if let Some(size) = tty_size {
+            input.resize(&size);
+        }
+        if let Some(Operation { data, close }) = stdin {
+            input.write(&data).await;
+            if close {
+                input.close().await;
+            }
+        }
+    }
+    input.close().await;
+}
+
+impl Input {
+    async fn write(&mut self, data: &[u8]) {
+        match self {
+            // The command has closed its end: what follows is discarded, as a pipe's writer would learn by SIGPIPE.
+            Self::Pipe(pipe) => {
+                if let Some(open) = pipe
+                    && write_all(open, data).await.is_err()
+                {
+                    *pipe = None;
+                }
+            }
+            Self::Terminal { master, in_line } => {
+                if let Some(last) = data.last() {
+                    *in_line = !matches!(last, b'\n' | b'\r');
+                    let _ = write_all(master, data).await;
+                }
+            }
+        }
+    }
+
+    async fn close(&mut self) {
+        match self {
+            Self::Pipe(pipe) => *pipe = None,
+            Self::Terminal { master, in_line } => {
+                // In the middle of a line the first one only ends the read of that.
+                let count = if std::mem::take(in_line) { 2 } else { 1 };
+                let _ = write_all(master, &vec![end_of_file(master); count]).await;
+            }
+        }
+    }
+
+    fn resize(&self, size: &TerminalSize) {
+        let Self::Terminal { master, .. } = self else { return };
+        // A size that a terminal cannot have is ignored.
+        if let (Ok(ws_row), Ok(ws_col)) = (u16::try_from(size.height), u16::try_from(size.width)) {
+            let _ = sys::terminal::set_size(master.get_ref(), Winsize { ws_row, ws_col, ..WINDOW });
+        }
+    }
+}
+
+/// Copies output to the client until its end.
+async fn forward(
+    source: Option<&AsyncFd<OwnedFd>>,
+    mut ended: watch::Receiver<bool>,
+    answers: &Answers,
+    wrap: fn(Operation) -> Answer,
+) {
+    let Some(source) = source else { return };
+    while let Some(data) = next_chunk(source, &mut ended).await {
+        if answers.send(Ok(wrap(Operation { data, close: false }))).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn on_stdout(operation: Operation) -> Answer {
+    Answer { stdout: Some(operation), ..Answer::default() }
+}
+
+fn on_stderr(operation: Operation) -> Answer {
+    Answer { stderr: Some(operation), ..Answer::default() }
+}
+
+fn exited(result: ExitResult) -> Answer {
+    Answer { exited: true, result: Some(result), ..Answer::default() }
+}
+
+/// Shows the client why the command did not run, as a shell does. Returns what stands for its end.
+async fn refusal(error: &NotRun, new_line: &str, answers: &Answers) -> ExitResult {
+    let data = format!("nomad-driver-exec2: {error}{new_line}").into_bytes();
+    let _ = answers.send(Ok(on_stderr(Operation { data, close: false }))).await;
+    ExitResult { exit_code: error.code(), ..ExitResult::default() }
+}
+
+/// The last answers. If the client is gone, nobody needs them.
+async fn end_with(result: ExitResult, answers: &Answers) {
+    let close = || Operation { data: Vec::new(), close: true };
+    for answer in [on_stdout(close()), on_stderr(close()), exited(result)] {
+        let _ = answers.send(Ok(answer)).await;
+    }
+}
