@@ -5,6 +5,15 @@ import threading
 from .console import result
 from .driver import Outcome
 
+# Of the reason, in the closing lines.
+SHORT = 400
+
+
+def _short(reason: str) -> str:
+    """The start and the end of a reason on one line: a traceback says at its end what went wrong."""
+    line = " | ".join(part.strip() for part in reason.splitlines() if part.strip())
+    return line if len(line) <= SHORT else f"{line[: SHORT // 2]} … {line[-SHORT // 2 :]}"
+
 
 class Report:
     """Counts what happened; a scenario that does not support a kernel is neither passed nor skipped."""
@@ -32,12 +41,12 @@ class Report:
             if outcome.passed:
                 self._passed += 1
             else:
-                self._failed.append(f"{kernel} {name} {agent}")
+                self._failed.append(f"{kernel} {name} {agent}: {_short(outcome.reason)}")
             result("\n".join(lines))
 
     def failed(self, kernel: str, name: str, agent: str, seconds: float, reason: str) -> None:
         with self._lock:
-            self._failed.append(f"{kernel} {name} {agent}".rstrip())
+            self._failed.append(f"{kernel} {name} {agent}".rstrip() + f": {_short(reason)}")
             result(self._line("FAIL", kernel, name, agent, f"{seconds:6.1f} s") + "".join("\n      " + line for line in reason.splitlines()))
 
     def skipped(self, kernel: str, name: str, reason: str) -> None:

@@ -9,7 +9,7 @@ from exec2.agent import PLUGIN_NAME, agent_pid, new_plugin, nomad, wait_for_driv
 from exec2.allocs import OUT_OF_MEMORY, RECOVERED, alloc_status, deaths, events, exits, reported, run_python, stop_job, wait_for_alloc, wait_for_log
 from exec2.guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, alive, machine, pgrep, poll, subtest, t
 from exec2.jobs import IGNORE, WAIT
-from exec2.tasks import SHIMS, inside, run_directories, shim_of, stop_all_of, usage
+from exec2.tasks import RUN, SHIMS, inside, run_directories, shim_of, stop_all_of, usage
 
 
 def replace_plugin(*allocs, signal="KILL"):
@@ -117,6 +117,8 @@ with subtest("an OOM kill of a child before the plugin died is not reported agai
     wait_for_log(alloc, "child ended with -9")
     poll("the OOM kill is reported", lambda: reported(alloc, OUT_OF_MEMORY), ALLOC_TIMEOUT_S)
     t.assertEqual(len(reported(alloc, OUT_OF_MEMORY)), 1)
+    # A plugin that dies before it has seen the task survive the kill leaves the next one to report it again.
+    machine.wait_until_succeeds(f"grep -qx '0*1' {RUN}/*/outlived", timeout=ALLOC_TIMEOUT_S)
     replace_plugin(alloc)
     machine.succeed("sleep 2")
     t.assertEqual(len(reported(alloc, OUT_OF_MEMORY)), 1)
