@@ -7,6 +7,7 @@
 pub(crate) mod layout;
 mod rules;
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -81,6 +82,8 @@ pub(crate) struct Mount {
     pub refuse: Refuse,
     /// Whether the mount point is a directory.
     pub directory: bool,
+    /// Whether the mount point lies in directories of the driver's own only: nobody else can have put a link there.
+    pub on_own_ground: bool,
     /// Whether the mount point may be missing, because it lies in the task's own `tmp`.
     pub in_tmp: bool,
     /// Whether it is left out if the host has no such directory, because the host's directory above it is unveiled.
@@ -151,13 +154,13 @@ impl Request<'_> {
         let mut candidates: Vec<_> = self.unveils.iter().enumerate().map(unveiled).collect();
         candidates.extend(self.own());
         candidates.extend(self.in_proc.iter().map(in_proc));
-        assembly.directories.insert(self.work_dir.to_owned());
+        assembly.add_directory(self.work_dir);
         if let Some(layout) = self.layout {
             self.add_template(layout, &mut candidates, &mut assembly);
         }
         assembly.links.extend(self.links.iter().cloned());
         // Parents first; of the same path, an unveil first: the sort is stable.
-        candidates.sort_by(|a, b| a.path.cmp(&b.path));
+        candidates.sort_by(|a, b| by_components(&a.path, &b.path));
         let unveiled = |path: &Path| self.unveils.iter().any(|unveil| unveil.path == path);
         candidates.retain(|found| found.kind != Kind::Own || !unveiled(&found.path));
         assembly.rules = rules::rules(&candidates);
@@ -215,7 +218,7 @@ impl Request<'_> {
     fn add_template(&self, layout: &Layout, candidates: &mut Vec<Candidate>, assembly: &mut Assembly) {
         candidates.extend(layout.parts.iter().map(|found| part(found, Kind::Host)));
         assembly.links.extend(layout.links.iter().cloned());
-        assembly.directories.insert(EMPTY.into());
+        assembly.add_directory(Path::new(EMPTY));
         for tree in &layout.trees {
             let whole = Candidate {
                 path: tree.path.clone(),
@@ -232,7 +235,7 @@ impl Request<'_> {
             }
             candidates.extend(tree.parts.iter().map(|found| part(found, Kind::Host)));
             assembly.links.extend(tree.links.iter().cloned());
-            assembly.directories.extend(tree.directories.iter().cloned());
+            tree.directories.iter().for_each(|path| assembly.add_directory(path));
             if !tree.copies.is_empty() {
                 // Reached by links, so that a copy that the host's change replaces stays reachable.
                 let copies = Path::new(OWN).join(tree.path.strip_prefix("/").unwrap_or(&tree.path));
@@ -300,6 +303,20 @@ fn part(part: &Part, kind: Kind) -> Candidate {
 }
 
 impl Candidate {
+    /// Its mount, which lies in `cover`.
+    fn mount(&self, cover: Option<&Self>) -> Mount {
+        Mount {
+            source: self.source.clone(),
+            path: self.path.clone(),
+            refuse: self.refuse,
+            directory: self.directory,
+            on_own_ground: cover.is_none_or(|cover| cover.kind == Kind::Skeleton),
+            in_tmp: cover.is_some_and(|cover| cover.source == Source::Tmp),
+            optional: self.kind == Kind::Cover
+                || self.kind == Kind::Own && cover.is_some_and(|cover| cover.kind == Kind::Host),
+        }
+    }
+
     /// Whether what `cover` shows at this path is the same, and may be used as this one asks for.
     fn is_shown_by(&self, cover: &Self) -> bool {
         matches!(self.kind, Kind::Host | Kind::Skeleton)
@@ -312,8 +329,11 @@ impl Assembly {
     /// Decides what is mounted, and makes the rest of the root around it. Of `candidates`, parents come first.
     fn place(&mut self, candidates: &[Candidate]) {
         let mut covers: Vec<&Candidate> = Vec::new();
+        // Those of them in which the last candidate lies.
+        let mut above: Vec<&Candidate> = Vec::new();
         for candidate in candidates {
-            let cover = deepest(&covers, &candidate.path);
+            while above.pop_if(|cover| !is_within(&candidate.path, &cover.path)).is_some() {}
+            let cover = above.last().copied();
             if candidate.kind != Kind::InTree {
                 if cover.is_some_and(|cover| candidate.is_shown_by(cover)) {
                     continue;
@@ -321,48 +341,49 @@ impl Assembly {
                 if cover.is_none() {
                     self.add_mount_point(candidate);
                 }
-                self.mounts.push(Mount {
-                    source: candidate.source.clone(),
-                    path: candidate.path.clone(),
-                    refuse: candidate.refuse,
-                    directory: candidate.directory,
-                    in_tmp: cover.is_some_and(|cover| cover.source == Source::Tmp),
-                    optional: candidate.kind == Kind::Cover
-                        || candidate.kind == Kind::Own && cover.is_some_and(|cover| cover.kind == Kind::Host),
-                });
+                self.mounts.push(candidate.mount(cover));
             }
             covers.push(candidate);
+            above.push(candidate);
         }
         self.links.retain(|link| deepest(&covers, &link.path).is_none());
         let inside =
             |path: &Path| covers.iter().any(|cover| is_within(path, &cover.path) && path != cover.path);
         self.directories.retain(|path| !inside(path));
-        let parents = self.links.iter().flat_map(|link| link.path.ancestors().skip(1));
-        let parents: Vec<_> = parents.map(Path::to_owned).collect();
-        self.add_directories(parents);
-        let above: Vec<_> =
-            self.directories.iter().flat_map(|path| path.ancestors()).map(Path::to_owned).collect();
-        self.add_directories(above);
+        let parents: Vec<_> =
+            self.links.iter().filter_map(|link| link.path.parent()).map(Path::to_owned).collect();
+        parents.iter().for_each(|path| self.add_directory(path));
     }
 
     fn add_mount_point(&mut self, candidate: &Candidate) {
         if candidate.directory {
-            self.add_directories([candidate.path.clone()]);
+            self.add_directory(&candidate.path);
         } else {
             self.files.insert(candidate.path.clone());
+            candidate.path.parent().into_iter().for_each(|path| self.add_directory(path));
         }
-        self.add_directories(candidate.path.ancestors().skip(1).map(Path::to_owned));
     }
 
-    /// All but the root directory, which is there.
-    fn add_directories(&mut self, paths: impl IntoIterator<Item = PathBuf>) {
-        self.directories.extend(paths.into_iter().filter(|path| path.parent().is_some()));
+    /// With all above it but the root directory, which is there.
+    fn add_directory(&mut self, path: &Path) {
+        for path in path.ancestors().take_while(|path| path.parent().is_some()) {
+            if !self.directories.insert(path.to_owned()) {
+                break;
+            }
+        }
     }
 }
 
 /// The mount in which `path` lies. Of `covers`, parents come first.
 fn deepest<'a>(covers: &[&'a Candidate], path: &Path) -> Option<&'a Candidate> {
     covers.iter().rev().copied().find(|cover| is_within(path, &cover.path))
+}
+
+/// The order of [`Path`], in which all that is in a directory comes directly behind it. As [`is_within`], of paths without superfluous slashes.
+fn by_components(a: &Path, b: &Path) -> Ordering {
+    let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    let [a, b] = [a, b].map(|path| path.as_os_str().as_bytes().iter().map(key));
+    a.cmp(b)
 }
 
 /// [`Path::starts_with`], which alone would take a large part of the time in which a root is assembled. All paths here are absolute and

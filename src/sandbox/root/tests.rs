@@ -259,3 +259,13 @@ fn a_single_file_has_a_file_to_be_mounted_on() {
             && !root.directories.contains(Path::new("/srv/app.conf"))
     );
 }
+
+#[test]
+fn what_is_in_a_directory_comes_directly_behind_it() {
+    let mut paths = ["/a-b", "/a/b", "/a", "/a.b/c", "/ab", "/a/b/c", "/a/b-c", "/"].map(Path::new);
+    let mut expected = paths;
+    expected.sort();
+    paths.sort_by(|a, b| by_components(a, b));
+    assert_eq!(paths, expected);
+    assert_eq!(paths[..5], ["/", "/a", "/a/b", "/a/b/c", "/a/b-c"].map(Path::new));
+}
