@@ -21,7 +21,7 @@ pub(super) use mounts::separate_mounts;
 pub(super) use network::join_network;
 pub(super) use paths::{file_type, writable};
 pub(super) use record::record_session;
-pub(super) use root::{MOUNT_POINT, Namespaces as RootNamespaces, enter_root};
+pub(super) use root::{Namespaces as RootNamespaces, enter_root};
 pub(super) use session::{die_with_parent, join_session, lead_session};
 pub(super) use user::{become_user, drop_privileges, hide};
 pub(super) use work_dir::{enter_work_dir, open_work_dir};

@@ -9,6 +9,8 @@ use std::path::Path;
 use nix::Result;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, ResolveFlag};
+use nix::mount::MsFlags;
+use nix::sys::stat::Mode;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 /// What a mount refuses, whatever the file system behind it allows.
@@ -61,6 +63,17 @@ pub(crate) fn new(filesystem: &str, options: &[(&str, &str)], refuse: Refuse) ->
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, refuse.flags()).map_err(errno)
 }
 
+/// Mounts a new instance of a file system on `path`, relative to the working directory: by one call instead of the many of [`new`], but
+/// it follows symbolic links.
+pub(crate) fn new_at(filesystem: &str, options: &[(&str, &str)], refuse: Refuse, path: &Path) -> Result<()> {
+    let options: Vec<_> = options.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut flags = MsFlags::MS_NOSUID;
+    flags.set(MsFlags::MS_RDONLY, refuse.write);
+    flags.set(MsFlags::MS_NOEXEC, refuse.exec);
+    flags.set(MsFlags::MS_NODEV, refuse.devices);
+    nix::mount::mount(Some("none"), path, Some(filesystem), flags, Some(options.join(",").as_str()))
+}
+
 /// Sets what a mount refuses, and makes it receive what the host mounts below it without giving anything back.
 pub(crate) fn restrict(mount: impl AsFd, refuse: Refuse, recursive: bool) -> Result<()> {
     set_attributes(mount.as_fd(), refuse.flags(), libc::MS_SLAVE, recursive)
@@ -99,7 +112,16 @@ fn set_attributes(
 /// Attaches a detached mount to `path` below `root`. No symbolic link is followed: below what a task can write, it would lead
 /// wherever the task likes.
 pub(crate) fn attach(mount: impl AsFd, root: impl AsFd, path: &Path) -> Result<()> {
-    let point = open_below(root, path, OFlag::O_PATH)?;
+    attach_to(mount, open_below(root, path, OFlag::O_PATH)?)
+}
+
+/// Attaches a detached mount to `path` below `root`, where no symbolic link of anybody else can be.
+pub(crate) fn attach_plainly(mount: impl AsFd, root: impl AsFd, path: &Path) -> Result<()> {
+    rustix::mount::move_mount(mount, "", root, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(errno)
+}
+
+/// Attaches a detached mount to an open file or directory.
+pub(crate) fn attach_to(mount: impl AsFd, point: OwnedFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", point, "", flags).map_err(errno)
 }
@@ -116,4 +138,17 @@ pub(crate) fn pivot_root(root: impl AsFd) -> Result<()> {
     nix::unistd::pivot_root(".", ".")?;
     nix::mount::umount2(".", nix::mount::MntFlags::MNT_DETACH)?;
     nix::unistd::chdir("/")
+}
+
+/// Attaches `root`, a detached mount, on the root directory of this namespace, and makes it the root and the working directory of this
+/// process.
+///
+/// The former root stays below it, where only a process that may unmount can uncover it, and must be empty. To detach it would take an
+/// RCU grace period: some 50 µs, and milliseconds on a busy host.
+pub(crate) fn cover_root(root: impl AsFd) -> Result<()> {
+    let former = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    attach_to(root.as_fd(), former)?;
+    // The path "/" still means the former one.
+    nix::unistd::fchdir(root.as_fd())?;
+    nix::unistd::chroot(".")
 }

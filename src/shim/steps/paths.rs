@@ -88,7 +88,8 @@ pub(crate) fn open_alloc_dir(path: &Path) -> nix::Result<OwnedFd> {
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
 
-fn open_trusted(path: &Path) -> nix::Result<OwnedFd> {
+/// Opens a directory whose path the agent names.
+pub(crate) fn open_trusted(path: &Path) -> nix::Result<OwnedFd> {
     let flags = DIRECTORY | OFlag::O_CLOEXEC;
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
     crate::sys::open::retry(|| openat2(AT_FDCWD, path, how))

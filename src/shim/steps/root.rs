@@ -30,14 +30,11 @@ use crate::shim::walk::DirId;
 /// The namespaces that the plugin hands to a shim, as descriptors.
 #[derive(Debug)]
 pub(crate) struct Namespaces {
-    /// Its root directory has nothing but an empty directory, [`MOUNT_POINT`].
+    /// Its root directory is empty, and read-only.
     pub empty: OwnedFd,
     /// None without `unveil_defaults`.
     pub template: Option<OwnedFd>,
 }
-
-/// Where the root is mounted in the empty namespace before it becomes the root.
-pub(crate) const MOUNT_POINT: &str = "/mnt";
 
 fn failed(path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Failure {
     let path = path.into();

@@ -14,7 +14,6 @@ use super::survey::{CGROUPS, DEVICES, ETC, Survey};
 use super::{Result, UMASK, errno_of, failed};
 use crate::sandbox::root::EMPTY;
 use crate::sandbox::root::layout::{Layout, Part, Tree};
-use crate::shim::steps::MOUNT_POINT;
 use crate::sys::mount::{self as mounts, Refuse};
 
 /// Bytes that the template's own directories and files may take.
@@ -50,11 +49,11 @@ fn relative(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-/// A namespace with one empty directory.
+/// A namespace with nothing but an empty directory, which stays below the root of each task.
 pub(super) fn build_empty(run_dir: &Path) -> Result<OwnedFd> {
     let namespace = copy_namespace(MsFlags::MS_PRIVATE)?;
     let root = new_root(run_dir)?;
-    make_directory(&root, Path::new(MOUNT_POINT))?;
+    mounts::make_read_only(&root).map_err(failed("make read-only", "/"))?;
     mounts::pivot_root(&root).map_err(failed("enter", "/"))?;
     Ok(namespace)
 }

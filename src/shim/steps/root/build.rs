@@ -11,8 +11,8 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat, umask};
 use nix::unistd::{Gid, Uid, fchown, symlinkat};
 
-use super::sources::{Sources, lacking};
-use super::{MOUNT_POINT, failed};
+use super::failed;
+use super::sources::{Sources, lacking, new_file_system};
 use crate::sandbox::root::{Assembly, EMPTY, Mount, OWN, Source};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
@@ -39,8 +39,7 @@ pub(super) fn build(
     let plain = Refuse { write: false, exec: true, devices: true };
     let directory =
         mount::new("tmpfs", &[("mode", "0755"), ("size", ROOT_SIZE)], plain).map_err(failed("/"))?;
-    mount::attach(&directory, root_directory()?, Path::new(MOUNT_POINT.trim_start_matches('/')))
-        .map_err(failed(MOUNT_POINT))?;
+    mount::cover_root(&directory).map_err(failed("/"))?;
     // So that modes are what is written here.
     umask(Mode::empty());
     make_skeleton(root, assembly, directory.as_fd())?;
@@ -50,13 +49,8 @@ pub(super) fn build(
             left_out.push(mount.path.clone());
         }
     }
-    mount::pivot_root(&directory).map_err(failed("/"))?;
     mount::make_read_only(&directory).map_err(failed("/"))?;
     Ok(left_out)
-}
-
-fn root_directory() -> Result<OwnedFd> {
-    nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed("/"))
 }
 
 /// Directories, links, mount points and files of the root's own. Nobody else can see it yet, so names are what they say.
@@ -108,31 +102,72 @@ fn attach(
     source: Option<OwnedFd>,
     directory: BorrowedFd<'_>,
 ) -> Result<bool> {
-    let source = match (&mount.source, source) {
-        (Source::Tmp, None) => mount::copy(directory, relative(&spec.plan.task_dir.join("tmp")), false)
-            .map_err(failed(&mount.path))?,
-        (Source::CgroupNames, None) => make_cgroup_names(spec, mount, directory)?,
-        (Source::Empty, None) => mount::copy(directory, relative(Path::new(EMPTY)), false)
-            .and_then(|copy| mount::restrict(&copy, mount.refuse, false).map(|()| copy))
-            .map_err(failed(&mount.path))?,
+    if source.is_none()
+        && matches!(root.dirs, TaskDirs::Scratch)
+        && matches!(mount.source, Source::AllocDir | Source::Secrets)
+    {
         // In the task's directory already.
-        (Source::AllocDir | Source::Secrets, None) if matches!(root.dirs, TaskDirs::Scratch) => {
-            return Ok(true);
-        }
-        (_, source) => source.ok_or_else(|| lacking(mount))?,
-    };
+        return Ok(true);
+    }
+    if mount.on_own_ground {
+        return attach_on_own_ground(spec, root, mount, source, directory);
+    }
     if mount.in_tmp {
         make_in_tmp(directory, mount)?;
     }
-    match mount::attach(&source, directory, relative(&mount.path)) {
+    // Before the copy: to drop one that was not attached takes an RCU grace period.
+    let point = match mount::open_below(directory, relative(&mount.path), OFlag::O_PATH) {
         // Nothing there on the host, or a link, which is unveiled as it is.
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if mount.optional => return Ok(false),
-        attached => attached.map_err(failed(&mount.path))?,
-    }
-    if let (Source::TaskDir, TaskDirs::Scratch) = (&mount.source, &root.dirs) {
-        fill_scratch(spec, &source)?;
-    }
+        opened => opened.map_err(failed(&mount.path))?,
+    };
+    let source = source.map_or_else(|| make_source(spec, mount, directory), Ok)?;
+    mount::attach_to(&source, point).map_err(failed(&mount.path))?;
+    fill(spec, root, mount, &source)?;
     Ok(true)
+}
+
+/// The same where no path can mislead: with fewer calls.
+fn attach_on_own_ground(
+    spec: &ShimSpec,
+    root: &PrivateRoot,
+    mount: &Mount,
+    source: Option<OwnedFd>,
+    directory: BorrowedFd<'_>,
+) -> Result<bool> {
+    if source.is_none()
+        && let Some((name, options)) = new_file_system(root, &mount.source)
+    {
+        let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        mount::new_at(name, &options, mount.refuse, relative(&mount.path)).map_err(failed(&mount.path))?;
+        return Ok(true);
+    }
+    let source = source.map_or_else(|| make_source(spec, mount, directory), Ok)?;
+    mount::attach_plainly(&source, directory, relative(&mount.path)).map_err(failed(&mount.path))?;
+    fill(spec, root, mount, &source)?;
+    Ok(true)
+}
+
+fn fill(spec: &ShimSpec, root: &PrivateRoot, mount: &Mount, source: &OwnedFd) -> Result<()> {
+    match (&mount.source, &root.dirs) {
+        (Source::TaskDir, TaskDirs::Scratch) => fill_scratch(spec, source),
+        _ => Ok(()),
+    }
+}
+
+/// What is made of the root's own directories.
+fn make_source(spec: &ShimSpec, mount: &Mount, directory: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let copy = |path: &Path| mount::copy(directory, relative(path), false).map_err(failed(&mount.path));
+    match mount.source {
+        Source::Tmp => copy(&spec.plan.task_dir.join("tmp")),
+        Source::CgroupNames => make_cgroup_names(spec, mount, directory),
+        Source::Empty => {
+            let copy = copy(Path::new(EMPTY))?;
+            mount::restrict(&copy, mount.refuse, false).map_err(failed(&mount.path))?;
+            Ok(copy)
+        }
+        _ => Err(lacking(mount)),
+    }
 }
 
 /// A mount point in the task's `tmp`, which only root and the task can change, and the task does not run yet.

@@ -5,13 +5,15 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::sys::stat::fstat;
 
 use super::failed;
 use crate::sandbox::root::{Assembly, Mount, Source};
 use crate::shim::report::Failure;
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
 use crate::shim::steps::Result;
-use crate::shim::steps::paths::{open_alloc_dir, open_beneath};
+use crate::shim::steps::paths::{open_alloc_dir, open_beneath, open_trusted};
+use crate::shim::walk::DirId;
 use crate::sys::mount::{self, Refuse};
 
 /// One detached mount for each of [`Assembly::mounts`], once all three steps are done.
@@ -47,16 +49,15 @@ impl Sources {
         assembly: &Assembly,
         unveils: &[OwnedFd],
     ) -> Result<()> {
-        let dirs = OwnDirs::open(&root.dirs).transpose();
+        let dirs = OwnDirs::open(&root.dirs, &spec.plan.task_dir).transpose();
         self.fill(assembly, |found| {
             let (place, recursive) = match (&found.source, dirs.as_ref().map_err(|errno| *errno)?) {
                 (Source::Unveil(number), _) => {
                     return own_copy(&unveils[*number], found.refuse, true).map(Some);
                 }
-                // Without what is mounted below: the kernel would compare it with each mount of the host.
                 (Source::TaskDir, Some(own)) => return own_copy(&own.task, found.refuse, false).map(Some),
-                (Source::AllocDir, Some(own)) => (below(&own.alloc, "alloc")?, false),
-                (Source::Secrets, Some(own)) => (below(&own.task, "secrets")?, false),
+                (Source::AllocDir, Some(own)) => (own.shared()?, false),
+                (Source::Secrets, Some(own)) => (below(&own.named, "secrets")?, false),
                 (Source::Tmp, Some(own)) => (below(&own.task, "tmp")?, false),
                 (Source::Cgroup, _) => {
                     let Some(path) = &spec.plan.resources.cgroup else { return Err(Errno::ENOENT) };
@@ -77,44 +78,80 @@ impl Sources {
         })
     }
 
-    /// In the namespace that becomes the task's: new instances of file systems.
+    /// In the namespace that becomes the task's: new instances of file systems, unless they are mounted at once where they belong.
     pub(super) fn make_own(&mut self, root: &PrivateRoot, assembly: &Assembly) -> Result<()> {
-        let shm_size = root.shm_size.map_or_else(|| "50%".to_owned(), |bytes| bytes.to_string());
-        self.fill(assembly, |found| {
-            let new = |filesystem, options: &[(&str, &str)]| {
-                mount::new(filesystem, options, found.refuse).map(Some)
-            };
-            match found.source {
-                Source::Proc => new("proc", &[]),
-                Source::Pts => new("devpts", &[("ptmxmode", "0666"), ("mode", "0620")]),
-                Source::Shm => new("tmpfs", &[("mode", "1777"), ("size", &shm_size)]),
-                Source::MessageQueues => new("mqueue", &[]),
-                Source::TaskDir => new("tmpfs", &[("mode", "0755")]),
-                // Made of the task's directory, when that is there, or in it.
-                Source::AllocDir | Source::Secrets | Source::Tmp | Source::Empty | Source::CgroupNames => {
-                    Ok(None)
-                }
-                _ => Err(Errno::ENOENT),
+        self.fill(assembly, |found| match (&found.source, new_file_system(root, &found.source)) {
+            (_, Some(_)) if found.on_own_ground => Ok(None),
+            (_, Some((name, options))) => {
+                let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
+                mount::new(name, &options, found.refuse).map(Some)
             }
+            (Source::TaskDir, None) => mount::new("tmpfs", &[("mode", "0755")], found.refuse).map(Some),
+            // Made of the task's directory, when that is there, or in it.
+            (
+                Source::AllocDir | Source::Secrets | Source::Tmp | Source::Empty | Source::CgroupNames,
+                None,
+            ) => Ok(None),
+            _ => Err(Errno::ENOENT),
         })
     }
 }
 
+/// The file system of the kernel's that a mount shows, with its options.
+pub(super) fn new_file_system(
+    root: &PrivateRoot,
+    source: &Source,
+) -> Option<(&'static str, Vec<(&'static str, String)>)> {
+    let shm_size = || root.shm_size.map_or_else(|| "50%".to_owned(), |bytes| bytes.to_string());
+    match source {
+        Source::Proc => Some(("proc", Vec::new())),
+        Source::Pts => Some(("devpts", vec![("ptmxmode", "0666".into()), ("mode", "0620".into())])),
+        Source::Shm => Some(("tmpfs", vec![("mode", "1777".into()), ("size", shm_size())])),
+        Source::MessageQueues => Some(("mqueue", Vec::new())),
+        _ => None,
+    }
+}
+
 /// The directories that Nomad has made for the task, each opened once.
+///
+/// To copy a mount, the kernel compares the directory with each mount point that this mount has. Nomad keeps all allocations on one mount,
+/// with five mount points for each task, but also mounts the task's directory for the task: that mount has few. So a directory is copied from there
+/// if it is the same one. After a reboot it may be missing.
 struct OwnDirs {
     alloc: OwnedFd,
+    /// `<alloc_dir>/<task>`.
+    named: OwnedFd,
+    /// The same directory, by Nomad's mount of it if there is one.
     task: OwnedFd,
 }
 
 impl OwnDirs {
-    fn open(dirs: &TaskDirs) -> Option<nix::Result<Self>> {
+    fn open(dirs: &TaskDirs, task_dir: &Path) -> Option<nix::Result<Self>> {
         let TaskDirs::Nomad { alloc_dir, task } = dirs else { return None };
         let open = || {
             let alloc = open_alloc_dir(alloc_dir)?;
-            Ok(Self { task: open_beneath(&alloc, Path::new(task), O_DIRECTORY)?, alloc })
+            let named = open_beneath(&alloc, Path::new(task), O_DIRECTORY)?;
+            let task = same_directory(&named, open_trusted(task_dir))?;
+            Ok(Self { alloc, named, task })
         };
         Some(open())
     }
+
+    /// The directory that the tasks of the allocation share.
+    fn shared(&self) -> nix::Result<OwnedFd> {
+        same_directory(&below(&self.alloc, "alloc")?, below(&self.task, "alloc"))
+    }
+}
+
+/// `other` if that is the same directory by another mount, otherwise `directory` itself.
+fn same_directory(directory: &OwnedFd, other: nix::Result<OwnedFd>) -> nix::Result<OwnedFd> {
+    let identity = |fd: &OwnedFd| fstat(fd).map(|found| DirId::of(&found));
+    if let Ok(other) = other
+        && identity(&other)? == identity(directory)?
+    {
+        return Ok(other);
+    }
+    directory.try_clone().map_err(|error| error.raw_os_error().map_or(Errno::EBADF, Errno::from_raw))
 }
 
 fn below(directory: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
