@@ -32,13 +32,10 @@ use steps::RootNamespaces;
 pub(crate) mod fds {
     use std::os::fd::RawFd;
 
-    /// The spec, a sealed memfd. It is followed by the report socket (`SOCK_SEQPACKET`), the exit-status file and the session
-    /// record, both opened for writing; then, as far as the spec has them: the task's cgroup directory, the empty mount
+    /// The report socket (`SOCK_SEQPACKET`), by which the others come: the spec, a sealed memfd; the exit-status file and the
+    /// session record, both opened for writing; then, as far as the spec has them: the task's cgroup directory, the empty mount
     /// namespace, and the template's.
-    pub(crate) const SPEC: RawFd = 3;
-    /// How many there are at most, and at least.
-    pub(crate) const COUNT: usize = 7;
-    pub(crate) const ALWAYS: usize = 4;
+    pub(crate) const FIRST: RawFd = 3;
 }
 
 /// Nesting limit of a message between plugin and shim. They need 8 levels; rmp-serde's default of 1024 could overflow a small
@@ -52,16 +49,13 @@ const MISUSED: u8 = 2;
 
 /// The entry point of `nomad-driver-exec2 shim`.
 pub fn main() -> ExitCode {
-    let Ok([Some(spec), Some(report), Some(exit), Some(session), rest @ ..]) =
-        sys::fd::inherited::<{ fds::COUNT }>(fds::SPEC)
-    else {
+    let Ok([Some(report)]) = sys::fd::inherited(fds::FIRST) else {
         // Not started by the plugin: there is no socket for a report.
         return ExitCode::from(MISUSED);
     };
     let reporter = Reporter::new(report);
-    let exit = File::from(exit);
-    match start(File::from(spec), File::from(session), rest, &reporter) {
-        Ok((started, oom)) => {
+    match start(&reporter) {
+        Ok((started, oom, exit)) => {
             // End of file on the report socket means that exec succeeded: no copy of it may stay open here.
             drop(reporter);
             reap_until_end(&started, oom.as_ref(), exit)
@@ -81,15 +75,16 @@ struct Started {
 }
 
 /// Starts the task. All memory for the spec is freed before this returns, so that the shim stays small.
-fn start(
-    mut file: File,
-    session: File,
-    rest: [Option<OwnedFd>; fds::COUNT - fds::ALWAYS],
-    reporter: &Reporter,
-) -> Result<(Started, Option<OomCounter>), Failure> {
-    reporter
+fn start(reporter: &Reporter) -> Result<(Started, Option<OomCounter>, File), Failure> {
+    let single = sys::clone::SingleThreaded::check()
+        .map_err(|error| Failure::io(Step::Spec, "the number of threads", &error))?;
+    let given = reporter
         .wait_for_go()
         .map_err(|errno| Failure::new(Step::Spec, "the plugin's permission to start", errno))?;
+    let mut given = given.into_iter().map(File::from);
+    let (Some(mut file), Some(exit), Some(session)) = (given.next(), given.next(), given.next()) else {
+        return Err(Failure::new(Step::Spec, "the descriptors of the spec and the records", Errno::EBADF));
+    };
     // No process may read the spec from this one's memory.
     prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Spec, "PR_SET_DUMPABLE", errno))?;
     let mut bytes = Vec::new();
@@ -98,27 +93,28 @@ fn start(
         .map_err(|error| Failure::io(Step::Spec, "the spec", &error))?;
     let spec =
         ShimSpec::decode(&bytes).map_err(|error| Failure::text(Step::Spec, "the spec", error.to_string()))?;
-    let (cgroup, namespaces) = given(&spec, rest)?;
+    let (cgroup, namespaces) = given_for(&spec, given.map(OwnedFd::from))?;
     let oom = cgroup.as_ref().and_then(|cgroup| OomCounter::of(cgroup.as_fd()));
-    let prepared = setup::prepare(&spec, namespaces)?;
-    steps::record_session(&spec, prepared.rules(), &session)?;
+    let mut prepared = setup::prepare(&spec, namespaces)?;
+    let rules = prepared.take_rules();
+    let task = setup::launch(&spec, prepared, cgroup, reporter, single)?;
+    // The task waits, but prepares itself meanwhile.
+    steps::record_session(&spec, rules.as_deref(), &session)?;
     drop(session);
-    let task = setup::launch(&spec, prepared, cgroup, reporter)?;
     steps::drop_privileges()?;
     if spec.command.foreground.is_some() {
         steps::die_with_parent(reporter)?;
     }
     let pid = task.pid;
     task.may_exec()?;
-    Ok((Started { task: pid, terminal: spec.command.terminal() }, oom))
+    Ok((Started { task: pid, terminal: spec.command.terminal() }, oom, exit))
 }
 
 /// The task's cgroup directory and the namespaces for its root, of which the spec says whether they are there.
-fn given(
+fn given_for(
     spec: &ShimSpec,
-    rest: impl IntoIterator<Item = Option<OwnedFd>>,
+    mut rest: impl Iterator<Item = OwnedFd>,
 ) -> Result<(Option<OwnedFd>, Option<RootNamespaces>), Failure> {
-    let mut rest = rest.into_iter().flatten();
     let mut next = |wanted: bool, what: &str| {
         let found = if wanted { rest.next() } else { None };
         let lacking = || Failure::new(Step::Spec, format!("the descriptor of {what}"), Errno::EBADF);

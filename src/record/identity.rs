@@ -1,9 +1,13 @@
 //! The identity of a process across restarts of the plugin: PID, start time and boot, never the PID alone.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::sys;
@@ -19,7 +23,7 @@ pub struct Identity {
 impl Identity {
     /// The current process with this PID.
     pub(crate) fn of(pid: i32) -> io::Result<Self> {
-        let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+        let stat = read_proc(&format!("/proc/{pid}/stat"))?;
         let start_time = field(&stat, START_TIME)
             .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no field {START_TIME}")))?;
         Ok(Self { pid, start_time })
@@ -56,10 +60,22 @@ impl Identity {
 
 /// The `Pid:` line of a pidfd's fdinfo (pidfd_open(2)); none once the process has been reaped.
 fn pid_behind(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let info = read_proc(&format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let info = String::from_utf8_lossy(&info);
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
     Ok(pid.filter(|pid| *pid > 0))
 }
+
+/// A short file of proc(5). The standard library starts with a few bytes, and proc(5) computes the file again for each read.
+fn read_proc(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(PROC_SIZE);
+    let file = File::from(open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?);
+    file.take(u64::MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// More than /proc/PID/stat has on most hosts, bytes.
+const PROC_SIZE: usize = 512;
 
 /// Whether `pid` has ended or has a pending SIGKILL, so that it will not run in user space again. Also true for an unused PID.
 pub(crate) fn is_dying(pid: i32) -> bool {
@@ -90,9 +106,14 @@ fn field<T: std::str::FromStr>(stat: &[u8], number: usize) -> Option<T> {
     rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
 
-/// The identity of this boot: /proc/sys/kernel/random/boot_id, random(4).
+/// The identity of this boot: /proc/sys/kernel/random/boot_id, random(4). Read once.
 pub fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned())
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT_ID.get() {
+        return Ok(known.clone());
+    }
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT_ID.get_or_init(|| read.trim_end().to_owned()).clone())
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ use spec::{EnterSpec, SessionStdio};
 /// Descriptors that the plugin places for this process.
 pub(crate) mod fds {
     /// The spec, the report socket, the pidfd of the task's shim, and the end of a pipe that closes with whoever asked for the
-    /// session. They are at the same numbers as the shim's. If the task has a cgroup, its directory and that of the session follow.
+    /// session. The first one has the same number as the shim's. If the task has a cgroup, its directory and that of the session follow.
     pub(crate) const COUNT: usize = 6;
     pub(crate) const ALWAYS: usize = 4;
 }
@@ -56,7 +56,7 @@ const NOT_A_COMMAND: i32 = 127;
 /// The entry point of `nomad-driver-exec2 enter`.
 pub fn main() -> ExitCode {
     let Ok([Some(spec), Some(report), Some(shim), Some(alive), rest @ ..]) =
-        sys::fd::inherited::<{ fds::COUNT }>(super::fds::SPEC)
+        sys::fd::inherited::<{ fds::COUNT }>(super::fds::FIRST)
     else {
         return ExitCode::from(MISUSED);
     };

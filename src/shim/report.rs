@@ -5,14 +5,15 @@
 //! process in every pid namespace), the task announces that it is about to exec, either sends a failure, and both close
 //! their copies, the task's by exec. End of file without the announcement means that the task died before its command ran.
 
-use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
 use serde::{Deserialize, Serialize};
+
+use crate::sys;
 
 /// Longest message in bytes: a step, a subject and a note, each of at most [`MAX_TEXT`].
 const MAX_MESSAGE: usize = 16 * 1024;
@@ -230,25 +231,21 @@ impl Reporter {
 
     /// From now on, reporting never waits: what does not fit into the socket's buffer is an error.
     pub(crate) fn never_wait(&self) -> nix::Result<()> {
-        crate::sys::fd::set_nonblocking(&self.0)
+        sys::fd::set_nonblocking(&self.0)
     }
 
     fn send_with(&self, message: &Message, fd: BorrowedFd<'_>) -> nix::Result<()> {
         let message = rmp_serde::to_vec(message).map_err(|_| Errno::EINVAL)?;
-        let fds = [fd.as_raw_fd()];
-        let control = [ControlMessage::ScmRights(&fds)];
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&message)], &control, MsgFlags::MSG_NOSIGNAL, None)
-            .map(drop)
+        sys::fd::send(self.0.as_fd(), &message, &[fd])
     }
 
-    /// Waits until the plugin has recorded the shim's identity. No task may start before that: if the plugin died, the next
-    /// one could not find it. EPIPE: the plugin is dead.
-    pub fn wait_for_go(&self) -> nix::Result<()> {
-        let mut byte = [0; 1];
+    /// Waits until the plugin has recorded the shim's identity, and returns the descriptors that it hands over then. No task may start
+    /// before that: if the plugin died, the next one could not find it. EPIPE: the plugin is dead.
+    pub(crate) fn wait_for_go(&self) -> nix::Result<Vec<OwnedFd>> {
         loop {
-            match nix::sys::socket::recv(self.0.as_raw_fd(), &mut byte, MsgFlags::empty()) {
-                Ok(0) => return Err(Errno::EPIPE),
-                Ok(_) => return Ok(()),
+            match sys::fd::receive(self.0.as_fd(), &mut [0; 1]) {
+                Ok((0, _)) => return Err(Errno::EPIPE),
+                Ok((_, given)) => return Ok(given),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
@@ -257,7 +254,7 @@ impl Reporter {
 
     /// Whether the process that started the shim has died: nobody reads the socket any more.
     pub fn is_abandoned(&self) -> bool {
-        crate::sys::poll::now(&mut [PollFd::new(self.0.as_fd(), PollFlags::empty())]).unwrap_or(false)
+        sys::poll::now(&mut [PollFd::new(self.0.as_fd(), PollFlags::empty())]).unwrap_or(false)
     }
 
     /// Announces to the plugin that the command is about to be executed.
@@ -310,9 +307,12 @@ pub fn pair() -> nix::Result<(Receiver, OwnedFd)> {
 }
 
 impl Receiver {
-    /// Lets the shim continue: its identity has been recorded. If it is dead, [`Receiver::wait`] reports why.
-    pub fn go_on(&self) {
-        let _ = nix::sys::socket::send(self.0.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL);
+    /// Lets the shim continue, with these descriptors: its identity has been recorded. If it is dead, [`Receiver::wait`] reports why.
+    pub(crate) fn go_on(&self, given: &[BorrowedFd<'_>]) -> nix::Result<()> {
+        match sys::fd::send(self.0.as_fd(), b"g", given) {
+            Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+            sent => sent,
+        }
     }
 
     /// Waits until the task has executed its command and returns its pidfd, or the reason for the failure.
@@ -321,7 +321,7 @@ impl Receiver {
         let mut task = None;
         let mut exec = false;
         loop {
-            if !crate::sys::poll::readable(&self.0, deadline)? {
+            if !sys::poll::readable(&self.0, deadline)? {
                 return Err(StartError::TimedOut(limit));
             }
             match self.receive()? {
@@ -343,7 +343,7 @@ impl Receiver {
 
     /// The socket, non-blocking, for [`receive`].
     pub(crate) fn into_nonblocking(self) -> nix::Result<OwnedFd> {
-        crate::sys::fd::set_nonblocking(&self.0)?;
+        sys::fd::set_nonblocking(&self.0)?;
         Ok(self.0)
     }
 }
@@ -351,13 +351,14 @@ impl Receiver {
 /// Receives one message.
 pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Received, StartError> {
     let mut buffer = vec![0; MAX_MESSAGE];
-    let (length, pidfd) = match crate::sys::fd::receive(socket, &mut buffer) {
+    let (length, passed) = match sys::fd::receive(socket, &mut buffer) {
         Ok(received) => received,
         // The other end was closed with unread data; what it sent can still be received.
         Err(Errno::ECONNRESET) => return Ok(Received::Nothing),
         Err(errno) => return Err(errno.into()),
     };
     let message = &buffer[..length];
+    let passed = passed.into_iter().next();
     // A child that could not exec the shim sends 4 bytes, which no message of ours has.
     if let Ok(errno) = <[u8; 4]>::try_from(message) {
         return Ok(Received::ShimExec(Errno::from_raw(i32::from_ne_bytes(errno))));
@@ -368,10 +369,10 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Received, StartError> {
     let mut reader = rmp_serde::Deserializer::new(message);
     reader.set_max_depth(super::MAX_DEPTH);
     match Message::deserialize(&mut reader) {
-        Ok(Message::Task) => pidfd.map(Received::Task).ok_or(StartError::Socket(Errno::EBADF)),
+        Ok(Message::Task) => passed.map(Received::Task).ok_or(StartError::Socket(Errno::EBADF)),
         Ok(Message::Failed(failure)) => Ok(Received::Failed(failure)),
         Ok(Message::Exec) => Ok(Received::Exec),
-        Ok(Message::Terminal) => pidfd.map(Received::Terminal).ok_or(StartError::Socket(Errno::EBADF)),
+        Ok(Message::Terminal) => passed.map(Received::Terminal).ok_or(StartError::Socket(Errno::EBADF)),
         Ok(Message::Ended(end)) => Ok(Received::Ended(end)),
         Err(_) => Err(StartError::Socket(Errno::EBADMSG)),
     }
@@ -406,7 +407,7 @@ mod tests {
     }
 
     fn task(reporter: &Reporter) {
-        reporter.task(crate::sys::pidfd::open(std::process::id() as i32).unwrap().as_fd()).unwrap();
+        reporter.task(sys::pidfd::open(std::process::id() as i32).unwrap().as_fd()).unwrap();
     }
 
     #[test]

@@ -34,8 +34,8 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    pub(super) fn rules(&self) -> Option<&[RootRule]> {
-        self.rules.as_deref()
+    pub(super) fn take_rules(&mut self) -> Option<Vec<RootRule>> {
+        self.rules.take()
     }
 }
 
@@ -91,10 +91,9 @@ pub(super) fn launch(
     prepared: Prepared,
     cgroup: Option<OwnedFd>,
     reporter: &Reporter,
+    single: sys::clone::SingleThreaded,
 ) -> Result<Waiting> {
     let failed = |errno| Failure::new(Step::Clone, "its cgroup", errno);
-    let single = sys::clone::SingleThreaded::check()
-        .map_err(|error| Failure::io(Step::Clone, "its cgroup", &error))?;
     let (opened, gate) = std::io::pipe().map_err(|error| Failure::io(Step::Session, "the task", &error))?;
     let task = sys::clone::fork(single, cgroup.as_ref().map(AsFd::as_fd), || {
         let failure = match become_task(spec, prepared, opened, reporter) {

@@ -107,7 +107,7 @@ fn errno_of(error: &std::io::Error) -> Errno {
 
 /// The entry point of `nomad-driver-exec2 template`.
 pub fn main() -> ExitCode {
-    let Ok([Some(socket), Some(progress)]) = sys::fd::inherited::<2>(fds::SPEC) else {
+    let Ok([Some(socket), Some(progress)]) = sys::fd::inherited::<2>(fds::FIRST) else {
         return ExitCode::FAILURE;
     };
     match serve(socket.as_fd(), &mut Progress::from(progress)) {

@@ -1,13 +1,16 @@
 //! File descriptors: taking over inherited ones, closing all others.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::Result;
 use nix::errno::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 
 use super::clone::FIRST_FREE_FD;
 use super::nix_errno;
@@ -69,9 +72,22 @@ pub(crate) fn close_on_exec_from(first: u32) -> Result<()> {
         .map(drop)
 }
 
-/// Receives one message and at most one descriptor (`SCM_RIGHTS`, unix(7)), close-on-exec. 0 bytes: the other end is closed.
-pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// The most descriptors that [`send`] and [`receive`] pass with one message.
+pub(crate) const MAX_PASSED: usize = 6;
+
+/// Sends one message with descriptors (`SCM_RIGHTS`, unix(7)).
+pub(crate) fn send(socket: BorrowedFd<'_>, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PASSED))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::EINVAL);
+    }
+    sendmsg(socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL).map(drop).map_err(nix_errno)
+}
+
+/// Receives one message and its descriptors, which are close-on-exec. 0 bytes: the other end is closed.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PASSED))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut slices = [IoSliceMut::new(buffer)];
     let message = recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC).map_err(nix_errno)?;
@@ -79,10 +95,10 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usiz
         // As in nix: what was cut off is no answer.
         return Err(Errno::ENOBUFS);
     }
-    let mut received = None;
+    let mut received = Vec::new();
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = part {
-            received = fds.last().or(received);
+            received.extend(fds);
         }
     }
     Ok((message.bytes, received))

@@ -171,7 +171,7 @@ impl Launcher {
             namespaces: 0,
             cgroup: shims.as_ref().map(Cgroup::dir_fd),
             fds: &numbered,
-            first_fd: fds::SPEC,
+            first_fd: fds::FIRST,
             stdio: Some(stdio.each_ref().map(AsFd::as_fd)),
             report: passed[1].as_fd(),
         })

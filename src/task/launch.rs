@@ -1,5 +1,7 @@
 //! Starts a task: limits, run directory, shim, and the wait for exec. Blocking: not for the runtime's threads.
 
+mod shim;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,23 +9,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::Mode;
 
+pub(super) use self::shim::{open_high, shims_cgroup};
+
+use self::shim::NewShim;
 use super::processes::{Launched, Processes};
 use super::spec::TaskSpec;
 use super::template::{Foundation, Keep, TemplateError, Templates, Watcher};
 use crate::cgroup::{self, Cgroup, CgroupError, MemoryMax};
-use crate::record::identity::Identity;
 use crate::record::key::{EmptyKey, Key};
 use crate::record::reconcile;
 use crate::record::run_dir::{self, RunDir, RunDirError};
-use crate::sandbox::plan::{Namespace, Plan, Root};
-use crate::shim::fds;
-use crate::shim::report::{self, Receiver, StartError};
-use crate::shim::spec::{PrivateRoot, ShimSpec, Stdio};
+use crate::sandbox::plan::Root;
+use crate::shim::report::StartError;
+use crate::shim::spec::{PrivateRoot, ShimSpec};
 use crate::sys::{self, CallError};
 
 /// How long a start may take, from clone to exec. The shim's own waits are bounded far below it; only a path on a file
@@ -136,6 +137,7 @@ impl Launcher {
     pub fn launch(&self, spec: &TaskSpec) -> Result<Launched, LaunchError> {
         let id = spec.id.key();
         let cgroup = spec.plan.resources.cgroup.as_deref().map(Cgroup::open).transpose()?;
+        let shim = NewShim::spawn(self.program.as_fd(), spec, cgroup.as_ref())?;
         if let Some(cgroup) = &cgroup {
             cgroup.apply(&spec.plan.resources.limits)?;
             cgroup.has_cpu()?;
@@ -145,7 +147,7 @@ impl Launcher {
         reconcile::end_siblings(&self.run_dir, id)?;
         reconcile::end_earlier(&run_dir)?;
         let exit = run_dir.create()?;
-        match self.start(spec, cgroup.as_ref(), &run_dir, exit) {
+        match self.start(spec, shim, cgroup.as_ref(), &run_dir, &exit) {
             Ok(processes) => {
                 let started_at = SystemTime::now();
                 Ok(Launched { processes, cgroup, run_dir, started_at, oom_before })
@@ -171,9 +173,10 @@ impl Launcher {
     fn start(
         &self,
         spec: &TaskSpec,
+        shim: NewShim,
         cgroup: Option<&Cgroup>,
         run_dir: &RunDir,
-        exit: File,
+        exit: &File,
     ) -> Result<Processes, LaunchError> {
         run_dir.record_spec(&spec.stored())?;
         let foundation = match spec.plan.root {
@@ -182,103 +185,20 @@ impl Launcher {
         };
         let root = foundation.as_ref().and_then(|foundation| private_root(spec, foundation));
         let spec_fd = spec_file(spec, root.as_ref())?;
-        let (receiver, report) = report::pair().map_err(CallError::on("make the report socket"))?;
         let session = run_dir.new_session_file()?;
-        let given = [spec_fd.as_fd(), report.as_fd(), exit.as_fd(), session.as_fd()];
-        let given = given.into_iter().chain(cgroup.map(Cgroup::dir_fd));
         let of_root = foundation.iter().flat_map(|Foundation { empty, template }| {
             [Some(empty.as_fd()), template.as_ref().map(|template| template.namespace.as_fd())]
         });
-        let given = given.chain(of_root.flatten());
-        let passed: Vec<OwnedFd> = given
-            .map(|fd| sys::fd::duplicate_from(fd, sys::clone::FIRST_FREE_FD))
-            .collect::<Result<_, _>>()
-            .map_err(CallError::on("duplicate a descriptor for the shim"))?;
-        let numbered: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
-        let null = match spec.command.stdio {
-            Stdio::Fifos { .. } | Stdio::Null => Some(Null::open().map_err(CallError::on("open /dev/null"))?),
-            Stdio::Inherited => None,
-        };
-        let shims = cgroup.and_then(shims_cgroup);
-        let child = sys::clone::spawn(&sys::clone::Spawn {
-            program: self.program.as_fd(),
-            argv: &[c"nomad-driver-exec2", c"shim"],
-            namespaces: clone_flags(&spec.plan),
-            cgroup: shims.as_ref().map(Cgroup::dir_fd),
-            fds: &numbered,
-            first_fd: fds::SPEC,
-            stdio: null.as_ref().map(Null::stdio),
-            report: passed[1].as_fd(),
-        })
-        .map_err(CallError::on("clone the shim"))?;
-        // The shim has its own copies; these would keep the socket open.
-        drop((report, passed));
-        let shim = child.pidfd;
-        match started(&shim, &receiver, run_dir) {
-            Ok((shim_id, leader, leader_id)) => {
-                Ok(Processes { shim, shim_id, leader: Some(leader), leader_id })
-            }
-            Err(error) => {
-                if let Err(error) = reconcile::end(shim) {
-                    tracing::error!(%error, "failed to end a task that did not start");
-                }
-                Err(error)
-            }
-        }
+        let given =
+            [spec_fd.as_fd(), exit.as_fd(), session.as_fd()].into_iter().chain(cgroup.map(Cgroup::dir_fd));
+        let given: Vec<_> = given.chain(of_root.flatten()).collect();
+        let shim_id = shim.identity()?;
+        // First, so that the next plugin finds the task if this one dies.
+        run_dir.record_shim(&shim_id)?;
+        let (leader, leader_id) = shim.start(&given)?;
+        let shim = shim.into_pidfd().ok_or(StartError::ShimDied)?;
+        Ok(Processes { shim, shim_id, leader: Some(leader), leader_id })
     }
-}
-
-/// /dev/null, opened for one start. Tasks must not share an open file: each could change its status flags, locks and owner of
-/// signals (fcntl(2), flock(2)) for the others.
-struct Null {
-    read: OwnedFd,
-    write: OwnedFd,
-}
-
-impl Null {
-    fn open() -> nix::Result<Self> {
-        let open = |flags| open_high("/dev/null", flags);
-        Ok(Self { read: open(OFlag::O_RDONLY)?, write: open(OFlag::O_WRONLY)? })
-    }
-
-    fn stdio(&self) -> [BorrowedFd<'_>; 3] {
-        [self.read.as_fd(), self.write.as_fd(), self.write.as_fd()]
-    }
-}
-
-/// Opens a file with a descriptor number that is not used in a new process.
-pub(super) fn open_high(path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
-    let low = open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?;
-    sys::fd::duplicate_from(low.as_fd(), sys::clone::FIRST_FREE_FD)
-}
-
-/// Records the shim's identity, lets it continue, and waits until the task runs. Returns the shim's identity, and the task's
-/// pidfd and identity.
-fn started(
-    shim: &OwnedFd,
-    receiver: &Receiver,
-    run_dir: &RunDir,
-) -> Result<(Identity, OwnedFd, Option<Identity>), LaunchError> {
-    let shim_id = Identity::behind(shim).map_err(CallError::on("identify the shim"))?;
-    run_dir.record_shim(&shim_id)?;
-    receiver.go_on();
-    let task = receiver.wait(START_LIMIT)?;
-    let task_id = match Identity::behind(&task) {
-        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => None,
-        found => Some(found.map_err(CallError::on("identify the task"))?),
-    };
-    Ok((shim_id, task, task_id))
-}
-
-/// The namespaces of the shim and its task as flags of clone(2).
-fn clone_flags(plan: &Plan) -> u64 {
-    let flag = |namespace: &Namespace| match namespace {
-        Namespace::Pid => libc::CLONE_NEWPID,
-        Namespace::Mount => libc::CLONE_NEWNS,
-        Namespace::Ipc => libc::CLONE_NEWIPC,
-        Namespace::Uts => libc::CLONE_NEWUTS,
-    };
-    plan.namespaces.own.iter().fold(0, |flags, namespace| flags | u64::from(flag(namespace).unsigned_abs()))
 }
 
 /// The task's root, if it gets one of its own.
@@ -312,37 +232,4 @@ pub(super) fn sealed(bytes: &[u8]) -> Result<File, CallError> {
         SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(CallError::on("seal the spec"))?;
     Ok(file)
-}
-
-/// The cgroup of the shims, a sibling of the tasks' cgroups. Without it they stay in the plugin's, where stopping
-/// nomad.service would kill them: so it is a warning.
-pub(super) fn shims_cgroup(task: &Cgroup) -> Option<Cgroup> {
-    Cgroup::shims_for(task.path())
-        .inspect_err(|error| tracing::warn!(%error, "failed to open the cgroup of the shims; the shim stays in the plugin's cgroup"))
-        .ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use nix::fcntl::FcntlArg;
-
-    use super::*;
-
-    #[test]
-    fn each_start_has_an_open_null_device_of_its_own() {
-        let (one, other) = (Null::open().unwrap(), Null::open().unwrap());
-        let flags = |fd: BorrowedFd<'_>| OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap());
-        let [input, output, error] = one.stdio();
-        assert_eq!(flags(input) & OFlag::O_ACCMODE, OFlag::O_RDONLY);
-        for fd in [output, error] {
-            assert_eq!(flags(fd) & OFlag::O_ACCMODE, OFlag::O_WRONLY);
-        }
-        fcntl(output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        assert!(flags(output).contains(OFlag::O_NONBLOCK));
-        assert!(!flags(input).contains(OFlag::O_NONBLOCK));
-        assert!(
-            other.stdio().into_iter().all(|fd| !flags(fd).contains(OFlag::O_NONBLOCK)),
-            "another start's"
-        );
-    }
 }

@@ -84,7 +84,7 @@ pub(super) fn run(
         namespaces: 0,
         cgroup: None,
         fds: &[theirs.as_fd(), its_progress.as_fd()],
-        first_fd: fds::SPEC,
+        first_fd: fds::FIRST,
         stdio: None,
         report: theirs.as_fd(),
     })
@@ -106,11 +106,12 @@ fn receive(
     let mut made = Made::default();
     loop {
         wait_for_message(socket, progress, limit, deadline)?;
-        let (length, fd) =
+        let (length, passed) =
             sys::fd::receive(socket.as_fd(), &mut bytes).map_err(CallError::on("read a message"))?;
         if length == 0 {
             return Err(TemplateError::Ended);
         }
+        let fd = passed.into_iter().next();
         // A child that could not exec sends its errno.
         if let Ok(errno) = <[u8; 4]>::try_from(&bytes[..length]) {
             let errno = Errno::from_raw(i32::from_ne_bytes(errno));
