@@ -78,6 +78,7 @@ struct Started {
 fn start(reporter: &Reporter) -> Result<(Started, Option<OomCounter>, File), Failure> {
     let single = sys::clone::SingleThreaded::check()
         .map_err(|error| Failure::io(Step::Spec, "the number of threads", &error))?;
+    let _arena = sys::arena::Arena::open(single);
     let given = reporter
         .wait_for_go()
         .map_err(|errno| Failure::new(Step::Spec, "the plugin's permission to start", errno))?;

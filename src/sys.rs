@@ -3,6 +3,7 @@
 //! Every function is a thin wrapper: it takes plain values, returns `nix::Result`, and keeps no state.
 #![allow(unsafe_code, reason = "denied everywhere else, by Cargo.toml")]
 
+pub mod arena;
 pub(crate) mod async_fd;
 pub(crate) mod attributes;
 pub(crate) mod caps;

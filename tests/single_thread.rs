@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nomad_driver_exec2::sys::arena::Arena;
 use nomad_driver_exec2::sys::clone::{SingleThreaded, fork};
 use nomad_driver_exec2::sys::fd::inherited;
 
@@ -29,6 +30,30 @@ fn a_panic_in_a_child_ends_the_child() {
     assert!(matches!(ordinary, WaitStatus::Exited(_, 7)), "{ordinary:?}");
 }
 
+fn blocks_of_an_arena_outlive_it() {
+    let single = SingleThreaded::check().unwrap();
+    let before = String::from("before");
+    let arena = Arena::open(single).expect("the first one");
+    let mut grown: Vec<usize> = Vec::new();
+    let mut others = Vec::new();
+    for number in 0..1000 {
+        grown.push(number);
+        others.push(vec![0_u8; number % 64]);
+        if number % 3 == 0 {
+            others.swap_remove(number / 3);
+        }
+    }
+    let larger = vec![7_u8; 2 << 20];
+    assert!(Arena::open(single).is_none(), "there is one");
+    drop((before, arena));
+    assert!(Arena::open(single).is_none(), "its blocks are in use");
+    assert!(grown.iter().copied().eq(0..1000));
+    assert!(others.iter().flatten().all(|byte| *byte == 0), "a block that was in use before is zeroed");
+    assert!(larger.iter().all(|byte| *byte == 7), "what is too large comes from elsewhere");
+    drop((grown, others));
+    drop(Arena::open(single).expect("the former one is gone"));
+}
+
 fn inherited_descriptors_are_claimed_once() {
     // Open descriptors here were inherited from the caller of this test.
     inherited::<4>(3).unwrap();
@@ -36,7 +61,8 @@ fn inherited_descriptors_are_claimed_once() {
 }
 
 fn main() {
-    let tests: [(&str, fn()); 2] = [
+    let tests: [(&str, fn()); 3] = [
+        ("blocks_of_an_arena_outlive_it", blocks_of_an_arena_outlive_it),
         ("a_panic_in_a_child_ends_the_child", a_panic_in_a_child_ends_the_child),
         ("inherited_descriptors_are_claimed_once", inherited_descriptors_are_claimed_once),
     ];
