@@ -1,4 +1,7 @@
 //! Compiles go-plugin's own services, and the service of the example, without `protoc`.
+//!
+//! The settings of the compiler are those of the driver's build script. They are written twice because a build script can share
+//! code only with a crate that is published as well, and this crate can be used without the driver.
 
 use std::error::Error;
 

@@ -9,6 +9,7 @@ import os
 from exec2.agent import kill_agent, new_plugin, nomad, plugin_pid, stand_in, start_agent, violations, wait_for_driver
 from exec2.allocs import alloc_status, brief, events, exits, messages, run_job
 from exec2.guest import descriptors, machine, nixos, pgrep, poll, subtest, t
+from exec2.jobs import group, job, task
 from exec2.tasks import SHIMS, TASKS_CGROUP, run_directories
 
 TASKS = int(os.environ.get("EXEC2_TASKS", "50" if stand_in() else "12"))
@@ -17,33 +18,8 @@ PLUGIN = "/opt/nomad/data/plugins/nomad-driver-exec2"
 MANY_TIMEOUT_S = 300
 
 # Each ends with a code of its own, so that no two can be confused.
-JOB = f"""
-job "many" {{
-  type = "batch"
-  group "g" {{
-    count = {TASKS}
-    restart {{
-      attempts = 0
-      mode     = "fail"
-    }}
-    reschedule {{
-      attempts  = 0
-      unlimited = false
-    }}
-    task "t" {{
-      driver = "exec2"
-      config {{
-        command = "sh"
-        args = ["-c", "trap 'exit $((NOMAD_ALLOC_INDEX + 1))' USR1; while :; do sleep 1000 & wait $!; done"]
-      }}
-      resources {{
-        cpu    = 20
-        memory = 10
-      }}
-    }}
-  }}
-}}
-"""
+SCRIPT = "trap 'exit $((NOMAD_ALLOC_INDEX + 1))' USR1; while :; do sleep 1000 & wait $!; done"
+JOB = job("many", group("g", task("t", "sh", "-c", SCRIPT, cpu=20, memory=10), count=TASKS))
 
 
 def leaders():

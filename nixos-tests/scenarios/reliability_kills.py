@@ -19,6 +19,7 @@ import shlex
 from exec2.agent import PLUGIN_NAME, new_plugin, stand_in, wait_for_driver
 from exec2.allocs import TERMINAL, brief, forget, run_job
 from exec2.guest import AGENT_TIMEOUT_S, ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, data_dir, machine, pgrep, poll, subtest, t
+from exec2.jobs import group, job, task
 from exec2.tasks import SHIMS, TASKS_CGROUP, records, run_directories
 
 WAVE = 10
@@ -31,35 +32,7 @@ SCRIPT = (
     "exec 9>> $NOMAD_ALLOC_DIR/lock; echo run >> $NOMAD_ALLOC_DIR/runs; flock -n 9 || { echo clash >> $NOMAD_ALLOC_DIR/clashes; exit 1; };"
     " sleep $((NOMAD_ALLOC_INDEX * 2)); echo end >> $NOMAD_ALLOC_DIR/ends"
 )
-JOB = f"""
-job "WAVE" {{
-  type = "batch"
-  group "g" {{
-    count = {WAVE}
-    restart {{
-      attempts = 20
-      interval = "1h"
-      delay    = "1s"
-      mode     = "fail"
-    }}
-    reschedule {{
-      attempts  = 0
-      unlimited = false
-    }}
-    task "t" {{
-      driver = "exec2"
-      config {{
-        command = "sh"
-        args    = ["-c", "{SCRIPT}"]
-      }}
-      resources {{
-        cpu    = 20
-        memory = 10
-      }}
-    }}
-  }}
-}}
-"""
+TASK = task("t", "sh", "-c", SCRIPT, cpu=20, memory=10)
 
 # Python. Of each allocation: id, status, restarts, exit codes, whether Nomad gave it up because of the plugin's deaths, and how
 # many lines are in the files that its runs wrote.
@@ -107,7 +80,7 @@ waves = [f"wave-{number}" for number in range(WAVES)]
 
 with subtest(f"{WAVES * WAVE} tasks, and the plugin dies while they start, and while they run and end"):
     for number, name in enumerate(waves):
-        run_job(JOB.replace("WAVE", name))
+        run_job(job(name, group("g", TASK, attempts=20, interval="1h", count=WAVE)))
         die()
         if number % DOUBLE == DOUBLE - 1:
             die()

@@ -6,36 +6,11 @@
 from exec2.agent import configure, kill_agent, start_agent, wait_for_driver
 from exec2.allocs import allocs, logs, reported, run_job, stop_job, wait_for_alloc
 from exec2.guest import ALLOC_TIMEOUT_S, machine, poll, subtest, t
+from exec2.jobs import group, job, task
 from exec2.tasks import scope
 
-JOB = """
-job "forgotten" {
-  type = "service"
-  group "g" {
-    restart {
-      attempts = 10
-      interval = "1h"
-      delay    = "1s"
-      mode     = "fail"
-    }
-    reschedule {
-      attempts  = 0
-      unlimited = false
-    }
-    task "t" {
-      driver = "exec2"
-      config {
-        command = "sh"
-        args    = ["-c", "trap 'exit 1' USR1; echo start $(id -u):$(id -g) $USER; while :; do sleep 1000 & wait $!; done"]
-      }
-      resources {
-        cpu    = 500
-        memory = 16
-      }
-    }
-  }
-}
-"""
+SCRIPT = "trap 'exit 1' USR1; echo start $(id -u):$(id -g) $USER; while :; do sleep 1000 & wait $!; done"
+JOB = job("forgotten", group("g", task("t", "sh", "-c", SCRIPT, memory=16), attempts=10, interval="1h"), kind="service")
 
 
 def leader(alloc):

@@ -38,15 +38,15 @@ def task(name: str, command: str, *args: str, cpu: int = 500, memory: int = 64, 
   }}"""
 
 
-def group(name: str, *tasks: str, attempts: int = 0, count: int = 1, extra: str = "") -> str:
-    """A group that is never rescheduled, and restarted up to `attempts` times, each after a second."""
+def group(name: str, *tasks: str, attempts: int = 0, interval: str = "10m", delay: str = "1s", count: int = 1, extra: str = "") -> str:
+    """A group that is never rescheduled, and restarted up to `attempts` times within `interval`, each after `delay`."""
     return f"""
  group {json.dumps(name)} {{
   count = {count}
   restart {{
     attempts = {attempts}
-    delay    = "1s"
-    interval = "10m"
+    interval = "{interval}"
+    delay    = "{delay}"
     mode     = "fail"
   }}
   reschedule {{
@@ -65,36 +65,22 @@ def job(name: str, *groups: str, kind: str = "batch") -> str:
 def python_job(name: str, script: str, cpu: int = 1000, memory: int = 32, unveil: str = "[]", options: str = "", kill_timeout: str = "2s",
                attempts: int = 0, delay: str = "1s") -> str:  # fmt: skip
     """A job of one group `g` and one task `t`, which runs the script."""
-    return f"""
-job "{name}" {{
-  type = "batch"
-  group "g" {{
-    restart {{
-      attempts = {attempts}
-      delay    = "{delay}"
-      mode     = "fail"
-    }}
-    reschedule {{
-      attempts  = 0
-      unlimited = false
-    }}
-    task "t" {{
-      driver       = "exec2"
-      kill_timeout = "{kill_timeout}"
-      config {{
-        command = "python3"
-        args    = ["-c", <<-EOT
+    text = f"""
+  task "t" {{
+    driver       = "exec2"
+    kill_timeout = "{kill_timeout}"
+    config {{
+      command = "python3"
+      args    = ["-c", <<-EOT
 {script}
 EOT
-        ]
-        unveil = {unveil}
-        {options}
-      }}
-      resources {{
-        cpu    = {cpu}
-        memory = {memory}
-      }}
+      ]
+      unveil = {unveil}
+      {options}
     }}
-  }}
-}}
-"""
+    resources {{
+      cpu    = {cpu}
+      memory = {memory}
+    }}
+  }}"""
+    return job(name, group("g", text, attempts=attempts, delay=delay))
