@@ -10,7 +10,7 @@ import os
 import shlex
 from pathlib import Path
 
-from exec2.guest import machine, subtest, write
+from exec2.guest import machine, subtest, t, write
 
 FOLDER = "/srv/bench"
 OUT = "/var/tmp/bench"
@@ -25,10 +25,12 @@ with subtest("benchmark"):
     more = os.environ.get("EXEC2_BENCH_ARGS", "")
     # bubblewrap is the host's.
     write("/srv/bench/run", f"export PATH={FOLDER}/bin:$PATH\nexec {FOLDER}/bench {shlex.join(arguments)} {more} 2>&1\n")
-    print(machine.succeed("sh /srv/bench/run", timeout=TIMEOUT_S))
+    status, output = machine.execute("sh /srv/bench/run", timeout=TIMEOUT_S)
+    print(output)
 
 with subtest("results"):
     folder = Path(os.environ.get("EXEC2_BENCH_OUT", "target/bench"))
     folder.mkdir(parents=True, exist_ok=True)
     for name in machine.succeed(f"ls {OUT}").split():
         (folder / name).write_text(machine.succeed(f"cat {OUT}/{name}"), encoding="utf-8")
+    t.assertEqual(status, 0, output)

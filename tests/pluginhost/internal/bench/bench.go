@@ -116,17 +116,13 @@ func (o *options) run(out io.Writer) error {
 		return err
 	}
 	results := &Results{Kernel: host.kernel, CPUs: host.cpus, MemoryMiB: host.memoryMiB, Runs: o.runs}
-	if err := o.byMounts(host, subjects, results); err != nil {
-		return err
+	err = o.byMounts(host, subjects, results)
+	if err == nil {
+		err = o.byTasks(host, subjects, results)
 	}
-	if err := o.byTasks(host, subjects, results); err != nil {
-		return err
-	}
-	if err := results.write(o.out); err != nil {
-		return err
-	}
-	_, err = io.WriteString(out, results.table())
-	return err
+	// What was measured before an error is still of use.
+	_, printed := io.WriteString(out, results.table())
+	return errors.Join(err, results.write(o.out), printed)
 }
 
 // subjects are the floor, the peers that this host has, and the plugins.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -43,7 +44,8 @@ func readMemory(pid int) (memory, error) {
 	processes, err := descendants(pid)
 	for _, child := range processes {
 		private, read := kib(fmt.Sprintf("/proc/%d/smaps_rollup", child), "Private_Clean", "Private_Dirty")
-		if read != nil && !errors.Is(read, fs.ErrNotExist) {
+		// It has ended; a zombie has no memory and gives ESRCH.
+		if read != nil && !errors.Is(read, fs.ErrNotExist) && !errors.Is(read, syscall.ESRCH) {
 			return m, read
 		}
 		m.private += private

@@ -120,6 +120,8 @@ func (c *command) start() (first, answer time.Duration, err error) {
 	}
 	answer = time.Since(began)
 	if err := c.out.firstByte(patience); err != nil {
+		cmd.Process.Kill()
+		cmd.Wait()
 		return 0, 0, err
 	}
 	first = time.Since(began)
