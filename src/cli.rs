@@ -1,8 +1,9 @@
-//! The command line: `run`, `check`, `validate-config`, `--help`, `--version`.
+//! The command line: `run`, `exec`, `check`, `validate-config`, `--help`, `--version`.
 
 mod check;
 mod cpu;
 mod environment;
+mod exec;
 mod free_user;
 mod own_cgroup;
 mod relay;
@@ -41,6 +42,8 @@ struct Cli {
 enum Command {
     /// Run a program in the driver's sandbox, without Nomad
     Run(run::Args),
+    /// Run a command in a running task, or list the running tasks
+    Exec(exec::Args),
     /// Show whether this host can run the driver's tasks, and what to fix
     Check(check::Args),
     /// Check a plugin configuration before an agent uses it
@@ -57,6 +60,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = args.into_iter().enumerate().map(|(place, arg)| if place == 1 { long(arg) } else { arg });
     match Cli::try_parse_from(args) {
         Ok(Cli { command: Command::Run(args) }) => run::main(args),
+        Ok(Cli { command: Command::Exec(args) }) => exec::main(&args),
         Ok(Cli { command: Command::Check(args) }) => check::main(&args),
         Ok(Cli { command: Command::ValidateConfig(args) }) => validate::main(&args),
         Err(error) => {

@@ -19,6 +19,9 @@ _nomad__driver__exec2() {
             nomad__driver__exec2,check)
                 cmd="nomad__driver__exec2__subcmd__check"
                 ;;
+            nomad__driver__exec2,exec)
+                cmd="nomad__driver__exec2__subcmd__exec"
+                ;;
             nomad__driver__exec2,help)
                 cmd="nomad__driver__exec2__subcmd__help"
                 ;;
@@ -30,6 +33,9 @@ _nomad__driver__exec2() {
                 ;;
             nomad__driver__exec2__subcmd__help,check)
                 cmd="nomad__driver__exec2__subcmd__help__subcmd__check"
+                ;;
+            nomad__driver__exec2__subcmd__help,exec)
+                cmd="nomad__driver__exec2__subcmd__help__subcmd__exec"
                 ;;
             nomad__driver__exec2__subcmd__help,help)
                 cmd="nomad__driver__exec2__subcmd__help__subcmd__help"
@@ -47,7 +53,7 @@ _nomad__driver__exec2() {
 
     case "${cmd}" in
         nomad__driver__exec2)
-            opts="-h -V --help --version run check validate-config help"
+            opts="-h -V --help --version run exec check validate-config help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -78,8 +84,22 @@ _nomad__driver__exec2() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        nomad__driver__exec2__subcmd__exec)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         nomad__driver__exec2__subcmd__help)
-            opts="run check validate-config help"
+            opts="run exec check validate-config help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -93,6 +113,20 @@ _nomad__driver__exec2() {
             return 0
             ;;
         nomad__driver__exec2__subcmd__help__subcmd__check)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nomad__driver__exec2__subcmd__help__subcmd__exec)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -10,7 +10,7 @@
 //!
 //! When the task is stopped, the caller's terminal is restored and this process stops as well, so that the shell takes over.
 
-mod modes;
+pub(super) mod modes;
 
 use std::fs::File;
 use std::io::{self, Read, Write};

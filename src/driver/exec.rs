@@ -28,9 +28,6 @@ const BACKLOG: usize = 1;
 /// Bytes of output that ExecTask returns, the last ones: what Nomad's own drivers keep of a check.
 const CAPTURED: usize = 4 * 1024;
 
-/// Size of a terminal until the client sends its own.
-const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-
 /// Runs the command to its end, or to the timeout, which begins when the command does.
 pub(super) async fn run(mut session: Session, limit: Option<Duration>) -> Result<ExecTaskResponse, RpcError> {
     let mut tail = Tail::default();
@@ -145,9 +142,6 @@ async fn serve(mut session: Session, requests: Streaming<Request>, answers: &Ans
     let new_line = if terminal.is_some() { "\r\n" } else { "\n" };
     let ends = session.take_ends();
     let (end, ended) = watch::channel(false);
-    if let Some(terminal) = &terminal {
-        let _ = sys::terminal::set_size(terminal.get_ref(), WINDOW);
-    }
     let input = match &terminal {
         Some(terminal) => Input::Terminal { master: Arc::clone(terminal), in_line: false },
         None => Input::Pipe(ends.stdin),
@@ -246,7 +240,10 @@ impl Input {
         let Self::Terminal { master, .. } = self else { return };
         // A size that a terminal cannot have is ignored.
         if let (Ok(ws_row), Ok(ws_col)) = (u16::try_from(size.height), u16::try_from(size.width)) {
-            let _ = sys::terminal::set_size(master.get_ref(), Winsize { ws_row, ws_col, ..WINDOW });
+            let _ = sys::terminal::set_size(
+                master.get_ref(),
+                Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 },
+            );
         }
     }
 }

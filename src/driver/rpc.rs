@@ -173,7 +173,7 @@ impl DriverRpc for Driver {
         let first = requests.message().await?.and_then(|first| first.setup);
         let exec_task_streaming_request::Setup { task_id, command, tty } =
             first.ok_or(RpcError::Absent("setup in its first message"))?;
-        let wiring = if tty { Wiring::Terminal { term: None } } else { Wiring::Pipes };
+        let wiring = if tty { Wiring::Terminal { term: None, size: None } } else { Wiring::Pipes };
         let wanted = Wanted { command, wiring };
         let session = self.0.tasks.enter(key(&task_id)?, wanted).await.map_err(RpcError::from)?;
         Ok(Response::new(Box::pin(exec::stream(session, requests))))

@@ -26,6 +26,8 @@ use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, setsid};
 
+use rustix::termios::Winsize;
+
 use super::report::{Failure, Reporter, SessionEnd, Step};
 use super::spec::ShimSpec;
 use super::steps::{self, Result};
@@ -117,7 +119,10 @@ impl Session {
         let host_terminals = devpts();
         join(shim)?;
         match stdio {
-            SessionStdio::Terminal => open_terminal(host_terminals, reporter)?,
+            SessionStdio::Terminal { rows, columns } => {
+                let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+                open_terminal(host_terminals, size, reporter)?;
+            }
             SessionStdio::Given => own_pipes(&spec)?,
         }
         let (ruleset, work_dir) = prepare(&mut spec, rules.as_deref())?;
@@ -166,7 +171,7 @@ impl Session {
         })
     }
 
-    /// Waits for the command, and then ends what it has left behind.
+    /// Waits for the command, and then ends what it has left behind. In a task without a cgroup that is its process group.
     fn attend(&self, child: &Child) -> SessionEnd {
         let mut killed = false;
         loop {
@@ -180,6 +185,10 @@ impl Session {
             // Whoever asked for the session is gone.
             killed = true;
             self.kill(child);
+        }
+        if self.cgroup.is_none() {
+            // The most that can be found of it without a cgroup. The number is the command's until it is reaped below.
+            let _ = sys::pidfd::signal_group_by_number(child.pid.as_raw(), libc::SIGKILL);
         }
         let status = loop {
             match sys::wait::any_child() {
@@ -253,7 +262,7 @@ const DEVPTS_SUPER_MAGIC: FsType = FsType(0x1cd1);
 
 /// Makes a terminal among the task's own, so that programs find it by its name; a task without any gets one of the host's. It stays
 /// root's: the command has it open, and no other process of the task's user can open it.
-fn open_terminal(host: Option<OwnedFd>, reporter: &Reporter) -> Result<()> {
+fn open_terminal(host: Option<OwnedFd>, size: Winsize, reporter: &Reporter) -> Result<()> {
     let failed = |errno| Failure::new(Step::Session, "the terminal", errno);
     let dir = devpts().or(host).ok_or_else(|| {
         failed(Errno::ENOENT).with_note("neither the task nor the host has terminals in /dev/pts")
@@ -261,6 +270,7 @@ fn open_terminal(host: Option<OwnedFd>, reporter: &Reporter) -> Result<()> {
     let (master, slave) = sys::terminal::open_pair_in(&dir).map_err(failed)?;
     fchown(&slave, Some(Uid::from_raw(0)), Some(Gid::from_raw(0)))
         .and_then(|()| fchmod(&slave, TERMINAL_MODE))
+        .and_then(|()| sys::terminal::set_size(&slave, size))
         .and_then(|()| dup2_stdin(&slave))
         .and_then(|()| dup2_stdout(&slave))
         .and_then(|()| dup2_stderr(&slave))

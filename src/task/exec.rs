@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use rustix::termios::Winsize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::OwnedSemaphorePermit;
@@ -39,6 +40,8 @@ pub(crate) const START_LIMIT: Duration = Duration::from_secs(10);
 const CANCEL_LIMIT: Duration = Duration::from_secs(3);
 /// What programs are told of a terminal if its type is not known: what most systems describe, and most terminals are like.
 const TERM: &str = "xterm";
+/// Size of a terminal until the client sends its own.
+const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
 /// Exit codes of a command that could not be run, as in shells.
 const NOT_FOUND: i32 = 127;
 const NOT_RUN: i32 = 126;
@@ -69,8 +72,8 @@ pub(crate) enum Wiring {
     Pipes,
     /// Input from /dev/null, and one pipe for output and error: their order is kept.
     Merged,
-    /// A terminal, of this type if that is known.
-    Terminal { term: Option<String> },
+    /// A terminal, of this type and size if they are known.
+    Terminal { term: Option<String>, size: Option<Winsize> },
 }
 
 /// Why a session could not begin. Nothing is left of it.
@@ -204,11 +207,12 @@ fn enter_spec(
     let mut env = record.env.into_owned();
     let mut foreground = None;
     let mut stdio = SessionStdio::Given;
-    if let Wiring::Terminal { term } = &wanted.wiring {
+    if let Wiring::Terminal { term, size } = &wanted.wiring {
         env.retain(|entry| !entry.starts_with("TERM="));
         env.push(format!("TERM={}", term.as_deref().unwrap_or(TERM)));
         foreground = Some(Foreground { ignored: 0, terminal: Some(0) });
-        stdio = SessionStdio::Terminal;
+        let size = size.unwrap_or(WINDOW);
+        stdio = SessionStdio::Terminal { rows: size.ws_row, columns: size.ws_col };
     }
     let command =
         Command { program: program.clone(), args: args.to_vec(), env, stdio: Stdio::Inherited, foreground };

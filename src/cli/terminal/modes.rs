@@ -16,7 +16,7 @@ use crate::sys;
 /// The modes of the caller's terminal. Shared with the thread that copies the output: a mode that the task sets before it
 /// prints a prompt is set here before the prompt appears, so that a password is not echoed.
 #[derive(Debug)]
-pub(super) struct Modes {
+pub(in crate::cli) struct Modes {
     user: Arc<File>,
     master: Arc<File>,
     /// Whether only the task uses the caller's terminal: raw mode, and every key is forwarded.
@@ -43,7 +43,7 @@ enum Access {
 }
 
 impl Modes {
-    pub(super) fn new(user: Arc<File>, master: Arc<File>) -> Self {
+    pub(in crate::cli) fn new(user: Arc<File>, master: Arc<File>) -> Self {
         let access = match tcgetpgrp(&*user) {
             Err(Errno::ENOTTY) if has_session(&user) => Access::Foreign,
             Err(Errno::ENOTTY) => Access::NoSession,
@@ -52,11 +52,11 @@ impl Modes {
         Self { user, master, whole: false, first: None, before: None, followed: None, access, closed: false }
     }
 
-    pub(super) fn is_foreign(&self) -> bool {
+    pub(in crate::cli) fn is_foreign(&self) -> bool {
         self.access == Access::Foreign
     }
 
-    pub(super) fn is_in_foreground(&self) -> bool {
+    pub(in crate::cli) fn is_in_foreground(&self) -> bool {
         match self.access {
             Access::Controlling => tcgetpgrp(&*self.user) == Ok(getpgrp()),
             Access::NoSession => true,
@@ -65,12 +65,12 @@ impl Modes {
     }
 
     /// Whether the caller's terminal has the mode that the task wants.
-    pub(super) fn is_changed(&self) -> bool {
+    pub(in crate::cli) fn is_changed(&self) -> bool {
         self.before.is_some()
     }
 
     /// Sets the task's mode on the caller's terminal if this process is in the foreground.
-    pub(super) fn adapt(&mut self) {
+    pub(in crate::cli) fn adapt(&mut self) {
         if self.closed || !self.is_in_foreground() {
             return;
         }
@@ -87,7 +87,7 @@ impl Modes {
     }
 
     /// Handles a change that the task's terminal has reported, as a byte of TIOCPKT(2const).
-    pub(super) fn on_change(&mut self, change: u8) {
+    pub(in crate::cli) fn on_change(&mut self, change: u8) {
         /// The task has discarded typed-ahead input, as a program that asks for a password does.
         const FLUSHED: u8 = 1;
         if change & FLUSHED != 0 && !self.closed && self.is_in_foreground() {
@@ -131,7 +131,7 @@ impl Modes {
 
     /// Restores the caller's terminal. Not from the background: the shell has already set its own mode, and the kernel would
     /// stop this process.
-    pub(super) fn restore(&mut self) {
+    pub(in crate::cli) fn restore(&mut self) {
         self.followed = None;
         if let Some(before) = self.before.take()
             && self.is_in_foreground()
@@ -141,13 +141,13 @@ impl Modes {
     }
 
     /// Restores the terminal for the last time.
-    pub(super) fn close(&mut self) {
+    pub(in crate::cli) fn close(&mut self) {
         self.restore();
         self.closed = true;
     }
 
     /// If keys generate no signals, they do from now on.
-    pub(super) fn let_keys_interrupt(&mut self) {
+    pub(in crate::cli) fn let_keys_interrupt(&mut self) {
         if self.before.is_some()
             && self.is_in_foreground()
             && let Ok(mut modes) = tcgetattr(&*self.user)
@@ -164,7 +164,7 @@ fn is_alike(a: &Termios, b: &Termios) -> bool {
     of(a) == of(b)
 }
 
-pub(super) fn is_raw(terminal: BorrowedFd<'_>) -> bool {
+pub(in crate::cli) fn is_raw(terminal: BorrowedFd<'_>) -> bool {
     tcgetattr(terminal).is_ok_and(|modes| !modes.local_flags.contains(LocalFlags::ICANON))
 }
 
@@ -177,7 +177,7 @@ fn has_session(terminal: &File) -> bool {
 }
 
 /// Whether another process is in this process group, as in a pipeline.
-pub(super) fn others_in_group() -> bool {
+pub(in crate::cli) fn others_in_group() -> bool {
     let (own, group) = (std::process::id().to_string(), getpgrp().to_string());
     any_process(|pid, [_, _, of, ..]| of == group && pid != own)
 }

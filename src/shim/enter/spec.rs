@@ -27,8 +27,8 @@ pub(crate) struct EnterSpec {
 pub(crate) enum SessionStdio {
     /// The helper's own: pipes.
     Given,
-    /// A new terminal in the task. Its master is sent to the process that asked for the session.
-    Terminal,
+    /// A new terminal in the task, of this size. Its master is sent to the process that asked for the session.
+    Terminal { rows: u16, columns: u16 },
 }
 
 impl EnterSpec {
