@@ -79,6 +79,8 @@ fn start(reporter: &Reporter) -> Result<(Started, Option<OomCounter>, File), Fai
     let single = sys::clone::SingleThreaded::check()
         .map_err(|error| Failure::io(Step::Spec, "the number of threads", &error))?;
     let _arena = sys::arena::Arena::open(single);
+    // Here, while the plugin is still at work. The task inherits it; this process has every signal blocked.
+    sys::signals::reset_dispositions();
     let given = reporter
         .wait_for_go()
         .map_err(|errno| Failure::new(Step::Spec, "the plugin's permission to start", errno))?;

@@ -122,7 +122,7 @@ fn become_task(
     reporter: &Reporter,
 ) -> Result<Infallible> {
     let session = |errno| Failure::new(Step::Session, "the task", errno);
-    sys::signals::reset_dispositions();
+    // The shim has given every signal its default.
     sys::signals::ignore(spec.command.foreground.map_or(0, |foreground| foreground.ignored));
     steps::join_session(spec)?;
     sys::signals::unblock_all().map_err(session)?;

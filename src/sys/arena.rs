@@ -14,7 +14,7 @@ use super::clone::SingleThreaded;
 /// Bytes of an arena. What does not fit comes from the C library. Pages that are not used cost nothing.
 const SIZE: usize = 1 << 20;
 /// Bytes at its beginning that are made available by one call, not by one page fault each: as many as the usual start needs.
-const READY: usize = 96 * 1024;
+const READY: usize = 48 * 1024;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
