@@ -4,7 +4,7 @@
 # seconds = 192
 # ///
 
-from exec2.agent import wait_for_driver
+from exec2.agent import stand_in, wait_for_driver
 from exec2.allocs import EXAMPLES, exits, logs, run_job, stop_job, wait_for_alloc
 from exec2.guest import ALLOC_TIMEOUT_S, machine, subtest, t
 
@@ -106,6 +106,16 @@ with subtest("bridge: served from the group's own network namespace"):
     t.assertIn("Served from inside a network namespace.", page(f"{host_address()}:{port}"))
     machine.fail("nc -z -w 5 localhost 8000")
     stop_job("bridge")
+
+with subtest("exec: the script of a template and an action run in the task; only Nomad itself calls them"):
+    checked.add("exec")
+    if not stand_in():
+        machine.succeed("nomad var put -force nomad/jobs/exec greeting=first")
+        example("exec", "running")
+        machine.succeed("nomad var put -force nomad/jobs/exec greeting=second")
+        show = "nomad action -job exec -group group -task main -t=false -i=false show"
+        machine.wait_until_succeeds(f"{show} | grep -x second", timeout=ALLOC_TIMEOUT_S)
+        stop_job("exec")
 
 with subtest("no example was left out"):
     files = machine.succeed(f"ls {EXAMPLES}").split()

@@ -7,6 +7,8 @@
 # ///
 # Each allowed action has a denied one beside it. The scenario `harness` has the calls themselves.
 
+import base64
+import hashlib
 import json
 import shlex
 import time
@@ -72,6 +74,13 @@ def answer_of(client, name="session"):
     return json.loads(machine.succeed(f"cat {FOLDER}/{name}.out"))
 
 
+def agent(*options):
+    """Starts a plugin with these options."""
+    machine.succeed("pluginhost task plugin stop")
+    write(f"{FOLDER}/agent.hcl", 'plugin "nomad-driver-exec2" {\nconfig {\n' + "\n".join(options) + "\n}\n}\n")
+    machine.succeed(f"AGENTS_SECRET=planted NOTIFY_SOCKET=/run/agent pluginhost task plugin -config {FOLDER}/agent.hcl pid")
+
+
 def start(task, env=""):
     """The cgroup, and the pid of the first process."""
     config = harness(f"start {task}", env)["handle"]["config"]
@@ -100,13 +109,12 @@ def status(text):
     return {name: fields[name].split() for name in names}
 
 
-def plugin_rss():
-    return int(machine.succeed(f"awk '/^VmRSS/ {{ print $2 }}' /proc/{harness('plugin pid')['pid']}/status"))
+def plugin_memory():
+    return int(machine.succeed(f"awk '/^RssAnon/ {{ print $2 }}' /proc/{harness('plugin pid')['pid']}/status"))
 
 
 machine.succeed(f"mkdir -p {FOLDER}; echo granted > {FOLDER}/granted; echo kept > {FOLDER}/kept")
-write(f"{FOLDER}/agent.hcl", f'plugin "nomad-driver-exec2" {{\nconfig {{\nunveil_paths = ["r:{FOLDER}/granted"]\nallow_caps = ["net_bind_service", "kill"]\n}}\n}}\n')
-machine.succeed(f"AGENTS_SECRET=planted NOTIFY_SOCKET=/run/agent pluginhost task plugin -config {FOLDER}/agent.hcl pid")
+agent(f'unveil_paths = ["r:{FOLDER}/granted"]', 'allow_caps = ["net_bind_service", "kill"]')
 web = write_task("web", "sh", "-c", f"echo $$ > $NOMAD_TASK_DIR/pid; exec sleep {LONG}", config={"cap_add": ["net_bind_service"], "oom_score_adj": 300})
 other = write_task("other", "sleep", str(LONG))
 cgroup, pid = start(web)
@@ -116,8 +124,8 @@ with subtest("a session has the user, capabilities, limits, directories, namespa
     ours, theirs = status(output(web, "cat", "/proc/self/status")), status(machine.succeed(f"cat /proc/{pid}/status"))
     t.assertEqual(ours, theirs)
     t.assertNotEqual(theirs["CapEff"], ["0" * 16])
-    t.assertEqual(output(web, "sh", "-c", "pwd -P; cat /proc/self/oom_score_adj; ulimit -Sn; ulimit -Hn").split("\n")[1:4],
-                  [machine.succeed(f"cat /proc/{pid}/oom_score_adj").strip(), *machine.succeed(f"awk '/open files/ {{ print $4; print $5 }}' /proc/{pid}/limits").split()])  # fmt: skip
+    limits = machine.succeed(f"cat /proc/{pid}/oom_score_adj; awk '/open files/ {{ print $4; print $5 }}' /proc/{pid}/limits").split()
+    t.assertEqual(sh(web, "cat /proc/self/oom_score_adj; ulimit -Sn; ulimit -Hn")[1].split(), limits)
     t.assertEqual(output(web, "pwd").strip(), machine.succeed(f"readlink /proc/{pid}/cwd").strip())
     for kind in "pid", "mnt", "ipc", "uts", "net", "cgroup", "user":
         t.assertEqual(output(web, "readlink", f"/proc/self/ns/{kind}").strip(), machine.succeed(f"readlink /proc/{pid}/ns/{kind}").strip(), kind)
@@ -130,11 +138,19 @@ with subtest("a session has the user, capabilities, limits, directories, namespa
 with subtest("it reads what the task reads, and neither the host's secrets nor another allocation"):
     t.assertEqual(sh(web, f"cat {FOLDER}/granted"), (0, "granted\n", ""))
     allocs = "/var/lib/pluginhost/alloc_mounts"
-    for path in f"{FOLDER}/kept", "/etc/shadow", "/root/.bashrc", *(f"{allocs}/{name}" for name in machine.succeed(f"ls {allocs}").split() if name.endswith("-other")):
+    for path in (
+        f"{FOLDER}/kept",
+        "/etc/shadow",
+        "/root/.bashrc",
+        *(f"{allocs}/{name}" for name in machine.succeed(f"ls {allocs}").split() if name.endswith("-other")),
+    ):
         code, out, err = session(web, "ls", path)
         t.assertEqual((code, out), (2, ""), path)
         t.assertRegex(err, "No such file|Permission denied")
-    code, out, err = sh(web, "echo x > /etc/hosts; echo x > /usr/bin/x; mkdir /sys/fs/cgroup/x; mount -t tmpfs none /tmp; echo x > $NOMAD_TASK_DIR/mine && cat $NOMAD_TASK_DIR/mine")
+    code, out, err = sh(
+        web,
+        "echo x > /etc/hosts; echo x > /usr/bin/x; mkdir /sys/fs/cgroup/x; mount -t tmpfs none /tmp; echo x > $NOMAD_TASK_DIR/mine && cat $NOMAD_TASK_DIR/mine",
+    )
     t.assertEqual((code, out), (0, "x\n"))
     t.assertEqual(len(err.splitlines()), 5, err)
 
@@ -163,17 +179,22 @@ with subtest("exit codes, and what a command that does not run says"):
     t.assertEqual((answer["result"]["exit_code"], answer["stdout"][:40]), (NOT_FOUND, "failed to start the command: run command"))
 
 with subtest("input and output are exact, in both directions, and separate"):
-    machine.succeed(f"head -c 20000000 /dev/urandom > {FOLDER}/random")
+    machine.succeed(f"head -c 2000000 /dev/urandom > {FOLDER}/random")
     digest = machine.succeed(f"sha256sum < {FOLDER}/random").split()[0]
-    before = plugin_rss()
+    before = plugin_memory()
     t.assertEqual(session(web, "sha256sum", options=f"-stdin {FOLDER}/random")[1].split()[0], digest)
-    t.assertEqual(sh(web, "head -c 100000000 /dev/zero | wc -c >&2; echo done > /dev/stdout; echo again > /dev/stderr"), (0, "done\n", "100000000\nagain\n"))
-    machine.succeed(f"pluginhost task exec -stream -stdin {FOLDER}/random {web} -- cat | python3 -c 'import base64, hashlib, json, sys; print(hashlib.sha256(base64.b64decode(json.load(sys.stdin)[\"stdout\"][\"base64\"])).hexdigest())' | grep -x {digest}")
-    t.assertLess(plugin_rss() - before, 4096, "KiB")
+    t.assertEqual(sh(web, "head -c 32000000 /dev/zero | wc -c >&2; echo done > /dev/stdout; echo again > /dev/stderr"), (0, "done\n", "32000000\nagain\n"))
+    back = harness(f"exec -stream -stdin {FOLDER}/random {web} -- cat")["stdout"]["base64"]
+    t.assertEqual(hashlib.sha256(base64.b64decode(back)).hexdigest(), digest)
+    t.assertLess(plugin_memory() - before, 4096, "KiB")
     t.assertEqual(session(web, "cat"), (0, "", ""))
 
 with subtest("a terminal: of the task's own, controlling, with job control, the client's size, and closed to others"):
-    code, out, err = sh(web, "tty; stty size; echo $TERM; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo all; echo x > /dev/tty; stat -c '%U %a' $(tty); exec 3<>$(tty)", options="-tty -size 33x77")
+    code, out, err = sh(
+        web,
+        "tty; stty size; echo $TERM; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo all; echo x > /dev/tty; stat -c '%U %a' $(tty); exec 3<>$(tty)",
+        options="-tty -size 33x77",
+    )
     lines = out.split("\r\n")
     t.assertEqual([lines[0], *lines[2:6]], ["/dev/pts/0", "xterm", "all", "x", "root 600"], out)
     t.assertIn("Permission denied", out)
@@ -190,20 +211,28 @@ with subtest("a terminal: of the task's own, controlling, with job control, the 
     t.assertIn("Stopped", out)
     t.assertEqual(code, 6)
     t.assertEqual(sh(web, "cat; echo end")[1], "end\n")
-    t.assertEqual(sh(web, "stty -echo raw; head -c 256 | od -An -tx1 | head -1", options=f"-tty -keep-open -stdin {FOLDER}/random")[0], 0)
+    # Raw, it is 8-bit clean.
+    answer = harness(
+        f"exec -stream -tty -timeout 90s -keep-open -stdin - {web} -- sh -c 'stty -echo raw; head -c 20000 | sha256sum'",
+        f"(sleep 5; head -c 20000 {FOLDER}/random; sleep 30) |",
+    )
+    t.assertEqual(answer["stdout"].split()[0], machine.succeed(f"head -c 20000 {FOLDER}/random | sha256sum").split()[0])
     t.assertIn("\r\n", session(web, "nosuch", options="-tty")[2])
 
 with subtest("what a command leaves behind ends with it: orphans, sessions of their own, stopped processes"):
-    t.assertEqual(sh(web, f"(setsid sh -c 'trap \"\" HUP TERM; sleep {LONG - 1} & sleep {LONG - 2}' &) ; (sleep {LONG - 3} & kill -STOP $!) ; echo started")[1], "started\n")
+    t.assertEqual(
+        sh(web, f"(setsid sh -c 'trap \"\" HUP TERM; sleep {LONG - 1} & sleep {LONG - 2}' &) ; (sleep {LONG - 3} & kill -STOP $!) ; echo started")[1],
+        "started\n",
+    )
     nothing_left(cgroup, *(f"sleep {LONG - n}" for n in (1, 2, 3)))
     t.assertEqual(running(f"sleep {LONG}$").count(pid), 1)
 
 with subtest("a time-out ends all of it, and begins when the command runs; output is limited to its end"):
-    begun = time.monotonic()
+    since = time.monotonic()
     error = refused(f"exec -timeout 2s {web} -- sh -c 'sleep {LONG - 1} & setsid sleep {LONG - 2}'")
     t.assertEqual(error["code"], "DeadlineExceeded")
     t.assertIn("2s", error["message"])
-    t.assertLess(time.monotonic() - begun, 12)
+    t.assertLess(time.monotonic() - since, 12)
     nothing_left(cgroup, f"sleep {LONG - 1}", f"sleep {LONG - 2}")
     t.assertEqual(harness(f"exec -timeout 60s {web} -- sh -c 'echo out; echo err >&2'")["stdout"], "out\nerr\n")
     t.assertEqual(harness(f"exec {web} -- sh -c 'seq 100000; echo last'")["stdout"][-12:], "100000\nlast\n")
@@ -223,29 +252,40 @@ with subtest("a client that goes away ends its session"):
     machine.succeed(f"kill -9 {client}")
     nothing_left(cgroup, f"sleep {LONG - 1}", f"sleep {LONG - 2}")
 
+with subtest("the end of a helper ends its session as well"):
+    client = background(web, f"sleep {LONG - 1} & setsid sleep {LONG - 2}")
+    poll("the session runs", lambda: running(f"sleep {LONG - 2}"), CLEANUP_TIMEOUT_S)
+    machine.succeed("kill -9 " + " ".join(map(str, running(HELPERS))))
+    answer = answer_of(client)
+    t.assertEqual(answer["result"]["exit_code"], NOT_RUN)
+    t.assertIn("the exit status is unknown", answer["stderr"])
+    nothing_left(cgroup, f"sleep {LONG - 1}", f"sleep {LONG - 2}")
+
 with subtest("a client that reads nothing stalls only its own session, and the plugin stays small"):
-    before = plugin_rss()
+    before = plugin_memory()
     clients = [background(web, "exec cat /dev/zero", name=f"stalled{n}") for n in range(4)]
     poll("they run", lambda: len(running("cat /dev/zero")) == 4, CLEANUP_TIMEOUT_S)
     machine.succeed("kill -STOP " + " ".join(map(str, clients)))
     time.sleep(2)
     t.assertEqual(output(web, "echo", "still"), "still\n")
-    stalled = plugin_rss() - before
+    stalled = plugin_memory() - before
     t.assertLess(stalled, 4 * 1024, "KiB for four sessions")
     machine.succeed("kill -9 " + " ".join(map(str, clients)))
     nothing_left(cgroup, "cat /dev/zero")
 
 with subtest("50 sessions at a time; more than the limit is refused, and the task's end waits for none"):
-    before = plugin_rss()
-    machine.succeed(f"for n in $(seq {SESSIONS_PER_TASK}); do setsid pluginhost task exec -stream {web} -- sleep {LONG - 1} > /dev/null 2>&1 < /dev/null & done")
+    before = plugin_memory()
+    machine.succeed(
+        f"for n in $(seq {SESSIONS_PER_TASK}); do setsid pluginhost task exec -stream {web} -- sleep {LONG - 1} > /dev/null 2>&1 < /dev/null & done"
+    )
     poll("all run", lambda: len(running(f"sleep {LONG - 1}")) == SESSIONS_PER_TASK, 300)
-    t.assertLess(plugin_rss() - before, SESSIONS_PER_TASK * 64, "KiB, 64 for each session")
+    t.assertLess(plugin_memory() - before, SESSIONS_PER_TASK * 64, "KiB, 64 for each session")
     t.assertIn(f"{SESSIONS_PER_TASK} sessions", refused(f"exec {web} -- true")["message"])
     t.assertEqual(output(other, "echo", "other"), "other\n")
-    begun = time.monotonic()
+    since = time.monotonic()
     harness(f"stop -s SIGTERM -timeout 60s {web}")
     t.assertEqual(harness(f"wait -timeout {CLEANUP_TIMEOUT_S}s {web}")["result"]["exit_code"], 143)
-    t.assertLess(time.monotonic() - begun, 20)
+    t.assertLess(time.monotonic() - since, 20)
     nothing_left(cgroup, f"sleep {LONG - 1}")
     t.assertIn("the task has ended", refused(f"exec {web} -- true")["message"])
     harness(f"destroy {web}")
@@ -259,9 +299,7 @@ with subtest("the end of the plugin ends its sessions; a recovered task has sess
     machine.succeed("pluginhost task plugin kill")
     nothing_left(cgroup, f"sleep {LONG - 1}", f"sleep {LONG - 2}")
     machine.succeed(f"test -d /proc/{pid}")
-    write(f"{FOLDER}/agent.hcl", f'plugin "nomad-driver-exec2" {{\nconfig {{\nunveil_paths = ["r:{FOLDER}/kept"]\n}}\n}}\n')
-    machine.succeed("pluginhost task plugin stop")
-    machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
+    agent(f'unveil_paths = ["r:{FOLDER}/kept"]')
     harness(f"recover {web}")
     t.assertEqual(sh(web, f"cat {FOLDER}/granted; id -u"), (0, f"granted\n{machine.succeed(f'stat -c %u /proc/{pid}')}", ""))
     t.assertNotEqual(sh(web, f"cat {FOLDER}/kept")[0], 0)
@@ -284,17 +322,15 @@ with subtest("a hostile task cannot keep a session from ending, nor outlive its 
         t.assertIn("stopped it", err)
     nothing_left(theirs)
     background(hostile, f"exec sleep {LONG - 1}", name="hostile")
-    begun = time.monotonic()
+    since = time.monotonic()
     harness(f"stop -s SIGKILL -timeout 1s {hostile}")
-    t.assertLess(time.monotonic() - begun, 10)
+    t.assertLess(time.monotonic() - since, 10)
     nothing_left(theirs, f"sleep {LONG - 1}")
     harness(f"destroy {hostile}")
     machine.succeed(f"rmdir {theirs}")
 
 with subtest("a task with the host's root has sessions within its rules as well"):
-    machine.succeed("pluginhost task plugin stop")
-    write(f"{FOLDER}/agent.hcl", f'plugin "nomad-driver-exec2" {{\nconfig {{\nroot = "host"\nunveil_paths = ["r:{FOLDER}/granted"]\n}}\n}}\n')
-    machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
+    agent('root = "host"', f'unveil_paths = ["r:{FOLDER}/granted"]')
     whole = write_task("whole", "sleep", str(LONG))
     theirs, first = start(whole)
     t.assertEqual(sh(whole, f"cat {FOLDER}/granted; pwd"), (0, f"granted\n{machine.succeed(f'readlink /proc/{first}/cwd')}", ""))

@@ -2,7 +2,7 @@
 //!
 //! The plugin executes its own program as `nomad-driver-exec2 enter`, with the descriptors of [`fds`]. This process joins the namespaces
 //! of the task's shim, clones the command into a child of the task's cgroup, and waits for it. The command takes the same steps as the
-//! task did at its start. When it has ended, or when whoever asked for it is gone, all that is left of it is killed.
+//! task did at its start. When it has ended, or when the process that asked for it is gone, all that is left of it is killed.
 //!
 //! A task that is hostile has the user of the command, and runs already. So this process is never one of the task's namespace, keeps
 //! nothing of the host open that the command could reach, and reaps at once: the end of the task waits for its children.
@@ -42,8 +42,8 @@ use spec::{EnterSpec, SessionStdio};
 
 /// Descriptors that the plugin places for this process.
 pub(crate) mod fds {
-    /// The spec, the report socket, the pidfd of the task's shim, and the end of a pipe that closes with whoever asked for the
-    /// session. The first one has the same number as the shim's. If the task has a cgroup, its directory and that of the session follow.
+    /// The spec, the report socket, the pidfd of the task's shim, and the end of a pipe that closes with the process that asked for
+    /// the session. The first one has the same number as the shim's. If the task has a cgroup, its directory and that of the session follow.
     pub(crate) const COUNT: usize = 6;
     pub(crate) const ALWAYS: usize = 4;
 }
@@ -182,7 +182,7 @@ impl Session {
             if sys::poll::any(&mut wanted, None).is_err() || wanted[0].any() != Some(false) {
                 break;
             }
-            // Whoever asked for the session is gone.
+            // The session was cancelled, or the process that asked for it is gone.
             killed = true;
             self.kill(child);
         }

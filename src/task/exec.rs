@@ -38,7 +38,7 @@ pub(crate) const SESSIONS_PER_TASK: usize = 64;
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long a cancelled session may take to be gone. Its helper gives up a little earlier.
 const CANCEL_LIMIT: Duration = Duration::from_secs(3);
-/// What programs are told of a terminal if its type is not known: what most systems describe, and most terminals are like.
+/// The type of a terminal if the client sends none: what most systems describe, and most terminals are like.
 const TERM: &str = "xterm";
 /// Size of a terminal until the client sends its own.
 const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
@@ -136,9 +136,9 @@ impl Launcher {
         let (spec, record) = stored.ok_or(ExecError::NotStored)?;
         let cgroup = target.cgroup.as_ref().map(|cgroup| cgroup.new_session(target.owner)).transpose()?;
         let name = cgroup.as_ref().map(|cgroup| cgroup.name().to_owned());
-        let begun = enter_spec(spec, record, wanted, name)
+        let started = enter_spec(spec, record, wanted, name)
             .and_then(|spec| self.spawn(&target, &wanted.wiring, &spec, cgroup.as_ref()));
-        match begun {
+        match started {
             Ok((helper, session)) => {
                 tokio::spawn(reap(helper, cgroup, target.turn));
                 Ok(session)

@@ -67,7 +67,7 @@ pub(crate) async fn write_all(target: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io
     Ok(())
 }
 
-/// The character that means the end of the input to whoever reads the terminal line by line.
+/// The character that means the end of the input to a program that reads the terminal line by line.
 pub(crate) fn end_of_file(master: &AsyncFd<OwnedFd>) -> u8 {
     tcgetattr(master.get_ref())
         .map_or(END_OF_FILE, |modes| modes.control_chars[SpecialCharacterIndices::VEOF as usize])
