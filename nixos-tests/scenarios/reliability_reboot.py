@@ -1,9 +1,8 @@
 # /// scenario
-# description = "After a reboot, clean or not, earlier tasks are treated as gone: nothing is mistaken for them or runs in a wrong place."
+# description = "After a reboot, clean or not, allocations start again in place, as the same users; nothing is mistaken for the earlier tasks."
 # seconds = 39
 # ///
-# Nomad does not mount the directories of an allocation again. So the allocation fails, with the reason, and Nomad makes another;
-# the pluginhost makes none.
+# Nomad does not mount the directories of an allocation again; the driver finds them where Nomad keeps them.
 
 from exec2.agent import wait_for_driver
 from exec2.allocs import brief, run_job, stop_job, wait_for_log
