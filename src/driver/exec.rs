@@ -9,6 +9,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Status, Streaming};
 
 use super::status::RpcError;
@@ -27,6 +28,9 @@ const BACKLOG: usize = 1;
 
 /// Bytes of output that ExecTask returns, the last ones: what Nomad's own drivers keep of a check.
 const CAPTURED: usize = 4 * 1024;
+
+/// How long a client that sends heartbeats may be silent. Nomad's command line and web interface send one every 10 s.
+const CLIENT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs the command to its end, or to the timeout, which begins when the command does.
 pub(super) async fn run(mut session: Session, limit: Option<Duration>) -> Result<ExecTaskResponse, RpcError> {
@@ -163,13 +167,13 @@ async fn serve(mut session: Session, requests: Streaming<Request>, answers: &Ans
         )
         .0
     };
-    let fed = async {
-        feed(requests, input).await;
-        std::future::pending().await
-    };
     let finished = tokio::select! {
         finished = copy => finished,
-        never = fed => never,
+        () = feed(requests, input) => {
+            session.cancel().await;
+            let _ = answers.send(Err(RpcError::ClientGone.into())).await;
+            return;
+        }
     };
     let result = match finished {
         Ok(end) => exit_result(end),
@@ -189,9 +193,19 @@ enum Input {
     },
 }
 
-/// Passes on what the client sends, until it closes the input or the command does.
-async fn feed(mut requests: Streaming<Request>, mut input: Input) {
-    while let Ok(Some(Request { setup: _, tty_size, stdin })) = requests.message().await {
+/// Passes on what the client sends. Returns only if the client is gone without a word: Nomad keeps the stream open until the next
+/// output then, but the client's heartbeats, messages without content, are missing. A client that sends none is not expected to.
+async fn feed(mut requests: impl Stream<Item = Result<Request, Status>> + Unpin, mut input: Input) {
+    let mut beats = false;
+    loop {
+        let limit = if beats { CLIENT_LIMIT } else { Duration::MAX };
+        let request = match timeout(limit, requests.next()).await {
+            Err(_) => return,
+            Ok(Some(Ok(request))) => request,
+            Ok(None | Some(Err(_))) => break,
+        };
+        let Request { setup, tty_size, stdin } = request;
+        beats |= setup.is_none() && tty_size.is_none() && stdin.is_none();
         if let Some(size) = tty_size {
             input.resize(&size);
         }
@@ -203,6 +217,7 @@ async fn feed(mut requests: Streaming<Request>, mut input: Input) {
         }
     }
     input.close().await;
+    std::future::pending().await
 }
 
 impl Input {
@@ -287,5 +302,56 @@ async fn end_with(result: ExitResult, answers: &Answers) {
     let close = || Operation { data: Vec::new(), close: true };
     for answer in [on_stdout(close()), on_stderr(close()), exited(result)] {
         let _ = answers.send(Ok(answer)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEAT: Duration = Duration::from_secs(10);
+
+    fn beat() -> Result<Request, Status> {
+        Ok(Request::default())
+    }
+
+    fn size() -> Result<Request, Status> {
+        Ok(Request { tty_size: Some(TerminalSize { height: 1, width: 1 }), ..Request::default() })
+    }
+
+    /// Whether the client counts as gone within an hour after it has sent these and keeps the stream open.
+    async fn gone(messages: Vec<Result<Request, Status>>) -> bool {
+        let requests = tokio_stream::iter(messages).chain(tokio_stream::pending());
+        timeout(60 * CLIENT_LIMIT, feed(requests, Input::Pipe(None))).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_whose_heartbeats_stop_is_gone() {
+        assert!(gone(vec![beat()]).await);
+        assert!(gone(vec![size(), beat(), size()]).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_without_heartbeats_may_be_silent() {
+        assert!(!gone(vec![]).await);
+        assert!(!gone(vec![size()]).await);
+        // one that has closed its side, or the stream, is known to be gone by other means
+        let closed = tokio_stream::iter(vec![beat()]);
+        assert!(timeout(60 * CLIENT_LIMIT, feed(closed, Input::Pipe(None))).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heartbeats_keep_a_silent_client() {
+        let (sender, receiver) = mpsc::channel(1);
+        let beats = async {
+            for _ in 0..60 {
+                sender.send(beat()).await.unwrap();
+                tokio::time::sleep(BEAT).await;
+            }
+        };
+        tokio::select! {
+            () = beats => {}
+            () = feed(ReceiverStream::new(receiver), Input::Pipe(None)) => panic!("the client counts as gone"),
+        }
     }
 }

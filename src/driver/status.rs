@@ -36,6 +36,8 @@ pub(crate) enum RpcError {
     Unsupported(&'static str),
     #[error("the command was killed: it did not end within {0:?}, the time-out of the call")]
     ExecTimeout(Duration),
+    #[error("the client of the session is gone: its heartbeats have stopped")]
+    ClientGone,
     #[error("Nomad sent an invalid value: {0}")]
     BadValue(String),
     #[error("failed to start task: {0}")]
@@ -63,6 +65,7 @@ impl RpcError {
             | Self::Absent(_)
             | Self::Unsupported(_)
             | Self::ExecTimeout(_)
+            | Self::ClientGone
             | Self::BadValue(_)
             | Self::Spec(_)
             | Self::Config(_) => false,
@@ -78,6 +81,7 @@ impl RpcError {
                 Code::InvalidArgument
             }
             Self::ExecTimeout(_) => Code::DeadlineExceeded,
+            Self::ClientGone => Code::Cancelled,
             Self::Absent(_)
             | Self::Id(_)
             | Self::Config(_)
