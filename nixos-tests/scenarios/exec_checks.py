@@ -39,6 +39,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+    def handle_one_request(self):
+        try:
+            super().handle_one_request()
+        except ConnectionError:  # the agent no longer waits
+            self.close_connection = True
     def do_GET(self):
         path = self.path.split("?")[0]
         known = {"/v1/agent/self": ME, "/v1/agent/services": services, "/v1/agent/checks": checks, "/v1/status/leader": "127.0.0.1:8300"}
@@ -68,7 +73,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", 8500), Handler).serve_forever()
 """.replace("UPDATES", UPDATES)
 
 
-def check(name, script, timeout="5s", interval="20s"):
+def check(name, script, timeout="60s", interval="60s"):
     return f"""
       check {{
         type     = "script"
