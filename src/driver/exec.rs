@@ -307,6 +307,10 @@ async fn end_with(result: ExitResult, answers: &Answers) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, pipe};
+
+    use tokio::io::Interest;
+
     use super::*;
 
     const BEAT: Duration = Duration::from_secs(10);
@@ -353,5 +357,54 @@ mod tests {
             () = beats => {}
             () = feed(ReceiverStream::new(receiver), Input::Pipe(None)) => panic!("the client counts as gone"),
         }
+
+    #[test]
+    fn the_last_bytes_of_the_output_are_kept() {
+        let mut tail = Tail::default();
+        tail.push(b"first ");
+        tail.push(&vec![b'x'; CAPTURED - 4]);
+        assert_eq!((tail.0.len(), &tail.0[..5]), (CAPTURED, &b"rst x"[..]));
+        tail.push(&[b'y'; 3 * CAPTURED]);
+        tail.push(b"end");
+        assert_eq!(tail.0.len(), CAPTURED);
+        assert!(tail.0.ends_with(b"yyend"));
+    }
+
+    #[test]
+    fn an_end_has_the_code_or_the_signal() {
+        let of = |status| exit_result(SessionEnd { status, oom_killed: status == 9 });
+        assert_eq!(of(7 << 8), ExitResult { exit_code: 7, signal: 0, oom_killed: false });
+        assert_eq!(of(9), ExitResult { exit_code: 137, signal: 9, oom_killed: true });
+    }
+
+    #[tokio::test]
+    async fn a_closed_input_closes_the_pipe_and_ends_a_line_of_a_terminal() {
+        let (mut reader, writer) = pipe().unwrap();
+        sys::fd::set_nonblocking(&writer).unwrap();
+        let mut input =
+            Input::Pipe(Some(sys::async_fd::register(writer.into(), Interest::WRITABLE).unwrap()));
+        input.write(b"abc").await;
+        input.close().await;
+        input.write(b"late").await;
+        let mut read = Vec::new();
+        reader.read_to_end(&mut read).unwrap();
+        assert_eq!(read, b"abc");
+
+        let (master, slave) = sys::terminal::open_pair().unwrap();
+        let master = Arc::new(sys::async_fd::register(master, Interest::WRITABLE).unwrap());
+        let mut input = Input::Terminal { master, in_line: false };
+        let mut slave = std::fs::File::from(slave);
+        let mut read = [0; 64];
+        input.write(b"line\nrest").await;
+        input.close().await;
+        assert_eq!(slave.read(&mut read).unwrap(), 5);
+        assert_eq!((slave.read(&mut read).unwrap(), slave.read(&mut read).unwrap()), (4, 0));
+        input.write(b"line\n").await;
+        input.close().await;
+        assert_eq!((slave.read(&mut read).unwrap(), slave.read(&mut read).unwrap()), (5, 0));
+        input.resize(&TerminalSize { height: 7, width: 9 });
+        input.resize(&TerminalSize { height: -1, width: 100_000 });
+        let size = sys::terminal::size(&slave).unwrap();
+        assert_eq!((size.ws_row, size.ws_col), (7, 9));
     }
 }

@@ -390,3 +390,155 @@ async fn reap(helper: AsyncFd<OwnedFd>, cgroup: Option<SessionCgroup>, turn: Opt
     }
     drop(turn);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+    use crate::sandbox::plan::Plan;
+    use crate::sandbox::root::RootRule;
+    use crate::sandbox::unveil::Access;
+    use crate::shim::report::Step;
+    use crate::users::User;
+
+    fn spec(root: Root) -> StoredSpec<'static> {
+        let plan = Plan { root, oom_score_adj: 7, ..Plan::default() };
+        StoredSpec {
+            task: "a/web/1".into(),
+            alloc: "a".into(),
+            name: "web".into(),
+            user: Cow::Owned(User::unknown("nomad-80000", 80_000, 80_001)),
+            plan: Cow::Owned(plan),
+        }
+    }
+
+    fn record(rules: bool) -> SessionRecord<'static> {
+        let rule = RootRule { path: "/usr".into(), access: Access::READ, directory: true };
+        SessionRecord {
+            env: vec!["PATH=/bin".to_owned(), "TERM=linux".to_owned()].into(),
+            rules: rules.then(|| vec![rule].into()),
+        }
+    }
+
+    fn wanted(command: &[&str], wiring: Wiring) -> Wanted {
+        Wanted { command: command.iter().map(|text| (*text).to_owned()).collect(), wiring }
+    }
+
+    #[test]
+    fn a_session_has_what_was_stored_of_its_task() {
+        let wanted = wanted(&["ls", "-l"], Wiring::Pipes);
+        let root = Root::Private { defaults: true };
+        let made = enter_spec(spec(root), record(true), &wanted, Some("exec-3".into())).unwrap();
+        assert_eq!((made.user.uid, made.user.gid, made.plan.oom_score_adj), (80_000, 80_001, 7));
+        assert_eq!(made.command.env, ["PATH=/bin", "TERM=linux"]);
+        assert_eq!((made.command.program.as_str(), &made.command.args[..]), ("ls", &["-l".to_owned()][..]));
+        assert_eq!(made.rules.unwrap().len(), 1);
+        assert_eq!((made.stdio, made.cgroup.as_deref()), (SessionStdio::Given, Some("exec-3")));
+        assert!(made.command.terminal().is_none());
+    }
+
+    #[test]
+    fn a_terminal_has_the_clients_type_and_size_or_usual_ones() {
+        let size = Winsize { ws_row: 50, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
+        for (term, size, variable, rows, columns) in
+            [(None, None, "TERM=xterm", 24, 80), (Some("foot".to_owned()), Some(size), "TERM=foot", 50, 132)]
+        {
+            let wanted = wanted(&["sh"], Wiring::Terminal { term, size });
+            let made = enter_spec(spec(Root::Host), record(false), &wanted, None).unwrap();
+            assert_eq!(made.command.env, ["PATH=/bin", variable]);
+            assert_eq!(made.stdio, SessionStdio::Terminal { rows, columns });
+            assert_eq!(made.command.terminal(), Some(0));
+        }
+    }
+
+    #[test]
+    fn without_the_rules_of_its_root_there_is_no_session_in_a_task() {
+        let wanted = wanted(&["sh"], Wiring::Pipes);
+        let private = spec(Root::Private { defaults: true });
+        let error = enter_spec(private, record(false), &wanted, None).unwrap_err();
+        assert!(matches!(error, ExecError::NotStored), "{error}");
+        enter_spec(spec(Root::Host), record(false), &wanted, None).unwrap();
+    }
+
+    #[test]
+    fn an_empty_command_is_refused() {
+        let error = enter_spec(spec(Root::Host), record(false), &wanted(&[], Wiring::Merged), None);
+        assert!(matches!(error, Err(ExecError::NoCommand)));
+    }
+
+    #[test]
+    fn exit_codes_of_a_command_that_did_not_run_are_those_of_a_shell() {
+        let failed = |step, errno| NotRun::Failed(Failure::new(step, "x", errno)).code();
+        assert_eq!(failed(Step::Exec, Errno::ENOENT), NOT_FOUND);
+        assert_eq!(failed(Step::Exec, Errno::EACCES), NOT_RUN);
+        assert_eq!(failed(Step::WorkDir, Errno::ENOENT), NOT_RUN);
+        assert_eq!((NotRun::TimedOut.code(), NotRun::Lost.code()), (NOT_RUN, NOT_RUN));
+    }
+
+    /// A session whose helper is this test, and the helper's end of the report socket and of the pipe.
+    fn session() -> (Session, report::Reporter, std::io::PipeReader) {
+        let (receiver, theirs) = report::pair().unwrap();
+        let (watched, alive) = pipe().unwrap();
+        let report = register(receiver.into_nonblocking().unwrap(), Interest::READABLE).unwrap();
+        let session = Session {
+            report,
+            alive: Some(alive),
+            ends: Ends::default(),
+            terminal: None,
+            failure: None,
+            ran: false,
+        };
+        (session, report::Reporter::new(theirs), watched)
+    }
+
+    fn end(status: i32) -> SessionEnd {
+        SessionEnd { status, oom_killed: false }
+    }
+
+    #[tokio::test]
+    async fn a_command_runs_from_its_announcement_to_its_end() {
+        let (mut session, helper, _watched) = session();
+        helper.about_to_exec().unwrap();
+        assert!(session.started().await.unwrap().is_none());
+        let early = timeout(Duration::from_millis(20), session.ended()).await;
+        assert!(early.is_err(), "{early:?}");
+        helper.ended(end(7 << 8)).unwrap();
+        assert_eq!(session.ended().await.unwrap(), end(7 << 8));
+    }
+
+    #[tokio::test]
+    async fn a_failed_exec_overrides_its_announcement() {
+        let (mut session, helper, _watched) = session();
+        helper.about_to_exec().unwrap();
+        helper.failed(Failure::new(Step::Exec, "/x", Errno::ENOENT));
+        helper.ended(end(127 << 8)).unwrap();
+        session.started().await.unwrap();
+        assert!(matches!(session.ended().await, Err(NotRun::Failed(failure)) if failure.subject == "/x"));
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_killed_before_it_runs_did_not_run() {
+        let (mut session, helper, _watched) = session();
+        helper.ended(end(9)).unwrap();
+        assert!(matches!(session.started().await, Err(NotRun::Killed)));
+        let (mut session, helper, _watched) = self::session();
+        drop(helper);
+        assert!(matches!(session.started().await, Err(NotRun::Lost)));
+    }
+
+    #[tokio::test]
+    async fn the_helper_sees_that_a_session_is_cancelled_or_dropped() {
+        use std::io::Read;
+        let (session, helper, mut watched) = session();
+        let waits = std::thread::spawn(move || {
+            watched.read_exact(&mut [0]).unwrap_err();
+            helper.ended(end(9)).unwrap();
+        });
+        session.cancel().await;
+        waits.join().unwrap();
+        let (session, _helper, mut watched) = self::session();
+        drop(session);
+        assert_eq!(watched.read(&mut [0]).unwrap(), 0);
+    }
+}
