@@ -7,8 +7,6 @@
 # ///
 # Each allowed action has a denied one beside it. The scenario `harness` has the calls themselves.
 
-import base64
-import hashlib
 import json
 import shlex
 import time
@@ -26,6 +24,11 @@ KILLED, NOT_RUN, NOT_FOUND = 137, 126, 127
 # A time that no test waits for.
 LONG = 4321
 SESSIONS_PER_TASK = 64
+# Python. The digest of the output that an answer has.
+DIGEST = """
+import base64, hashlib, json, sys
+print(hashlib.sha256(base64.b64decode(json.load(sys.stdin)["stdout"]["base64"])).hexdigest())
+"""
 
 
 def write_task(name, command, *args, config=None, **fields):
@@ -184,8 +187,8 @@ with subtest("input and output are exact, in both directions, and separate"):
     before = plugin_memory()
     t.assertEqual(session(web, "sha256sum", options=f"-stdin {FOLDER}/random")[1].split()[0], digest)
     t.assertEqual(sh(web, "head -c 32000000 /dev/zero | wc -c >&2; echo done > /dev/stdout; echo again > /dev/stderr"), (0, "done\n", "32000000\nagain\n"))
-    back = harness(f"exec -stream -stdin {FOLDER}/random {web} -- cat")["stdout"]["base64"]
-    t.assertEqual(hashlib.sha256(base64.b64decode(back)).hexdigest(), digest)
+    write(f"{FOLDER}/digest.py", DIGEST)
+    t.assertEqual(machine.succeed(f"pluginhost task exec -stream -stdin {FOLDER}/random {web} -- cat | python3 {FOLDER}/digest.py").strip(), digest)
     t.assertLess(plugin_memory() - before, 4096, "KiB")
     t.assertEqual(session(web, "cat"), (0, "", ""))
 

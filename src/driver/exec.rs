@@ -357,6 +357,7 @@ mod tests {
             () = beats => {}
             () = feed(ReceiverStream::new(receiver), Input::Pipe(None)) => panic!("the client counts as gone"),
         }
+    }
 
     #[test]
     fn the_last_bytes_of_the_output_are_kept() {
