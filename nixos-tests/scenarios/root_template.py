@@ -47,7 +47,7 @@ with subtest(f"{STARTS} starts while the template is rebuilt"):
     machine.succeed("rm -f /run/stop-churn")
     churn = (
         f"n=1; until [ -e /run/stop-churn ]; do n=$((3 - n)); ln -sfn /run/target-$n {LINK};"
-        " mount -t tmpfs none /run/netconfig; touch /etc/hosts; sleep 0.5; umount /run/netconfig; sleep 0.5; done"
+        " mount -t tmpfs none /run/netconfig; touch /etc/hosts; sleep 1; umount /run/netconfig; sleep 1; done"
     )
     machine.succeed(f"systemd-run --unit churn sh -c {shlex.quote(churn)}")
     script = f"grep -q target- {LINK}/which && cat /etc/hosts > /dev/null && ls /run/netconfig && test -x /usr/bin/env"
