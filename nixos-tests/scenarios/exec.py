@@ -209,7 +209,7 @@ with subtest("a terminal: of the task's own, controlling, with job control, the 
     t.assertEqual(sh(web, "stty -echo; cat; echo end", options=f"-tty -keep-open -stdin {FOLDER}/keys")[1].replace("größe\r\n", "", 1).count("größe"), 1)
     # Ctrl-Z gives the terminal back to the shell.
     keys = " sleep 4; ".join(["", *(f"printf '{text}';" for text in (f"sleep {LONG}\\n", "\\032", "kill -9 %%1; sleep 2; exit 6\\n"))])
-    answer = harness(f"exec -stream -tty -timeout 90s -keep-open -stdin - {web} -- bash --norc -i", f"({keys} sleep 30) |")
+    answer = harness(f"exec -stream -tty -timeout 90s -keep-open -stdin - {web} -- bash --norc -i", f"({keys}) |")
     code, out = answer["result"]["exit_code"], answer["stdout"]
     t.assertIn("Stopped", out)
     t.assertEqual(code, 6)
@@ -217,7 +217,7 @@ with subtest("a terminal: of the task's own, controlling, with job control, the 
     # Raw, it is 8-bit clean.
     answer = harness(
         f"exec -stream -tty -timeout 90s -keep-open -stdin - {web} -- sh -c 'stty -echo raw; head -c 20000 | sha256sum'",
-        f"(sleep 5; head -c 20000 {FOLDER}/random; sleep 30) |",
+        f"(sleep 5; head -c 20000 {FOLDER}/random) |",
     )
     t.assertEqual(answer["stdout"].split()[0], machine.succeed(f"head -c 20000 {FOLDER}/random | sha256sum").split()[0])
     t.assertIn("\r\n", session(web, "nosuch", options="-tty")[2])
@@ -282,7 +282,7 @@ with subtest("50 sessions at a time; more than the limit is refused, and the tas
         f"for n in $(seq {SESSIONS_PER_TASK}); do setsid pluginhost task exec -stream {web} -- sleep {LONG - 1} > /dev/null 2>&1 < /dev/null & done"
     )
     poll("all run", lambda: len(running(f"sleep {LONG - 1}")) == SESSIONS_PER_TASK, 300)
-    t.assertLess(plugin_memory() - before, SESSIONS_PER_TASK * 64, "KiB, 64 for each session")
+    t.assertLess(plugin_memory() - before, SESSIONS_PER_TASK * 128, "KiB, 128 for each session")
     t.assertIn(f"{SESSIONS_PER_TASK} sessions", refused(f"exec {web} -- true")["message"])
     t.assertEqual(output(other, "echo", "other"), "other\n")
     since = time.monotonic()

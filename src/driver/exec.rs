@@ -408,4 +408,29 @@ mod tests {
         let size = sys::terminal::size(&slave).unwrap();
         assert_eq!((size.ws_row, size.ws_col), (7, 9));
     }
+
+    #[tokio::test]
+    async fn a_long_output_arrives_whole_and_in_order() {
+        let (reader, mut writer) = pipe().unwrap();
+        sys::fd::set_nonblocking(&reader).unwrap();
+        let source = sys::async_fd::register(reader.into(), Interest::READABLE).unwrap();
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let written = bytes.clone();
+        let (end, ended) = watch::channel(false);
+        // The pipe stays open, as if another process of the task held it.
+        let writes = std::thread::spawn(move || {
+            std::io::Write::write_all(&mut writer, &written).unwrap();
+            end.send_replace(true);
+            (writer, end)
+        });
+        let (sender, mut receiver) = mpsc::channel(BACKLOG);
+        let copies = tokio::spawn(async move { forward(Some(&source), ended, &sender, on_stdout).await });
+        let mut arrived = Vec::new();
+        while let Some(Ok(Answer { stdout: Some(Operation { data, .. }), .. })) = receiver.recv().await {
+            arrived.extend_from_slice(&data);
+        }
+        copies.await.unwrap();
+        drop(writes.join().unwrap());
+        assert!(arrived == bytes, "{} of {} bytes", arrived.len(), bytes.len());
+    }
 }

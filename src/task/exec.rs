@@ -32,7 +32,7 @@ use crate::shim::report::{self, Failure, Received, SessionEnd, StartError};
 use crate::shim::spec::{Command, Foreground, Stdio};
 use crate::sys::{self, CallError};
 
-/// Sessions of one task at a time. Each takes a process, and a few descriptors and some 10 KiB of the plugin.
+/// Sessions of one task at a time. Each takes a process, and a few descriptors and some 70 KiB of the plugin.
 pub(crate) const SESSIONS_PER_TASK: usize = 64;
 /// How long a command may take to start. A process of the task can stop it once it has the task's user.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(10);
