@@ -57,8 +57,8 @@ const TASK_DIR: &str = "/task";
         The exit status is the command's, or 128 + N if signal N ended it; 125 if the sandbox could not be set up or the output of a successful command was lost, \
         126 if the command is not executable, 127 if it was not found.")]
 pub(super) struct Args {
-    /// Grant a path: MODE is any of r (read), w (write), x (execute), c (create); may be repeated
-    #[arg(long, value_name = "MODE:PATH")]
+    /// Grant an absolute path: MODES are any of r (read), w (write), x (execute, with r), c (create); may be repeated
+    #[arg(long, value_name = "MODES:PATH")]
     unveil: Vec<Unveil>,
     /// Run as this user: a name, a uid, uid:gid, or nomad-N [default: an unused one of nomad-90000 to nomad-99999]
     #[arg(long)]
