@@ -340,8 +340,8 @@ with subtest("a task with the host's root has sessions within its rules as well"
     code, _, err = sh(whole, f"cat {FOLDER}/kept")
     t.assertEqual(code, 1)
     t.assertIn("Permission denied", err)
-    code, out, _ = sh(whole, "tty; stat -c '%U %a' $(tty); echo x > /dev/tty", options="-tty")
-    t.assertRegex(out, r"^/dev/pts/\d+\r\nroot 600\r\nx\r\n$")
+    code, out, _ = sh(whole, "tty; stat -c '%u %a' $(tty); echo x > /dev/tty", options="-tty")
+    t.assertRegex(out, r"^/dev/pts/\d+\r\n0 600\r\nx\r\n$")
     t.assertEqual(status(output(whole, "cat", "/proc/self/status")), status(machine.succeed(f"cat /proc/{first}/status")))
 
 with subtest("the plugin broke no rule of the protocol, and nothing is left"):
