@@ -13,12 +13,15 @@ use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 
 const PLUGIN: &str = env!("CARGO_BIN_EXE_nomad-driver-exec2");
 /// Longer than any step takes on a busy machine.
@@ -231,6 +234,16 @@ fn a_reader_that_goes_away_and_a_caller_that_is_killed_end_the_command() {
     sleep.kill().unwrap();
     sleep.wait().unwrap();
     within("they are killed", || !runs("36001") && !runs("36002"));
+}
+
+#[test]
+fn a_caller_that_is_killed_with_its_process_group_ends_the_command() {
+    let Some(task) = task(&[]) else { return };
+    let mut sleep = task.exec(&["sleep", "36004"]).process_group(0).spawn().unwrap();
+    within("it runs", || runs("36004"));
+    killpg(Pid::from_raw(i32::try_from(sleep.id()).unwrap()), Signal::SIGKILL).unwrap();
+    sleep.wait().unwrap();
+    within("it is killed", || !runs("36004"));
 }
 
 #[test]

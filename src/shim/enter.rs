@@ -22,6 +22,8 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, setsid};
@@ -63,17 +65,22 @@ pub fn main() -> ExitCode {
         return ExitCode::from(MISUSED);
     };
     let reporter = Reporter::new(report);
-    let mut session = Session { alive, cgroup: None };
-    let started = session.start(File::from(spec), &shim, rest, &reporter).map(|child| (child, shim));
-    let (child, shim) = match started {
-        Ok(started) => started,
+    let changes = match changes() {
+        Ok(changes) => changes,
+        Err(failure) => {
+            reporter.failed(failure);
+            return ExitCode::from(NOT_STARTED);
+        }
+    };
+    let mut session = Session { alive, changes, cgroup: None };
+    let child = match session.start(File::from(spec), shim, rest, &reporter) {
+        Ok(child) => child,
         Err(failure) => {
             reporter.failed(failure);
             session.clean_up();
             return ExitCode::from(NOT_STARTED);
         }
     };
-    drop(shim);
     let ended = session.attend(&child);
     // Nobody reads it if the session was cancelled.
     match reporter.ended(ended) {
@@ -85,6 +92,8 @@ pub fn main() -> ExitCode {
 /// What this process holds while the command runs.
 struct Session {
     alive: OwnedFd,
+    /// Of children.
+    changes: SignalFd,
     cgroup: Option<(SessionCgroup, Option<OomCounter>)>,
 }
 
@@ -92,12 +101,14 @@ impl Session {
     fn start(
         &mut self,
         mut file: File,
-        shim: &OwnedFd,
+        shim: OwnedFd,
         rest: [Option<OwnedFd>; fds::COUNT - fds::ALWAYS],
         reporter: &Reporter,
     ) -> Result<Child> {
         let failed = |what: &'static str| move |errno| Failure::new(Step::Spec, what, errno);
         prctl::set_dumpable(false).map_err(failed("PR_SET_DUMPABLE"))?;
+        // A SIGKILL to the process group of the caller must not hit the process that ends the command.
+        setsid().map_err(|errno| Failure::new(Step::Session, "the helper", errno))?;
         reporter.never_wait().map_err(failed("the report socket"))?;
         let mut bytes = Vec::new();
         file.rewind()
@@ -116,8 +127,9 @@ impl Session {
         let single = SingleThreaded::check().map_err(|error| Failure::io(Step::Enter, "the task", &error))?;
         let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(failed("/dev/null"))?;
-        let host_terminals = devpts();
-        join(shim)?;
+        let host_terminals = matches!(stdio, SessionStdio::Terminal { .. }).then(devpts).flatten();
+        join(&shim)?;
+        drop(shim);
         match stdio {
             SessionStdio::Terminal { rows, columns } => {
                 let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
@@ -143,7 +155,7 @@ impl Session {
         null: &OwnedFd,
         reporter: &Reporter,
     ) -> Result<Child> {
-        let (mut own, mut cgroup) = (vec![null.as_fd(), self.alive.as_fd()], None);
+        let (mut own, mut cgroup) = (vec![null.as_fd(), self.alive.as_fd(), self.changes.as_fd()], None);
         if let Some((session, oom)) = &self.cgroup {
             own.extend([session.dir(), session.parent()]);
             own.extend(oom.as_ref().map(AsFd::as_fd));
@@ -174,17 +186,21 @@ impl Session {
     /// Waits for the command, and then ends what it has left behind. In a task without a cgroup that is its process group.
     fn attend(&self, child: &Child) -> SessionEnd {
         let mut killed = false;
-        loop {
-            let mut wanted = vec![PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN)];
+        // ECHILD and the like: there is nothing to wait for.
+        while !sys::wait::reap_others(child.pid).unwrap_or(true) {
+            let mut wanted = vec![PollFd::new(self.changes.as_fd(), PollFlags::POLLIN)];
             if !killed {
                 wanted.push(PollFd::new(self.alive.as_fd(), PollFlags::POLLIN));
             }
-            if sys::poll::any(&mut wanted, None).is_err() || wanted[0].any() != Some(false) {
+            if sys::poll::any(&mut wanted, None).is_err() {
                 break;
             }
-            // The session was cancelled, or the process that asked for it is gone.
-            killed = true;
-            self.kill(child);
+            if wanted.get(1).is_some_and(|alive| alive.any() != Some(false)) {
+                // The session was cancelled, or the process that asked for it is gone.
+                killed = true;
+                self.kill(child);
+            }
+            while let Ok(Some(_)) = self.changes.read_signal() {}
         }
         if self.cgroup.is_none() {
             // The most that can be found of it without a cgroup. The number is the command's until it is reaped below.
@@ -192,8 +208,8 @@ impl Session {
         }
         let status = loop {
             match sys::wait::any_child() {
-                Ok((_, status)) => break status,
-                Err(Errno::EINTR) => {}
+                Ok((pid, status)) if pid == child.pid => break status,
+                Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => break libc::SIGKILL,
             }
         };
@@ -215,6 +231,12 @@ impl Session {
             let _ = cgroup.remove(Instant::now() + KILL_LIMIT);
         }
     }
+}
+
+/// SIGCHLD, which is blocked in this process as every signal is.
+fn changes() -> Result<SignalFd> {
+    SignalFd::with_flags(&SigSet::from(Signal::SIGCHLD), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(|errno| Failure::new(Step::Session, "the helper", errno))
 }
 
 /// The session's cgroup, if the spec names one.
