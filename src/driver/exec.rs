@@ -20,7 +20,7 @@ use crate::proto::driver::{
 use crate::shim::exit::Exit;
 use crate::shim::report::SessionEnd;
 use crate::sys;
-use crate::task::exec::streams::{end_of_file, next_chunk, write_all};
+use crate::task::exec::streams::{Output, end_of_file, write_all};
 use crate::task::exec::{NotRun, Session};
 
 /// How many answers may wait for a slow reader, beside what gRPC itself buffers. The command then waits, and nobody else.
@@ -37,11 +37,12 @@ pub(super) async fn run(mut session: Session, limit: Option<Duration>) -> Result
     let mut tail = Tail::default();
     let finished = async {
         session.started().await?;
-        let (end, mut ended) = watch::channel(false);
+        let (end, ended) = watch::channel(false);
         let output = session.take_ends().stdout;
         let read = async {
             let Some(output) = output else { return };
-            while let Some(chunk) = next_chunk(&output, &mut ended).await {
+            let mut output = Output::new(&output, ended);
+            while let Some(chunk) = output.next().await {
                 tail.push(&chunk);
             }
         };
@@ -266,12 +267,13 @@ impl Input {
 /// Copies output to the client until its end.
 async fn forward(
     source: Option<&AsyncFd<OwnedFd>>,
-    mut ended: watch::Receiver<bool>,
+    ended: watch::Receiver<bool>,
     answers: &Answers,
     wrap: fn(Operation) -> Answer,
 ) {
     let Some(source) = source else { return };
-    while let Some(data) = next_chunk(source, &mut ended).await {
+    let mut output = Output::new(source, ended);
+    while let Some(data) = output.next().await {
         if answers.send(Ok(wrap(Operation { data, close: false }))).await.is_err() {
             return;
         }

@@ -8,6 +8,7 @@ use nix::sys::termios::{SpecialCharacterIndices, tcgetattr};
 use nix::unistd::{read, write};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
+use tokio::task::coop::consume_budget;
 
 /// Most bytes of one read. They are on the stack until it is known how many there are: an idle session has no buffer.
 const CHUNK: usize = 32 * 1024;
@@ -15,27 +16,47 @@ const CHUNK: usize = 32 * 1024;
 /// Ctrl-D, the usual end-of-file character.
 const END_OF_FILE: u8 = 4;
 
-/// The next bytes; none at the end. Once the session has `ended` nothing more can be written by it, so what is there is all: another
-/// process of the task may hold the other end open for as long as it likes.
-pub(crate) async fn next_chunk(
-    source: &AsyncFd<OwnedFd>,
-    ended: &mut watch::Receiver<bool>,
-) -> Option<Vec<u8>> {
-    loop {
-        if *ended.borrow_and_update() {
-            return read_chunk(source.get_ref()).ok().flatten();
-        }
-        let ready = tokio::select! {
-            ready = source.readable() => ready,
-            changed = ended.changed() => match changed {
-                Ok(()) => continue,
-                // The session was dropped.
-                Err(_) => return None,
-            },
-        };
-        match ready.ok()?.try_io(|source| read_chunk(source.get_ref())) {
-            Ok(chunk) => return chunk.ok().flatten(),
-            Err(_would_block) => {}
+/// Most bytes that are read once the session has ended: what a pipe holds whose size a user without privileges has changed
+/// (`/proc/sys/fs/pipe-max-size`, pipe(7)).
+const LAST: usize = 1 << 20;
+
+/// What the command of a session writes.
+#[derive(Debug)]
+pub(crate) struct Output<'a> {
+    source: &'a AsyncFd<OwnedFd>,
+    ended: watch::Receiver<bool>,
+    /// What may still be read once the session has ended.
+    left: usize,
+}
+
+impl<'a> Output<'a> {
+    pub(crate) fn new(source: &'a AsyncFd<OwnedFd>, ended: watch::Receiver<bool>) -> Self {
+        Self { source, ended, left: LAST }
+    }
+
+    /// The next bytes; none at the end. Once the session has `ended` nothing more can be written by it, so what is there is all: another
+    /// process of the task may hold the other end open, and write, for as long as it likes.
+    pub(crate) async fn next(&mut self) -> Option<Vec<u8>> {
+        loop {
+            // A source that is never empty must not keep others from this thread.
+            consume_budget().await;
+            if *self.ended.borrow_and_update() {
+                let chunk = read_chunk(self.source.get_ref()).ok().flatten()?;
+                self.left = self.left.checked_sub(chunk.len())?;
+                return Some(chunk);
+            }
+            let ready = tokio::select! {
+                ready = self.source.readable() => ready,
+                changed = self.ended.changed() => match changed {
+                    Ok(()) => continue,
+                    // The session was dropped.
+                    Err(_) => return None,
+                },
+            };
+            match ready.ok()?.try_io(|source| read_chunk(source.get_ref())) {
+                Ok(chunk) => return chunk.ok().flatten(),
+                Err(_would_block) => {}
+            }
         }
     }
 }
@@ -78,6 +99,8 @@ mod tests {
     use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
     use std::time::Duration;
 
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::unistd::pipe2;
     use tokio::io::Interest;
     use tokio::time::timeout;
 
@@ -103,37 +126,88 @@ mod tests {
     #[tokio::test]
     async fn all_is_read_and_then_the_end() {
         let (source, mut writer) = source();
-        let (_end, mut ended) = watch::channel(false);
+        let (_end, ended) = watch::channel(false);
+        let mut output = Output::new(&source, ended);
         writer.write_all(b"one").unwrap();
-        assert_eq!(next_chunk(&source, &mut ended).await.unwrap(), b"one");
-        let idle = timeout(Duration::from_millis(20), next_chunk(&source, &mut ended)).await;
+        assert_eq!(output.next().await.unwrap(), b"one");
+        let idle = timeout(Duration::from_millis(20), output.next()).await;
         assert!(idle.is_err(), "{idle:?}");
         writer.write_all(b"two").unwrap();
         drop(writer);
-        assert_eq!(next_chunk(&source, &mut ended).await.unwrap(), b"two");
-        assert_eq!(next_chunk(&source, &mut ended).await, None);
+        assert_eq!(output.next().await.unwrap(), b"two");
+        assert_eq!(output.next().await, None);
     }
 
     #[tokio::test]
     async fn a_pipe_that_stays_open_after_the_end_is_read_to_what_is_there() {
         let (source, mut writer) = source();
-        let (end, mut ended) = watch::channel(false);
+        let (end, ended) = watch::channel(false);
         let size = 3 * CHUNK / 2;
         writer.write_all(&vec![b'x'; size]).unwrap();
         end.send_replace(true);
+        assert_eq!(count(&mut Output::new(&source, ended)).await, size);
+        drop(writer);
+    }
+
+    async fn count(output: &mut Output<'_>) -> usize {
         let mut read = 0;
-        while let Some(chunk) = next_chunk(&source, &mut ended).await {
+        while let Some(chunk) = output.next().await {
             read += chunk.len();
         }
-        assert_eq!(read, size);
-        drop(writer);
+        read
+    }
+
+    #[tokio::test]
+    async fn what_others_write_after_the_end_is_not_read_for_ever() {
+        let (source, writer) = source();
+        let (end, ended) = watch::channel(true);
+        let writers: Vec<_> = (0..2)
+            .map(|_| {
+                let mut writer = writer.try_clone().unwrap();
+                std::thread::spawn(move || while writer.write_all(&[b'x'; 4096]).is_ok() {})
+            })
+            .collect();
+        assert!(count(&mut Output::new(&source, ended)).await <= LAST);
+        drop((end, source));
+        for writer in writers {
+            // EPIPE ends it.
+            writer.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_pipe_does_not_keep_the_thread() {
+        // Each write is a packet, and each packet a read: pipe(2), O_DIRECT.
+        let flags = OFlag::O_DIRECT | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let (reader, writer) = pipe2(flags).unwrap();
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(1 << 20)).unwrap();
+        let mut packets = 0;
+        while write(&writer, b"x") == Ok(1) {
+            packets += 1;
+        }
+        let source = sys::async_fd::register(reader, Interest::READABLE).unwrap();
+        drop(source.readable().await.unwrap());
+        let (_end, ended) = watch::channel(false);
+        let mut output = Output::new(&source, ended);
+        let mut read = 0;
+        let reading = async {
+            while output.next().await.is_some() {
+                read += 1;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = reading => {}
+            () = std::future::ready(()) => {}
+        }
+        assert!(0 < read && read < packets, "{read} of {packets} at once");
     }
 
     #[tokio::test]
     async fn the_end_interrupts_a_wait_for_more() {
         let (source, _writer) = source();
-        let (end, mut ended) = watch::channel(false);
-        let next = tokio::spawn(async move { next_chunk(&source, &mut ended).await });
+        let (end, ended) = watch::channel(false);
+        let next = tokio::spawn(async move { Output::new(&source, ended).next().await });
         end.send_replace(true);
         assert_eq!(next.await.unwrap(), None);
     }
