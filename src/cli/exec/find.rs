@@ -62,13 +62,26 @@ pub(super) fn choose(tasks: Vec<Found>, wanted: &str) -> anyhow::Result<Found> {
     }
 }
 
+/// Control characters are escaped: a name is the job submitter's choice, and the terminal is the operator's.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    shown
+}
+
 /// A line for each task.
 pub(super) fn table(tasks: &[Found]) -> String {
     let head = [["TASK", "ALLOCATION", "USER", "ID"]];
-    let rows: Vec<_> = head.into_iter().chain(tasks.iter().map(Found::row)).collect();
+    let shown = |row: [&str; 4]| row.map(printable);
+    let rows: Vec<_> = head.into_iter().chain(tasks.iter().map(Found::row)).map(shown).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths = [width(0), width(1), width(2)];
-    let line = |row: &[&str; 4]| {
+    let line = |row: &[String; 4]| {
         let [name, alloc, user, id] = row;
         let [first, second, third] = widths;
         format!("{name:<first$}  {alloc:<second$}  {user:<third$}  {id}\n")
@@ -134,6 +147,14 @@ mod tests {
         for wanted in ["", "/web", "x", "aaa1/x", "run"] {
             assert!(chosen(wanted).unwrap_err().starts_with("no running task"), "{wanted}");
         }
+    }
+
+    #[test]
+    fn a_name_cannot_control_the_terminal_or_add_a_line() {
+        let table = table(&[task("aaa1/\u{9b}2J/1", "aaa1", "\u{1b}]0;x\u{7}\nroot  größe")]);
+        assert_eq!(table.lines().count(), 2, "{table}");
+        assert!(!table.chars().any(|character| character.is_control() && character != '\n'), "{table:?}");
+        assert!(table.contains("\\u{1b}]0;x\\u{7}\\nroot  größe") && table.contains("\\u{9b}2J"), "{table}");
     }
 
     #[test]
