@@ -264,8 +264,19 @@ fn tmp_is_the_tasks_own() {
     let beside = format!("touch /tmp/new && echo x > {}", host.at("a/f"));
     fs::set_permissions(host.at("a/f"), Permissions::from_mode(0o666)).unwrap();
     sh(&[&host.rule("r", "a")], &beside).refused("a/f");
-    assert_eq!(sh(&[&host.rule("rw", "a")], &beside).ok(), [""; 0]);
+    assert_eq!(sh(&[&host.rule("rwc", "a")], &beside).ok(), [""; 0]);
     assert_eq!(fs::read_to_string(host.at("a/f")).unwrap(), "x\n");
+    sh(&[&host.rule("rw", "a")], "true").refused("it would get rwc");
+    // Only what the rule grants, although /tmp itself grants more.
+    let program = host.at("a/f");
+    fs::write(&program, "#!/bin/sh\necho ran\n").unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    for modes in ["r", "rwc"] {
+        sh(&[&host.rule(modes, "a")], &program).refused("Permission denied");
+    }
+    for modes in ["rx", "rwxc"] {
+        assert_eq!(sh(&[&host.rule(modes, "a")], &program).ok(), ["ran"]);
+    }
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl RpcError {
                 Code::InvalidArgument
             }
             Self::ExecTimeout(_) => Code::DeadlineExceeded,
-            Self::ClientGone => Code::Cancelled,
+            Self::ClientGone => Code::Aborted,
             Self::Absent(_)
             | Self::Id(_)
             | Self::Config(_)

@@ -100,6 +100,18 @@ pub(crate) struct Assembly {
     pub links: BTreeSet<Link>,
     pub mounts: Vec<Mount>,
     pub rules: Vec<RootRule>,
+    /// An unveil, by its number, that cannot be held to its modes: see [`hold_to_modes`].
+    pub unbounded: Option<Unbounded>,
+}
+
+/// An unveil that would get more than its modes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unbounded {
+    pub unveil: usize,
+    /// The directory of the task's own that it lies in.
+    pub below: PathBuf,
+    /// What it would get.
+    pub gets: Access,
 }
 
 /// What a root is made from.
@@ -163,6 +175,7 @@ impl Request<'_> {
         candidates.sort_by(|a, b| by_components(&a.path, &b.path));
         let unveiled = |path: &Path| self.unveils.iter().any(|unveil| unveil.path == path);
         candidates.retain(|found| found.kind != Kind::Own || !unveiled(&found.path));
+        assembly.unbounded = hold_to_modes(&mut candidates);
         assembly.rules = rules::rules(&candidates);
         assembly.place(&candidates);
         assembly
@@ -278,6 +291,38 @@ fn unveiled((number, unveil): (usize, &Opened)) -> Candidate {
         kind: Kind::Host,
         directory: unveil.directory,
     }
+}
+
+/// Rules add up: what is unveiled inside a directory of the task's own, such as /tmp, gets what is granted on that too. There, the flags of
+/// the mount have to take away the rest. Returns the first unveil for which they cannot.
+fn hold_to_modes(candidates: &mut [Candidate]) -> Option<Unbounded> {
+    let own: Vec<(PathBuf, Access)> = candidates
+        .iter()
+        .filter(|found| found.kind == Kind::Own)
+        .filter_map(|found| Some((found.path.clone(), found.access?)))
+        .collect();
+    let mut unbounded = None;
+    for candidate in candidates {
+        let (Source::Unveil(unveil), Some(wanted)) = (&candidate.source, candidate.access) else { continue };
+        let Some((below, granted)) = own.iter().find(|(path, _)| candidate.path.starts_with(path)) else {
+            continue;
+        };
+        candidate.refuse.exec |= !wanted.execute();
+        let mut refused = Access::NONE;
+        if candidate.refuse.write {
+            refused |= Access::WRITE | Access::CREATE;
+        }
+        if candidate.refuse.exec {
+            refused |= Access::EXECUTE;
+        }
+        let gets = wanted | granted.without(refused);
+        // On a file, `c` grants nothing.
+        let harmless = if candidate.directory { Access::NONE } else { Access::CREATE };
+        if !(wanted | harmless).contains(gets) && unbounded.is_none() {
+            unbounded = Some(Unbounded { unveil: *unveil, below: below.clone(), gets });
+        }
+    }
+    unbounded
 }
 
 fn in_proc(file: &Opened) -> Candidate {

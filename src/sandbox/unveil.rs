@@ -69,6 +69,11 @@ impl Access {
         Self(self.0 | other.0)
     }
 
+    /// Has the access that the other does not have.
+    pub(crate) const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Grants nothing.
     pub const fn is_empty(self) -> bool {
         self.0 == 0

@@ -269,3 +269,51 @@ fn what_is_in_a_directory_comes_directly_behind_it() {
     assert_eq!(paths, expected);
     assert_eq!(paths[..5], ["/", "/a", "/a/b", "/a/b/c", "/a/b-c"].map(Path::new));
 }
+
+/// Whether a mount of the root refuses writing and executing.
+fn refuses(root: &Assembly, path: &str) -> (bool, bool) {
+    let refuse = root.mounted(path)[0].refuse;
+    (refuse.write, refuse.exec)
+}
+
+#[test]
+fn an_unveil_below_the_tasks_own_tmp_gets_no_more_than_its_modes() {
+    for (mode, flags) in
+        [("r", (true, true)), ("rx", (true, false)), ("rwc", (false, true)), ("rwxc", (false, false))]
+    {
+        for path in ["/tmp/shared", "/var/tmp/a/b"] {
+            let root = with(&[&format!("{mode}:{path}")]);
+            assert_eq!(root.unbounded, None, "{mode}");
+            assert_eq!(refuses(&root, path), flags, "{mode}:{path}");
+        }
+        let root = with(&[&format!("{mode}:/srv/shared")]);
+        assert_eq!(refuses(&root, "/srv/shared").1, false, "elsewhere Landlock refuses exec");
+    }
+    for (mode, gets) in
+        [("w", "rwc"), ("c", "rwc"), ("rw", "rwc"), ("x", "rx"), ("wx", "rwxc"), ("rwx", "rwxc")]
+    {
+        let root = with(&[&format!("{mode}:/tmp/shared")]);
+        let found = root.unbounded.expect("it cannot be held to its modes");
+        assert_eq!(
+            (found.unveil, found.below.as_path(), found.gets),
+            (0, Path::new("/tmp"), access(gets)),
+            "{mode}"
+        );
+        assert_eq!(with(&[&format!("{mode}:/srv/shared")]).unbounded, None, "{mode}");
+        assert_eq!(with(&[&format!("{mode}:/tmp")]).unbounded, None, "in place of the task's own");
+    }
+}
+
+#[test]
+fn a_single_file_below_the_tasks_own_tmp_needs_no_c() {
+    for mode in ["r", "rw"] {
+        assert_eq!(with(&[&format!("{mode}:/tmp/app.sock")]).unbounded, None, "{mode}");
+    }
+    assert!(with(&["w:/tmp/app.sock"]).unbounded.is_some());
+}
+
+#[test]
+fn what_lies_in_an_unveil_below_the_tasks_own_tmp_is_held_to_its_modes_too() {
+    let root = with(&["r:/tmp/a", "rx:/tmp/a/bin"]);
+    assert_eq!((refuses(&root, "/tmp/a"), refuses(&root, "/tmp/a/bin")), ((true, true), (true, false)));
+}

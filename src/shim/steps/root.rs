@@ -22,7 +22,7 @@ use super::landlock::not_unveiled;
 use super::paths::{file_type, find_place, is_directory};
 use crate::sandbox::place::{NamedBy, Rule};
 use crate::sandbox::root::layout::Link;
-use crate::sandbox::root::{OWN, Opened, Request, RootRule};
+use crate::sandbox::root::{OWN, Opened, Request, RootRule, Unbounded};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec};
 use crate::shim::walk::DirId;
@@ -59,6 +59,9 @@ pub(crate) fn enter_root(
         work_dir: &spec.plan.work_dir.place.display(),
     }
     .assemble();
+    if let Some(unbounded) = &assembly.unbounded {
+        return Err(too_much(unbounded, &opened));
+    }
     let mut sources = sources::Sources::new(assembly.mounts.len());
     if let Some(template) = namespaces.template {
         // First, for the root of cgroup2: mountinfo lists mounts by their age, and the JVM takes the first cgroup2 for the root.
@@ -76,6 +79,15 @@ pub(crate) fn enter_root(
     let left_out = build::build(spec, root, &assembly, sources)?;
     assembly.rules.retain(|rule| !left_out.contains(&rule.path));
     Ok(assembly.rules)
+}
+
+fn too_much(Unbounded { unveil, below, gets }: &Unbounded, opened: &[Opened]) -> Failure {
+    let Opened { path, access, .. } = &opened[*unveil];
+    let below = below.display();
+    let text = format!(
+        "it would get {gets}, because the task may do that in its own {below}; write r, rx, rwc or rwxc, or use a path outside {below}"
+    );
+    Failure::text(Step::Unveil, format!("{access}:{}", path.display()), text)
 }
 
 /// What the agent and the job unveiled.
