@@ -34,8 +34,9 @@ use crate::sys::{self, CallError};
 
 /// Sessions of one task at a time. Each takes a process, and a few descriptors and some 70 KiB of the plugin.
 pub(crate) const SESSIONS_PER_TASK: usize = 64;
-/// How long a command may take to start. A process of the task can stop it once it has the task's user.
-pub(crate) const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long a command may take to start: as long as a task, on a host that is as busy. A process of the task can stop it once it has the
+/// task's user.
+pub(crate) const START_LIMIT: Duration = super::launch::START_LIMIT;
 /// How long a cancelled session may take to be gone. Its helper gives up a little earlier.
 const CANCEL_LIMIT: Duration = Duration::from_secs(3);
 /// The type of a terminal if the client sends none: what most systems describe, and most terminals are like.
