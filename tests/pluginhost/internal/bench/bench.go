@@ -120,6 +120,9 @@ func (o *options) run(out io.Writer) error {
 	if err == nil {
 		err = o.byTasks(host, subjects, results)
 	}
+	if err == nil {
+		err = o.bySessions(host, subjects, results)
+	}
 	// What was measured before an error is still of use.
 	_, printed := io.WriteString(out, results.table())
 	return errors.Join(err, results.write(o.out), printed)

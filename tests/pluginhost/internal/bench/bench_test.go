@@ -77,6 +77,7 @@ func results() *Results {
 		Kernel: "6.12", CPUs: 2, MemoryMiB: 64, Runs: 3,
 		ByMounts: []Row{{Count: 0, Starts: starts(250)}, {Count: 500, Starts: starts(300)}},
 		ByTasks:  []Load{{Subject: "a<b", Starts: starts(250)}, {Subject: "a<b", Count: 10, Memory: Memory{Kernel: 80, Helpers: 20}, Starts: starts(260)}},
+		Sessions: []Sessions{{Subject: "a<b", Starts: starts(150)}},
 		Notes:    []string{"a<b, 500 tasks: not measured: 12 after 10m0s"},
 	}
 }
@@ -85,6 +86,7 @@ func TestTable(t *testing.T) {
 	table := results().table()
 	for _, want := range []string{
 		"| 0 | vfork + exec | 100 | 90 | 10 | 1.0 | 0 |\n| 0 | a<b | 250 | 180 | 70 | 2.5 | 180 |\n",
+		"| a<b | vfork + exec | 100 | 90 | 10 | 1.0 | 0 |\n| a<b | a<b | 150 | 180 | 70 | 1.5 | 180 |\n",
 		"| a<b | 0 |  |  |  | 0 | 0.0 | 0 | 0.0 |\n| a<b | 10 | 80.0 | 20.0 | 0.0 | 0 | 0.0 | 0 | 0.0 |\n\na<b, 500 tasks: not measured: 12 after 10m0s\n",
 	} {
 		if !strings.Contains(table, want) {

@@ -58,6 +58,12 @@ type Load struct {
 	Starts map[string]Start
 }
 
+// Sessions are commands in a running task of one plugin, beside other ways.
+type Sessions struct {
+	Subject string
+	Starts  map[string]Start
+}
+
 // Results are all figures of a run.
 type Results struct {
 	Kernel          string
@@ -65,6 +71,7 @@ type Results struct {
 	Runs            int
 	ByMounts        []Row
 	ByTasks         []Load
+	Sessions        []Sessions
 	Notes           []string // on what could not be measured
 }
 
@@ -121,6 +128,12 @@ func (r *Results) table() string {
 			b.WriteString(startRow(load.Count, name, load.Starts))
 		}
 	}
+	b.WriteString("\nCommands in a running task; the answer of a session is its end:\n\n" + startHead("task of"))
+	for _, s := range r.Sessions {
+		for _, name := range names(s.Starts) {
+			b.WriteString(startRow(s.Subject, name, s.Starts))
+		}
+	}
 	b.WriteString("\nCost of running tasks; memory in KiB for each task:\n\n")
 	b.WriteString("| | running tasks | kernel memory | processes beside the task | growth of the plugin | plugin, KiB | statistics, ms CPU/s | mount + umount elsewhere, µs | starts, s |\n")
 	b.WriteString("|---|---|---|---|---|---|---|---|---|\n")
@@ -145,11 +158,11 @@ func startHead(what string) string {
 	return "| " + what + " | | first byte, median | p10 | IQR | x vfork + exec | answer, median |\n|---|---|---|---|---|---|---|\n"
 }
 
-func startRow(count int, name string, starts map[string]Start) string {
+func startRow(key any, name string, starts map[string]Start) string {
 	s := starts[name]
 	f := s.FirstByte
-	return fmt.Sprintf("| %d | %s | %.0f | %.0f | %.0f | %.1f | %.0f |\n",
-		count, name, f.Median, f.P10, f.P75-f.P25, ratio(f.Median, starts[floorLabel].FirstByte.Median), s.Answer.Median)
+	return fmt.Sprintf("| %v | %s | %.0f | %.0f | %.0f | %.1f | %.0f |\n",
+		key, name, f.Median, f.P10, f.P75-f.P25, ratio(f.Median, starts[floorLabel].FirstByte.Median), s.Answer.Median)
 }
 
 func ratio(a, b float64) float64 {
