@@ -21,7 +21,7 @@ MINUTES = float(os.environ.get("EXEC2_CHECK_MINUTES", "1"))
 TASKS = 20
 UPDATES = "/run/check-updates"
 
-# Nomad runs script checks only for Consul. This has of Consul's agent what Nomad's client asks for, and keeps what it is told.
+# Nomad runs script checks only for Consul. This has of Consul's agent what Nomad's client asks for, and keeps the reports.
 CONSUL = r"""
 import http.server, json, threading
 services, checks, lock = {}, {}, threading.Lock()

@@ -341,7 +341,7 @@ mod tests {
     async fn a_client_without_heartbeats_may_be_silent() {
         assert!(!gone(vec![]).await);
         assert!(!gone(vec![size()]).await);
-        // one that has closed its side, or the stream, is known to be gone by other means
+        // one that has closed its side, or the stream, is noticed by other means
         let closed = tokio_stream::iter(vec![beat()]);
         assert!(timeout(60 * CLIENT_LIMIT, feed(closed, Input::Pipe(None))).await.is_err());
     }
