@@ -287,7 +287,7 @@ fn an_unveil_below_the_tasks_own_tmp_gets_no_more_than_its_modes() {
             assert_eq!(refuses(&root, path), flags, "{mode}:{path}");
         }
         let root = with(&[&format!("{mode}:/srv/shared")]);
-        assert_eq!(refuses(&root, "/srv/shared").1, false, "elsewhere Landlock refuses exec");
+        assert!(!refuses(&root, "/srv/shared").1, "elsewhere Landlock refuses exec");
     }
     for (mode, gets) in
         [("w", "rwc"), ("c", "rwc"), ("rw", "rwc"), ("x", "rx"), ("wx", "rwxc"), ("rwx", "rwxc")]
