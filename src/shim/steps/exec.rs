@@ -64,7 +64,8 @@ fn not_executed(command: &Command, path: &Path, errno: Errno) -> Failure {
     let noexec = || statvfs(path).is_ok_and(|found| found.flags().contains(FsFlags::ST_NOEXEC));
     match errno {
         Errno::EACCES if noexec() => failure.with_note(
-            "its file system is mounted noexec, as Nomad mounts secrets/: put the program into local/ or alloc/",
+            "it is mounted noexec, as are secrets/, /etc, and what is unveiled below /tmp without x: put the program into local/ or \
+             alloc/, or unveil it with rx",
         ),
         Errno::EACCES => {
             failure.with_note("it is not executable for the task's user, or not unveiled with x")
