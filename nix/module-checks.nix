@@ -105,6 +105,7 @@ let
           "net_bind_service"
         ];
         dynamic_user_range = "80000-89999";
+        volume_idmap = "auto";
       };
     "the plugin's package is the agent's plugin" =
       defaults.services.nomad.extraSettingsPlugins == [ plugin ];

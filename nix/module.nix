@@ -200,6 +200,17 @@ in
                 of Nomad's client configuration. Others are refused.
               '';
             };
+            volume_idmap = lib.mkOption {
+              type = lib.types.enum [
+                "auto"
+                "never"
+              ];
+              default = "auto";
+              description = ''
+                `auto`: where a job names no user, a volume is mounted so that its owner on disk is the task's dynamic user. `never`: volumes
+                are mounted as they are.
+              '';
+            };
           };
         };
       };

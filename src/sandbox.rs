@@ -8,3 +8,4 @@ pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod root;
 pub mod unveil;
+pub(crate) mod volume;

@@ -98,7 +98,7 @@ fn start(reporter: &Reporter) -> Result<(Started, Option<OomCounter>, File), Fai
         ShimSpec::decode(&bytes).map_err(|error| Failure::text(Step::Spec, "the spec", error.to_string()))?;
     let (cgroup, namespaces) = given_for(&spec, given.map(OwnedFd::from))?;
     let oom = cgroup.as_ref().and_then(|cgroup| OomCounter::of(cgroup.as_fd()));
-    let mut prepared = setup::prepare(&spec, namespaces)?;
+    let mut prepared = setup::prepare(&spec, namespaces, single)?;
     let rules = prepared.take_rules();
     let task = setup::launch(&spec, prepared, cgroup, reporter, single)?;
     // The task waits, but prepares itself meanwhile.

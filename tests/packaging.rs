@@ -153,8 +153,12 @@ fn the_readme_has_every_option_with_its_type_and_default() {
 fn the_man_page_has_every_option_with_its_type_and_default() {
     let page = read(&packaging(&format!("{NAME}.8")));
     let page = section(&page, "\n.Sh CONFIGURATION\n", "\n.Sh ");
-    for row in tables().iter().flatten() {
-        let item = section(&page, &format!("\n.It Cm {}\n", row.name), "\n.It ");
+    let (of_plugin, of_task) = page.split_once("\nA job's\n").unwrap();
+    let pages = [of_plugin, of_task];
+    for (row, page) in
+        tables().iter().zip(pages).flat_map(|(table, page)| table.iter().map(move |row| (row, page)))
+    {
+        let item = section(page, &format!("\n.It Cm {}\n", row.name), "\n.It ");
         let takes = row.takes.replace('`', "");
         let wanted = match &row.default {
             Some(default) => format!("\nType: {takes}.\nDefault: {default}.\n"),

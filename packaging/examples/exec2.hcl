@@ -41,5 +41,10 @@ plugin "nomad-driver-exec2" {
     # dynamic_user_max in the client's users block. A job that names another
     # dynamic user (user = "nomad-N") is refused.
     dynamic_user_range = "80000-89999"
+
+    # "auto": where a job names no user, a volume is mounted so that its owner
+    # on disk is the task's dynamic user. "never": volumes are mounted as they
+    # are.
+    volume_idmap = "auto"
   }
 }

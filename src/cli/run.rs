@@ -26,6 +26,7 @@ use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::Root;
 use crate::sandbox::policy::{Ask, Policy};
 use crate::sandbox::unveil::{Access, Unveil};
+use crate::sandbox::volume::AskedVolume;
 use crate::shim::report::StartError;
 use crate::shim::spec::{Foreground, TaskDirs};
 use crate::sys;
@@ -60,6 +61,9 @@ pub(super) struct Args {
     /// Grant an absolute path: MODES are any of r (read), w (write), x (execute, with r), c (create); may be repeated
     #[arg(long, value_name = "MODES:PATH")]
     unveil: Vec<Unveil>,
+    /// Mount a file or directory of the host at another path, read-only with :ro; may be repeated
+    #[arg(long, value_name = "SOURCE:DESTINATION[:ro]", value_parser = volume)]
+    volume: Vec<AskedVolume>,
     /// Run as this user: a name, a uid, uid:gid, or nomad-N [default: an unused one of nomad-90000 to nomad-99999]
     #[arg(long)]
     user: Option<String>,
@@ -154,6 +158,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         unveil: &args.unveil,
         cap_add: capabilities,
         work_dir: args.work_dir.as_deref(),
+        volumes: &args.volume,
         ..Ask::default()
     };
     let mut env = environment::of_command(&asked_env, std::env::vars_os());
@@ -210,6 +215,24 @@ fn say_why_killed(own: bool) {
 /// Checks the name of one capability while the command line is parsed.
 fn capability(name: &str) -> Result<String, UnknownCapability> {
     CapList::from_names([name]).map(|_| name.to_owned())
+}
+
+/// Reads `SOURCE:DESTINATION[:ro]`.
+fn volume(text: &str) -> Result<AskedVolume, String> {
+    let (paths, read_only) = match text.strip_suffix(":ro") {
+        Some(paths) => (paths, true),
+        None => (text, false),
+    };
+    match paths.split_once(':').filter(|(_, destination)| !destination.contains(':')) {
+        Some((source, destination)) => Ok(AskedVolume {
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            read_only,
+            propagation: "private".to_owned(),
+            selinux_label: String::new(),
+        }),
+        None => Err("write SOURCE:DESTINATION or SOURCE:DESTINATION:ro, with two absolute paths".to_owned()),
+    }
 }
 
 /// The command and its arguments, which must be text: a task's spec holds only text.

@@ -9,6 +9,7 @@ use super::{At, ConfigError, hclspec};
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapList, hcl};
 use crate::sandbox::unveil::Unveil;
+use crate::sandbox::volume::VolumeIdmap;
 
 /// Longest list of rules. Each rule costs an open and a Landlock rule at every start, and the list appears in events that
 /// Nomad's servers keep.
@@ -37,6 +38,34 @@ impl Kind for Flag {
 
     fn show(&self, value: &bool) -> String {
         value.to_string()
+    }
+}
+
+/// `volume_idmap`.
+pub(super) struct Idmap;
+
+impl Kind for Idmap {
+    type Value = VolumeIdmap;
+    const FORM: Form = Form::Attribute(hclspec::STRING);
+    const TAKES: &str = r#"`"auto"` or `"never"`"#;
+
+    fn unset(&self) -> Result<VolumeIdmap, &'static str> {
+        Ok(VolumeIdmap::Auto)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<VolumeIdmap, ConfigError> {
+        match value.text(at)?.as_str() {
+            "auto" => Ok(VolumeIdmap::Auto),
+            "never" => Ok(VolumeIdmap::Never),
+            other => Err(at.bad_value(quote(other), "there is no such mapping", r#""auto" or "never""#)),
+        }
+    }
+
+    fn show(&self, value: &VolumeIdmap) -> String {
+        quote(match value {
+            VolumeIdmap::Auto => "auto",
+            VolumeIdmap::Never => "never",
+        })
     }
 }
 

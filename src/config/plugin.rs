@@ -1,7 +1,7 @@
 //! The operator's options: `plugin "nomad-driver-exec2" { config { … } }`.
 
 use super::cty::Value;
-use super::kinds::{Capabilities, Flag, UnveilRules};
+use super::kinds::{Capabilities, Flag, Idmap, UnveilRules};
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
@@ -10,6 +10,7 @@ use crate::quote::quote;
 use crate::sandbox::capabilities::{CapSet, Capability, hcl};
 use crate::sandbox::policy::Policy;
 use crate::sandbox::unveil::Unveil;
+use crate::sandbox::volume::VolumeIdmap;
 use crate::users::DynamicRange;
 
 options! {
@@ -28,6 +29,8 @@ options! {
         pub allow_caps: CapSet = AllowedCapabilities,
         /// the uids that Nomad assigns to tasks without a user; a job that names another `nomad-N` is refused
         pub dynamic_user_range: DynamicRange = UidRange,
+        /// mount a volume so that its owner on disk is the task's dynamic user: `"auto"`, or `"never"`
+        pub volume_idmap: VolumeIdmap = Idmap,
     }
 }
 
@@ -67,6 +70,7 @@ impl PluginConfig {
             unveil_by_task: self.unveil_by_task,
             allow_caps: self.allow_caps,
             dynamic_user_range: self.dynamic_user_range,
+            volume_idmap: self.volume_idmap,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::cty::Value;
-use super::kinds::{Capabilities, Flag, Number, UnveilRules};
+use super::kinds::{Capabilities, Flag, Idmap, Number, UnveilRules};
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
@@ -12,6 +12,7 @@ use crate::quote::quote;
 use crate::sandbox::capabilities::CapList;
 use crate::sandbox::policy::{Ask, OOM_SCORE_ADJ_RANGE};
 use crate::sandbox::unveil::Unveil;
+use crate::sandbox::volume::VolumeIdmap;
 
 options! {
     /// The options that a job sets. Nomad has already replaced `${…}`.
@@ -49,6 +50,8 @@ options! {
         /// This is `memory.oom.group`, for a task whose processes are useless without each other: the whole task ends, and
         /// Nomad restarts it.
         pub oom_group: bool = Flag { default: false },
+        /// the same as the agent's option, for this task; `"auto"` only if the agent allows it
+        pub volume_idmap: Option<VolumeIdmap> = TaskIdmap,
         .. sealed
     }
 }
@@ -82,6 +85,8 @@ impl DriverConfig {
             cap_drop: self.cap_drop,
             work_dir: self.work_dir.as_deref(),
             oom_score_adj: self.oom_score_adj,
+            volumes: &[],
+            volume_idmap: self.volume_idmap,
         }
     }
 }
@@ -141,6 +146,27 @@ impl Kind for Args {
 
     fn show(&self, value: &Vec<String>) -> String {
         if value.is_empty() { "[]".to_owned() } else { format!("[({} not shown)]", value.len()) }
+    }
+}
+
+/// `volume_idmap` of a job.
+struct TaskIdmap;
+
+impl Kind for TaskIdmap {
+    type Value = Option<VolumeIdmap>;
+    const FORM: Form = Idmap::FORM;
+    const TAKES: &str = Idmap::TAKES;
+
+    fn unset(&self) -> Result<Option<VolumeIdmap>, &'static str> {
+        Ok(None)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Option<VolumeIdmap>, ConfigError> {
+        Idmap.read(at, value).map(Some)
+    }
+
+    fn show(&self, value: &Option<VolumeIdmap>) -> String {
+        value.as_ref().map_or_else(|| "the agent's".to_owned(), |idmap| Idmap.show(idmap))
     }
 }
 

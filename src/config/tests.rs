@@ -469,6 +469,7 @@ fn schemas_are_those_of_the_documented_options() {
             row("unveil_by_task", "bool", false, Some("false")),
             row("unveil_defaults", "bool", false, Some("true")),
             row("unveil_paths", "list(string)", false, None),
+            row("volume_idmap", "string", false, Some("\"auto\"")),
         ]
     );
     assert_eq!(
@@ -481,6 +482,7 @@ fn schemas_are_those_of_the_documented_options() {
             row("oom_group", "bool", false, None),
             row("oom_score_adj", "number", false, None),
             row("unveil", "list(string)", false, None),
+            row("volume_idmap", "string", false, None),
             row("work_dir", "string", false, None),
         ]
     );
@@ -514,7 +516,7 @@ fn schemas_and_messages_are_stable() {
             _ => panic!("{line}"),
         }
     }
-    assert_eq!(GOLDEN.lines().count(), 360);
+    assert_eq!(GOLDEN.lines().count(), 406);
     for line in GOLDEN.lines() {
         match line.split('\t').next() {
             Some("plugin") => {

@@ -8,7 +8,8 @@ use crate::cgroup::{CpuSet, Limits, ResourceRequest};
 use crate::config::DriverConfig;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
-use crate::sandbox::policy::{self, NetworkMode, Policy};
+use crate::sandbox::policy::{self, Ask, NetworkMode, Policy};
+use crate::sandbox::volume::AskedVolume;
 use crate::shim::spec::TaskDirs;
 use crate::task::dirs;
 use crate::task::id::TaskId;
@@ -40,6 +41,7 @@ pub(super) fn task_spec(
     let cgroup =
         cgroup.map(PathBuf::from).ok_or(RpcError::Absent("cgroup (linux_resources.cpuset_cgroup)"))?;
     let network = network(task.network_isolation_spec.as_ref())?;
+    let volumes: Vec<_> = task.mounts.iter().map(volume).collect();
     let request = Request {
         id,
         user,
@@ -52,7 +54,7 @@ pub(super) fn task_spec(
         network: network.as_deref(),
         cgroup: Some(&cgroup),
         limits: limits(resources, &config, settings)?,
-        ask: config.ask(),
+        ask: Ask { volumes: &volumes, ..config.ask() },
     };
     Ok(TaskSpec::new(request, &policy)?)
 }
@@ -72,6 +74,16 @@ fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, policy: &Policy
             user.into()
         }
         None => task.user.as_str().into(),
+    }
+}
+
+fn volume(mount: &proto::Mount) -> AskedVolume {
+    AskedVolume {
+        source: mount.host_path.clone(),
+        destination: mount.task_path.clone(),
+        read_only: mount.readonly,
+        propagation: mount.propagation_mode.clone(),
+        selinux_label: mount.selinux_label.clone(),
     }
 }
 

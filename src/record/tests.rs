@@ -17,6 +17,7 @@ use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::{Landlock, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
 use crate::sandbox::root::RootRule;
 use crate::sandbox::unveil::Access;
+use crate::sandbox::volume::{Propagation, Volume};
 use crate::shim::exit::Exit;
 use crate::users::User;
 
@@ -67,6 +68,13 @@ fn spec() -> StoredSpec<'static> {
         name: "web".into(),
         user: std::borrow::Cow::Owned(User { home: Some("/home/ann".into()), ..user }),
         plan: std::borrow::Cow::Owned(Plan {
+            volumes: vec![Volume {
+                source: "/srv/db".into(),
+                path: "/data".into(),
+                read_only: true,
+                propagation: Propagation::HostToTask,
+                mapped: true,
+            }],
             root: Root::Private { defaults: true },
             task_dir: "/data/alloc_mounts/alloc-web".into(),
             namespaces: Namespaces { network, ..Namespaces::default() },

@@ -1,13 +1,14 @@
 //! What a task may do: a plain value, made by [`super::policy`] and executed by the shim.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::capabilities::CapSet;
 use super::landlock;
 use super::place::{NamedBy, Place, Rule};
+use super::volume::Volume;
 use crate::cgroup::Limits;
 
 /// Everything that a task may do.
@@ -31,6 +32,14 @@ pub struct Plan {
     pub oom_score_adj: i32,
     pub resources: Resources,
     pub work_dir: WorkDir,
+    pub volumes: Vec<Volume>,
+}
+
+impl Plan {
+    /// Whether the task sees a volume at this path.
+    pub(crate) fn is_in_volume(&self, path: &Path) -> bool {
+        self.volumes.iter().any(|volume| path.starts_with(&volume.path))
+    }
 }
 
 /// What a task has as its root directory.

@@ -12,9 +12,10 @@ use super::defaults::DEFAULTS;
 use super::place::{Missing, NamedBy, Place, Rule};
 use super::plan::{Landlock, Namespace, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
 use super::unveil::{Access, Unveil};
+use super::volume::{AskedVolume, Surroundings, Volume, VolumeError, VolumeIdmap};
 use crate::cgroup::Limits;
 use crate::quote::quote;
-use crate::users::{DynamicRange, ID_MAX, User};
+use crate::users::{self, DynamicRange, ID_MAX, User};
 
 /// What a job may set as `oom_score_adj`; `config` names the option when it refuses a value. The kernel's range is -1000 to
 /// 1000 (proc_pid_oom_score_adj(5)), but below 0 a task would be spared at the cost of the host and of its neighbours, and
@@ -38,6 +39,7 @@ pub struct Policy<'a> {
     pub unveil_by_task: bool,
     pub allow_caps: CapSet,
     pub dynamic_user_range: DynamicRange,
+    pub volume_idmap: VolumeIdmap,
 }
 
 /// What a job asks for.
@@ -49,6 +51,9 @@ pub struct Ask<'a> {
     /// Absolute, or relative to the task's own directory.
     pub work_dir: Option<&'a Path>,
     pub oom_score_adj: i32,
+    pub volumes: &'a [AskedVolume],
+    /// None: as the agent says.
+    pub volume_idmap: Option<VolumeIdmap>,
 }
 
 /// What the host provides for this task.
@@ -122,6 +127,13 @@ pub enum Denied {
         "user {user:?} has uid {uid}, which a task of another allocation on this host is using: leave user out of the task, so that Nomad assigns one"
     )]
     UidInUse { user: String, uid: u32 },
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(
+        "volume_idmap = \"auto\" is not allowed: the agent's plugin option volume_idmap is \"never\"; remove it from the task, or set volume_idmap = \"auto\" in \
+         the agent's plugin \"nomad-driver-exec2\" block"
+    )]
+    VolumeIdmap,
     #[error("a network of the task's own (network mode \"task\") is not supported by this driver")]
     NetworkOfTask,
     #[error("the request has no path of the network namespace")]
@@ -144,7 +156,8 @@ impl Policy<'_> {
             return Err(Denied::UnveilByTask);
         }
         no_reserved_id(user)?;
-        let work_dir = self.work_dir(ask, host.task_dir)?;
+        let volumes = self.volumes(ask, user, host.task_dir)?;
+        let work_dir = self.work_dir(ask, host.task_dir, &volumes)?;
         let rules = self.rules(ask, &host)?;
         let capabilities = self.capabilities(ask, host.capabilities)?;
         Ok(Plan {
@@ -160,7 +173,24 @@ impl Policy<'_> {
             oom_score_adj: ask.oom_score_adj,
             resources: Resources { cgroup: host.cgroup.map(Path::to_owned), limits: host.limits },
             work_dir,
+            volumes,
         })
+    }
+
+    fn volumes(&self, ask: &Ask<'_>, user: &User, task_dir: &Path) -> Result<Vec<Volume>, Denied> {
+        let idmap = match (self.volume_idmap, ask.volume_idmap) {
+            (VolumeIdmap::Never, Some(VolumeIdmap::Auto)) => return Err(Denied::VolumeIdmap),
+            (agent, task) => task.unwrap_or(agent),
+        };
+        // A user that the job names has the files that it has on the host.
+        let dynamic = matches!(users::dynamic_id(&user.name), Ok(Some(_)));
+        let surroundings = Surroundings {
+            own_root: self.own_root,
+            task_dir,
+            unveils: [self.unveil_paths, ask.unveil],
+            mapped: dynamic && idmap == VolumeIdmap::Auto,
+        };
+        Ok(surroundings.judge(ask.volumes)?)
     }
 
     /// A job's dynamic user must be one that Nomad can have assigned.
@@ -197,9 +227,10 @@ impl Policy<'_> {
         Ok(wanted.intersection(own))
     }
 
-    fn work_dir(&self, ask: &Ask<'_>, task_dir: &Path) -> Result<WorkDir, Denied> {
+    fn work_dir(&self, ask: &Ask<'_>, task_dir: &Path, volumes: &[Volume]) -> Result<WorkDir, Denied> {
         let path = task_dir.join(ask.work_dir.unwrap_or(Path::new("local")));
-        if !path.starts_with(task_dir) && !self.unveil_by_task {
+        let in_volume = volumes.iter().any(|volume| path.starts_with(&volume.path));
+        if !in_volume && !path.starts_with(task_dir) && !self.unveil_by_task {
             return Err(Denied::WorkDir(path));
         }
         Ok(WorkDir {

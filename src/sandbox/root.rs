@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use layout::{Layout, Link, Part, Tree};
 
 use super::unveil::Access;
+use super::volume::Volume;
 use crate::sys::mount::Refuse;
 
 pub(crate) use rules::RootRule;
@@ -45,6 +46,13 @@ pub(crate) struct Opened {
     pub directory: bool,
 }
 
+/// A volume that the shim has opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenedVolume<'a> {
+    pub volume: &'a Volume,
+    pub directory: bool,
+}
+
 /// What a mount of a root shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -54,6 +62,8 @@ pub(crate) enum Source {
     Part(PathBuf),
     /// The unveil with this number.
     Unveil(usize),
+    /// The volume with this number.
+    Volume(usize),
     /// The task's directory, `<alloc_dir>/<task>`.
     TaskDir,
     /// The directory that the tasks of the allocation share, `<alloc_dir>/alloc`.
@@ -82,12 +92,23 @@ pub(crate) struct Mount {
     pub refuse: Refuse,
     /// Whether the mount point is a directory.
     pub directory: bool,
-    /// Whether the mount point lies in directories of the driver's own only: nobody else can have put a link there.
-    pub on_own_ground: bool,
-    /// Whether the mount point may be missing, because it lies in the task's own `tmp`.
-    pub in_tmp: bool,
+    pub ground: Ground,
     /// Whether it is left out if the host has no such directory, because the host's directory above it is unveiled.
     pub optional: bool,
+}
+
+/// Where a mount point lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ground {
+    /// In directories of the driver's own only: nobody else can have put a link there.
+    Own,
+    /// In a directory that only root and the task can change: it may be missing.
+    Task,
+    /// In something of the host's.
+    Host,
+    /// In something of the host's that begins here, and a mount must stay for as long as the task runs: who can rename or remove the mount point
+    /// detaches what is mounted on it.
+    Lasting(PathBuf),
 }
 
 /// All that a root is made of.
@@ -124,6 +145,7 @@ pub(crate) struct Request<'a> {
     /// Where cgroup2 is mounted on the host, and the task's cgroup in it.
     pub cgroup: Option<(&'a Path, &'a Path)>,
     pub unveils: &'a [Opened],
+    pub volumes: &'a [OpenedVolume<'a>],
     /// The symbolic links that led to the unveils.
     pub links: &'a [Link],
     /// What is granted on files of the task's own /proc, beside the default.
@@ -158,6 +180,8 @@ enum Kind {
     Cover,
     /// The task's directories: also where the host has something else at this path, or nothing.
     Task,
+    /// A volume, whatever else is at this path.
+    Volume,
 }
 
 impl Request<'_> {
@@ -165,6 +189,7 @@ impl Request<'_> {
         let mut assembly = Assembly::default();
         let mut candidates: Vec<_> = self.unveils.iter().enumerate().map(unveiled).collect();
         candidates.extend(self.own());
+        candidates.extend(self.volumes.iter().enumerate().map(volume));
         candidates.extend(self.in_proc.iter().map(in_proc));
         assembly.add_directory(self.work_dir);
         if let Some(layout) = self.layout {
@@ -175,6 +200,7 @@ impl Request<'_> {
         candidates.sort_by(|a, b| by_components(&a.path, &b.path));
         let unveiled = |path: &Path| self.unveils.iter().any(|unveil| unveil.path == path);
         candidates.retain(|found| found.kind != Kind::Own || !unveiled(&found.path));
+        candidates.retain(|found| found.is_of_the_job() || !self.is_in_volume(&found.path));
         assembly.unbounded = hold_to_modes(&mut candidates);
         assembly.rules = rules::rules(&candidates);
         assembly.place(&candidates);
@@ -267,6 +293,10 @@ impl Request<'_> {
         }
     }
 
+    fn is_in_volume(&self, path: &Path) -> bool {
+        self.volumes.iter().any(|found| is_within(path, &found.volume.path))
+    }
+
     /// Whether something is unveiled in the tree, or above it, for which the template has no mount point.
     fn is_opened_up(&self, tree: &Tree) -> bool {
         let lacks = |path: &Path| {
@@ -276,6 +306,7 @@ impl Request<'_> {
         // A link that the template has as well needs nothing.
         let other_link = |link: &&Link| !tree.links.contains(link);
         self.unveils.iter().any(|unveil| lacks(&unveil.path))
+            || self.volumes.iter().any(|found| lacks(&found.volume.path))
             || self.links.iter().filter(other_link).any(|link| lacks(&link.path))
     }
 }
@@ -293,12 +324,24 @@ fn unveiled((number, unveil): (usize, &Opened)) -> Candidate {
     }
 }
 
+fn volume((number, found): (usize, &OpenedVolume<'_>)) -> Candidate {
+    let OpenedVolume { volume, directory } = *found;
+    Candidate {
+        path: volume.path.clone(),
+        source: Source::Volume(number),
+        refuse: Refuse { write: volume.read_only, exec: false, devices: true },
+        access: Some(volume.access()),
+        kind: Kind::Volume,
+        directory,
+    }
+}
+
 /// Rules add up: what is unveiled inside a directory of the task's own, such as /tmp, gets what is granted on that too. There, the flags of
 /// the mount have to take away the rest. Returns the first unveil for which they cannot.
 fn hold_to_modes(candidates: &mut [Candidate]) -> Option<Unbounded> {
     let own: Vec<(PathBuf, Access)> = candidates
         .iter()
-        .filter(|found| found.kind == Kind::Own)
+        .filter(|found| matches!(found.kind, Kind::Own | Kind::Volume))
         .filter_map(|found| Some((found.path.clone(), found.access?)))
         .collect();
     let mut unbounded = None;
@@ -355,10 +398,29 @@ impl Candidate {
             path: self.path.clone(),
             refuse: self.refuse,
             directory: self.directory,
-            on_own_ground: cover.is_none_or(|cover| cover.kind == Kind::Skeleton),
-            in_tmp: cover.is_some_and(|cover| cover.source == Source::Tmp),
+            ground: cover.map_or(Ground::Own, |cover| self.ground_in(cover)),
             optional: self.kind == Kind::Cover
                 || self.kind == Kind::Own && cover.is_some_and(|cover| cover.kind == Kind::Host),
+        }
+    }
+
+    fn ground_in(&self, cover: &Self) -> Ground {
+        let lasting = self.kind == Kind::Volume || cover.kind == Kind::Volume;
+        match &cover.source {
+            _ if cover.kind == Kind::Skeleton => Ground::Own,
+            Source::Tmp => Ground::Task,
+            // Where it may be there is decided before.
+            Source::TaskDir | Source::Secrets if lasting => Ground::Task,
+            _ if lasting => Ground::Lasting(cover.path.clone()),
+            _ => Ground::Host,
+        }
+    }
+
+    /// Whether it is there in any case, even in a volume.
+    fn is_of_the_job(&self) -> bool {
+        match self.source {
+            Source::Unveil(_) | Source::Volume(_) => true,
+            _ => self.kind == Kind::Task,
         }
     }
 

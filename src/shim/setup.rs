@@ -40,17 +40,22 @@ impl Prepared {
 }
 
 /// In the shim: network namespace, logs, root, working directory, Landlock rules.
-pub(super) fn prepare(spec: &ShimSpec, namespaces: Option<RootNamespaces>) -> Result<Prepared> {
+pub(super) fn prepare(
+    spec: &ShimSpec,
+    namespaces: Option<RootNamespaces>,
+    single: sys::clone::SingleThreaded,
+) -> Result<Prepared> {
     steps::join_network(spec)?;
     let (logs, work_dir, ruleset, rules);
     if let Some((root, namespaces)) = spec.root.as_ref().zip(namespaces) {
         logs = steps::open_logs(spec)?;
         let writable = steps::writable(spec);
-        if matches!(spec.plan.work_dir.place, Place::Host(_)) {
+        let in_volume = spec.plan.is_in_volume(&spec.plan.work_dir.place.display());
+        if matches!(spec.plan.work_dir.place, Place::Host(_)) && !in_volume {
             // The root has it even if nothing there is unveiled; but a name that is wrong, or closed to the task, is an error.
             steps::open_work_dir(spec, &writable)?;
         }
-        let found = steps::enter_root(spec, root, namespaces, &writable)?;
+        let found = steps::enter_root(spec, root, namespaces, &writable, single)?;
         work_dir = None;
         ruleset = steps::build_root_ruleset(spec, logs.as_ref(), &found)?;
         rules = Some(found);

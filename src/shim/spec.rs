@@ -150,6 +150,7 @@ mod tests {
     use crate::sandbox::place::{Missing, NamedBy, Rule};
     use crate::sandbox::plan::{Landlock, Namespaces, Resources, Rlimits, WorkDir};
     use crate::sandbox::unveil::Unveil;
+    use crate::sandbox::volume::{Propagation, Volume};
 
     fn spec() -> ShimSpec {
         let rule = Rule {
@@ -175,6 +176,13 @@ mod tests {
                 cgroup_root: Some("/sys/fs/cgroup".into()),
             }),
             plan: Plan {
+                volumes: vec![Volume {
+                    source: "/srv/db".into(),
+                    path: "/data".into(),
+                    read_only: true,
+                    propagation: Propagation::HostToTask,
+                    mapped: true,
+                }],
                 root: crate::sandbox::plan::Root::Private { defaults: true },
                 task_dir: "/a".into(),
                 namespaces: Namespaces { network: Some("/var/run/netns/x".into()), ..Namespaces::default() },

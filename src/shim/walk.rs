@@ -29,22 +29,20 @@ pub(super) enum WalkError {
     #[error("{}", .0.desc())]
     Errno(Errno),
     #[error(
-        "the symbolic link {link:?} belongs to uid {owner}, who could lead root anywhere by it; unveil the target itself, or \
+        "the symbolic link {link:?} belongs to uid {owner}, who could lead root anywhere by it; name the target itself, or \
          create the link as root in a directory where only root can write"
     )]
     Link { link: PathBuf, owner: u32 },
     #[error(
-        "the symbolic link {link:?} of uid {owner} leads to {path:?}, which belongs to uid {found}; unveil that path itself"
+        "the symbolic link {link:?} of uid {owner} leads to {path:?}, which belongs to uid {found}; name that path itself"
     )]
     Elsewhere { link: PathBuf, owner: u32, path: PathBuf, found: u32 },
     #[error(
         "the symbolic link {0:?} is below a directory that is unveiled for creating (c), where a task could have made it; \
-         unveil the target itself"
+         name the target itself"
     )]
     Writable(PathBuf),
-    #[error(
-        "{0:?} is a link of proc(5) to a file that a process has open; unveil the path of the file itself"
-    )]
+    #[error("{0:?} is a link of proc(5) to a file that a process has open; name the path of the file itself")]
     Magic(PathBuf),
 }
 

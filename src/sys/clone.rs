@@ -177,6 +177,18 @@ pub fn fork(_: SingleThreaded, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce
     }
 }
 
+/// Makes a child in a new user namespace, which does nothing until it is killed.
+pub(super) fn idle_in_user_namespace(_: SingleThreaded) -> Result<Child> {
+    // SAFETY: as in `fork`.
+    match unsafe { clone3(libc::CLONE_NEWUSER as u64, None) }? {
+        Some(child) => Ok(child),
+        None => loop {
+            // SAFETY: pause takes nothing and touches no memory.
+            unsafe { libc::pause() };
+        },
+    }
+}
+
 /// The raw call without `CLONE_VM`: `None` in the child.
 ///
 /// # Safety

@@ -79,6 +79,24 @@ pub(crate) fn restrict(mount: impl AsFd, refuse: Refuse, recursive: bool) -> Res
     set_attributes(mount.as_fd(), refuse.flags(), libc::MS_SLAVE, recursive)
 }
 
+/// The same for a mount and all below it, which receive nothing either.
+pub(crate) fn restrict_private(mount: impl AsFd, refuse: Refuse) -> Result<()> {
+    set_attributes(mount.as_fd(), refuse.flags(), libc::MS_PRIVATE, true)
+}
+
+/// Shows the owners of files of a detached mount, and of all below it, as the user namespace maps them.
+///
+/// # Errors
+/// EINVAL: a file system among them cannot be mapped, or is mapped already.
+pub(crate) fn map_owners(mount: impl AsFd, user_namespace: impl AsFd) -> Result<()> {
+    let userns = user_namespace.as_fd().as_raw_fd().cast_unsigned().into();
+    set(
+        mount.as_fd(),
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd: userns },
+        true,
+    )
+}
+
 /// Lets nobody write by this mount; those below it stay as they are.
 pub(crate) fn make_read_only(mount: impl AsFd) -> Result<()> {
     set_attributes(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, 0, false)
@@ -86,11 +104,16 @@ pub(crate) fn make_read_only(mount: impl AsFd) -> Result<()> {
 
 fn set_attributes(
     mount: BorrowedFd<'_>,
-    set: MountAttrFlags,
+    attributes: MountAttrFlags,
     propagation: libc::c_ulong,
     recursive: bool,
 ) -> Result<()> {
-    let attributes = libc::mount_attr { attr_set: set.bits().into(), attr_clr: 0, propagation, userns_fd: 0 };
+    let attributes =
+        libc::mount_attr { attr_set: attributes.bits().into(), attr_clr: 0, propagation, userns_fd: 0 };
+    set(mount, attributes, recursive)
+}
+
+fn set(mount: BorrowedFd<'_>, attributes: libc::mount_attr, recursive: bool) -> Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;

@@ -13,6 +13,7 @@ fn policy() -> Policy<'static> {
         unveil_by_task: true,
         allow_caps: CapSet::EMPTY,
         dynamic_user_range: DynamicRange::default(),
+        volume_idmap: VolumeIdmap::Auto,
     }
 }
 

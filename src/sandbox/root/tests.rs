@@ -1,5 +1,6 @@
 use super::layout::{Layout, Link, Part, Tree};
 use super::*;
+use crate::sandbox::volume::Propagation;
 
 const TASK_DIR: &str = "/data/alloc_mounts/1-web";
 const CGROUP: &str = "/sys/fs/cgroup/nomad.slice/share.slice/1.web.scope";
@@ -55,7 +56,35 @@ fn assemble(layout: Option<&Layout>, unveils: &[&str], links: &[Link]) -> Assemb
         task_dir: Path::new(TASK_DIR),
         cgroup: Some((Path::new("/sys/fs/cgroup"), Path::new(CGROUP))),
         unveils: &opened(unveils),
+        volumes: &[],
         links,
+        in_proc: &[],
+        work_dir: Path::new("/data/alloc_mounts/1-web/local"),
+    }
+    .assemble()
+}
+
+/// The default root with these unveils, and with directories as volumes: `r` or `rw`, and the destination.
+fn with_volumes(unveils: &[&str], volumes: &[(&str, &str)]) -> Assembly {
+    let volumes: Vec<_> = volumes
+        .iter()
+        .map(|(mode, path)| Volume {
+            source: "/srv/volume".into(),
+            path: path.into(),
+            read_only: *mode == "r",
+            propagation: Propagation::Private,
+            mapped: true,
+        })
+        .collect();
+    let opened_volumes: Vec<_> =
+        volumes.iter().map(|volume| OpenedVolume { volume, directory: true }).collect();
+    Request {
+        layout: Some(&layout()),
+        task_dir: Path::new(TASK_DIR),
+        cgroup: Some((Path::new("/sys/fs/cgroup"), Path::new(CGROUP))),
+        unveils: &opened(unveils),
+        volumes: &opened_volumes,
+        links: &[],
         in_proc: &[],
         work_dir: Path::new("/data/alloc_mounts/1-web/local"),
     }
@@ -242,9 +271,12 @@ fn what_nomad_keeps_from_the_task_is_covered() {
 #[test]
 fn a_mount_point_below_the_tasks_tmp_is_marked() {
     let root = with(&["r:/tmp/shared"]);
-    assert!(root.mounted("/tmp/shared")[0].in_tmp);
+    assert_eq!(root.mounted("/tmp/shared")[0].ground, Ground::Task);
     assert!(
-        root.mounts.iter().filter(|mount| mount.path != Path::new("/tmp/shared")).all(|mount| !mount.in_tmp)
+        root.mounts
+            .iter()
+            .filter(|mount| mount.path != Path::new("/tmp/shared"))
+            .all(|mount| mount.ground != Ground::Task)
     );
     let root = with(&["r:/tmp"]);
     assert_eq!(root.mounted("/tmp")[0].source, Source::Unveil(0));
@@ -316,4 +348,70 @@ fn a_single_file_below_the_tasks_own_tmp_needs_no_c() {
 fn what_lies_in_an_unveil_below_the_tasks_own_tmp_is_held_to_its_modes_too() {
     let root = with(&["r:/tmp/a", "rx:/tmp/a/bin"]);
     assert_eq!((refuses(&root, "/tmp/a"), refuses(&root, "/tmp/a/bin")), ((true, true), (true, false)));
+}
+
+#[test]
+fn a_volume_is_at_its_path_and_its_source_is_not() {
+    let root = with_volumes(&[], &[("rw", "/data/db"), ("r", "/opt/app")]);
+    assert_eq!(root.mounted("/data/db")[0].source, Source::Volume(0));
+    assert_eq!(root.mounted("/data/db")[0].ground, Ground::Own);
+    assert!(!root.mounted("/data/db")[0].refuse.write && root.mounted("/opt/app")[0].refuse.write);
+    assert!(root.mounted("/opt/app")[0].refuse.devices);
+    assert_eq!((root.granted("/data/db"), root.granted("/opt/app")), (access("rwxc"), access("rx")));
+    assert_eq!(
+        root.granted("/srv/volume"),
+        access("r"),
+        "as on the root directory, where nothing of this name is"
+    );
+    assert!(
+        root.directories.contains(Path::new("/opt/app")) && !root.directories.contains(Path::new("/srv"))
+    );
+}
+
+#[test]
+fn a_volume_in_a_tree_takes_it_apart_unless_the_host_has_the_directory() {
+    let root = with_volumes(&[], &[("rw", "/etc/app")]);
+    assert_eq!(root.mounted("/etc"), [] as [&Mount; 0]);
+    assert_eq!(root.mounted("/etc/app")[0].ground, Ground::Own);
+    let root = with_volumes(&[], &[("rw", "/usr/lib/app")]);
+    assert_eq!(root.mounted("/usr")[0].source, Source::Tree("/usr".into()));
+    assert_eq!(root.mounted("/usr/lib/app")[0].ground, Ground::Lasting("/usr/lib".into()));
+}
+
+#[test]
+fn a_volume_replaces_what_is_at_its_path_and_below() {
+    let root = with_volumes(&[], &[("rw", "/etc"), ("rw", "/tmp"), ("rw", "/var")]);
+    assert_eq!(root.mounted("/etc")[0].source, Source::Volume(0));
+    assert_eq!(root.mounted("/etc/ssl/certs"), [] as [&Mount; 0]);
+    assert!(!root.has_link("/etc/hosts") && !root.has_link("/etc/localtime"));
+    assert_eq!(
+        root.mounted("/tmp").iter().map(|mount| &mount.source).collect::<Vec<_>>(),
+        [&Source::Volume(1)]
+    );
+    assert_eq!(root.mounted("/var/tmp"), [] as [&Mount; 0]);
+    assert_eq!(root.granted("/etc/ssl"), access("rwxc"));
+}
+
+#[test]
+fn a_volume_in_the_tasks_own_directories_may_have_its_mount_point_made() {
+    for path in [&format!("{TASK_DIR}/local/data"), &format!("{TASK_DIR}/secrets/data"), "/tmp/data"] {
+        assert_eq!(with_volumes(&[], &[("rw", path)]).mounted(path)[0].ground, Ground::Task, "{path}");
+    }
+}
+
+#[test]
+fn a_volume_lasts_in_another_volume_and_in_an_unveil() {
+    let root =
+        with_volumes(&["rwc:/srv/shared"], &[("r", "/data"), ("rw", "/data/in"), ("rw", "/srv/shared/in")]);
+    assert_eq!(root.mounted("/data/in")[0].ground, Ground::Lasting("/data".into()));
+    assert_eq!(root.mounted("/srv/shared/in")[0].ground, Ground::Lasting("/srv/shared".into()));
+    assert_eq!(root.mounted("/srv/shared")[0].ground, Ground::Own);
+}
+
+#[test]
+fn an_unveil_that_a_link_leads_into_a_volume_gets_no_more_than_its_modes() {
+    let root = with_volumes(&["r:/data/in"], &[("rw", "/data")]);
+    assert_eq!(refuses(&root, "/data/in"), (true, true));
+    assert_eq!(root.mounted("/data/in")[0].ground, Ground::Lasting("/data".into()));
+    assert!(with_volumes(&["rw:/data/in"], &[("rw", "/data")]).unbounded.is_some());
 }

@@ -123,11 +123,15 @@ fn set_fs_ids(uid: u32, gid: u32) -> nix::Result<()> {
     if set { Ok(()) } else { Err(Errno::EPERM) }
 }
 
-/// The directories in which this task's rules let tasks create.
+/// The directories in which this task's rules and volumes let tasks create.
 pub(crate) fn writable(spec: &ShimSpec) -> Vec<DirId> {
-    let creating = spec.plan.landlock.rules.iter().filter(|rule| rule.access.create());
+    let rules = spec.plan.landlock.rules.iter().filter(|rule| rule.access.create());
+    let rules = rules.map(|rule| (rule.place.clone(), rule.named_by));
+    let volumes = spec.plan.volumes.iter().filter(|volume| !volume.read_only);
+    let volumes = volumes.map(|volume| (Place::host(&volume.source), NamedBy::Agent));
     // A path that cannot be opened is reported, or skipped, when its rule is added.
-    let opened = creating.filter_map(|rule| open_place(spec, &rule.place, rule.named_by, &[]).ok());
+    let opened =
+        rules.chain(volumes).filter_map(|(place, named_by)| open_place(spec, &place, named_by, &[]).ok());
     opened.filter_map(|dir| fstat(&dir).ok()).map(|stat| DirId::of(&stat)).collect()
 }
 

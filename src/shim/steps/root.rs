@@ -5,6 +5,7 @@
 
 mod build;
 mod sources;
+mod volumes;
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -26,6 +27,8 @@ use crate::sandbox::root::{OWN, Opened, Request, RootRule, Unbounded};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec};
 use crate::shim::walk::DirId;
+use crate::sys::clone::SingleThreaded;
+use volumes::Volumes;
 
 /// The namespaces that the plugin hands to a shim, as descriptors.
 #[derive(Debug)]
@@ -47,13 +50,16 @@ pub(crate) fn enter_root(
     root: &PrivateRoot,
     namespaces: Namespaces,
     writable: &[DirId],
+    single: SingleThreaded,
 ) -> Result<Vec<RootRule>> {
     let Unveils { places, opened, links, in_proc } = open_unveils(spec, writable)?;
+    let mut volumes = Volumes::open(spec, single, writable)?;
     let mut assembly = Request {
         layout: root.layout.as_ref(),
         task_dir: &spec.plan.task_dir,
         cgroup: root.cgroup_root.as_deref().zip(spec.plan.resources.cgroup.as_deref()),
         unveils: &opened,
+        volumes: &volumes.opened(),
         links: &links,
         in_proc: &in_proc,
         work_dir: &spec.plan.work_dir.place.display(),
@@ -71,6 +77,7 @@ pub(crate) fn enter_root(
         sources.copy_from_template(&assembly)?;
         setns(host, CloneFlags::CLONE_NEWNS).map_err(failed("the host's mount namespace"))?;
     }
+    sources.copy_volumes(&assembly, &mut volumes)?;
     sources.copy_from_host(spec, root, &assembly, &places)?;
     setns(namespaces.empty, CloneFlags::CLONE_NEWNS)
         .and_then(|()| unshare(CloneFlags::CLONE_NEWNS))

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, mkdirat, umask};
+use nix::sys::stat::{Mode, fstat, mkdirat, umask};
 use nix::unistd::{Gid, Uid, fchown, symlinkat};
 
 use super::failed;
 use super::sources::{Sources, lacking, new_file_system};
-use crate::sandbox::root::{Assembly, EMPTY, Mount, OWN, Source};
+use crate::sandbox::root::{Assembly, EMPTY, Ground, Mount, OWN, Source};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
 use crate::shim::steps::Result;
@@ -109,20 +109,20 @@ fn attach(
         // In the task's directory already.
         return Ok(true);
     }
-    if mount.on_own_ground {
-        return attach_on_own_ground(spec, root, mount, source, directory);
-    }
-    if mount.in_tmp {
-        make_in_tmp(directory, mount)?;
+    match &mount.ground {
+        Ground::Own => return attach_on_own_ground(spec, root, mount, source, directory),
+        Ground::Task => make_in_task(spec, directory, mount)?,
+        Ground::Host => {}
+        Ground::Lasting(from) => must_last(directory, mount, from)?,
     }
     // Before the copy: to drop one that was not attached takes an RCU grace period.
     let point = match mount::open_below(directory, relative(&mount.path), OFlag::O_PATH) {
         // Nothing there on the host, or a link, which is unveiled as it is.
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if mount.optional => return Ok(false),
-        opened => opened.map_err(failed(&mount.path))?,
+        opened => opened.map_err(|errno| not_attached(mount, errno))?,
     };
     let source = source.map_or_else(|| make_source(spec, mount, directory), Ok)?;
-    mount::attach_to(&source, point).map_err(failed(&mount.path))?;
+    mount::attach_to(&source, point).map_err(|errno| not_attached(mount, errno))?;
     fill(spec, root, mount, &source)?;
     Ok(true)
 }
@@ -143,7 +143,8 @@ fn attach_on_own_ground(
         return Ok(true);
     }
     let source = source.map_or_else(|| make_source(spec, mount, directory), Ok)?;
-    mount::attach_plainly(&source, directory, relative(&mount.path)).map_err(failed(&mount.path))?;
+    mount::attach_plainly(&source, directory, relative(&mount.path))
+        .map_err(|errno| not_attached(mount, errno))?;
     fill(spec, root, mount, &source)?;
     Ok(true)
 }
@@ -170,11 +171,55 @@ fn make_source(spec: &ShimSpec, mount: &Mount, directory: BorrowedFd<'_>) -> Res
     }
 }
 
-/// A mount point in the task's `tmp`, which only root and the task can change, and the task does not run yet.
-fn make_in_tmp(root: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
+fn is_volume(mount: &Mount) -> bool {
+    matches!(mount.source, Source::Volume(_))
+}
+
+fn not_attached(mount: &Mount, errno: Errno) -> Failure {
+    if !is_volume(mount) {
+        return failed(&mount.path)(errno);
+    }
+    let failure = Failure::new(Step::Volume, mount.path.display().to_string(), errno);
+    match errno {
+        Errno::ENOENT => failure.with_note(
+            "what is mounted above the destination has no such file or directory; create it there, or write another destination",
+        ),
+        Errno::ELOOP => {
+            failure.with_note("the destination is a symbolic link, or below one; remove it, or write another destination")
+        }
+        // The second is move_mount(2)'s.
+        Errno::ENOTDIR | Errno::EINVAL => failure.with_note(
+            "there is a file where a directory is needed, or a directory for a volume that is a file; remove it, or write another destination",
+        ),
+        _ => failure,
+    }
+}
+
+/// Whether only root can rename or remove the mount point: who else does so, in a mount namespace of its own, detaches what is mounted on it, and the
+/// task writes elsewhere.
+fn must_last(root: BorrowedFd<'_>, mount: &Mount, from: &Path) -> Result<()> {
+    let above = mount.path.ancestors().skip(1).take_while(|path| path.starts_with(from));
+    for path in above {
+        let opened = mount::open_below(root, relative(path), OFlag::O_PATH);
+        let stat = opened.and_then(|opened| fstat(&opened)).map_err(|errno| not_attached(mount, errno))?;
+        if stat.st_uid != 0 || stat.st_mode & (Mode::S_IWGRP | Mode::S_IWOTH).bits() != 0 {
+            let why = format!(
+                "{} is not only root's to write: who removes the mount point there removes the volume; write a destination outside {}",
+                path.display(),
+                from.display()
+            );
+            return Err(Failure::text(Step::Volume, mount.path.display().to_string(), why));
+        }
+    }
+    Ok(())
+}
+
+/// A mount point in a directory that only root and the task can change, and the task does not run yet. That of a volume is the task's.
+fn make_in_task(spec: &ShimSpec, root: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
     let mut path = PathBuf::new();
     for name in relative(&mount.path) {
-        let parent = mount::open_below(root, or_dot(&path), OFlag::O_PATH).map_err(failed(&mount.path))?;
+        let parent = mount::open_below(root, or_dot(&path), OFlag::O_PATH)
+            .map_err(|errno| not_attached(mount, errno))?;
         path.push(name);
         let made = if mount.directory || path != relative(&mount.path) {
             mkdirat(&parent, name, DIRECTORY_MODE)
@@ -183,8 +228,14 @@ fn make_in_tmp(root: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
             openat(&parent, name, flags, Mode::from_bits_truncate(0o444)).map(drop)
         };
         match made {
+            Ok(()) if is_volume(mount) => {
+                let (uid, gid) = (Uid::from_raw(spec.user.uid), Gid::from_raw(spec.user.gid));
+                mount::open_below(&parent, Path::new(name), OFlag::O_RDONLY)
+                    .and_then(|made| fchown(&made, Some(uid), Some(gid)))
+                    .map_err(|errno| not_attached(mount, errno))?;
+            }
             Ok(()) | Err(Errno::EEXIST | Errno::EROFS) => {}
-            Err(errno) => return Err(failed(&mount.path)(errno)),
+            Err(errno) => return Err(not_attached(mount, errno)),
         }
     }
     Ok(())

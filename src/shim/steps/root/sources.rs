@@ -8,7 +8,8 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::fstat;
 
 use super::failed;
-use crate::sandbox::root::{Assembly, Mount, Source};
+use super::volumes::Volumes;
+use crate::sandbox::root::{Assembly, Ground, Mount, Source};
 use crate::shim::report::Failure;
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
 use crate::shim::steps::Result;
@@ -69,6 +70,16 @@ impl Sources {
         })
     }
 
+    /// In the host's namespace as well.
+    pub(super) fn copy_volumes(&mut self, assembly: &Assembly, volumes: &mut Volumes<'_>) -> Result<()> {
+        for (found, slot) in assembly.mounts.iter().zip(&mut self.0) {
+            if let Source::Volume(number) = found.source {
+                *slot = Some(volumes.copy(number, found.refuse)?);
+            }
+        }
+        Ok(())
+    }
+
     /// In the template's namespace. What its mounts refuse is decided there.
     pub(super) fn copy_from_template(&mut self, assembly: &Assembly) -> Result<()> {
         self.fill(assembly, |found| match &found.source {
@@ -81,7 +92,7 @@ impl Sources {
     /// In the namespace that becomes the task's: new instances of file systems, unless they are mounted at once where they belong.
     pub(super) fn make_own(&mut self, root: &PrivateRoot, assembly: &Assembly) -> Result<()> {
         self.fill(assembly, |found| match (&found.source, new_file_system(root, &found.source)) {
-            (_, Some(_)) if found.on_own_ground => Ok(None),
+            (_, Some(_)) if found.ground == Ground::Own => Ok(None),
             (_, Some((name, options))) => {
                 let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
                 mount::new(name, &options, found.refuse).map(Some)
