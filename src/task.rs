@@ -10,6 +10,7 @@ pub(crate) mod exec;
 pub mod id;
 pub mod launch;
 pub(crate) mod lifecycle;
+mod null;
 mod oom;
 pub mod open_files;
 pub mod processes;

@@ -14,6 +14,7 @@ from exec2.jobs import group, job, task
 
 GO = "/usr/share/exec2-go"
 STARTS, AT_ONCE = 100, 10
+TEMPLATE = "^nomad-driver-exec2 template$"
 
 wait_for_driver()
 
@@ -101,10 +102,15 @@ with subtest("a default path that stops to answer: tasks start with the template
     poll("the warning", lambda: said("does not answer within"), ALLOC_TIMEOUT_S)
     t.assertTrue(reads("others", "/etc/hosts", "localhost"))
 
-with subtest("the same after a restart of the plugin: tasks that start do not have that path"):
+with subtest("a plugin that is killed while a process of it looks at that path: the process ends, so that the agent notices"):
     old = plugin_pid()
-    machine.succeed(f"kill -9 {old}")
+    # A process that works takes milliseconds. That the path answers again is tried twice a minute.
+    hung = f"p=$(pgrep -o -f '{TEMPLATE}') && sleep 0.5 && [ -e /proc/$p/exe ]"
+    found = machine.succeed(f"until {hung}; do sleep 0.1; done; kill -9 {old}; echo $p", timeout=CLEANUP_TIMEOUT_S)
+    machine.wait_until_fails(f"[ -e /proc/{int(found)}/exe ]", timeout=CLEANUP_TIMEOUT_S)
     new_plugin(old)
+
+with subtest("the same after a restart of the plugin: tasks that start do not have that path"):
     poll("tasks start", lambda: reads("without", "/etc/hosts", "localhost"), ALLOC_TIMEOUT_S)
     t.assertFalse(reads("lacks", f"{path}/which", "before"))
     unhang(path)

@@ -19,6 +19,8 @@ use std::process::ExitCode;
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use nix::sys::stat::{Mode, fstat, umask};
 use serde::{Deserialize, Serialize};
@@ -120,6 +122,8 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(socket: BorrowedFd<'_>, progress: &mut Progress) -> Result<()> {
+    // Where it hangs it does not notice that nobody listens any more. If the plugin is dead already, there is no request.
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed("set the death signal of", "this process"))?;
     let mut bytes = vec![0; MAX_MESSAGE];
     let length =
         recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty()).map_err(failed("read", "the request"))?;

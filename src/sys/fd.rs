@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::Result;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -102,6 +104,12 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usiz
         }
     }
     Ok((message.bytes, received))
+}
+
+/// Opens a file with a descriptor number that is not used in a new process.
+pub(crate) fn open_high(path: &str, flags: OFlag) -> Result<OwnedFd> {
+    let low = open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?;
+    duplicate_from(low.as_fd(), super::clone::FIRST_FREE_FD)
 }
 
 #[cfg(test)]

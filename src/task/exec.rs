@@ -20,7 +20,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::blocking::blocking;
-use super::launch::{Launcher, open_high, sealed, shims_cgroup};
+use super::launch::{Launcher, sealed, shims_cgroup};
 use crate::cgroup::{Cgroup, CgroupError, Owner, SessionCgroup};
 use crate::record::run_dir::{RunDir, RunDirError};
 use crate::record::session::SessionRecord;
@@ -242,7 +242,7 @@ impl Ends {
             sys::fd::duplicate_from(fd.as_fd(), sys::clone::FIRST_FREE_FD)
                 .map_err(CallError::on("duplicate a descriptor"))
         };
-        let null = |flags| open_high("/dev/null", flags).map_err(CallError::on("open /dev/null"));
+        let null = |flags| sys::fd::open_high("/dev/null", flags).map_err(CallError::on("open /dev/null"));
         let make = || pipe().map_err(CallError::on("make a pipe"));
         let ours = |fd: OwnedFd, interest| {
             sys::fd::set_nonblocking(&fd).map_err(CallError::on("set up a pipe"))?;

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-pub(super) use self::shim::{open_high, shims_cgroup};
+pub(super) use self::shim::shims_cgroup;
 
 use self::shim::NewShim;
 use super::processes::{Launched, Processes};
@@ -71,8 +71,8 @@ impl LaunchError {
 
 impl Launcher {
     pub fn new(run_dir: &Path) -> Result<Self, LaunchError> {
-        let program =
-            open_high("/proc/self/exe", OFlag::O_PATH).map_err(CallError::on("open /proc/self/exe"))?;
+        let program = sys::fd::open_high("/proc/self/exe", OFlag::O_PATH)
+            .map_err(CallError::on("open /proc/self/exe"))?;
         let copy = sys::fd::duplicate_from(program.as_fd(), sys::clone::FIRST_FREE_FD)
             .map_err(CallError::on("duplicate a descriptor"))?;
         let templates = Arc::new(Templates::new(copy, run_dir));

@@ -5,8 +5,6 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use super::{LaunchError, START_LIMIT};
@@ -18,6 +16,7 @@ use crate::shim::fds;
 use crate::shim::report::{self, Receiver};
 use crate::shim::spec::Stdio;
 use crate::sys::{self, CallError};
+use crate::task::null::Null;
 use crate::task::spec::TaskSpec;
 
 /// Dropped, it is killed and reaped, and its task with it.
@@ -88,31 +87,6 @@ impl Drop for NewShim {
     }
 }
 
-/// /dev/null, opened for one start. Tasks must not share an open file: each could change its status flags, locks and owner of
-/// signals (fcntl(2), flock(2)) for the others.
-#[derive(Debug)]
-struct Null {
-    read: OwnedFd,
-    write: OwnedFd,
-}
-
-impl Null {
-    fn open() -> nix::Result<Self> {
-        let open = |flags| open_high("/dev/null", flags);
-        Ok(Self { read: open(OFlag::O_RDONLY)?, write: open(OFlag::O_WRONLY)? })
-    }
-
-    fn stdio(&self) -> [BorrowedFd<'_>; 3] {
-        [self.read.as_fd(), self.write.as_fd(), self.write.as_fd()]
-    }
-}
-
-/// Opens a file with a descriptor number that is not used in a new process.
-pub(crate) fn open_high(path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
-    let low = open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?;
-    sys::fd::duplicate_from(low.as_fd(), sys::clone::FIRST_FREE_FD)
-}
-
 /// The namespaces of the shim and its task as flags of clone(2).
 fn clone_flags(plan: &Plan) -> u64 {
     let flag = |namespace: &Namespace| match namespace {
@@ -130,29 +104,4 @@ pub(crate) fn shims_cgroup(task: &Cgroup) -> Option<Cgroup> {
     Cgroup::shims_for(task.path())
         .inspect_err(|error| tracing::warn!(%error, "failed to open the cgroup of the shims; the shim stays in the plugin's cgroup"))
         .ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use nix::fcntl::{FcntlArg, fcntl};
-
-    use super::*;
-
-    #[test]
-    fn each_start_has_an_open_null_device_of_its_own() {
-        let (one, other) = (Null::open().unwrap(), Null::open().unwrap());
-        let flags = |fd: BorrowedFd<'_>| OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap());
-        let [input, output, error] = one.stdio();
-        assert_eq!(flags(input) & OFlag::O_ACCMODE, OFlag::O_RDONLY);
-        for fd in [output, error] {
-            assert_eq!(flags(fd) & OFlag::O_ACCMODE, OFlag::O_WRONLY);
-        }
-        fcntl(output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        assert!(flags(output).contains(OFlag::O_NONBLOCK));
-        assert!(!flags(input).contains(OFlag::O_NONBLOCK));
-        assert!(
-            other.stdio().into_iter().all(|fd| !flags(fd).contains(OFlag::O_NONBLOCK)),
-            "another start's"
-        );
-    }
 }

@@ -13,6 +13,7 @@ use crate::shim::fds;
 use crate::shim::template::progress::Progress;
 use crate::shim::template::{MAX_MESSAGE, Report, Request};
 use crate::sys::{self, CallError};
+use crate::task::null::Null;
 
 /// How long a process may take to end once it is killed, before it is left to end later.
 const END_LIMIT: Duration = Duration::from_millis(100);
@@ -78,6 +79,7 @@ pub(super) fn run(
     let [theirs, its_progress] = [high(theirs.as_fd()), high(progress.file().as_fd())]
         .map(|fd| fd.map_err(CallError::on("duplicate a descriptor")));
     let (theirs, its_progress) = (theirs?, its_progress?);
+    let null = Null::open().map_err(CallError::on("open /dev/null"))?;
     let child = sys::clone::spawn(&sys::clone::Spawn {
         program,
         argv: &[c"nomad-driver-exec2", c"template"],
@@ -85,7 +87,7 @@ pub(super) fn run(
         cgroup: None,
         fds: &[theirs.as_fd(), its_progress.as_fd()],
         first_fd: fds::FIRST,
-        stdio: None,
+        stdio: Some(null.stdio()),
         report: theirs.as_fd(),
     })
     .map_err(CallError::on("start a process"))?;
