@@ -37,17 +37,16 @@ def allocs(job: str) -> list[Alloc]:
     return sorted(found or [], key=lambda alloc: int(alloc["CreateTime"]))
 
 
-BRIEF = (
-    "import json, sys; keys = 'ID', 'Name', 'TaskGroup', 'ClientStatus', 'DesiredStatus', 'CreateTime';"
-    " print(json.dumps([{key: alloc[key] for key in keys} for alloc in json.load(sys.stdin) or []]))"
-)
+KEYS = ("ID", "Name", "TaskGroup", "ClientStatus", "DesiredStatus", "CreateTime")
+BRIEF = "{{range .}}" + "|".join(f"{{{{.{key}}}}}" for key in KEYS) + '{{"\\n"}}{{end}}'
 
 
 def brief(job: str) -> list[Alloc]:
     """What identifies the job's allocations, and their states, oldest first. The whole of them, each with its job, is too much
     for a slow console."""
-    status, output = machine.execute(f"nomad job allocs -json {shlex.quote(job)} | python3 -c {shlex.quote(BRIEF)}")
-    return sorted(json.loads(output), key=lambda alloc: int(alloc["CreateTime"])) if status == 0 else []
+    status, output = machine.execute(f"nomad job allocs -t {shlex.quote(BRIEF)} {shlex.quote(job)}")
+    found = [dict(zip(KEYS, line.split("|"), strict=True)) for line in output.splitlines() if status == 0 and "|" in line]
+    return sorted(found, key=lambda alloc: int(alloc["CreateTime"]))
 
 
 def alloc_status(alloc_id: str) -> Alloc:
@@ -122,7 +121,7 @@ def wait_for_alloc(job: str, wanted: str | tuple[str, ...]) -> Alloc:
     wanted = (wanted,) if isinstance(wanted, str) else wanted
 
     def settled() -> Alloc | None:
-        found = allocs(job)
+        found = brief(job)
         if not found:
             return None
         status = found[-1]["ClientStatus"]
@@ -192,7 +191,7 @@ def signal_alloc(alloc: Alloc, signal: str, task: str | None = None) -> None:
 
 def stop_job(job: str) -> None:
     """Stops and purges the job, and waits until nothing of its allocations is left below Nomad's slice."""
-    ids = [alloc["ID"] for alloc in allocs(job)]
+    ids = [alloc["ID"] for alloc in brief(job)]
     nomad(f"job stop -purge -detach {shlex.quote(job)}")
     for alloc_id in ids:
         machine.wait_until_succeeds(f"! ls -d /sys/fs/cgroup/nomad.slice/*/{alloc_id}.*.scope 2>/dev/null", timeout=CLEANUP_TIMEOUT_S)

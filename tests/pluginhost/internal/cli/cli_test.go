@@ -72,6 +72,12 @@ func TestAllocationsAsScenariosReadThem(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &list); err != nil || len(list) != 1 || list[0]["ClientStatus"] != "running" || list[0]["TaskGroup"] != "g" {
 		t.Errorf("%s, %v", out, err)
 	}
+	if out, _ = run(t, 0, "nomad", "job allocs -t {{range.}}{{.ID}}|{{.ClientStatus}}{{end}} demo"); out != "01234567-89ab|running" {
+		t.Errorf("%q", out)
+	}
+	if _, errs := run(t, 1, "nomad", "job allocs -t {{.Nothing}} demo"); !strings.Contains(errs, "Nothing") {
+		t.Errorf("%s", errs)
+	}
 	out, _ = run(t, 0, "nomad", "job allocs demo")
 	if rows := strings.Split(out, "\n"); !strings.HasPrefix(rows[1], "01234567  ") || strings.Fields(rows[1])[4] != "running" {
 		t.Errorf("%s", out)

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"text/template"
 	"time"
 
 	"pluginhost/internal/agentconfig"
@@ -255,6 +256,7 @@ func jobJSON(d api.JobView) map[string]any {
 func jobAllocsVerb(args []string, out io.Writer) error {
 	f := newFlags("job allocs")
 	asJSON := f.Bool("json", false, "")
+	format := f.String("t", "", "")
 	f.Bool("verbose", false, "")
 	f.Bool("all", false, "")
 	if err := f.Parse(args); err != nil {
@@ -269,6 +271,13 @@ func jobAllocsVerb(args []string, out io.Writer) error {
 	}
 	if *asJSON {
 		return printJSON(out, list)
+	}
+	if *format != "" {
+		t, err := template.New("format").Parse(*format)
+		if err != nil {
+			return err
+		}
+		return t.Execute(out, list)
 	}
 	printAllocs(out, list)
 	return nil

@@ -64,7 +64,7 @@ func verbs() []verb {
 		{"job run", "[-detach] [-var k=v] FILE   run a job; exit 2 if it cannot be placed", jobRunVerb},
 		{"job stop", "[-purge] [-detach] JOB   stop a job", jobStopVerb},
 		{"job status", "[-json] [JOB]   one job, or all", jobStatusVerb},
-		{"job allocs", "[-json] JOB   a job's allocations", jobAllocsVerb},
+		{"job allocs", "[-json | -t FORMAT] JOB   a job's allocations", jobAllocsVerb},
 		{"job validate", "[-var k=v] FILE   check a job file", jobValidateVerb},
 		{"alloc status", "[-json] [ALLOC]   one allocation, or all", allocStatusVerb},
 		{"alloc logs", "[-stderr] [-f] [-tail [-n N]] [-task T] ALLOC [TASK]   a task's output", allocLogsVerb},
