@@ -1,7 +1,7 @@
 # /// scenario
 # description = "The template of the roots: default paths that are retargeted, that do not answer, that change during 100 starts; restarts."
 # across = "events of mounts, and what a mount namespace receives"
-# seconds = 150
+# seconds = 120
 # ///
 # That single files and mounts of the host are followed is the scenario `host_changes`.
 
@@ -55,7 +55,7 @@ with subtest(f"{STARTS} starts while the template is rebuilt"):
     # Not all at once: that an emulated CPU starts 100 tasks within the limit of a start is not the question here.
     for wave in range(STARTS // AT_ONCE):
         name = f"churn-{wave}"
-        run_job(job(name, group("g", task("t", "sh", "-c", script, cpu=20, memory=16), count=AT_ONCE)))
+        run_job(job(name, group("g", task("t", "sh", "-c", script, cpu=200, memory=16), count=AT_ONCE)))
 
         def over(name=name):
             found = brief(name)
