@@ -47,6 +47,8 @@ const BRIEF: [&str; 2] = ["/bin/echo", "x"];
 const LASTING: [&str; 2] = ["/bin/sleep", "1000"];
 /// As many threads for calls as in the plugin.
 const WORKERS: usize = 2;
+/// Before each start. The plugin starts the shim of the next one meanwhile.
+const REST: Duration = Duration::from_millis(30);
 /// Far longer than a stop takes: the signal ends the task.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
     // The launcher starts this file as the shim.
     match std::env::args().nth(1).as_deref() {
         Some("shim") => return shim::main(),
+        Some("idle") => return shim::idle(),
         Some("template") => return shim::template::main(),
         _ => {}
     }
@@ -133,11 +136,12 @@ fn measure(host: &Host, mounts: usize, tasks: usize, root: &str) -> anyhow::Resu
         let started = (0..tasks).map(|number| Other::start(&launcher, host, &policy, number));
         started.collect::<anyhow::Result<Vec<_>>>()?
     };
-    let mut starts: [Vec<Start>; 2] = Default::default();
+    let mut starts: [Vec<Start>; 3] = Default::default();
     let mut ends: [Vec<Duration>; 3] = Default::default();
     for run in 0..WARM_UP + RUNS {
         // Alternating, so that changes in the machine's load affect all kinds equally.
-        let started = [plain_start()?, driver_start(&launcher, &brief, host)?];
+        let task = |shim| driver_start(&launcher, &brief, host, shim);
+        let started = [plain_start()?, task(Shim::New)?, task(Shim::Ahead)?];
         let ended = [
             plain_end()?,
             runtime.block_on(driver_end(&launcher, &lasting, host))?,
@@ -154,8 +158,9 @@ fn measure(host: &Host, mounts: usize, tasks: usize, root: &str) -> anyhow::Resu
     let without = if host.cgroup.is_some() { "" } else { ", no cgroup v2 here" };
     let mut report =
         format!("root {root:?}, {mounts} extra mounts, {tasks} running tasks, medians of {RUNS}{without}\n");
-    report += &table("start to first byte", &["vfork + exec", "task"], &bytes);
-    report += &table("start to end of process", &["vfork + exec", "task"], &exits);
+    let kinds = ["vfork + exec", "task, new shim", "task, shim ahead"];
+    report += &table("start to first byte", &kinds, &bytes);
+    report += &table("start to end of process", &kinds, &exits);
     let signals = ["SIGKILL, waitpid", "SIGKILL, WaitTask", "SIGINT, StopTask"];
     report += &table("signal to answer", &signals, &ends.map(Figures::of));
     Ok(report)
@@ -322,6 +327,7 @@ struct Start {
 }
 
 fn plain_start() -> anyhow::Result<Start> {
+    std::thread::sleep(REST);
     let begin = Instant::now();
     let [program, arg] = BRIEF;
     let mut child = Command::new(program).arg(arg).env_clear().stdout(Stdio::piped()).spawn()?;
@@ -376,8 +382,21 @@ fn open_fifos(host: &Host, [out, err]: [&str; 2]) -> anyhow::Result<[File; 2]> {
     Ok([open(out)?, open(err)?])
 }
 
-fn driver_start(launcher: &Launcher, spec: &TaskSpec, host: &Host) -> anyhow::Result<Start> {
+/// When the shim of a task is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shim {
+    /// With the task: the first start of a plugin, or one that closely follows another.
+    New,
+    /// Before it.
+    Ahead,
+}
+
+fn driver_start(launcher: &Launcher, spec: &TaskSpec, host: &Host, shim: Shim) -> anyhow::Result<Start> {
     let [mut out, _err] = readers(host)?;
+    if shim == Shim::Ahead {
+        launcher.make_spare()?;
+    }
+    std::thread::sleep(REST);
     let begin = Instant::now();
     let Launched { processes, run_dir, .. } = launcher.launch(spec)?;
     let shim = processes.shim;

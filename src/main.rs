@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     }
     match std::env::args_os().nth(1) {
         Some(verb) if verb == "shim" => shim::main(),
+        Some(verb) if verb == "idle" => shim::idle(),
         Some(verb) if verb == "enter" => shim::enter::main(),
         Some(verb) if verb == "template" => shim::template::main(),
         Some(_) => cli::main(std::env::args_os()),

@@ -12,6 +12,7 @@ mod steps;
 pub mod template;
 mod walk;
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -23,6 +24,8 @@ use nix::unistd::Pid;
 
 use crate::cgroup::OomCounter;
 use crate::sys;
+use crate::sys::clone::SingleThreaded;
+use crate::sys::title::LastArgument;
 use exit::Exit;
 use report::{Failure, Reporter, Step};
 use spec::ShimSpec;
@@ -47,14 +50,28 @@ const NOT_STARTED: u8 = 1;
 /// Exit status of a shim that was not started by the plugin.
 const MISUSED: u8 = 2;
 
+/// Last argument of a shim that has a task, and of one that was started before there is a task for it. Of the same length, since the
+/// second becomes the first.
+pub(crate) const SHIM: &CStr = c"shim";
+pub(crate) const IDLE: &CStr = c"idle";
+
 /// The entry point of `nomad-driver-exec2 shim`.
 pub fn main() -> ExitCode {
+    run(|_| None)
+}
+
+/// The entry point of `nomad-driver-exec2 idle`. In `ps` it becomes a shim with its task.
+pub fn idle() -> ExitCode {
+    run(|single| LastArgument::find(single, IDLE))
+}
+
+fn run(title: impl FnOnce(SingleThreaded) -> Option<LastArgument>) -> ExitCode {
     let Ok([Some(report)]) = sys::fd::inherited(fds::FIRST) else {
         // Not started by the plugin: there is no socket for a report.
         return ExitCode::from(MISUSED);
     };
     let reporter = Reporter::new(report);
-    match start(&reporter) {
+    match start(&reporter, title) {
         Ok((started, oom, exit)) => {
             // End of file on the report socket means that exec succeeded: no copy of it may stay open here.
             drop(reporter);
@@ -75,21 +92,28 @@ struct Started {
 }
 
 /// Starts the task. All memory for the spec is freed before this returns, so that the shim stays small.
-fn start(reporter: &Reporter) -> Result<(Started, Option<OomCounter>, File), Failure> {
-    let single = sys::clone::SingleThreaded::check()
-        .map_err(|error| Failure::io(Step::Spec, "the number of threads", &error))?;
+fn start(
+    reporter: &Reporter,
+    title: impl FnOnce(SingleThreaded) -> Option<LastArgument>,
+) -> Result<(Started, Option<OomCounter>, File), Failure> {
+    let single =
+        SingleThreaded::check().map_err(|error| Failure::io(Step::Spec, "the number of threads", &error))?;
     let _arena = sys::arena::Arena::open(single);
     // Here, while the plugin is still at work. The task inherits it; this process has every signal blocked.
     sys::signals::reset_dispositions();
+    // No process may read what this one gets from its memory.
+    prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Spec, "PR_SET_DUMPABLE", errno))?;
+    let title = title(single);
     let given = reporter
         .wait_for_go()
         .map_err(|errno| Failure::new(Step::Spec, "the plugin's permission to start", errno))?;
+    if let Some(title) = title {
+        title.replace(SHIM);
+    }
     let mut given = given.into_iter().map(File::from);
     let (Some(mut file), Some(exit), Some(session)) = (given.next(), given.next(), given.next()) else {
         return Err(Failure::new(Step::Spec, "the descriptors of the spec and the records", Errno::EBADF));
     };
-    // No process may read the spec from this one's memory.
-    prctl::set_dumpable(false).map_err(|errno| Failure::new(Step::Spec, "PR_SET_DUMPABLE", errno))?;
     let mut bytes = Vec::new();
     file.rewind()
         .and_then(|()| file.read_to_end(&mut bytes))

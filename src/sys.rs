@@ -20,6 +20,7 @@ pub(crate) mod poll;
 pub(crate) mod read;
 pub(crate) mod signals;
 pub(crate) mod terminal;
+pub(crate) mod title;
 pub(crate) mod userns;
 pub(crate) mod wait;
 

@@ -26,6 +26,16 @@ impl Cgroup {
         Cgroup::shims_in(&Mount::shared()?, task)
     }
 
+    /// The path of the shims' cgroup that belongs to this one, a task's; see [`shims_path`].
+    pub(crate) fn path_of_shims(&self) -> Option<PathBuf> {
+        shims_path(self.mount.root(), self.path())
+    }
+
+    /// As [`Cgroup::shims_for`], by the path of the shims' cgroup itself.
+    pub(crate) fn shims_at(path: &Path) -> Result<Cgroup, CgroupError> {
+        Ok(Cgroup::create_in(&Mount::shared()?, path, &[])?.cgroup)
+    }
+
     pub(super) fn shims_in(mount: &Arc<Mount>, task: &Path) -> Result<Cgroup, CgroupError> {
         // Refuses `..` and paths elsewhere before anything is made.
         mount.relative(task)?;

@@ -170,6 +170,12 @@ impl RunDir {
         self.write(&self.dir()?, SHIM_FILE, *shim)
     }
 
+    /// The shim has ended before its task began, and another one is recorded next.
+    pub(crate) fn forget_shim(&self) -> Result<(), RunDirError> {
+        let removed = unlinkat(&self.dir()?, SHIM_FILE, UnlinkatFlags::NoRemoveDir);
+        Ok(removed.map_err(self.failed("remove", SHIM_FILE))?)
+    }
+
     /// Records that the answer to Nomad is on its way.
     pub(crate) fn started(&self) -> Result<(), RunDirError> {
         let dir = self.dir()?;

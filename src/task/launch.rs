@@ -1,6 +1,7 @@
 //! Starts a task: limits, run directory, shim, and the wait for exec. Blocking: not for the runtime's threads.
 
 mod shim;
+mod spare;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,11 +15,13 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 pub(super) use self::shim::shims_cgroup;
 
-use self::shim::NewShim;
+use self::shim::{Kind, NewShim};
+use self::spare::Spares;
 use super::processes::{Launched, Processes};
 use super::spec::TaskSpec;
 use super::template::{Foundation, Keep, TemplateError, Templates, Watcher};
 use crate::cgroup::{self, Cgroup, CgroupError, MemoryMax};
+use crate::record::identity::Identity;
 use crate::record::key::{EmptyKey, Key};
 use crate::record::reconcile;
 use crate::record::run_dir::{self, RunDir, RunDirError};
@@ -39,6 +42,7 @@ pub struct Launcher {
     run_dir: PathBuf,
     templates: Arc<Templates>,
     watcher: Mutex<Option<Watcher>>,
+    spares: Spares,
 }
 
 /// Why a task did not start. Nothing is left of it.
@@ -76,7 +80,13 @@ impl Launcher {
         let copy = sys::fd::duplicate_from(program.as_fd(), sys::clone::FIRST_FREE_FD)
             .map_err(CallError::on("duplicate a descriptor"))?;
         let templates = Arc::new(Templates::new(copy, run_dir));
-        Ok(Self { program, run_dir: run_dir.to_owned(), templates, watcher: Mutex::default() })
+        Ok(Self {
+            program,
+            run_dir: run_dir.to_owned(),
+            templates,
+            watcher: Mutex::default(),
+            spares: Spares::default(),
+        })
     }
 
     /// From now on, or no longer, keeps the template and the copies of /etc up to date: for tasks that run already as well.
@@ -137,7 +147,9 @@ impl Launcher {
     pub fn launch(&self, spec: &TaskSpec) -> Result<Launched, LaunchError> {
         let id = spec.id.key();
         let cgroup = spec.plan.resources.cgroup.as_deref().map(Cgroup::open).transpose()?;
-        let shim = NewShim::spawn(self.program.as_fd(), spec, cgroup.as_ref())?;
+        let kind = Kind::of(spec, cgroup.as_ref())?;
+        let spare = self.spares.take(&kind);
+        let shim = spare.map_or_else(|| NewShim::spawn(self.program.as_fd(), &kind), Ok)?;
         if let Some(cgroup) = &cgroup {
             cgroup.apply(&spec.plan.resources.limits)?;
             cgroup.has_cpu()?;
@@ -147,8 +159,9 @@ impl Launcher {
         reconcile::end_siblings(&self.run_dir, id)?;
         reconcile::end_earlier(&run_dir)?;
         let exit = run_dir.create()?;
-        match self.start(spec, shim, cgroup.as_ref(), &run_dir, &exit) {
+        match self.start(spec, &kind, shim, cgroup.as_ref(), &run_dir, &exit) {
             Ok(processes) => {
+                self.spares.expect(kind);
                 let started_at = SystemTime::now();
                 Ok(Launched { processes, cgroup, run_dir, started_at, oom_before })
             }
@@ -164,6 +177,11 @@ impl Launcher {
         }
     }
 
+    /// Starts the shim of the next task, if one is known to fit that. Blocks for about a millisecond.
+    pub fn make_spare(&self) -> Result<(), LaunchError> {
+        self.spares.make(self.program.as_fd())
+    }
+
     /// The running binary.
     pub(super) fn program(&self) -> BorrowedFd<'_> {
         self.program.as_fd()
@@ -173,7 +191,8 @@ impl Launcher {
     fn start(
         &self,
         spec: &TaskSpec,
-        shim: NewShim,
+        kind: &Kind,
+        mut shim: NewShim,
         cgroup: Option<&Cgroup>,
         run_dir: &RunDir,
         exit: &File,
@@ -192,13 +211,33 @@ impl Launcher {
         let given =
             [spec_fd.as_fd(), exit.as_fd(), session.as_fd()].into_iter().chain(cgroup.map(Cgroup::dir_fd));
         let given: Vec<_> = given.chain(of_root.flatten()).collect();
-        let shim_id = shim.identity()?;
-        // First, so that the next plugin finds the task if this one dies.
-        run_dir.record_shim(&shim_id)?;
-        let (leader, leader_id) = shim.start(&given)?;
+        let mut begun = begin(&shim, run_dir, &given);
+        if shim.is_spare() && matches!(begun, Err(LaunchError::Start(StartError::ShimDied))) {
+            tracing::warn!(
+                "the shim that was started ahead of its task has been killed; the task gets another one"
+            );
+            shim.end()?;
+            run_dir.forget_shim()?;
+            shim = NewShim::spawn(self.program.as_fd(), kind)?;
+            begun = begin(&shim, run_dir, &given);
+        }
+        let (shim_id, leader, leader_id) = begun?;
         let shim = shim.into_pidfd().ok_or(StartError::ShimDied)?;
         Ok(Processes { shim, shim_id, leader: Some(leader), leader_id })
     }
+}
+
+/// Records the shim and lets it start the task. Returns the shim's identity, the task's pidfd and identity.
+fn begin(
+    shim: &NewShim,
+    run_dir: &RunDir,
+    given: &[BorrowedFd<'_>],
+) -> Result<(Identity, OwnedFd, Option<Identity>), LaunchError> {
+    let id = shim.identity()?;
+    // First, so that the next plugin finds the task if this one dies.
+    run_dir.record_shim(&id)?;
+    let (leader, leader_id) = shim.start(given)?;
+    Ok((id, leader, leader_id))
 }
 
 /// The task's root, if it gets one of its own.

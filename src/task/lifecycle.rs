@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -27,6 +28,10 @@ use crate::record::reconcile::{ACKNOWLEDGE_LIMIT, end_unacknowledged};
 use crate::record::run_dir::{RunDir, RunDirError};
 use crate::sandbox::policy::{Denied, may_share_uid};
 use crate::sys::{self, CallError};
+
+/// How long after a start the shim of the next one is started: the command has loaded its libraries by then, and tasks that start at the
+/// same time do not wait for it.
+const SPARE_DELAY: Duration = Duration::from_millis(20);
 
 /// Why a call for a task failed.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +106,8 @@ struct Inner {
     store: Arc<Store>,
     uids: Arc<Uids>,
     bus: EventBus,
+    /// Whether [`Lifecycle::make_spare`] is about to make a shim.
+    preparing: AtomicBool,
 }
 
 impl Lifecycle {
@@ -112,6 +119,7 @@ impl Lifecycle {
             store: Arc::default(),
             uids: Arc::default(),
             bus: EventBus::default(),
+            preparing: AtomicBool::default(),
         })))
     }
 
@@ -327,6 +335,7 @@ impl Lifecycle {
             Ok((task, state)) => {
                 self.0.bus.send(id, sandbox);
                 reservation.keep(task);
+                self.make_spare();
                 Ok(state)
             }
             Err(error) => {
@@ -335,6 +344,24 @@ impl Lifecycle {
                 Err(error)
             }
         }
+    }
+
+    /// Prepares the next start, a moment after this one: the task itself is just beginning to run.
+    fn make_spare(&self) {
+        if self.0.preparing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(SPARE_DELAY).await;
+            // A start from here on asks again.
+            this.0.preparing.store(false, Ordering::Release);
+            match blocking(move || this.0.launcher.make_spare()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "failed to start a shim ahead of the next task"),
+                Err(error) => tracing::warn!(%error, "failed to start a shim ahead of the next task"),
+            }
+        });
     }
 
     fn launch_blocking(&self, spec: &TaskSpec) -> Result<(Launched, Event, Claim), LifecycleError> {

@@ -9,6 +9,8 @@ from .guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, alive, machine, pgrep, po
 
 TASKS_CGROUP = "/sys/fs/cgroup/nomad.slice/share.slice"
 SHIMS = "^nomad-driver-exec2 shim$"
+# The shim that waits for the next task, of a plugin that has started one.
+SPARES = "^nomad-driver-exec2 idle$"
 # The processes that read the tasks' logs: one for each task under Nomad, one for all under the pluginhost.
 LOG_READERS = "^[^ ]*(nomad|pluginhost) logmon"
 RUN = "/run/nomad-driver-exec2"

@@ -2,19 +2,23 @@
 //!
 //! It is started before everything else, so that it executes its program while the plugin prepares the rest.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::utsname::{UtsName, uname};
 use nix::unistd::Pid;
 
 use super::{LaunchError, START_LIMIT};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::record::identity::Identity;
-use crate::record::reconcile;
+use crate::record::reconcile::{self, EndError};
 use crate::sandbox::plan::{Namespace, Plan};
-use crate::shim::fds;
 use crate::shim::report::{self, Receiver};
 use crate::shim::spec::Stdio;
+use crate::shim::{self, fds};
 use crate::sys::{self, CallError};
 use crate::task::null::Null;
 use crate::task::spec::TaskSpec;
@@ -26,35 +30,92 @@ pub(super) struct NewShim {
     /// None once it is the task's.
     pidfd: Option<OwnedFd>,
     receiver: Receiver,
+    spare: bool,
+}
+
+/// What a shim has from its first moment on, so that it fits some tasks only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Kind {
+    /// `CLONE_NEW*` of clone(2).
+    namespaces: u64,
+    /// The path of its cgroup; none: that of this process.
+    cgroup: Option<PathBuf>,
+    /// Whether it has /dev/null as standard input, output and error, and not those of this process.
+    null: bool,
+    /// What its UTS namespace is a copy of: the names of the host.
+    names: UtsName,
+}
+
+impl Kind {
+    /// As a task with this cgroup needs it.
+    pub(super) fn of(spec: &TaskSpec, cgroup: Option<&Cgroup>) -> Result<Self, LaunchError> {
+        Ok(Self {
+            namespaces: clone_flags(&spec.plan),
+            cgroup: cgroup.and_then(Cgroup::path_of_shims),
+            null: matches!(spec.command.stdio, Stdio::Fifos { .. } | Stdio::Null),
+            names: uname().map_err(CallError::on("read the host's name"))?,
+        })
+    }
+
+    /// Whether such a shim may be started before there is a task for it. Not with a copy of the host's mounts, which lacks those that
+    /// Nomad makes for the task, and not with the standard input of a caller.
+    pub(super) fn may_wait(&self) -> bool {
+        self.null && self.namespaces & clone_flag(Namespace::Mount) == 0
+    }
 }
 
 impl NewShim {
-    /// It waits until it receives what it needs from [`Self::start`].
-    pub(super) fn spawn(
+    /// For a task that is about to start. It waits until it receives what it needs from [`Self::start`].
+    pub(super) fn spawn(program: BorrowedFd<'_>, kind: &Kind) -> Result<Self, LaunchError> {
+        let open = |path: &PathBuf| Cgroup::shims_at(path).inspect_err(warn_of_shims_cgroup).ok();
+        let shims = kind.cgroup.as_ref().and_then(open);
+        Self::spawn_as(shim::SHIM, program, kind, shims.as_ref())
+    }
+
+    /// For a task that nothing is known of yet.
+    pub(super) fn spawn_spare(program: BorrowedFd<'_>, kind: &Kind) -> Result<Self, LaunchError> {
+        let shims = kind.cgroup.as_deref().map(Cgroup::shims_at).transpose()?;
+        Self::spawn_as(shim::IDLE, program, kind, shims.as_ref())
+    }
+
+    fn spawn_as(
+        verb: &CStr,
         program: BorrowedFd<'_>,
-        spec: &TaskSpec,
-        cgroup: Option<&Cgroup>,
+        kind: &Kind,
+        shims: Option<&Cgroup>,
     ) -> Result<Self, LaunchError> {
         let (receiver, report) = report::pair().map_err(CallError::on("make the report socket"))?;
         let report = sys::fd::duplicate_from(report.as_fd(), sys::clone::FIRST_FREE_FD)
             .map_err(CallError::on("duplicate a descriptor for the shim"))?;
-        let null = match spec.command.stdio {
-            Stdio::Fifos { .. } | Stdio::Null => Some(Null::open().map_err(CallError::on("open /dev/null"))?),
-            Stdio::Inherited => None,
-        };
-        let shims = cgroup.and_then(shims_cgroup);
+        let null = kind.null.then(Null::open).transpose().map_err(CallError::on("open /dev/null"))?;
         let child = sys::clone::spawn(&sys::clone::Spawn {
             program,
-            argv: &[c"nomad-driver-exec2", c"shim"],
-            namespaces: clone_flags(&spec.plan),
-            cgroup: shims.as_ref().map(Cgroup::dir_fd),
+            argv: &[c"nomad-driver-exec2", verb],
+            namespaces: kind.namespaces,
+            cgroup: shims.map(Cgroup::dir_fd),
             fds: &[report.as_fd()],
             first_fd: fds::FIRST,
             stdio: null.as_ref().map(Null::stdio),
             report: report.as_fd(),
         })
         .map_err(CallError::on("clone the shim"))?;
-        Ok(Self { pid: child.pid, pidfd: child.pidfd.into(), receiver })
+        Ok(Self { pid: child.pid, pidfd: child.pidfd.into(), receiver, spare: verb == shim::IDLE })
+    }
+
+    /// Whether it was started ahead of its task.
+    pub(super) fn is_spare(&self) -> bool {
+        self.spare
+    }
+
+    /// Whether it is still there.
+    pub(super) fn runs(&self) -> bool {
+        let ended = |pidfd: &OwnedFd| sys::poll::now(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)]);
+        self.pidfd.as_ref().is_some_and(|pidfd| ended(pidfd) == Ok(false))
+    }
+
+    /// Ends it, and whatever it has begun.
+    pub(super) fn end(mut self) -> Result<(), EndError> {
+        self.pidfd.take().map_or(Ok(()), reconcile::end)
     }
 
     pub(super) fn identity(&self) -> Result<Identity, LaunchError> {
@@ -89,19 +150,25 @@ impl Drop for NewShim {
 
 /// The namespaces of the shim and its task as flags of clone(2).
 fn clone_flags(plan: &Plan) -> u64 {
-    let flag = |namespace: &Namespace| match namespace {
+    plan.namespaces.own.iter().fold(0, |flags, namespace| flags | clone_flag(*namespace))
+}
+
+fn clone_flag(namespace: Namespace) -> u64 {
+    let flag = match namespace {
         Namespace::Pid => libc::CLONE_NEWPID,
         Namespace::Mount => libc::CLONE_NEWNS,
         Namespace::Ipc => libc::CLONE_NEWIPC,
         Namespace::Uts => libc::CLONE_NEWUTS,
     };
-    plan.namespaces.own.iter().fold(0, |flags, namespace| flags | u64::from(flag(namespace).unsigned_abs()))
+    flag.unsigned_abs().into()
 }
 
 /// The cgroup of the shims, a sibling of the tasks' cgroups. Without it they stay in the plugin's, where stopping
 /// nomad.service would kill them: so it is a warning.
 pub(crate) fn shims_cgroup(task: &Cgroup) -> Option<Cgroup> {
-    Cgroup::shims_for(task.path())
-        .inspect_err(|error| tracing::warn!(%error, "failed to open the cgroup of the shims; the shim stays in the plugin's cgroup"))
-        .ok()
+    Cgroup::shims_for(task.path()).inspect_err(warn_of_shims_cgroup).ok()
+}
+
+fn warn_of_shims_cgroup(error: &CgroupError) {
+    tracing::warn!(%error, "failed to open the cgroup of the shims; the shim stays in the plugin's cgroup");
 }
