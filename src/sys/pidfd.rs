@@ -50,15 +50,15 @@ struct PidfdInfo {
 
 /// `PIDFD_INFO_EXIT`: requests an exit status, and marks that there is one.
 const INFO_EXIT: u64 = 1 << 3;
-/// `PIDFD_GET_INFO`: `_IOWR(0xFF, 11, struct pidfd_info)` with the size above, which the kernel takes as the version.
-const GET_INFO: u64 = 3 << 30 | (size_of::<PidfdInfo>() as u64) << 16 | 0xff << 8 | 11;
+/// `PIDFD_GET_INFO` of `linux/pidfd.h`; the kernel takes the struct's size in it as the version.
+const GET_INFO: libc::Ioctl = libc::_IOWR::<PidfdInfo>(0xff, 11);
 
 /// The wait(2) status of a process that has ended and been reaped, by whatever process; none before. ENOTTY, EINVAL: the kernel is older
 /// than 6.15 and does not keep it.
 pub(crate) fn exit_status(process: BorrowedFd<'_>) -> Result<Option<i32>> {
     let mut info = PidfdInfo { mask: INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the kernel writes no more than the size that is part of the request, into a struct of that size.
-    Errno::result(unsafe { libc::ioctl(process.as_raw_fd(), GET_INFO as _, &raw mut info) })?;
+    Errno::result(unsafe { libc::ioctl(process.as_raw_fd(), GET_INFO, &raw mut info) })?;
     Ok((info.mask & INFO_EXIT != 0).then_some(info.exit_code))
 }
 

@@ -113,11 +113,11 @@ pub(crate) fn standard(number: RawFd) -> Result<BorrowedFd<'static>> {
 /// Sends SIGINT, SIGQUIT or SIGTSTP to the foreground process group of the slave (`TIOCSIG` on the master).
 pub(crate) fn signal_foreground(master: impl AsFd, signal: i32) -> Result<()> {
     // SAFETY: TIOCSIG takes the signal's number as an integer.
-    Errno::result(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), TIOCSIG as _, signal) }).map(drop)
+    Errno::result(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), TIOCSIG, signal) }).map(drop)
 }
 
-/// `_IOW('T', 0x36, int)` of `asm-generic/ioctls.h`; the libc crate does not have it for every target.
-const TIOCSIG: u64 = 0x4004_5436;
+/// Of `asm-generic/ioctls.h`; the libc crate does not have it for every target.
+const TIOCSIG: libc::Ioctl = libc::_IOW::<libc::c_int>('T' as u32, 0x36);
 
 #[cfg(test)]
 mod tests {
