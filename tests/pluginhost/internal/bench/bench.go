@@ -202,7 +202,7 @@ func (o *options) withTasks(host *host, floor subject, s lasting, results *Resul
 		}
 		running = count
 		total = total.plus(used)
-		load.Memory = total.per(count)
+		load.Memory, load.KernelBy = total.per(count), total.kinds.per(count)
 		if load.StatsCPU, err = s.statistics(o.stats); err != nil {
 			return err
 		}

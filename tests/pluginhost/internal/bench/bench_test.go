@@ -3,7 +3,9 @@ package bench
 import (
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,6 +60,29 @@ func TestMemoryOfEachTask(t *testing.T) {
 	}
 }
 
+func TestKernelMemoryByKind(t *testing.T) {
+	const head = "slabinfo - version: 2.1\n# name <active_objs> ...\n"
+	// In each slab: 32 KiB.
+	const line = "mnt_cache %d 25 320 25 8 : tunables 0 0 0 : slabdata 1 %d 0\n"
+	before, after := kinds{"Percpu": 10}, kinds{"Percpu": 30}
+	for slabs, k := range map[int]kinds{1: before, 6: after} {
+		if err := k.addSlabs(head + fmt.Sprintf(line, 25*slabs, slabs)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := (memory{kinds: after}.minus(memory{kinds: before})).kinds.per(10)
+	if want := (map[string]float64{"Percpu": 2, "mnt_cache": 16}); !maps.Equal(got, want) {
+		t.Errorf("%v instead of %v", got, want)
+	}
+	if err := before.addSlabs(head + "mnt_cache 1 2\n"); err == nil {
+		t.Error("a short line was accepted")
+	}
+	load := Load{KernelBy: got}
+	if list := load.kinds(); list != "mnt_cache 16.0, Percpu 2.0" {
+		t.Error(list)
+	}
+}
+
 func TestFlags(t *testing.T) {
 	for _, bad := range [][]string{{"-mounts", "5,0"}, {"-tasks", "x"}, {"-plugin", "/bin/true"}} {
 		if _, err := parse(bad, io.Discard); err == nil {
@@ -76,7 +101,7 @@ func results() *Results {
 	return &Results{
 		Kernel: "6.12", CPUs: 2, MemoryMiB: 64, Runs: 3,
 		ByMounts: []Row{{Count: 0, Starts: starts(250)}, {Count: 500, Starts: starts(300)}},
-		ByTasks:  []Load{{Subject: "a<b", Starts: starts(250)}, {Subject: "a<b", Count: 10, Memory: Memory{Kernel: 80, Helpers: 20}, Starts: starts(260)}},
+		ByTasks:  []Load{{Subject: "a<b", Starts: starts(250)}, {Subject: "a<b", Count: 10, Memory: Memory{Kernel: 80, Helpers: 20}, KernelBy: map[string]float64{"Percpu": 20, "slab": 60}, Starts: starts(260)}},
 		Sessions: []Sessions{{Subject: "a<b", Starts: starts(150)}},
 		Notes:    []string{"a<b, 500 tasks: not measured: 12 after 10m0s"},
 	}
@@ -87,7 +112,8 @@ func TestTable(t *testing.T) {
 	for _, want := range []string{
 		"| 0 | vfork + exec | 100 | 90 | 10 | 1.0 | 0 |\n| 0 | a<b | 250 | 180 | 70 | 2.5 | 180 |\n",
 		"| a<b | vfork + exec | 100 | 90 | 10 | 1.0 | 0 |\n| a<b | a<b | 150 | 180 | 70 | 1.5 | 180 |\n",
-		"| a<b | 0 |  |  |  | 0 | 0.0 | 0 | 0.0 |\n| a<b | 10 | 80.0 | 20.0 | 0.0 | 0 | 0.0 | 0 | 0.0 |\n\na<b, 500 tasks: not measured: 12 after 10m0s\n",
+		"| a<b | 0 |  |  |  | 0 | 0.0 | 0 | 0.0 |\n| a<b | 10 | 80.0 | 20.0 | 0.0 | 0 | 0.0 | 0 | 0.0 |\n",
+		"| a<b | 10 | slab 60.0, Percpu 20.0 |\n\na<b, 500 tasks: not measured: 12 after 10m0s\n",
 	} {
 		if !strings.Contains(table, want) {
 			t.Errorf("%s\nlacks\n%s", table, want)

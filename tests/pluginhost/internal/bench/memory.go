@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -22,6 +24,73 @@ type memory struct {
 	plugin  int64 // proportional set of the plugin's process
 	private int64 // private memory of its other processes but the tasks
 	growth  int64 // of the plugin's process, in a difference
+	kinds   kinds // what kernel consists of
+}
+
+// kinds is the kernel's memory in KiB: page tables, per-CPU memory, and each slab cache. The
+// stacks of threads are listed as well, which the sum of a memory does not have.
+type kinds map[string]int64
+
+func readKinds() (kinds, error) {
+	found := kinds{}
+	for _, name := range []string{"PageTables", "Percpu", "KernelStack"} {
+		var err error
+		if found[name], err = meminfo(name); err != nil {
+			return nil, err
+		}
+	}
+	raw, err := os.ReadFile("/proc/slabinfo")
+	if err != nil {
+		return nil, err
+	}
+	return found, found.addSlabs(string(raw))
+}
+
+// addSlabs adds the caches of slabinfo(5), whose first two lines are a head. The kernel shares a
+// cache among objects of similar size, and lists it by the name of one of them.
+func (k kinds) addSlabs(slabinfo string) error {
+	for _, line := range strings.Split(slabinfo, "\n")[2:] {
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			continue
+		}
+		if len(words) < 16 {
+			return fmt.Errorf("%q is no line of /proc/slabinfo", line)
+		}
+		pages, err := strconv.ParseInt(words[5], 10, 64)
+		if err != nil {
+			return fmt.Errorf("failed to parse /proc/slabinfo: %w", err)
+		}
+		slabs, err := strconv.ParseInt(words[14], 10, 64)
+		if err != nil {
+			return fmt.Errorf("failed to parse /proc/slabinfo: %w", err)
+		}
+		k[words[0]] += pages * slabs * int64(os.Getpagesize()) >> 10
+	}
+	return nil
+}
+
+// with adds the other's figures, as often as the factor says.
+func (k kinds) with(other kinds, factor int64) kinds {
+	sum := maps.Clone(k)
+	if sum == nil {
+		sum = kinds{}
+	}
+	for name, kib := range other {
+		sum[name] += factor * kib
+	}
+	return sum
+}
+
+// per is the use of each of count tasks, without what is too little to tell.
+func (k kinds) per(count int) map[string]float64 {
+	each := map[string]float64{}
+	for name, kib := range k {
+		if use := float64(kib) / float64(max(count, 1)); math.Abs(use) >= 0.5 {
+			each[name] = use
+		}
+	}
+	return each
 }
 
 // readMemory reads it for the processes below one.
@@ -36,6 +105,9 @@ func readMemory(pid int) (memory, error) {
 	}
 	var err error
 	if m.kernel, err = meminfo("Slab", "PageTables", "Percpu"); err != nil {
+		return m, err
+	}
+	if m.kinds, err = readKinds(); err != nil {
 		return m, err
 	}
 	if m.plugin, err = kib(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss"); err != nil {
@@ -56,11 +128,11 @@ func readMemory(pid int) (memory, error) {
 // plus and minus leave the plugin's memory to the newer reading, the receiver of
 // minus and the argument of plus, and its growth to growth.
 func (m memory) minus(before memory) memory {
-	return memory{kernel: m.kernel - before.kernel, private: m.private - before.private, plugin: m.plugin, growth: m.plugin - before.plugin}
+	return memory{kernel: m.kernel - before.kernel, private: m.private - before.private, plugin: m.plugin, growth: m.plugin - before.plugin, kinds: m.kinds.with(before.kinds, -1)}
 }
 
 func (m memory) plus(more memory) memory {
-	return memory{kernel: m.kernel + more.kernel, private: m.private + more.private, plugin: more.plugin, growth: m.growth + more.growth}
+	return memory{kernel: m.kernel + more.kernel, private: m.private + more.private, plugin: more.plugin, growth: m.growth + more.growth, kinds: m.kinds.with(more.kinds, 1)}
 }
 
 // per is the use of each of count tasks.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -49,6 +50,8 @@ type Load struct {
 	Subject string
 	Count   int
 	Memory  Memory
+	// KernelBy is Memory.Kernel by kind, and the stacks of threads.
+	KernelBy map[string]float64
 	// Filled is how many seconds the starts took since the number before.
 	Filled float64
 	// StatsCPU is the plugin's CPU time in ms for each second of statistics.
@@ -148,10 +151,27 @@ func (r *Results) table() string {
 		fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %.0f | %.1f | %.0f | %.1f |\n",
 			l.Subject, l.Count, each(m.Kernel), each(m.Helpers), each(m.PluginGrowth), m.Plugin, l.StatsCPU, l.Mount.Median, l.Filled)
 	}
+	b.WriteString("\nKernel memory by kind, KiB for each task:\n\n| | running tasks | |\n|---|---|---|\n")
+	for _, l := range r.ByTasks {
+		if l.Count > 0 {
+			fmt.Fprintf(&b, "| %s | %d | %s |\n", l.Subject, l.Count, l.kinds())
+		}
+	}
 	for _, note := range r.Notes {
 		b.WriteString("\n" + note + "\n")
 	}
 	return b.String()
+}
+
+// kinds lists KernelBy, the largest first.
+func (l *Load) kinds() string {
+	list := slices.SortedFunc(maps.Keys(l.KernelBy), func(a, b string) int {
+		return cmp.Or(cmp.Compare(l.KernelBy[b], l.KernelBy[a]), cmp.Compare(a, b))
+	})
+	for i, name := range list {
+		list[i] = fmt.Sprintf("%s %.1f", name, l.KernelBy[name])
+	}
+	return strings.Join(list, ", ")
 }
 
 func startHead(what string) string {
