@@ -113,7 +113,7 @@ impl NewShim {
         self.pidfd.as_ref().is_some_and(|pidfd| ended(pidfd) == Ok(false))
     }
 
-    /// Ends it, and whatever it has begun.
+    /// Ends it, and its task with it.
     pub(super) fn end(mut self) -> Result<(), EndError> {
         self.pidfd.take().map_or(Ok(()), reconcile::end)
     }
