@@ -13,6 +13,7 @@ pub(crate) mod lifecycle;
 mod null;
 mod oom;
 pub mod open_files;
+pub(crate) mod owners;
 pub mod processes;
 pub(crate) mod recover;
 pub mod running;

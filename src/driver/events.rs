@@ -52,9 +52,11 @@ fn annotations(event: &Event) -> HashMap<String, String> {
         Event::Killed { signal, grace } => {
             vec![("signal", signal.to_string()), ("grace_ms", grace.as_millis().to_string())]
         }
-        Event::NotStarted(_) | Event::BadKillSignal(_) | Event::Destroyed | Event::Recovered { .. } => {
-            Vec::new()
-        }
+        Event::NotStarted(_)
+        | Event::ForeignFile(_)
+        | Event::BadKillSignal(_)
+        | Event::Destroyed
+        | Event::Recovered { .. } => Vec::new(),
     };
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::broadcast::{self, error::SendError};
 
 use super::id::TaskId;
+use super::owners::Foreign;
 use super::signal::SignalNumber;
 use crate::quote::shorten;
 use crate::sandbox::place::{NamedBy, Rule};
@@ -41,6 +42,8 @@ pub(crate) enum Event {
     OomKill { kills: u64, limit: Option<u64>, peak: Option<u64> },
     /// It was killed because it still ran at the end of its grace period.
     Killed { signal: SignalNumber, grace: Duration },
+    /// A volume that is shown as the task's has a file of another owner.
+    ForeignFile(Foreign),
     /// Nomad destroyed it while it was running.
     Destroyed,
     /// The kill_signal of the job is not a signal.
@@ -131,6 +134,11 @@ impl std::fmt::Display for Event {
             Self::Killed { signal, grace } => {
                 write!(f, "Killed: the task was still running {grace:?} after {signal}")
             }
+            Self::ForeignFile(Foreign { path, uid, owner }) => write!(
+                f,
+                "Volume: {path:?} belongs to uid {uid} on the host, not to {owner} as the volume does, so the task sees it as nobody's; give all of \
+                 the volume to {owner} (chown -R), or write a user in the task"
+            ),
             Self::Destroyed => f.write_str("Killed: Nomad destroyed the task while it was running"),
             Self::BadKillSignal(why) => write!(f, "kill_signal: {why}; stopping with SIGINT instead"),
             Self::Recovered { running: true } => {

@@ -15,6 +15,7 @@ use super::events::{Event, EventBus, Unveiled};
 use super::exec::{self, ExecError, Session, Wanted};
 use super::id::TaskId;
 use super::launch::{LaunchError, Launcher};
+use super::owners;
 use super::processes::Launched;
 use super::recover::{RecoverError, Recovered, recover};
 use super::running::{Task, TaskError};
@@ -27,6 +28,7 @@ use crate::record::key::{EmptyKey, Key};
 use crate::record::reconcile::{ACKNOWLEDGE_LIMIT, end_unacknowledged};
 use crate::record::run_dir::{RunDir, RunDirError};
 use crate::sandbox::policy::{Denied, may_share_uid};
+use crate::sandbox::volume::Volume;
 use crate::sys::{self, CallError};
 
 /// How long after a start the shim of the next one is started: the command has loaded its libraries by then, and tasks that start at the
@@ -330,10 +332,13 @@ impl Lifecycle {
             this.launch_blocking(&spec()?).map_err(E::from)
         };
         let started = blocking(begin).await.map_err(LifecycleError::from)?;
-        let (launched, sandbox, claim) = started.inspect_err(|error| self.report_failure(id, error))?;
+        let Begun { launched, sandbox, claim, mapped } =
+            started.inspect_err(|error| self.report_failure(id, error))?;
+        let uid = claim.uid();
         match self.adopt(id, launched, claim).await {
             Ok((task, state)) => {
                 self.0.bus.send(id, sandbox);
+                self.report_foreign_files(id, mapped, uid);
                 reservation.keep(task);
                 self.make_spare();
                 Ok(state)
@@ -364,7 +369,20 @@ impl Lifecycle {
         });
     }
 
-    fn launch_blocking(&self, spec: &TaskSpec) -> Result<(Launched, Event, Claim), LifecycleError> {
+    fn report_foreign_files(&self, id: &TaskId, mapped: Vec<Volume>, uid: u32) {
+        if mapped.is_empty() {
+            return;
+        }
+        let (bus, id) = (self.0.bus.clone(), id.clone());
+        tokio::spawn(async move {
+            let found = blocking(move || owners::foreign(&mapped, uid)).await;
+            for foreign in found.unwrap_or_default() {
+                bus.send(&id, Event::ForeignFile(foreign));
+            }
+        });
+    }
+
+    fn launch_blocking(&self, spec: &TaskSpec) -> Result<Begun, LifecycleError> {
         let claim = self.claim(spec)?;
         let TaskSpec { id, user, plan, command, root: _ } = spec;
         tracing::debug!(task = %id, command = command.program, limits = ?plan.resources.limits, "start");
@@ -375,7 +393,7 @@ impl Lifecycle {
             landlock_abi: sys::landlock::abi().unwrap_or(0),
             unveiled: Unveiled::of(plan),
         };
-        Ok((launched, sandbox, claim))
+        Ok(Begun { launched, sandbox, claim, mapped: owners::mapped(plan) })
     }
 
     /// Watches a task that was just started. Once the answer is recorded, Nomad owns the task.
@@ -448,6 +466,15 @@ impl Lifecycle {
     pub(crate) fn starts(&self) -> &Starts {
         &self.0.starts
     }
+}
+
+/// A task whose program runs.
+struct Begun {
+    launched: Launched,
+    sandbox: Event,
+    claim: Claim,
+    /// Its volumes that are shown as its own.
+    mapped: Vec<Volume>,
 }
 
 /// Unacknowledged tasks.
