@@ -27,11 +27,19 @@ type Config struct {
 	TotalCPU  uint64                    // client.cpu_total_compute, MHz
 	Meta      map[string]string         // client.meta
 	Plugins   map[string]map[string]any // plugin blocks' config, by label
+	// HostVolumes are client.host_volume, by label.
+	HostVolumes map[string]HostVolume
+}
+
+// HostVolume is a directory that jobs may mount.
+type HostVolume struct {
+	Path     string
+	ReadOnly bool
 }
 
 // Load merges files and directories of .hcl and .json files, in order.
 func Load(paths []string) (*Config, error) {
-	cfg := &Config{LogLevel: "INFO", Meta: map[string]string{}, Plugins: map[string]map[string]any{}}
+	cfg := &Config{LogLevel: "INFO", Meta: map[string]string{}, Plugins: map[string]map[string]any{}, HostVolumes: map[string]HostVolume{}}
 	for _, path := range paths {
 		files, err := configFiles(path)
 		if err != nil {
@@ -127,6 +135,18 @@ func (c *Config) merge(raw map[string]any) error {
 				return fmt.Errorf("client.cpu_total_compute: %w", err)
 			}
 			c.TotalCPU = uint64(mhz)
+		}
+		for _, volumes := range objects(client["host_volume"]) {
+			for label, blocks := range volumes {
+				for _, block := range objects(blocks) {
+					path, _ := block["path"].(string)
+					if !filepath.IsAbs(path) {
+						return fmt.Errorf("client.host_volume %q: path %v is not absolute", label, block["path"])
+					}
+					readOnly, _ := block["read_only"].(bool)
+					c.HostVolumes[label] = HostVolume{Path: path, ReadOnly: readOnly}
+				}
+			}
 		}
 		for _, meta := range objects(client["meta"]) {
 			for k, v := range meta {

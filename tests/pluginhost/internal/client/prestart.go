@@ -71,7 +71,31 @@ func (tr *taskRunner) prestart() (*pb.TaskConfig, error) {
 		return nil, err
 	}
 	tr.env = taskenv.Build(in)
-	return tr.taskConfig(a, scope, cores), nil
+	cfg := tr.taskConfig(a, scope, cores)
+	cfg.Mounts, err = tr.mounts()
+	return cfg, err
+}
+
+// mounts are what the task's volume_mount blocks ask for.
+func (tr *taskRunner) mounts() ([]*pb.Mount, error) {
+	if len(tr.task.VolumeMounts) > 0 && tr.manager.Capabilities.GetMountConfigs() == pb.DriverCapabilities_NO_MOUNTS {
+		return nil, fmt.Errorf("task driver %q does not support host volumes", tr.task.Driver)
+	}
+	var mounts []*pb.Mount
+	for _, m := range tr.task.VolumeMounts {
+		request := tr.alloc.group.Volumes[*m.Volume]
+		volume, ok := tr.agent.cfg.HostVolumes[request.Source]
+		if !ok {
+			return nil, fmt.Errorf("missing host volume: %s", request.Source)
+		}
+		mounts = append(mounts, &pb.Mount{
+			TaskPath: tr.env.Expand(*m.Destination), HostPath: volume.Path,
+			Readonly:        valueOr(m.ReadOnly, false) || request.ReadOnly || volume.ReadOnly,
+			PropagationMode: valueOr(m.PropagationMode, "private"), SelinuxLabel: valueOr(m.SELinuxLabel, ""),
+			RequestName: *m.Volume,
+		})
+	}
+	return mounts, nil
 }
 
 // cpuShares is a task's share in MHz.

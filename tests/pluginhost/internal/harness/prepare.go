@@ -58,7 +58,11 @@ func (c *command) prepare(s *spec) error {
 	if err := c.prepareCgroup(s.task, topo); err != nil {
 		return err
 	}
-	s.task.Env = taskenv.Build(env).Vars
+	built := taskenv.Build(env)
+	s.task.Env = built.Vars
+	for _, m := range s.task.Mounts {
+		m.TaskPath = built.Expand(m.TaskPath)
+	}
 	return nil
 }
 

@@ -226,6 +226,11 @@ func validateGroup(g *nomad.TaskGroup) error {
 		if err := validateTask(t); err != nil {
 			return err
 		}
+		for _, m := range t.VolumeMounts {
+			if m.Volume == nil || m.Destination == nil || g.Volumes[*m.Volume] == nil {
+				return fmt.Errorf("task %q: a volume_mount needs a destination and a volume of the group", t.Name)
+			}
+		}
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 const (
 	defaultIdentity = "default"
 	defaultNetwork  = "host"
+	hostVolume      = "host"
 )
 
 func (p *parser) group(b *hclsyntax.Block) (*nomad.TaskGroup, error) {
@@ -34,6 +35,7 @@ func (p *parser) group(b *hclsyntax.Block) (*nomad.TaskGroup, error) {
 		},
 		"restart": func(b *hclsyntax.Block) error { return p.restart(b, &g.RestartPolicy) },
 		"service": func(b *hclsyntax.Block) error { return p.service(b, &g.Services) },
+		"volume":  func(b *hclsyntax.Block) error { return p.volume(b, g) },
 		"meta":    func(b *hclsyntax.Block) error { return p.stringMap(b, &g.Meta) },
 		"task": func(b *hclsyntax.Block) error {
 			t, err := p.task(b)
@@ -123,12 +125,41 @@ func (p *parser) task(b *hclsyntax.Block) (*nomad.Task, error) {
 			t.LogConfig = l
 			return p.readBody(b.Body, fields{"max_files": &l.MaxFiles, "max_file_size": &l.MaxFileSizeMB, "disabled": &l.Disabled}, nil)
 		},
-		"service":    func(b *hclsyntax.Block) error { return p.service(b, &t.Services) },
-		"constraint": nil, "affinity": nil,
+		"service":      func(b *hclsyntax.Block) error { return p.service(b, &t.Services) },
+		"volume_mount": func(b *hclsyntax.Block) error { return p.volumeMount(b, t) },
+		"constraint":   nil, "affinity": nil,
 		"artifact": func(b *hclsyntax.Block) error {
 			return fmt.Errorf("%s: artifact is not supported here: put the file on the host and unveil it", b.DefRange())
 		},
 	})
+}
+
+func (p *parser) volume(b *hclsyntax.Block, g *nomad.TaskGroup) error {
+	name, err := label(b)
+	if err != nil {
+		return err
+	}
+	v := &nomad.VolumeRequest{Name: name}
+	if g.Volumes == nil {
+		g.Volumes = map[string]*nomad.VolumeRequest{}
+	}
+	g.Volumes[name] = v
+	err = p.readBody(b.Body, fields{
+		"type": &v.Type, "source": &v.Source, "read_only": &v.ReadOnly, "access_mode": ignored{}, "attachment_mode": ignored{},
+	}, nil)
+	if err == nil && v.Type != hostVolume {
+		err = fmt.Errorf("%s: volume type %q is not supported here, only %s", b.DefRange(), v.Type, hostVolume)
+	}
+	return err
+}
+
+func (p *parser) volumeMount(b *hclsyntax.Block, t *nomad.Task) error {
+	m := &nomad.VolumeMount{}
+	t.VolumeMounts = append(t.VolumeMounts, m)
+	return p.readBody(b.Body, fields{
+		"volume": &m.Volume, "destination": &m.Destination, "read_only": &m.ReadOnly, "propagation_mode": &m.PropagationMode,
+		"selinux_label": &m.SELinuxLabel,
+	}, nil)
 }
 
 func (p *parser) resources(b *hclsyntax.Block, t *nomad.Task) error {
