@@ -279,6 +279,7 @@ impl Host {
             dirs: TaskDirs::Nomad { alloc_dir: self.base.path().join(ALLOC), task: TASK.into() },
             logs: Logs::Fifos { stdout: Path::new(stdout), stderr: Path::new(stderr) },
             network: None,
+            names: nomad_driver_exec2::sandbox::names::Names::default(),
             cgroup: self.cgroup.as_ref().map(Cgroup::path),
             limits,
             ask: config.ask(),

@@ -3,6 +3,7 @@
 pub(crate) mod capabilities;
 pub(crate) mod defaults;
 pub(crate) mod landlock;
+pub mod names;
 pub(crate) mod place;
 pub(crate) mod plan;
 pub(crate) mod policy;

@@ -10,6 +10,7 @@ pub(crate) mod exec;
 pub mod id;
 pub mod launch;
 pub(crate) mod lifecycle;
+mod name_files;
 mod null;
 mod oom;
 pub mod open_files;

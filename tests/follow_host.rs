@@ -317,7 +317,7 @@ impl Plugin {
     }
 
     fn copy_of_hosts(&self) -> String {
-        self.inside(&format!("cat {RUN_DIR}/@etc-*/hosts 2>/dev/null || :"))
+        self.inside(&format!("cat {RUN_DIR}/@etc-*/.host/hosts 2>/dev/null || :"))
     }
 
     fn threads(&self) -> String {

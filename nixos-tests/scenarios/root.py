@@ -20,7 +20,7 @@ HERE = "/srv/root"
 GO = "/usr/share/exec2-go"
 # What a task has of its own; what it may name below these is its own as well.
 OWN = ["/proc", "/tmp", "/var/tmp", "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/pts", "/dev/shm",
-       "/dev/mqueue", "/dev/fd", "/dev/stdin", "/dev/stdout", "/dev/stderr", "/etc/passwd", "/etc/group", "/.task"]  # fmt: skip
+       "/dev/mqueue", "/dev/fd", "/dev/stdin", "/dev/stdout", "/dev/stderr", "/etc/passwd", "/etc/group", "/etc/.host", "/.task"]  # fmt: skip
 # Links of the host that other files may lead by.
 LINKS = ["/etc/mtab", "/etc/static", "/var/run"]
 

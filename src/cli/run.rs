@@ -22,6 +22,7 @@ use crate::cgroup::{Cgroup, Limits, ResourceRequest};
 use crate::config::{PluginConfig, RootKind};
 use crate::record::run_dir::RUN_DIR;
 use crate::sandbox::capabilities::{CapList, UnknownCapability};
+use crate::sandbox::names::Names;
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::Root;
 use crate::sandbox::policy::{Ask, Policy};
@@ -175,6 +176,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         dirs: TaskDirs::Scratch,
         logs: Logs::Inherited(Foreground { ignored, terminal }),
         network: None,
+        names: Names::default(),
         cgroup: cgroup.get().map(Cgroup::path),
         limits,
         ask,

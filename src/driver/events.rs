@@ -54,6 +54,7 @@ fn annotations(event: &Event) -> HashMap<String, String> {
         }
         Event::NotStarted(_)
         | Event::ForeignFile(_)
+        | Event::NoNameServer
         | Event::BadKillSignal(_)
         | Event::Destroyed
         | Event::Recovered { .. } => Vec::new(),

@@ -8,6 +8,7 @@ use crate::cgroup::{CpuSet, Limits, ResourceRequest};
 use crate::config::DriverConfig;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
+use crate::sandbox::names::{Dns, Hosts, Names};
 use crate::sandbox::policy::{self, Ask, NetworkMode, Policy};
 use crate::sandbox::volume::AskedVolume;
 use crate::shim::spec::TaskDirs;
@@ -52,6 +53,7 @@ pub(super) fn task_spec(
         dirs: TaskDirs::Nomad { alloc_dir: alloc_dir.to_owned(), task: task.name.clone() },
         logs: logs(task),
         network: network.as_deref(),
+        names: names(task)?,
         cgroup: Some(&cgroup),
         limits: limits(resources, &config, settings)?,
         ask: Ask { volumes: &volumes, ..config.ask() },
@@ -131,6 +133,19 @@ fn network(spec: Option<&NetworkIsolationSpec>) -> Result<Option<PathBuf>, RpcEr
         NetworkIsolationMode::None => NetworkMode::None,
     };
     Ok(policy::network(mode, &spec.path).map_err(SpecError::from)?)
+}
+
+/// How the task resolves names, where Nomad says so.
+fn names(task: &proto::TaskConfig) -> Result<Names, RpcError> {
+    let dns = task.dns.as_ref().map_or(Ok(None), |dns| Dns::new(&dns.servers, &dns.searches, &dns.options));
+    let network = task.network_isolation_spec.as_ref();
+    let hosts = network.and_then(|network| network.hosts_config.as_ref());
+    let hosts = hosts.map_or(Ok(None), |hosts| Hosts::new(&hosts.hostname, &hosts.address));
+    Ok(Names {
+        dns: dns.map_err(RpcError::BadValue)?,
+        hosts: hosts.map_err(RpcError::BadValue)?,
+        reaches_others: network.is_some_and(|network| network.mode() == NetworkIsolationMode::Group),
+    })
 }
 
 #[cfg(test)]

@@ -66,6 +66,8 @@ pub(crate) struct Host<'a> {
     pub limits: Limits,
     /// The network namespace; none = the host's.
     pub network: Option<&'a Path>,
+    /// Whether Nomad sends DNS settings.
+    pub dns: bool,
     /// What this process can grant.
     pub capabilities: CapSet,
     /// The soft limit of open files for tasks; none = the plugin's.
@@ -134,6 +136,11 @@ pub enum Denied {
          the agent's plugin \"nomad-driver-exec2\" block"
     )]
     VolumeIdmap,
+    #[error(
+        "the job or its network has DNS settings (network dns), and with root = \"host\" a task has the host's /etc/resolv.conf; \
+         set root = \"private\" in the agent's plugin \"nomad-driver-exec2\" block, or remove dns from the job"
+    )]
+    Dns,
     #[error("a network of the task's own (network mode \"task\") is not supported by this driver")]
     NetworkOfTask,
     #[error("the request has no path of the network namespace")]
@@ -156,6 +163,9 @@ impl Policy<'_> {
             return Err(Denied::UnveilByTask);
         }
         no_reserved_id(user)?;
+        if host.dns && !self.own_root {
+            return Err(Denied::Dns);
+        }
         let volumes = self.volumes(ask, user, host.task_dir)?;
         let work_dir = self.work_dir(ask, host.task_dir, &volumes)?;
         let rules = self.rules(ask, &host)?;

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use layout::{Layout, Link, Part, Tree};
 
+use super::names::{NAMES, NAMESPACE_RESOLV_CONF, OF_HOST, RESOLV_CONF};
 use super::unveil::Access;
 use super::volume::Volume;
 use crate::sys::mount::Refuse;
@@ -26,6 +27,9 @@ pub(crate) const OWN: &str = "/.task";
 
 /// An empty directory.
 pub(crate) const EMPTY: &str = "/.task/empty";
+
+/// Where systemd-resolved can be asked by unix sockets.
+const RESOLVED: &str = "/run/systemd/resolve";
 
 const RW: Access = Access::READ.union(Access::WRITE);
 const RWC: Access = RW.union(Access::CREATE);
@@ -150,6 +154,10 @@ pub(crate) struct Request<'a> {
     pub links: &'a [Link],
     /// What is granted on files of the task's own /proc, beside the default.
     pub in_proc: &'a [Opened],
+    /// Which of [`NAMES`] the task has of its own, in [`OWN`].
+    pub names: &'a [&'a str],
+    /// Whether it has a network namespace.
+    pub in_namespace: bool,
     /// Where the task starts. If nothing is unveiled there, it starts in an empty directory.
     pub work_dir: &'a Path,
 }
@@ -203,6 +211,7 @@ impl Request<'_> {
         candidates.retain(|found| found.is_of_the_job() || !self.is_in_volume(&found.path));
         assembly.unbounded = hold_to_modes(&mut candidates);
         assembly.rules = rules::rules(&candidates);
+        self.add_own_names(&mut assembly);
         assembly.place(&candidates);
         assembly
     }
@@ -255,7 +264,8 @@ impl Request<'_> {
 
     /// What comes from the template: whole trees, and the parts of those in which this task has something of its own.
     fn add_template(&self, layout: &Layout, candidates: &mut Vec<Candidate>, assembly: &mut Assembly) {
-        candidates.extend(layout.parts.iter().map(|found| part(found, Kind::Host)));
+        let parts = layout.parts.iter().filter(|found| !self.is_other_resolver(found));
+        candidates.extend(parts.map(|found| part(found, Kind::Host)));
         assembly.links.extend(layout.links.iter().cloned());
         assembly.add_directory(Path::new(EMPTY));
         for tree in &layout.trees {
@@ -267,7 +277,12 @@ impl Request<'_> {
                 kind: Kind::Skeleton,
                 directory: true,
             };
-            if !self.is_opened_up(tree) {
+            let opened_up = self.is_opened_up(tree);
+            let own = Path::new(OWN).join(tree.path.strip_prefix("/").unwrap_or(&tree.path));
+            if tree.path == Path::new("/etc") {
+                self.add_host_names(if opened_up { &own } else { &tree.path }, assembly);
+            }
+            if !opened_up {
                 candidates.push(whole);
                 candidates.extend(tree.parts.iter().map(|found| part(found, Kind::InTree)));
                 continue;
@@ -277,12 +292,12 @@ impl Request<'_> {
             tree.directories.iter().for_each(|path| assembly.add_directory(path));
             if !tree.copies.is_empty() {
                 // Reached by links, so that a copy that the host's change replaces stays reachable.
-                let copies = Path::new(OWN).join(tree.path.strip_prefix("/").unwrap_or(&tree.path));
-                let link = |name: &PathBuf| Link { path: tree.path.join(name), target: copies.join(name) };
-                assembly.links.extend(tree.copies.iter().map(link));
+                let others = tree.copies.iter().filter(|name| !name.starts_with(OF_HOST));
+                let link = |name: &PathBuf| Link { path: tree.path.join(name), target: own.join(name) };
+                assembly.links.extend(others.map(link));
                 let source = Source::Part(tree.path.clone());
                 candidates.push(Candidate {
-                    path: copies,
+                    path: own,
                     source,
                     refuse: KERNEL_READ_ONLY,
                     access: Some(Access::READ),
@@ -295,6 +310,37 @@ impl Request<'_> {
 
     fn is_in_volume(&self, path: &Path) -> bool {
         self.volumes.iter().any(|found| is_within(path, &found.volume.path))
+    }
+
+    /// The files of the task's own.
+    fn add_own_names(&self, assembly: &mut Assembly) {
+        if self.layout.is_none() && self.names.is_empty() {
+            return;
+        }
+        let own = Path::new(OWN);
+        assembly.add_directory(own);
+        if self.layout.is_none() {
+            let link = |name: &&str| Link { path: Path::new("/etc").join(name), target: own.join(name) };
+            assembly.links.extend(self.names.iter().map(link));
+        }
+        let granted = |rule: &RootRule| own.starts_with(&rule.path) && rule.access.contains(Access::READ);
+        if !assembly.rules.iter().any(granted) {
+            assembly.rules.push(RootRule { path: own.to_owned(), access: Access::READ, directory: true });
+        }
+    }
+
+    /// [`NAMES`] of /etc lead to [`OWN`], and from there to the host's if the task has none of its own.
+    fn add_host_names(&self, etc: &Path, assembly: &mut Assembly) {
+        for name in NAMES.iter().filter(|name| !self.names.contains(name)) {
+            let hosts = if *name == RESOLV_CONF && self.in_namespace { NAMESPACE_RESOLV_CONF } else { name };
+            let target = etc.join(OF_HOST).join(hosts);
+            assembly.links.insert(Link { path: Path::new(OWN).join(name), target });
+        }
+    }
+
+    /// Whether a part of the template is left out: programs would ask the host's resolver by its socket there, instead of the task's name servers.
+    fn is_other_resolver(&self, part: &Part) -> bool {
+        self.names.contains(&RESOLV_CONF) && part.path.starts_with(RESOLVED)
     }
 
     /// Whether something is unveiled in the tree, or above it, for which the template has no mount point.

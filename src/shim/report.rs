@@ -27,6 +27,7 @@ const MAX_TEXT: usize = MAX_MESSAGE / 4;
 pub enum Step {
     Spec,
     NetworkNamespace,
+    Hostname,
     Mount,
     Root,
     Volume,
@@ -56,6 +57,7 @@ impl Step {
         match self {
             Self::Spec => "read",
             Self::NetworkNamespace => "join network namespace",
+            Self::Hostname => "set the host name to",
             Self::Mount => "mount",
             Self::Root => "make the task's root: mount",
             Self::Volume => "mount volume",

@@ -48,6 +48,7 @@ pub(super) fn prepare(
     steps::join_network(spec)?;
     let (logs, work_dir, ruleset, rules);
     if let Some((root, namespaces)) = spec.root.as_ref().zip(namespaces) {
+        steps::set_hostname(root)?;
         logs = steps::open_logs(spec)?;
         let writable = steps::writable(spec);
         let in_volume = spec.plan.is_in_volume(&spec.plan.work_dir.place.display());

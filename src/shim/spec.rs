@@ -33,6 +33,8 @@ pub struct PrivateRoot {
     pub dirs: TaskDirs,
     /// Name below [`crate::sandbox::root::OWN`], and content.
     pub files: Vec<(String, String)>,
+    /// None: the host's.
+    pub hostname: Option<String>,
     /// Size of /dev/shm in bytes; none = half of the host's memory, as tmpfs(5).
     pub shm_size: Option<u64>,
     /// Where cgroup2 is mounted on the host.
@@ -172,6 +174,7 @@ mod tests {
                 layout: Some(Layout::default()),
                 dirs: TaskDirs::Nomad { alloc_dir: "/d/alloc/1".into(), task: "web".into() },
                 files: vec![("passwd".into(), "root:x:0:0::/root:/bin/sh\n".into())],
+                hostname: Some("web-1".into()),
                 shm_size: Some(1 << 20),
                 cgroup_root: Some("/sys/fs/cgroup".into()),
             }),

@@ -233,5 +233,5 @@ fn update_etc(
         return Ok(None);
     };
     etc::make_directory(directory).map_err(|error| failed("make", directory)(errno_of(&error)))?;
-    Ok(etc::update(directory, tree, whole, at).err().map(|error| error.to_string()))
+    Ok(etc::update(directory, tree, &survey.made, whole, at).err().map(|error| error.to_string()))
 }

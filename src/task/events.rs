@@ -48,6 +48,8 @@ pub(crate) enum Event {
     Destroyed,
     /// The kill_signal of the job is not a signal.
     BadKillSignal(String),
+    /// It has a network namespace, and no name server that can be reached from there.
+    NoNameServer,
     /// It was recovered after a restart of the plugin.
     Recovered { running: bool },
 }
@@ -141,6 +143,10 @@ impl std::fmt::Display for Event {
             ),
             Self::Destroyed => f.write_str("Killed: Nomad destroyed the task while it was running"),
             Self::BadKillSignal(why) => write!(f, "kill_signal: {why}; stopping with SIGINT instead"),
+            Self::NoNameServer => f.write_str(
+                "DNS: the task's network namespace cannot reach the host's name servers, which have loopback addresses, and the \
+                 host has no list of others; name some in the job: network { dns { servers = [\"192.0.2.53\"] } }",
+            ),
             Self::Recovered { running: true } => {
                 f.write_str("Recovered: the driver was restarted, the task kept running")
             }

@@ -25,6 +25,7 @@ use crate::record::identity::Identity;
 use crate::record::key::{EmptyKey, Key};
 use crate::record::reconcile;
 use crate::record::run_dir::{self, RunDir, RunDirError};
+use crate::sandbox::names::Reachable;
 use crate::sandbox::plan::Root;
 use crate::shim::report::StartError;
 use crate::shim::spec::{PrivateRoot, ShimSpec};
@@ -111,6 +112,14 @@ impl Launcher {
                 |error: &io::Error| tracing::warn!("failed to watch the host's /etc for changes: {error}");
             started.inspect_err(report).ok()
         });
+    }
+
+    /// Whether a task of this specification, which has been started, is left without a name server that it can reach.
+    pub(crate) fn lacks_name_server(&self, spec: &TaskSpec) -> bool {
+        spec.root.as_ref().is_some_and(|own| own.needs_name_server)
+            && self.templates.get(true).is_ok_and(|found| {
+                found.template.is_some_and(|template| template.layout.name_servers == Reachable::None)
+            })
     }
 
     /// Removes the records of tasks that Nomad no longer knows; see [`reconcile::sweep`].
@@ -248,6 +257,7 @@ fn private_root(spec: &TaskSpec, foundation: &Foundation) -> Option<PrivateRoot>
         layout: foundation.template.as_ref().map(|template| template.layout.clone()),
         dirs: own.dirs.clone(),
         files: own.files.clone(),
+        hostname: own.hostname.clone(),
         shm_size: match resources.limits.memory_max {
             MemoryMax::Bytes(bytes) => Some(bytes),
             MemoryMax::Max => None,

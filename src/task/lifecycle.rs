@@ -387,6 +387,9 @@ impl Lifecycle {
         let TaskSpec { id, user, plan, command, root: _ } = spec;
         tracing::debug!(task = %id, command = command.program, limits = ?plan.resources.limits, "start");
         let launched = self.0.launcher.launch(spec)?;
+        if self.0.launcher.lacks_name_server(spec) {
+            self.0.bus.send(id, Event::NoNameServer);
+        }
         let sandbox = Event::Started {
             user: user.name.clone(),
             uid: user.uid,

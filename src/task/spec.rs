@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use crate::cgroup::Limits;
 use crate::record::spec::StoredSpec;
 use crate::sandbox::capabilities::{CapSet, own};
+use crate::sandbox::names::Names;
 use crate::sandbox::place::Place;
 use crate::sandbox::plan::{Plan, Root};
 use crate::sandbox::policy::{Ask, Denied, Host, Policy};
 use crate::shim::spec::{Command, Foreground, Stdio, TaskDirs};
 use crate::task::env::{Whereabouts, environment};
 use crate::task::id::TaskId;
+use crate::task::name_files::name_files;
 use crate::task::open_files;
 use crate::task::user_files::user_files;
 use crate::users::User;
@@ -31,6 +33,7 @@ pub struct Request<'a> {
     pub dirs: TaskDirs,
     pub logs: Logs<'a>,
     pub network: Option<&'a Path>,
+    pub names: Names,
     pub cgroup: Option<&'a Path>,
     pub limits: Limits,
     pub ask: Ask<'a>,
@@ -64,6 +67,10 @@ pub struct OwnRoot {
     pub dirs: TaskDirs,
     /// Names and contents of files that only this task has.
     pub files: Vec<(String, String)>,
+    /// None: the host's.
+    pub hostname: Option<String>,
+    /// Whether the task has nothing but the host's name servers, and a network namespace from which it may not reach them.
+    pub needs_name_server: bool,
 }
 
 /// The job asks for something that is not allowed or not possible.
@@ -84,6 +91,7 @@ impl TaskSpec {
             cgroup: request.cgroup,
             limits: request.limits,
             network: request.network,
+            dns: request.names.dns.is_some(),
             // Read only for a job that asks for some.
             capabilities: if request.ask.cap_add.is_empty() { CapSet::EMPTY } else { own_capabilities() },
             open_files: open_files::for_tasks(),
@@ -99,8 +107,16 @@ impl TaskSpec {
         let root = match plan.root {
             Root::Host => None,
             Root::Private { defaults } => {
-                let files = if defaults { user_files(&request.user, &env) } else { Vec::new() };
-                Some(OwnRoot { dirs: request.dirs, files })
+                let mut files = if defaults { user_files(&request.user, &env) } else { Vec::new() };
+                files.extend(name_files(&request.names, request.network.is_some()));
+                Some(OwnRoot {
+                    dirs: request.dirs,
+                    files,
+                    needs_name_server: defaults
+                        && request.names.reaches_others
+                        && request.names.dns.is_none(),
+                    hostname: request.names.hosts.map(|hosts| hosts.hostname),
+                })
             }
         };
         let (stdio, foreground) = stdio(request.logs, request.root)?;
@@ -158,6 +174,7 @@ mod tests {
                 stderr: Path::new("/d/.web.stderr.fifo"),
             },
             network: None,
+            names: Names::default(),
             cgroup: None,
             limits: Limits::UNLIMITED,
             ask,

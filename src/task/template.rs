@@ -249,9 +249,13 @@ fn warn_once(work: &mut Work, warning: String) {
     }
 }
 
+/// Changed with the names that the driver itself adds to /etc: roots of another version may lack what these lead to.
+const ETC_FORM: &str = "names in /.task";
+
 /// The name of the directory with the copies of /etc: one for all processes with the same default unveils. Another version of
 /// the driver may have others, and would remove what it does not copy.
 fn etc_name() -> String {
     let defaults: Vec<_> = DEFAULTS.iter().flat_map(|default| [default.path, "\n"]).collect();
-    format!("{NO_TASK}etc-{:016x}", fnv1a(defaults.concat().as_bytes()))
+    let form = [&defaults.concat(), ETC_FORM].concat();
+    format!("{NO_TASK}etc-{:016x}", fnv1a(form.as_bytes()))
 }

@@ -23,6 +23,7 @@ fn host() -> Host<'static> {
         cgroup: Some(Path::new(CGROUP)),
         limits: Limits::UNLIMITED,
         network: None,
+        dns: false,
         capabilities: CapSet::ALL,
         open_files: None,
     }

@@ -1,9 +1,10 @@
 //! What a template offers: computed once from the default unveils and the host, and sent to each start.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::names::{OF_HOST, Reachable};
 use crate::sandbox::unveil::Access;
 use crate::sys::mount::Refuse;
 
@@ -15,6 +16,8 @@ pub(crate) struct Layout {
     /// What a root takes one by one.
     pub parts: Vec<Part>,
     pub links: Vec<Link>,
+    /// Of the host's name servers, for tasks with a network namespace.
+    pub name_servers: Reachable,
 }
 
 /// A directory that has nothing in it but mount points, links and copies.
@@ -30,6 +33,16 @@ pub(crate) struct Tree {
     /// Names of the files that are copies of the host's, refreshed when those change.
     #[serde(with = "crate::os_path::list")]
     pub copies: Vec<PathBuf>,
+    /// Names of the files whose content the driver makes, refreshed likewise.
+    #[serde(with = "crate::os_path::list")]
+    pub made: Vec<PathBuf>,
+}
+
+impl Tree {
+    /// The host's file of a copy. Those in [`OF_HOST`] have another name there, because each root decides what has that name.
+    pub(crate) fn source(&self, copy: &Path) -> PathBuf {
+        self.path.join(copy.strip_prefix(OF_HOST).unwrap_or(copy))
+    }
 }
 
 /// A file or directory of the host, at the path where it really is.

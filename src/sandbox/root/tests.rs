@@ -38,6 +38,7 @@ fn layout() -> Layout {
         trees: vec![usr, etc, dev],
         parts: vec![part("r", "/sys/devices/system/cpu"), part("rx", "/nix/store")],
         links: vec![link("/bin", "usr/bin")],
+        ..Layout::default()
     }
 }
 
@@ -59,6 +60,30 @@ fn assemble(layout: Option<&Layout>, unveils: &[&str], links: &[Link]) -> Assemb
         volumes: &[],
         links,
         in_proc: &[],
+        names: &[],
+        in_namespace: false,
+        work_dir: Path::new("/data/alloc_mounts/1-web/local"),
+    }
+    .assemble()
+}
+
+/// Of a task that has these files of [`NAMES`] of its own.
+fn with_names(
+    layout: Option<&Layout>,
+    unveils: &[&str],
+    names: &[&'static str],
+    in_namespace: bool,
+) -> Assembly {
+    Request {
+        layout,
+        task_dir: Path::new(TASK_DIR),
+        cgroup: None,
+        unveils: &opened(unveils),
+        volumes: &[],
+        links: &[],
+        in_proc: &[],
+        names,
+        in_namespace,
         work_dir: Path::new("/data/alloc_mounts/1-web/local"),
     }
     .assemble()
@@ -86,6 +111,8 @@ fn with_volumes(unveils: &[&str], volumes: &[(&str, &str)]) -> Assembly {
         volumes: &opened_volumes,
         links: &[],
         in_proc: &[],
+        names: &[],
+        in_namespace: false,
         work_dir: Path::new("/data/alloc_mounts/1-web/local"),
     }
     .assemble()
@@ -414,4 +441,54 @@ fn an_unveil_that_a_link_leads_into_a_volume_gets_no_more_than_its_modes() {
     assert_eq!(refuses(&root, "/data/in"), (true, true));
     assert_eq!(root.mounted("/data/in")[0].ground, Ground::Lasting("/data".into()));
     assert!(with_volumes(&["rw:/data/in"], &[("rw", "/data")]).unbounded.is_some());
+}
+
+#[test]
+fn names_lead_to_the_hosts_files_unless_the_task_has_its_own() {
+    let target = |root: &Assembly, name: &str| {
+        let link = root.links.iter().find(|link| link.path == Path::new("/.task").join(name));
+        link.map(|link| link.target.display().to_string())
+    };
+    let layout = layout();
+    let host = with_names(Some(&layout), &[], &[], false);
+    assert_eq!(target(&host, "resolv.conf").unwrap(), "/etc/.host/resolv.conf");
+    assert_eq!(target(&host, "hosts").unwrap(), "/etc/.host/hosts");
+    let bridge = with_names(Some(&layout), &[], &[], true);
+    assert_eq!(target(&bridge, "resolv.conf").unwrap(), "/etc/.host/resolv.conf.netns");
+    assert_eq!(target(&bridge, "hosts").unwrap(), "/etc/.host/hosts");
+    let own = with_names(Some(&layout), &[], &["resolv.conf"], true);
+    assert_eq!((target(&own, "resolv.conf"), target(&own, "hosts").is_some()), (None, true));
+    assert_eq!(own.mounts.len(), bridge.mounts.len(), "no mount more");
+    let opened_up = with_names(Some(&layout), &["r:/etc/app"], &[], true);
+    assert_eq!(target(&opened_up, "resolv.conf").unwrap(), "/.task/etc/.host/resolv.conf.netns");
+}
+
+#[test]
+fn without_defaults_only_a_file_of_its_own_is_there() {
+    let own = with_names(None, &["r:/srv"], &["resolv.conf"], true);
+    assert!(own.links.contains(&link("/etc/resolv.conf", "/.task/resolv.conf")));
+    assert!(!own.has_link("/etc/hosts"));
+    assert!(own.directories.contains(Path::new(OWN)));
+    assert!(own.granted("/.task/resolv.conf").contains(Access::READ));
+    assert_eq!(own.granted("/etc/shadow"), Access::NONE);
+    let none = with_names(None, &["r:/srv"], &[], true);
+    assert!(!none.has_link("/etc/resolv.conf") && !none.directories.contains(Path::new(OWN)));
+}
+
+#[test]
+fn the_tasks_own_files_can_be_read_whatever_is_unveiled() {
+    for unveils in [&["w:/srv/drop"][..], &["x:/opt/tool"], &[]] {
+        assert!(with(unveils).granted("/.task/passwd").contains(Access::READ), "{unveils:?}");
+    }
+}
+
+#[test]
+fn a_task_with_name_servers_of_its_own_cannot_ask_the_hosts_resolver() {
+    let mut layout = layout();
+    layout.parts.push(part("r", "/run/systemd/resolve"));
+    let shown = |root: &Assembly| !root.mounted("/run/systemd/resolve").is_empty();
+    assert!(shown(&with_names(Some(&layout), &[], &[], true)));
+    assert!(shown(&with_names(Some(&layout), &[], &["hosts"], true)));
+    assert!(!shown(&with_names(Some(&layout), &[], &["resolv.conf"], true)));
+    assert!(shown(&with_names(Some(&layout), &["rw:/run/systemd/resolve"], &["resolv.conf"], true)));
 }

@@ -21,11 +21,14 @@ use nix::sys::stat::{Mode, SFlag};
 use super::Result;
 use super::landlock::not_unveiled;
 use super::paths::{file_type, find_place, is_directory};
+use crate::sandbox::names::{NAMES, RESOLV_CONF};
 use crate::sandbox::place::{NamedBy, Rule};
 use crate::sandbox::root::layout::Link;
 use crate::sandbox::root::{OWN, Opened, Request, RootRule, Unbounded};
+use crate::sandbox::unveil::Access;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec};
+use crate::shim::template::survey::ETC;
 use crate::shim::walk::DirId;
 use crate::sys::clone::SingleThreaded;
 use volumes::Volumes;
@@ -52,7 +55,7 @@ pub(crate) fn enter_root(
     writable: &[DirId],
     single: SingleThreaded,
 ) -> Result<Vec<RootRule>> {
-    let Unveils { places, opened, links, in_proc } = open_unveils(spec, writable)?;
+    let Unveils { places, opened, links, in_proc } = open_unveils(spec, root, writable)?;
     let mut volumes = Volumes::open(spec, single, writable)?;
     let mut assembly = Request {
         layout: root.layout.as_ref(),
@@ -62,6 +65,8 @@ pub(crate) fn enter_root(
         volumes: &volumes.opened(),
         links: &links,
         in_proc: &in_proc,
+        names: &own_names(root),
+        in_namespace: spec.plan.namespaces.network.is_some(),
         work_dir: &spec.plan.work_dir.place.display(),
     }
     .assemble();
@@ -88,6 +93,24 @@ pub(crate) fn enter_root(
     Ok(assembly.rules)
 }
 
+/// Which of [`NAMES`] the task has of its own.
+fn own_names(root: &PrivateRoot) -> Vec<&str> {
+    NAMES.into_iter().filter(|name| root.files.iter().any(|(file, _)| file == name)).collect()
+}
+
+/// Whether an unveil is one of [`NAMES`], to be read, which this root has anyway.
+fn is_name(root: &PrivateRoot, rule: &Rule) -> bool {
+    let path = rule.place.display();
+    let name = NAMES.iter().find(|name| path == Path::new(ETC).join(name));
+    let has = |name: &&str| root.layout.is_some() || own_names(root).contains(name);
+    Access::READ.contains(rule.access) && name.is_some_and(has)
+}
+
+/// An unveil that puts the host's resolv.conf in the place of the task's own.
+fn hides_own(root: &PrivateRoot, path: &Path) -> bool {
+    own_names(root).contains(&RESOLV_CONF) && Path::new(ETC).join(RESOLV_CONF).starts_with(path)
+}
+
 fn too_much(Unbounded { unveil, below, gets }: &Unbounded, opened: &[Opened]) -> Failure {
     let Opened { path, access, .. } = &opened[*unveil];
     let below = below.display();
@@ -107,12 +130,19 @@ struct Unveils {
 }
 
 /// Opens each with the rights of the party that named it. Of /proc only the names are used: the host's is not the task's.
-fn open_unveils(spec: &ShimSpec, writable: &[DirId]) -> Result<Unveils> {
+fn open_unveils(spec: &ShimSpec, root: &PrivateRoot, writable: &[DirId]) -> Result<Unveils> {
     let mut unveils = Unveils::default();
     for rule in spec.plan.landlock.rules.iter().filter(|rule| rule.named_by != NamedBy::Driver) {
         let path = rule.place.display();
         let found = find_place(spec, &rule.place, rule.named_by, writable)
             .map_err(|error| not_unveiled(rule, error))?;
+        if is_name(root, rule) {
+            continue;
+        }
+        if [&path, &found.path].iter().any(|path| hides_own(root, path)) {
+            let text = "it has the host's resolv.conf, but the job or its network has DNS settings (network dns); remove dns, or unveil only what the task needs of /etc";
+            return Err(Failure::text(Step::Unveil, rule.to_string(), text.into()));
+        }
         let named_in_proc = path.starts_with("/proc");
         if !named_in_proc {
             unveils.links.extend(found.links);

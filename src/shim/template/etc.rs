@@ -1,7 +1,7 @@
 //! The /etc of all tasks: one directory of the host, in the run directory, with copies of the single files that tasks may
 //! read. Each root has it mounted read-only, so a copy that is replaced here is replaced in all of them at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -30,6 +30,7 @@ pub(crate) struct CopyError {
 pub(crate) fn update(
     directory: &Path,
     tree: &Tree,
+    made: &BTreeMap<PathBuf, String>,
     whole: bool,
     mut at: impl FnMut(&Path),
 ) -> Result<(), CopyError> {
@@ -51,15 +52,18 @@ pub(crate) fn update(
         note(&name, update_link(directory, &name, target));
     }
     for name in &tree.copies {
-        let source = tree.path.join(name);
+        let source = tree.source(name);
         at(&source);
         note(name, update_copy(&source, directory, name));
+    }
+    for (name, content) in made.iter().filter(|(name, _)| tree.made.contains(name)) {
+        note(name, update_made(content, directory, name));
     }
     if !whole {
         return first;
     }
-    let names: BTreeSet<_> =
-        tree.links.iter().map(|link| relative(&link.path)).chain(tree.copies.iter().cloned()).collect();
+    let names = tree.links.iter().map(|link| relative(&link.path)).chain(tree.copies.iter().cloned());
+    let names = names.chain(tree.made.iter().cloned()).collect();
     note(Path::new("."), remove_others(directory, Path::new(""), &names, tree));
     first
 }
@@ -154,13 +158,29 @@ fn update_copy(source: &Path, base: &Path, name: &Path) -> io::Result<()> {
         return Ok(());
     }
     let new = unfinished(&path);
-    let _ = std::fs::remove_file(&new);
-    let mut copy = File::options().write(true).create_new(true).open(&new)?;
-    copy.write_all(&content)?;
+    let copy = create(&new, &content)?;
     fchown(copy.as_fd(), Some(meta.uid()), Some(meta.gid()))?;
     copy.set_permissions(PermissionsExt::from_mode(meta.mode() & 0o777))?;
     copy.set_modified(meta.modified()?)?;
     finish(&new, &path)
+}
+
+/// A file of the driver's own, readable for all.
+fn update_made(content: &str, base: &Path, name: &Path) -> io::Result<()> {
+    let path = place(base, name)?;
+    if std::fs::read(&path).is_ok_and(|found| found == content.as_bytes()) {
+        return Ok(());
+    }
+    let new = unfinished(&path);
+    create(&new, content.as_bytes())?.set_permissions(PermissionsExt::from_mode(0o644))?;
+    finish(&new, &path)
+}
+
+fn create(path: &Path, content: &[u8]) -> io::Result<File> {
+    let _ = std::fs::remove_file(path);
+    let mut file = File::options().write(true).create_new(true).open(path)?;
+    file.write_all(content)?;
+    Ok(file)
 }
 
 fn is_current(path: &Path, meta: &Metadata, content: &[u8]) -> bool {
@@ -220,6 +240,7 @@ mod tests {
         source: tempfile::TempDir,
         copies: tempfile::TempDir,
         tree: Tree,
+        made: BTreeMap<PathBuf, String>,
     }
 
     impl Host {
@@ -230,7 +251,7 @@ mod tests {
                 copies: copies.iter().map(PathBuf::from).collect(),
                 ..Tree::default()
             };
-            Self { source, copies: tempfile::tempdir().unwrap(), tree }
+            Self { source, copies: tempfile::tempdir().unwrap(), tree, made: BTreeMap::new() }
         }
 
         fn write(&self, name: &str, content: &str) -> &Self {
@@ -241,7 +262,7 @@ mod tests {
         }
 
         fn update(&self) -> Result<(), CopyError> {
-            update(self.copies.path(), &self.tree, true, |_| {})
+            update(self.copies.path(), &self.tree, &self.made, true, |_| {})
         }
 
         fn read(&self, name: &str) -> Option<String> {
@@ -313,12 +334,33 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_roots_decide_about_is_copied_beside_them() {
+        let mut host = Host::new(&[".host/hosts"]);
+        host.tree.made = vec![".host/made".into()];
+        host.made.insert(".host/made".into(), "m1".into());
+        host.made.insert(".host/other".into(), "not of this tree".into());
+        host.write("hosts", "1").update().unwrap();
+        assert_eq!(
+            (host.read(".host/hosts"), host.read(".host/made")),
+            (Some("1".into()), Some("m1".into()))
+        );
+        assert_eq!((host.read("hosts"), host.read(".host/other")), (None, None));
+        host.made.insert(".host/made".into(), "m2".into());
+        host.update().unwrap();
+        assert_eq!(host.read(".host/made").unwrap(), "m2");
+        host.tree.made.clear();
+        host.update().unwrap();
+        assert_eq!(host.read(".host/made"), None);
+    }
+
+    #[test]
     fn a_part_of_the_tree_removes_nothing() {
         let host = Host::new(&["hosts"]);
         std::fs::write(host.copies.path().join("resolv.conf"), "old").unwrap();
         host.write("hosts", "1");
         let mut looked = Vec::new();
-        update(host.copies.path(), &host.tree, false, |path| looked.push(path.to_owned())).unwrap();
+        update(host.copies.path(), &host.tree, &host.made, false, |path| looked.push(path.to_owned()))
+            .unwrap();
         assert_eq!(looked, [host.source.path().join("hosts")]);
         assert_eq!((host.read("hosts"), host.read("resolv.conf")), (Some("1".into()), Some("old".into())));
         host.update().unwrap();

@@ -5,11 +5,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use crate::sandbox::defaults::{DEFAULTS, Default};
+use crate::sandbox::names::{NAMES, NAMESPACE_RESOLV_CONF, OF_HOST, UPSTREAM, for_namespace};
 use crate::sandbox::root::OWN;
 use crate::sandbox::root::layout::{Layout, Link, Part, Tree};
 use crate::sandbox::unveil::Access;
 use crate::shim::steps::file_type;
 use crate::shim::walk::{self, Found};
+use crate::sys;
 
 use nix::sys::stat::SFlag;
 
@@ -18,6 +20,7 @@ const RW: Access = Access::READ.union(Access::WRITE);
 /// What a root takes as a whole. All three have many mount points, and jobs seldom unveil something inside them.
 const TREES: [&str; 3] = ["/dev", ETC, "/usr"];
 pub(crate) const ETC: &str = "/etc";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 pub(crate) const CGROUPS: &str = crate::cgroup::MOUNT_POINT;
 
 /// Defaults that each root has of its own kind: the kernel's view of the task, and devices.
@@ -48,6 +51,8 @@ pub(crate) struct Survey {
     pub places: BTreeMap<PathBuf, OwnedFd>,
     /// Where a name that appears, disappears or changes may change the survey or the content of a copy.
     pub directories: BTreeSet<PathBuf>,
+    /// Contents of [`Tree::made`].
+    pub made: BTreeMap<PathBuf, String>,
 }
 
 /// A default that exists.
@@ -77,7 +82,8 @@ pub(crate) fn survey(skip: &[PathBuf], mut at: impl FnMut(&Path)) -> Survey {
             survey.add_link(Link { path, target });
         }
     }
-    for name in ["passwd", "group"] {
+    survey.add_resolv_conf(skip, &mut at);
+    for name in ["passwd", "group"].into_iter().chain(NAMES) {
         let target = Path::new(OWN).join(name);
         survey.add_link(Link { path: Path::new(ETC).join(name), target });
     }
@@ -140,7 +146,9 @@ impl Survey {
         let names = links.iter().map(|link| &link.path).chain([&path]);
         self.directories.extend(names.filter_map(|name| name.parent()).map(Path::to_owned));
         let is_last = |link: &Link| link.path == asked;
-        if self.has(&path, access) {
+        if let Some(name) = NAMES.iter().find(|name| asked == Path::new(ETC).join(name)) {
+            self.add_copy(&Path::new(ETC).join(OF_HOST).join(name));
+        } else if self.has(&path, access) {
             links.into_iter().for_each(|link| self.add_link(link));
         } else if kind == SFlag::S_IFREG && asked.starts_with(ETC) && links.iter().all(is_last) {
             self.add_copy(&asked);
@@ -199,6 +207,29 @@ impl Survey {
             && !tree.copies.iter().any(|copy| copy == name)
         {
             tree.copies.push(name.to_owned());
+        }
+    }
+
+    /// The resolv.conf for tasks with a network namespace.
+    fn add_resolv_conf(&mut self, skip: &[PathBuf], mut at: impl FnMut(&Path)) {
+        // What does not answer is as what is not there.
+        let mut read = |path: &str| {
+            let path = Path::new(path);
+            at(path);
+            if skip.iter().any(|skipped| skipped == path) { String::new() } else { sys::read::text(path) }
+        };
+        let host = read(RESOLV_CONF);
+        let upstream = UPSTREAM.map(|path| (path, read(path)));
+        self.directories
+            .extend(UPSTREAM.iter().filter_map(|path| Path::new(path).parent()).map(Path::to_owned));
+        let (name_servers, content) = for_namespace(&host, &upstream);
+        self.layout.name_servers = name_servers;
+        if !content.is_empty()
+            && let Some(tree) = self.tree_of(Path::new(ETC))
+        {
+            let name = Path::new(OF_HOST).join(NAMESPACE_RESOLV_CONF);
+            tree.made.push(name.clone());
+            self.made.insert(name, content);
         }
     }
 

@@ -62,13 +62,8 @@ func Make(allocID, address string) error {
 	prefix := netip.MustParsePrefix(bridgeSubnet)
 	gateway := prefix.Addr().Next()
 	bits := fmt.Sprint(prefix.Bits())
-	if _, err := net.InterfaceByName(bridgeName); err != nil {
-		if err := ip("link", "add", bridgeName, "type", "bridge"); err != nil {
-			return err
-		}
-		if err := ip("addr", "add", gateway.String()+"/"+bits, "dev", bridgeName); err != nil {
-			return err
-		}
+	if err := makeBridge(gateway.String() + "/" + bits); err != nil {
+		return err
 	}
 	host := "veth" + ids.Short(allocID)
 	for _, args := range [][]string{
@@ -84,6 +79,21 @@ func Make(allocID, address string) error {
 		}
 	}
 	return nil
+}
+
+// One alloc makes the bridge for all of those that start at the same time.
+var making sync.Mutex
+
+func makeBridge(address string) error {
+	making.Lock()
+	defer making.Unlock()
+	if _, err := net.InterfaceByName(bridgeName); err == nil {
+		return nil
+	}
+	if err := ip("link", "add", bridgeName, "type", "bridge"); err != nil {
+		return err
+	}
+	return ip("addr", "add", address, "dev", bridgeName)
 }
 
 // Remove deletes an alloc's namespace, and with it the veth pair.
