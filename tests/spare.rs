@@ -91,6 +91,7 @@ fn spec(id: &str, root: &str) -> TaskSpec {
         dirs: TaskDirs::Scratch,
         logs: Logs::Null,
         network: None,
+        names: nomad_driver_exec2::sandbox::names::Names::default(),
         cgroup: None,
         limits: Limits::UNLIMITED,
         ask: config.ask(),
