@@ -120,9 +120,11 @@ func (tr *taskRunner) taskConfig(a *record, scope string, cores []int) *pb.TaskC
 		Resources: tr.resources(a, scope, cores),
 	}
 	if a.isolated() {
-		cfg.NetworkIsolationSpec = &pb.NetworkIsolationSpec{
-			Mode: pb.NetworkIsolationSpec_GROUP, Path: netns.Path(a.ID), Labels: map[string]string{},
+		mode := pb.NetworkIsolationSpec_GROUP
+		if a.NetMode == "none" {
+			mode = pb.NetworkIsolationSpec_NONE
 		}
+		cfg.NetworkIsolationSpec = &pb.NetworkIsolationSpec{Mode: mode, Path: netns.Path(a.ID), Labels: map[string]string{}}
 	}
 	if n := tr.alloc.group.Networks; len(n) > 0 && n[0].DNS != nil {
 		cfg.Dns = &pb.DNSConfig{Servers: n[0].DNS.Servers, Searches: n[0].DNS.Searches, Options: n[0].DNS.Options}
@@ -196,7 +198,7 @@ func fakeToken(a *record, task, name string) string {
 // startLogs makes the fifos and starts their reader.
 func (tr *taskRunner) startLogs() error {
 	logs := tr.task.LogConfig
-	if *logs.Disabled {
+	if *logs.Disabled || tr.manager.Capabilities.GetDisableLogCollection() {
 		return nil
 	}
 	if err := tr.agent.logs.Ensure(); err != nil {
