@@ -1,12 +1,16 @@
 # /// scenario
 # description = "Every job in examples/ does what its head says."
 # across = "whole jobs: bridge networks, a JDK, limits"
+# packages.debian = ["postgresql"]
+# packages.nix = ["postgresql"]
 # seconds = 192
 # ///
 
-from exec2.agent import stand_in, wait_for_driver
-from exec2.allocs import EXAMPLES, exits, logs, run_job, stop_job, wait_for_alloc
-from exec2.guest import ALLOC_TIMEOUT_S, machine, subtest, t
+import shlex
+
+from exec2.agent import agent_command, run_agent, stand_in, wait_for_driver
+from exec2.allocs import EXAMPLES, exits, logs, run_job, stop_job, wait_for_alloc, wait_for_log
+from exec2.guest import ALLOC_TIMEOUT_S, machine, subtest, t, write
 
 wait_for_driver()
 checked: set[str] = set()
@@ -121,6 +125,48 @@ with subtest("exec: the script of a template and an action run in the task; only
         show = "nomad action -job exec -group group -task main -t=false -i=false show"
         machine.wait_until_succeeds(f"{show} | grep -x second", timeout=ALLOC_TIMEOUT_S)
         stop_job("exec")
+
+VOLUMES = """
+client {
+  host_volume "exec2-example" {
+    path = "/srv/exec2-example"
+  }
+  host_volume "exec2-postgres" {
+    path = "/srv/exec2-postgres"
+  }
+}
+"""
+OWNER = 900
+
+machine.succeed(f"install -d -o {OWNER} -g {OWNER} -m 700 /srv/exec2-example /srv/exec2-postgres")
+write("/run/volumes.hcl", VOLUMES)
+run_agent(f"{agent_command()} -config=/run/volumes.hcl")
+
+with subtest("volume: another uid owns the file of the first run; on disk it belongs to the volume's owner"):
+    users = set()
+    for number in 1, 2:
+        output = logs(example("volume", "complete")).splitlines()
+        lines = [line for line in output if line.startswith("written as")]
+        t.assertEqual((len(lines), output[-1]), (number, "all of it is this task's"))
+        users.add(lines[-1])
+        stop_job("volume")
+    t.assertEqual(machine.succeed("stat -c %u:%g /srv/exec2-example/lines").strip(), f"{OWNER}:{OWNER}")
+    print(users)
+
+with subtest("postgres: a database that outlives its user"):
+    programs = machine.succeed("dirname $(type -p initdb || ls /usr/lib/postgresql/*/bin/initdb)").strip()
+    uids = []
+    for number in 1, 2:
+        alloc = example("postgres", "running", bin=programs)
+        wait_for_log(alloc, "ready to accept connections", "server", stderr=True)
+        uids.append(machine.succeed("stat -c %u /proc/$(pgrep -ox postgres)").strip())
+        if not stand_in():
+            query = {1: "create table kept (n int); insert into kept values (42)", 2: "select n from kept"}[number]
+            shell = f"nomad alloc exec -i=false -t=false -task server {alloc['ID']} psql -h /tmp -U postgres -tAc {shlex.quote(query)}"
+            t.assertEqual(machine.succeed(shell).split()[-1], {1: "1", 2: "42"}[number])
+        stop_job("postgres")
+        t.assertEqual(machine.succeed("find /srv/exec2-postgres -printf '%u:%g\\n' | sort -u").split(), [f"{OWNER}:{OWNER}"])
+    print("uids:", uids)
 
 with subtest("no example was left out"):
     files = machine.succeed(f"ls {EXAMPLES}").split()

@@ -332,7 +332,7 @@ impl Lifecycle {
             this.launch_blocking(&spec()?).map_err(E::from)
         };
         let started = blocking(begin).await.map_err(LifecycleError::from)?;
-        let Begun { launched, sandbox, claim, mapped } =
+        let Started { launched, sandbox, claim, mapped } =
             started.inspect_err(|error| self.report_failure(id, error))?;
         let uid = claim.uid();
         match self.adopt(id, launched, claim).await {
@@ -382,7 +382,7 @@ impl Lifecycle {
         });
     }
 
-    fn launch_blocking(&self, spec: &TaskSpec) -> Result<Begun, LifecycleError> {
+    fn launch_blocking(&self, spec: &TaskSpec) -> Result<Started, LifecycleError> {
         let claim = self.claim(spec)?;
         let TaskSpec { id, user, plan, command, root: _ } = spec;
         tracing::debug!(task = %id, command = command.program, limits = ?plan.resources.limits, "start");
@@ -396,7 +396,7 @@ impl Lifecycle {
             landlock_abi: sys::landlock::abi().unwrap_or(0),
             unveiled: Unveiled::of(plan),
         };
-        Ok(Begun { launched, sandbox, claim, mapped: owners::mapped(plan) })
+        Ok(Started { launched, sandbox, claim, mapped: owners::mapped(plan) })
     }
 
     /// Watches a task that was just started. Once the answer is recorded, Nomad owns the task.
@@ -472,7 +472,7 @@ impl Lifecycle {
 }
 
 /// A task whose program runs.
-struct Begun {
+struct Started {
     launched: Launched,
     sandbox: Event,
     claim: Claim,
