@@ -9,6 +9,7 @@
 
 import json
 import shlex
+from typing import Any
 
 from exec2.agent import PLUGIN_NAME, configure, new_plugin, nomad, stand_in, wait_for_driver
 from exec2.allocs import driver_errors, logs, messages, reported, run_job, stop_job, wait_for_alloc, wait_for_groups, wait_for_log
@@ -79,7 +80,7 @@ def network(mode, **dns):
 def looks(name, **networks):
     """What tasks in these networks see, by the names of their groups."""
     run_job(job(name, *(group(key, task("t", "sh", "-c", LOOK, cpu=200, memory=32), extra=extra) for key, extra in networks.items())))
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for key, alloc in wait_for_groups(name, dict.fromkeys(networks, "complete")).items():
         wait_for_log(alloc, "end\n")
         lines = logs(alloc).splitlines()
@@ -146,7 +147,7 @@ with subtest("the host's servers, those of the job, and upstream servers in plac
 
 with subtest("a link to the stub of systemd-resolved, and a stub beside a server that can be reached"):
     resolv_conf(f"{RESOLVED}/stub-resolv.conf", f"nameserver {STUB}")
-    machine.succeed(f"ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf.new; mv -T /etc/resolv.conf.new /etc/resolv.conf")
+    machine.succeed("ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf.new; mv -T /etc/resolv.conf.new /etc/resolv.conf")
     poll("a bridge has the servers of upstream", lambda: asked(looks("dns", g=network("bridge"))["g"]) == UPSTREAM, ALLOC_TIMEOUT_S)
     t.assertEqual(asked(looks("dns", g=network("host"))["g"]), STUB)
     resolv_conf("/etc/resolv.conf", f"nameserver {STUB}", f"nameserver {NEW}")
@@ -214,7 +215,8 @@ if stand_in():
             session = json.loads(machine.succeed(f"pluginhost task exec {path} -- hostname"))
             t.assertEqual(session["stdout"].strip(), seen[name][0])
             machine.succeed(f"pluginhost task destroy -force {path}; pluginhost task cleanup {path}")
-        t.assertEqual([line.split() for line in seen["named"]], [["alloc-1"], ["alloc-1"], ["172.26.64.9", "alloc-1"], ["192.0.2.7", "of-the-host"], ["denied"]])
+        named = [line.split() for line in seen["named"]]
+        t.assertEqual(named, [["alloc-1"], ["alloc-1"], ["172.26.64.9", "alloc-1"], ["192.0.2.7", "of-the-host"], ["denied"]])
         t.assertEqual(seen["unnamed"][0], "exec2-host")
         t.assertNotIn("alloc-1", "".join(seen["unnamed"]))
         t.assertEqual(machine.succeed("hostname").strip(), "exec2-host")

@@ -113,7 +113,8 @@ with subtest("bridge: served from the group's own network namespace"):
 
 with subtest("dns: the task has the servers of the job"):
     alloc = example("dns", "complete")
-    t.assertEqual(logs(alloc).splitlines(), ["nameserver 192.0.2.53", "nameserver 192.0.2.54", "search service.example example", "options timeout:2 attempts:1"])
+    wanted = ["nameserver 192.0.2.53", "nameserver 192.0.2.54", "search service.example example", "options timeout:2 attempts:1"]
+    t.assertEqual(logs(alloc).splitlines(), wanted)
     stop_job("dns")
 
 with subtest("exec: the script of a template and an action run in the task; only Nomad itself calls them"):

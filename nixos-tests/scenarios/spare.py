@@ -37,7 +37,8 @@ with subtest("the first start leaves one, which is a shim like others: cgroup, O
     spare, shim = the_spare(), shim_of(first)
     t.assertEqual(pgrep(SHIMS), [shim])
     for file in ("cgroup", "oom_score_adj", "environ", "limits"):
-        t.assertEqual(*(machine.succeed(f"cat /proc/{pid}/{file}") for pid in (spare, shim)), file)
+        of_spare, of_shim = (machine.succeed(f"cat /proc/{pid}/{file}") for pid in (spare, shim))
+        t.assertEqual(of_spare, of_shim, file)
     for kind in ("pid", "ipc", "uts"):
         own, of_shim, hosts = (machine.succeed(f"readlink /proc/{pid}/ns/{kind}") for pid in (spare, shim, 1))
         t.assertEqual(len({own, of_shim, hosts}), 3, kind)

@@ -220,24 +220,24 @@ impl Launcher {
         let given =
             [spec_fd.as_fd(), exit.as_fd(), session.as_fd()].into_iter().chain(cgroup.map(Cgroup::dir_fd));
         let given: Vec<_> = given.chain(of_root.flatten()).collect();
-        let mut begun = begin(&shim, run_dir, &given);
-        if shim.is_spare() && matches!(begun, Err(LaunchError::Start(StartError::ShimDied))) {
+        let mut started = start_task(&shim, run_dir, &given);
+        if shim.is_spare() && matches!(started, Err(LaunchError::Start(StartError::ShimDied))) {
             tracing::warn!(
                 "the shim that was started ahead of its task has been killed; the task gets another one"
             );
             shim.end()?;
             run_dir.forget_shim()?;
             shim = NewShim::spawn(self.program.as_fd(), kind)?;
-            begun = begin(&shim, run_dir, &given);
+            started = start_task(&shim, run_dir, &given);
         }
-        let (shim_id, leader, leader_id) = begun?;
+        let (shim_id, leader, leader_id) = started?;
         let shim = shim.into_pidfd().ok_or(StartError::ShimDied)?;
         Ok(Processes { shim, shim_id, leader: Some(leader), leader_id })
     }
 }
 
 /// Records the shim and lets it start the task. Returns the shim's identity, the task's pidfd and identity.
-fn begin(
+fn start_task(
     shim: &NewShim,
     run_dir: &RunDir,
     given: &[BorrowedFd<'_>],
