@@ -19,6 +19,7 @@ pub mod pidfd;
 pub(crate) mod poll;
 pub(crate) mod read;
 pub(crate) mod signals;
+pub(crate) mod slots;
 pub(crate) mod terminal;
 pub(crate) mod title;
 pub(crate) mod userns;

@@ -14,6 +14,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use super::signals;
+use super::slots::{COPIED, Placed};
 
 /// `CLONE_INTO_CGROUP` of `linux/sched.h`; the libc crate's constant is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -68,12 +69,27 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> Result<Child> {
     for (slot, arg) in argv.iter_mut().zip(spawn.argv) {
         *slot = arg.as_ptr();
     }
+    let stdio = spawn.stdio.iter().flatten().copied();
+    let Some(placed) =
+        Placed::new([spawn.program, spawn.report].into_iter().chain(stdio).chain(spawn.fds.iter().copied()))
+    else {
+        return execute(spawn, &argv, false);
+    };
+    let low: Vec<_> = placed.fds().collect();
+    let (standard, fds) = low[2..].split_at(spawn.stdio.map_or(0, |stdio| stdio.len()));
+    let stdio = standard.try_into().ok();
+    execute(&Spawn { program: low[0], report: low[1], stdio, fds, ..*spawn }, &argv, true)
+}
+
+/// With `share`, the child copies of this process's descriptors only those below [`COPIED`], which must include its own.
+fn execute(spawn: &Spawn<'_>, argv: &[*const c_char; 4], share: bool) -> Result<Child> {
     // No handler of the plugin may run in the child: tokio's would write into the pipe that it shares with the parent.
     let mask = signals::block_all()?;
-    let start = Start { spawn, argv: &argv };
+    let start = Start { spawn, argv, share };
     let mut stack = Stack([MaybeUninit::uninit(); CHILD_STACK]);
     let mut pidfd = -1;
-    let mut args = clone_args(spawn.namespaces | VFORK, spawn.cgroup, &mut pidfd);
+    let mut args =
+        clone_args(spawn.namespaces | VFORK | if share { FILES } else { 0 }, spawn.cgroup, &mut pidfd);
     args.stack = stack.0.as_mut_ptr() as u64;
     args.stack_size = CHILD_STACK as u64;
     // SAFETY: this thread sleeps until the child has called exec or ended (CLONE_VFORK), so that what the child uses of its memory
@@ -88,6 +104,8 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> Result<Child> {
 struct Start<'a> {
     spawn: &'a Spawn<'a>,
     argv: &'a [*const c_char; 4],
+    /// Whether the table of descriptors is still the parent's.
+    share: bool,
 }
 
 #[repr(align(16))]
@@ -95,25 +113,29 @@ struct Stack([MaybeUninit<u8>; CHILD_STACK]);
 
 /// The child's side of [`spawn`]: plain system calls, no allocation, no lock. All memory is the parent's, whose errno it changes.
 extern "C" fn in_child(start: &Start<'_>) -> ! {
-    let Start { spawn, argv } = start;
+    let Start { spawn, argv, share } = start;
     let env = [std::ptr::null::<c_char>()];
     // An ignored SIGCHLD would leave the shim without its children's exit statuses; exec keeps what is ignored.
     signals::reset(libc::SIGCHLD);
-    // SAFETY: dup2, close_range, execveat, write and _exit take integers and pointers into memory that lives until exec;
+    // SAFETY: close_range, dup2, execveat, write and _exit take integers and pointers into memory that lives until exec;
     // argv and env end with a null pointer.
     unsafe {
-        let mut ok = true;
-        if let Some(stdio) = &spawn.stdio {
+        // Nothing may be placed in the parent's table.
+        let mut ok =
+            !share || libc::syscall(libc::SYS_close_range, COPIED, u32::MAX, libc::CLOSE_RANGE_UNSHARE) >= 0;
+        let own = ok;
+        if let Some(stdio) = spawn.stdio.as_ref().filter(|_| own) {
             for (fd, number) in stdio.iter().zip(0..) {
                 ok &= libc::dup2(fd.as_raw_fd(), number) >= 0;
             }
         }
         let mut first_other = spawn.first_fd;
-        for fd in spawn.fds {
+        for fd in spawn.fds.iter().filter(|_| own) {
             ok &= libc::dup2(fd.as_raw_fd(), first_other) >= 0;
             first_other += 1;
         }
-        ok &= libc::syscall(libc::SYS_close_range, first_other, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) >= 0;
+        ok =
+            ok && libc::syscall(libc::SYS_close_range, first_other, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) >= 0;
         if ok {
             libc::syscall(
                 libc::SYS_execveat,
@@ -205,6 +227,9 @@ unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Ch
 
 /// The child shares the caller's memory, and the caller sleeps until it has called exec or ended.
 const VFORK: u64 = (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
+
+/// The child shares the caller's table of descriptors.
+const FILES: u64 = libc::CLONE_FILES as u64;
 
 fn clone_args(flags: u64, cgroup: Option<BorrowedFd<'_>>, pidfd: &mut RawFd) -> libc::clone_args {
     // SAFETY: clone_args is a plain C struct of integers for which all zeroes is valid.
@@ -303,6 +328,7 @@ mod tests {
 
     use super::*;
     use crate::sys::fd::duplicate_from;
+    use crate::sys::slots;
 
     fn program(path: &str) -> OwnedFd {
         let program = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
@@ -341,6 +367,19 @@ mod tests {
         let (text, status) = run(script, report.as_fd(), program("/bin/sh").as_fd());
         assert_eq!(text, "3\nhome=\n");
         assert!(matches!(status, WaitStatus::Exited(_, 7)), "{status:?}");
+    }
+
+    #[test]
+    fn the_table_of_a_child_is_small_and_the_parents_stays_as_it_is() {
+        let shell = program("/bin/sh");
+        slots::reserve(shell.as_fd());
+        let many: Vec<_> = (0..200).map(|_| duplicate_from(shell.as_fd(), 300).unwrap()).collect();
+        let script = c"sed -n 's/FDSize:.//p' /proc/$$/status >&3";
+        let report = duplicate_from(shell.as_fd(), FIRST_FREE_FD).unwrap();
+        let (text, status) = run(script, report.as_fd(), shell.as_fd());
+        assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
+        assert_eq!(text, "64\n");
+        assert!(many.iter().all(|fd| nix::sys::stat::fstat(fd).is_ok()), "still open here");
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl Launcher {
             .map_err(CallError::on("open /proc/self/exe"))?;
         let copy = sys::fd::duplicate_from(program.as_fd(), sys::clone::FIRST_FREE_FD)
             .map_err(CallError::on("duplicate a descriptor"))?;
+        sys::slots::reserve(program.as_fd());
         let templates = Arc::new(Templates::new(copy, run_dir));
         Ok(Self {
             program,
