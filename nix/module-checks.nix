@@ -106,6 +106,7 @@ let
         ];
         dynamic_user_range = "80000-89999";
         volume_idmap = "auto";
+        disable_log_collection = false;
       };
     "the plugin's package is the agent's plugin" =
       defaults.services.nomad.extraSettingsPlugins == [ plugin ];

@@ -211,6 +211,14 @@ in
                 are mounted as they are.
               '';
             };
+            disable_log_collection = lib.mkOption {
+              type = lib.types.bool;
+              default = false;
+              description = ''
+                Send the output of tasks to the journal instead of to Nomad's log collector, which is a process for each task. Where there
+                is no journal, the output goes to files in the allocation's log directory.
+              '';
+            };
           };
         };
       };

@@ -5,6 +5,7 @@
 
 pub mod enter;
 pub mod exit;
+mod relay;
 pub mod report;
 mod setup;
 pub mod spec;
@@ -27,6 +28,7 @@ use crate::sys;
 use crate::sys::clone::SingleThreaded;
 use crate::sys::title::LastArgument;
 use exit::Exit;
+use relay::Relay;
 use report::{Failure, Reporter, Step};
 use spec::ShimSpec;
 use steps::RootNamespaces;
@@ -72,10 +74,13 @@ fn run(title: impl FnOnce(SingleThreaded) -> Option<LastArgument>) -> ExitCode {
     };
     let reporter = Reporter::new(report);
     match start(&reporter, title) {
-        Ok((started, oom, exit)) => {
+        Ok((mut started, oom, exit)) => {
+            if let Some(relay) = &mut started.relay {
+                relay.leave_arena();
+            }
             // End of file on the report socket means that exec succeeded: no copy of it may stay open here.
             drop(reporter);
-            reap_until_end(&started, oom.as_ref(), exit)
+            reap_until_end(&mut started, oom.as_ref(), exit)
         }
         Err(failure) => {
             reporter.failed(failure);
@@ -89,6 +94,8 @@ struct Started {
     task: Pid,
     /// The controlling terminal of the session that the shim leads.
     terminal: Option<RawFd>,
+    /// Copies its output, if nobody else reads that.
+    relay: Option<Relay>,
 }
 
 /// Starts the task. All memory for the spec is freed before this returns, so that the shim stays small.
@@ -124,6 +131,7 @@ fn start(
     let oom = cgroup.as_ref().and_then(|cgroup| OomCounter::of(cgroup.as_fd()));
     let mut prepared = setup::prepare(&spec, namespaces, single)?;
     let rules = prepared.take_rules();
+    let relay = prepared.take_relay()?;
     let task = setup::launch(&spec, prepared, cgroup, reporter, single)?;
     // The task waits, but prepares itself meanwhile.
     steps::record_session(&spec, rules.as_deref(), &session)?;
@@ -134,7 +142,7 @@ fn start(
     }
     let pid = task.pid;
     task.may_exec()?;
-    Ok((Started { task: pid, terminal: spec.command.terminal() }, oom, exit))
+    Ok((Started { task: pid, terminal: spec.command.terminal(), relay }, oom, exit))
 }
 
 /// The task's cgroup directory and the namespaces for its root, of which the spec says whether they are there.
@@ -155,9 +163,13 @@ fn given_for(
 }
 
 /// Reaps children until the task ends, then writes its exit status. The PID namespace ends with the shim.
-fn reap_until_end(started: &Started, oom: Option<&OomCounter>, exit: File) -> ExitCode {
+fn reap_until_end(started: &mut Started, oom: Option<&OomCounter>, exit: File) -> ExitCode {
     loop {
-        let (pid, status) = match sys::wait::any_child() {
+        let child = match &mut started.relay {
+            Some(relay) => relay.any_child(),
+            None => sys::wait::any_child(),
+        };
+        let (pid, status) = match child {
             Ok(ended) => ended,
             Err(nix::errno::Errno::EINTR) => continue,
             // No child is left, but the end of the task was not seen: its exit status is unknown.
@@ -165,6 +177,9 @@ fn reap_until_end(started: &Started, oom: Option<&OomCounter>, exit: File) -> Ex
         };
         if pid != started.task {
             continue;
+        }
+        if let Some(relay) = &mut started.relay {
+            relay.finish();
         }
         if let Some(terminal) = started.terminal {
             // If it is not possible, the last output may be lost; the exit status is not.

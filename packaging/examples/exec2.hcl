@@ -46,5 +46,10 @@ plugin "nomad-driver-exec2" {
     # on disk is the task's dynamic user. "never": volumes are mounted as they
     # are.
     volume_idmap = "auto"
+
+    # true: the output of tasks goes to the journal instead of to Nomad's log
+    # collector, which is a process for each task. Where there is no journal, it
+    # goes to files in the allocation's log directory.
+    disable_log_collection = false
   }
 }

@@ -31,6 +31,8 @@ options! {
         pub dynamic_user_range: DynamicRange = UidRange,
         /// mount a volume so that its owner on disk is the task's dynamic user: `"auto"`, or `"never"`
         pub volume_idmap: VolumeIdmap = Idmap,
+        /// send the output of tasks to the journal, or to files where there is none, instead of to Nomad's log collector
+        pub disable_log_collection: bool = Flag { default: false },
     }
 }
 

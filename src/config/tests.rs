@@ -464,6 +464,7 @@ fn schemas_are_those_of_the_documented_options() {
         attributes(&PluginConfig::schema()),
         [
             row("allow_caps", "list(string)", false, Some("[\"kill\", \"net_bind_service\"]")),
+            row("disable_log_collection", "bool", false, Some("false")),
             row("dynamic_user_range", "string", false, Some("\"80000-89999\"")),
             row("root", "string", false, Some("\"private\"")),
             row("unveil_by_task", "bool", false, Some("false")),
@@ -516,7 +517,7 @@ fn schemas_and_messages_are_stable() {
             _ => panic!("{line}"),
         }
     }
-    assert_eq!(GOLDEN.lines().count(), 406);
+    assert_eq!(GOLDEN.lines().count(), 427);
     for line in GOLDEN.lines() {
         match line.split('\t').next() {
             Some("plugin") => {

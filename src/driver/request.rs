@@ -51,7 +51,7 @@ pub(super) fn task_spec(
         env: &task.env,
         root: &root.path,
         dirs: TaskDirs::Nomad { alloc_dir: alloc_dir.to_owned(), task: task.name.clone() },
-        logs: logs(task),
+        logs: logs(task, settings.plugin.disable_log_collection),
         network: network.as_deref(),
         names: names(task)?,
         cgroup: Some(&cgroup),
@@ -89,12 +89,21 @@ fn volume(mount: &proto::Mount) -> AskedVolume {
     }
 }
 
-/// The log FIFOs, or none: for `logs { disabled = true }` Nomad sends /dev/null.
-fn logs(task: &proto::TaskConfig) -> Logs<'_> {
+/// The log FIFOs, or none: for `logs { disabled = true }` Nomad sends /dev/null. Without its log collector there are no FIFOs, but
+/// Nomad sends their paths.
+fn logs(task: &proto::TaskConfig, no_collector: bool) -> Logs<'_> {
     match (task.stdout_path.as_str(), task.stderr_path.as_str()) {
         (NO_LOG, NO_LOG) => Logs::Null,
+        _ if no_collector => Logs::Own { identifier: identifier(task), task: &task.name },
         (stdout, stderr) => Logs::Fifos { stdout: Path::new(stdout), stderr: Path::new(stderr) },
     }
+}
+
+/// By which a task's output is found in the journal: `JOB/GROUP/TASK`. Quotes and control characters would make it another one in
+/// a shell or a line.
+fn identifier(task: &proto::TaskConfig) -> String {
+    let name = [task.job_id.as_str(), &task.task_group_name, &task.name].join("/");
+    name.replace(|c: char| c.is_control() || c == '\'', "_")
 }
 
 fn limits(
@@ -155,6 +164,25 @@ mod tests {
 
     fn network_of(mode: i32, path: &str) -> Result<Option<PathBuf>, RpcError> {
         network(Some(&NetworkIsolationSpec { mode, path: path.into(), ..Default::default() }))
+    }
+
+    #[test]
+    fn without_a_collector_output_has_the_tasks_name_unless_the_job_wants_none() {
+        let task = |stdout: &str| proto::TaskConfig {
+            job_id: "it's\nweb".into(),
+            task_group_name: "api".into(),
+            name: "server".into(),
+            stdout_path: stdout.into(),
+            stderr_path: stdout.into(),
+            ..Default::default()
+        };
+        let fifos = task("/d/.server.stdout.fifo");
+        let Logs::Own { identifier, task: name } = logs(&fifos, true) else {
+            panic!("another kind of output")
+        };
+        assert_eq!((identifier.as_str(), name), ("it_s_web/api/server", "server"));
+        assert!(matches!(logs(&fifos, false), Logs::Fifos { .. }));
+        assert!(matches!(logs(&task(NO_LOG), true), Logs::Null));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::status::RpcError;
 use super::{Driver, events, exec, request, stats};
 use crate::cgroup::CpuSampler;
-use crate::config::{DriverConfig, RootKind};
+use crate::config::{DriverConfig, PluginConfig, RootKind};
 use crate::proto::driver::driver_server::Driver as DriverRpc;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, *};
@@ -51,9 +51,7 @@ impl DriverRpc for Driver {
     }
 
     async fn capabilities(&self, _: Request<CapabilitiesRequest>) -> Reply<CapabilitiesResponse> {
-        Ok(Response::new(CapabilitiesResponse {
-            capabilities: Some(capabilities(self.settings().plugin.root)),
-        }))
+        Ok(Response::new(CapabilitiesResponse { capabilities: Some(capabilities(&self.settings().plugin)) }))
     }
 
     async fn fingerprint(&self, _: Request<FingerprintRequest>) -> Reply<Self::FingerprintStream> {
@@ -229,7 +227,7 @@ fn task_id(config: &proto::TaskConfig) -> Result<TaskId, RpcError> {
     Ok(TaskId::new(&config.id, &config.alloc_id, &config.name)?)
 }
 
-fn capabilities(root: RootKind) -> DriverCapabilities {
+fn capabilities(plugin: &PluginConfig) -> DriverCapabilities {
     use driver_capabilities::{FsIsolation, MountConfigs};
     DriverCapabilities {
         send_signals: true,
@@ -244,12 +242,12 @@ fn capabilities(root: RootKind) -> DriverCapabilities {
         .into(),
         must_create_network: false,
         // In the host's tree nothing can be mounted for one task: Nomad then refuses a job with a volume_mount.
-        mount_configs: match root {
+        mount_configs: match plugin.root {
             // Another name of AnyMounts.
             RootKind::Private => MountConfigs::UnknownMounts,
             RootKind::Host => MountConfigs::NoMounts,
         } as i32,
-        disable_log_collection: false,
+        disable_log_collection: plugin.disable_log_collection,
         dynamic_workload_users: true,
     }
 }

@@ -10,9 +10,10 @@ use crate::proto::base::base_plugin_server::BasePlugin as _;
 use crate::proto::base::{NomadConfig, NomadDriverConfig, SetConfigRequest};
 use crate::proto::driver::driver_server::Driver as _;
 use crate::proto::driver::{
-    AllocatedCpuResources, AllocatedMemoryResources, AllocatedTaskResources, DestroyTaskRequest, ExitResult,
-    InspectTaskRequest, LinuxResources, RecoverTaskRequest, Resources, SignalTaskRequest, StartTaskRequest,
-    StopTaskRequest, TaskConfig, TaskHandle, TaskState, TaskStatsRequest, WaitTaskRequest,
+    AllocatedCpuResources, AllocatedMemoryResources, AllocatedTaskResources, CapabilitiesRequest,
+    DestroyTaskRequest, ExitResult, InspectTaskRequest, LinuxResources, RecoverTaskRequest, Resources,
+    SignalTaskRequest, StartTaskRequest, StopTaskRequest, TaskConfig, TaskHandle, TaskState,
+    TaskStatsRequest, WaitTaskRequest,
 };
 use crate::record::handle::{DriverState, HANDLE_VERSION};
 use crate::record::identity::boot_id;
@@ -245,6 +246,20 @@ async fn an_unconfigured_plugin_sweeps_nothing() {
     assert!(stand.shim.runs() && dir.path().exists());
     configured(Some(NomadConfig { driver: Some(NomadDriverConfig::default()) })).await;
     assert!(!stand.shim.runs() && !dir.path().exists());
+}
+
+#[tokio::test]
+async fn the_log_collector_is_disabled_on_the_wire_only_if_the_operator_says_so() {
+    let host = Host::new();
+    // MessagePack of `{"disable_log_collection": false}` and of true.
+    let config = |value: u8| [b"\x81\xb6disable_log_collection", &[value][..]].concat();
+    for (msgpack_config, expected) in [(b"\x80".to_vec(), false), (config(0xc3), true), (config(0xc2), false)]
+    {
+        let request = SetConfigRequest { msgpack_config, ..SetConfigRequest::default() };
+        host.driver.set_config(Request::new(request)).await.unwrap();
+        let response = host.driver.capabilities(Request::new(CapabilitiesRequest {})).await.unwrap();
+        assert_eq!(response.into_inner().capabilities.unwrap().disable_log_collection, expected);
+    }
 }
 
 #[tokio::test]

@@ -12,9 +12,10 @@ use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::unistd::Pid;
 
+use super::relay::Relay;
 use super::report::{Failure, Reporter, Step};
 use super::spec::ShimSpec;
-use super::steps::{self, Logs, Result, RootNamespaces};
+use super::steps::{self, Copies, Logs, Result, RootNamespaces};
 use crate::sandbox::place::Place;
 use crate::sandbox::root::RootRule;
 use crate::sys;
@@ -31,11 +32,17 @@ pub(super) struct Prepared {
     ruleset: RulesetCreated,
     /// Those of the task's own root.
     rules: Option<Vec<RootRule>>,
+    copies: Option<Copies>,
 }
 
 impl Prepared {
     pub(super) fn take_rules(&mut self) -> Option<Vec<RootRule>> {
         self.rules.take()
+    }
+
+    pub(super) fn take_relay(&mut self) -> Result<Option<Relay>> {
+        let relay = self.copies.take().map(Relay::new).transpose();
+        relay.map_err(|errno| Failure::new(Step::Log, "pipe", errno))
     }
 }
 
@@ -46,10 +53,10 @@ pub(super) fn prepare(
     single: sys::clone::SingleThreaded,
 ) -> Result<Prepared> {
     steps::join_network(spec)?;
-    let (logs, work_dir, ruleset, rules);
+    let (logs, copies, work_dir, ruleset, rules);
     if let Some((root, namespaces)) = spec.root.as_ref().zip(namespaces) {
         steps::set_hostname(root)?;
-        logs = steps::open_logs(spec)?;
+        (logs, copies) = steps::open_logs(spec)?;
         let writable = steps::writable(spec);
         let in_volume = spec.plan.is_in_volume(&spec.plan.work_dir.place.display());
         if matches!(spec.plan.work_dir.place, Place::Host(_)) && !in_volume {
@@ -62,14 +69,14 @@ pub(super) fn prepare(
         rules = Some(found);
     } else {
         steps::separate_mounts(spec)?;
-        logs = steps::open_logs(spec)?;
+        (logs, copies) = steps::open_logs(spec)?;
         let writable = steps::writable(spec);
         work_dir = Some(steps::open_work_dir(spec, &writable)?);
         ruleset = steps::build_ruleset(spec, logs.as_ref(), &writable)?;
         rules = None;
     }
     steps::lead_session(spec)?;
-    Ok(Prepared { logs, work_dir, ruleset, rules })
+    Ok(Prepared { logs, work_dir, ruleset, rules, copies })
 }
 
 /// The task between its clone and its exec, for which it waits.

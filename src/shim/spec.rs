@@ -73,10 +73,28 @@ pub struct Command {
 pub enum Stdio {
     /// Nomad's log FIFOs.
     Fifos { stdout: Place, stderr: Place },
+    /// Not to Nomad's log collector.
+    Own(OwnOutput),
     /// Nowhere: /dev/null (a job's `logs { disabled = true }`).
     Null,
     /// What the shim was started with (the `run` verb).
     Inherited,
+}
+
+/// Output that goes to the journal, or where there is none, to files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnOutput {
+    /// By which it is found in the journal.
+    pub identifier: String,
+    /// The task's name.
+    pub task: String,
+}
+
+impl OwnOutput {
+    /// The names of both streams, as Nomad's log collector has them.
+    pub(crate) fn names(&self) -> [String; 2] {
+        ["stdout", "stderr"].map(|stream| format!("{}.{stream}", self.task))
+    }
 }
 
 /// The task of a `run` verb: it ends when the process that started it does.

@@ -16,7 +16,7 @@ mod work_dir;
 pub(super) use exec::exec;
 pub(super) use inherited::{limit_open_files, reset_inherited, set_oom_score_adj};
 pub(super) use landlock::{build_entered_ruleset, build_root_ruleset, build_ruleset, restrict};
-pub(super) use logs::{Logs, attach_logs, open_logs};
+pub(super) use logs::{Copies, LogFiles, Logs, attach_logs, open_logs};
 pub(super) use mounts::separate_mounts;
 pub(super) use network::{join_network, set_hostname};
 pub(super) use paths::{file_type, writable};

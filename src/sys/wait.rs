@@ -13,14 +13,23 @@ use super::nix_errno;
 
 /// Waits for any child to end and reaps it: its PID, and its status as in wait(2).
 pub(crate) fn any_child() -> Result<(Pid, i32)> {
+    // None is for WNOHANG only.
+    reap(WaitOptions::empty())?.ok_or(Errno::ECHILD)
+}
+
+/// The same without waiting; none: no child has ended.
+pub(crate) fn any_child_now() -> Result<Option<(Pid, i32)>> {
+    reap(WaitOptions::NOHANG)
+}
+
+fn reap(options: WaitOptions) -> Result<Option<(Pid, i32)>> {
     loop {
-        // None is for WNOHANG only.
-        let (pid, status) = wait(WaitOptions::empty()).map_err(nix_errno)?.ok_or(Errno::ECHILD)?;
+        let Some((pid, status)) = wait(options).map_err(nix_errno)? else { return Ok(None) };
         let pid = Pid::from_raw(pid.as_raw_nonzero().get());
         match status.stopping_signal() {
             // On failure it was killed meanwhile.
             Some(signal) => drop(let_go(pid, signal)),
-            None => return Ok((pid, status.as_raw())),
+            None => return Ok(Some((pid, status.as_raw()))),
         }
     }
 }

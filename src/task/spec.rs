@@ -11,7 +11,7 @@ use crate::sandbox::names::Names;
 use crate::sandbox::place::Place;
 use crate::sandbox::plan::{Plan, Root};
 use crate::sandbox::policy::{Ask, Denied, Host, Policy};
-use crate::shim::spec::{Command, Foreground, Stdio, TaskDirs};
+use crate::shim::spec::{Command, Foreground, OwnOutput, Stdio, TaskDirs};
 use crate::task::env::{Whereabouts, environment};
 use crate::task::id::TaskId;
 use crate::task::name_files::name_files;
@@ -40,10 +40,12 @@ pub struct Request<'a> {
 }
 
 /// Where the output goes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Logs<'a> {
     /// The names of Nomad's FIFOs in `alloc/logs`; only the last component of each path is used.
     Fifos { stdout: &'a Path, stderr: &'a Path },
+    /// The journal or files, by this identifier and name; see [`OwnOutput`].
+    Own { identifier: String, task: &'a str },
     /// /dev/null.
     Null,
     /// The caller's own standard output and error; the task ends with the caller.
@@ -140,6 +142,9 @@ impl TaskSpec {
 fn stdio(logs: Logs<'_>, root: &Path) -> Result<(Stdio, Option<Foreground>), SpecError> {
     let (stdout, stderr) = match logs {
         Logs::Fifos { stdout, stderr } => (stdout, stderr),
+        Logs::Own { identifier, task } => {
+            return Ok((Stdio::Own(OwnOutput { identifier, task: task.to_owned() }), None));
+        }
         Logs::Null => return Ok((Stdio::Null, None)),
         Logs::Inherited(foreground) => return Ok((Stdio::Inherited, Some(foreground))),
     };

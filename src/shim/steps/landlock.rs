@@ -94,7 +94,7 @@ fn new_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
         .map_err(failed)?
         .create()
         .map_err(failed)?;
-    for log in logs.iter().flat_map(|logs| [&logs.stdout, &logs.stderr]) {
+    for log in logs.iter().filter(|logs| logs.fifos).flat_map(|logs| [&logs.stdout, &logs.stderr]) {
         let write = rights(unveil::Access::WRITE, false);
         ruleset = ruleset.add_rule(PathBeneath::new(log, write)).map_err(failed)?;
     }

@@ -52,7 +52,7 @@ impl Kind {
         Ok(Self {
             namespaces: clone_flags(&spec.plan),
             cgroup: cgroup.and_then(Cgroup::path_of_shims),
-            null: matches!(spec.command.stdio, Stdio::Fifos { .. } | Stdio::Null),
+            null: matches!(spec.command.stdio, Stdio::Fifos { .. } | Stdio::Own(_) | Stdio::Null),
             names: uname().map_err(CallError::on("read the host's name"))?,
         })
     }
