@@ -364,6 +364,28 @@ fn a_plugin_refreshes_the_copies_before_any_start() {
 }
 
 #[test]
+fn name_servers_behind_a_stub_are_followed_for_tasks_with_a_network_namespace() {
+    let Some(host) = host() else { return };
+    let tmp = tempfile::tempdir().unwrap();
+    host.replace("resolv.conf", "nameserver 127.0.0.53\n");
+    host.replace("dnsmasq-resolv.conf", "nameserver 192.0.2.1\n");
+    let plugin = Plugin::start(&host, tmp.path(), "", DEFAULTS);
+    let servers = |name: &str| -> Vec<String> {
+        let text = plugin.inside(&format!("cat {RUN_DIR}/@etc-*/.host/{name} 2>/dev/null || :"));
+        text.lines().filter_map(|line| line.strip_prefix("nameserver ")).map(str::to_owned).collect()
+    };
+    until("the server behind the stub", || servers("resolv.conf.netns") == ["192.0.2.1"]);
+    assert_eq!(servers("resolv.conf"), ["127.0.0.53"]);
+    host.replace("dnsmasq-resolv.conf", "nameserver 192.0.2.2\n");
+    until("the next one", || servers("resolv.conf.netns") == ["192.0.2.2"]);
+    host.replace("resolv.conf", "nameserver 192.0.2.3\n");
+    until("one that needs no replacement", || servers("resolv.conf.netns") == ["192.0.2.3"]);
+    host.replace("resolv.conf", "nameserver ::1\n");
+    host.replace("dnsmasq-resolv.conf", "nameserver 127.0.0.1\n");
+    until("the host's, if there is no other", || servers("resolv.conf.netns") == ["::1"]);
+}
+
+#[test]
 fn a_template_is_replaced_if_a_default_path_changes_and_not_otherwise() {
     let Some(host) = host() else { return };
     let tmp = tempfile::tempdir().unwrap();
