@@ -140,7 +140,7 @@ with subtest("dynamic host volumes of the mkdir plugin: one with an owner is wri
     t.assertIn("uid and gid of the mkdir plugin", " ".join(driver_errors(alloc)))
     stop_job("dynamic-root")
 
-with subtest("a sticky volume: the next allocation, with another uid, goes on with its files"):
+with subtest("a sticky volume: the next allocation, with another uid, continues with its files"):
     dynamic("sticky", f'uid = "{UID}"\ngid = "{UID}"\nmode = "0700"')
     script = "echo $(id -u) >> /data/starts && cat /data/starts && sleep 36000"
     sticky = volume("v", "sticky", sticky=True, **access)
