@@ -16,6 +16,8 @@ def warm_up() -> None:
     wait_for_alloc("first", "complete")
     poll("a spare shim", lambda: pgrep(SPARES), CLEANUP_TIMEOUT_S)
     forget("first")
+    # Without it, the plugin is looking at the host's files, with descriptors that are gone afterwards.
+    machine.wait_until_succeeds(f"ls -l /proc/{plugin_pid()}/fd | grep -q inotify", timeout=CLEANUP_TIMEOUT_S)
 
 
 def traces() -> dict[str, Any]:
