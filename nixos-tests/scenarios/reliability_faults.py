@@ -41,7 +41,8 @@ EXIT_7 = "import signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(
 with subtest(f"SIGKILL of the shim after the task has ended, before it reports: {'7, from the pidfd' if REMEMBERS else 'as killed'}"):
     alloc = run_python("shimlate", EXIT_7)
     (leader,), shim = inside(alloc), shim_of(alloc)
-    machine.succeed(f"kill -STOP {shim}; kill -USR1 {leader}")
+    # A shim that has not stopped yet would still reap the leader.
+    machine.succeed(f"kill -STOP {shim}; until grep -q '^State:.T' /proc/{shim}/status; do sleep 0.1; done; kill -USR1 {leader}")
     machine.wait_until_succeeds(f"grep -q '^State:.Z' /proc/{leader}/status", timeout=ALLOC_TIMEOUT_S)
     machine.succeed(f"kill -9 {shim}")
     t.assertEqual(deaths(wait_for_alloc("shimlate", "failed")), [(7, 0, "false") if REMEMBERS else (137, 9, "false")])

@@ -105,7 +105,8 @@ with subtest("a shim is killed while no plugin runs: the whole task ends, and No
 with subtest("the same after the task has ended: its code is lost, and not reported as success"):
     alloc = run_python("ended", "import signal, sys\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))\n" + WAIT)
     (leader,), shim, plugin, agent = inside(alloc), shim_of(alloc), pgrep(PLUGIN_NAME)[0], agent_pid()
-    machine.succeed(f"kill -STOP {shim}; kill -USR1 {leader}")
+    # A shim that has not stopped yet would still reap the leader.
+    machine.succeed(f"kill -STOP {shim}; until grep -q '^State:.T' /proc/{shim}/status; do sleep 0.1; done; kill -USR1 {leader}")
     machine.wait_until_succeeds(f"grep -q '^State:.Z' /proc/{leader}/status", timeout=ALLOC_TIMEOUT_S)
     machine.succeed(f"kill -STOP {agent}; kill -9 {plugin} {shim}; sleep 1; kill -CONT {agent}")
     t.assertEqual(exits(wait_for_alloc("ended", "failed")), [])
