@@ -2,10 +2,10 @@
 # description = "Which name servers, hosts and host name a task has: dns of the job, the host's, replaced loopback stubs."
 # across = "what a mount namespace receives, and host names"
 # guests = ["debian"]
-# seconds = 120
+# seconds = 196
 # ///
 # Four servers answer every name below "example." with an address that tells which of them was asked. Each lookup that has to
-# succeed has one beside it that has to fail.
+# succeed has one beside it that has to fail. Nomad 2.0.6 fails all allocations with the mode "none" before it asks the driver.
 
 import json
 import shlex
@@ -127,19 +127,19 @@ with subtest("the host's servers, those of the job, and upstream servers in plac
         searches=network("bridge", searches=["example", "corp.example"]),
         options=network("bridge", options=["timeout:2"]),
         all=network("bridge", servers=[OF_JOB, NEW], searches=["."], options=["rotate"]),
-        none=network("none", servers=[OF_JOB]),
+        **({"none": network("none", servers=[OF_JOB])} if stand_in() else {}),
     )
-    t.assertEqual({key: asked(seen) for key, seen in found.items()},
-                  {"host": STUB, "hostservers": OF_JOB, "bridge": UPSTREAM, "servers": OF_JOB, "searches": UPSTREAM, "options": UPSTREAM,
-                   "all": found["all"]["web.example"] and asked(found["all"]), "none": None})  # fmt: skip
+    wanted = {"host": STUB, "hostservers": OF_JOB, "bridge": UPSTREAM, "servers": OF_JOB, "searches": UPSTREAM, "options": UPSTREAM, "none": None}
     t.assertIn(asked(found["all"]), (OF_JOB, NEW))
+    t.assertEqual({key: asked(seen) for key, seen in found.items() if key != "all"}, {key: wanted[key] for key in found if key != "all"})
     t.assertEqual(found["host"]["file"], f"nameserver {STUB};options edns0 trust-ad;search example;")
     t.assertEqual(found["hostservers"]["file"], f"nameserver {OF_JOB};search example;options edns0;")
     t.assertEqual(found["bridge"]["file"], f"nameserver {UPSTREAM};search example;options edns0;")
     t.assertEqual(found["searches"]["file"], f"nameserver {UPSTREAM};search example corp.example;options edns0;")
     t.assertEqual(found["options"]["file"], f"nameserver {UPSTREAM};search example;options timeout:2;")
     t.assertEqual(found["all"]["file"], f"nameserver {OF_JOB};nameserver {NEW};search .;options rotate;")
-    t.assertEqual(found["none"]["file"], f"nameserver {OF_JOB};search example;options edns0;")
+    if stand_in():
+        t.assertEqual(found["none"]["file"], f"nameserver {OF_JOB};search example;options edns0;")
     # The short name is found by the search list only.
     t.assertEqual(found["bridge"]["web"], ANSWERS[UPSTREAM])
     t.assertEqual(found["all"]["web"], "")
@@ -156,11 +156,14 @@ with subtest("a link to the stub of systemd-resolved, and a stub beside a server
 with subtest("without a server that can be reached, an event says so, but not without another network or with dns"):
     resolv_conf("/etc/resolv.conf", f"nameserver {STUB}")
     resolv_conf(f"{RESOLVED}/resolv.conf", "nameserver ::1")
-    networks = {"bridge": network("bridge"), "host": network("host"), "none": network("none"), "servers": network("bridge", servers=[OF_JOB])}
+    networks = {"bridge": network("bridge"), "host": network("host"), "servers": network("bridge", servers=[OF_JOB])}
+    if stand_in():
+        networks["none"] = network("none")
     found = poll("the event", lambda: (seen := looks("dns", **networks))["bridge"]["events"] and seen, ALLOC_TIMEOUT_S)
     t.assertIn(NO_SERVER, found["bridge"]["events"][0])
-    t.assertEqual({key: asked(seen) for key, seen in found.items()}, {"bridge": None, "host": STUB, "none": None, "servers": OF_JOB})
-    t.assertEqual([found[key]["events"] for key in ("host", "none", "servers")], [[], [], []])
+    wanted = {"bridge": None, "host": STUB, "none": None, "servers": OF_JOB}
+    t.assertEqual({key: asked(seen) for key, seen in found.items()}, {key: wanted[key] for key in networks})
+    t.assertEqual([found[key]["events"] for key in networks if key != "bridge"], [[]] * (len(networks) - 1))
 
 with subtest("a running task follows the host's servers, with replaced stubs too, and a dns block does not"):
     resolv_conf(f"{RESOLVED}/resolv.conf", f"nameserver {UPSTREAM}")
