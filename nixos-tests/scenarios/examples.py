@@ -10,6 +10,7 @@ import shlex
 
 from exec2.agent import agent_command, run_agent, stand_in, wait_for_driver
 from exec2.allocs import EXAMPLES, exits, logs, run_job, stop_job, wait_for_alloc, wait_for_log
+from exec2.disks import mappable
 from exec2.guest import ALLOC_TIMEOUT_S, machine, subtest, t, write
 
 wait_for_driver()
@@ -139,6 +140,7 @@ client {
 """
 OWNER = 900
 
+mappable("/srv")
 machine.succeed(f"install -d -o {OWNER} -g {OWNER} -m 700 /srv/exec2-example /srv/exec2-postgres")
 write("/run/volumes.hcl", VOLUMES)
 run_agent(f"{agent_command()} -config=/run/volumes.hcl")

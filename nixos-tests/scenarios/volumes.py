@@ -11,6 +11,7 @@
 import json
 
 from exec2.agent import wait_for_driver
+from exec2.disks import filesystem
 from exec2.guest import CLEANUP_TIMEOUT_S, machine, poll, subtest, t, write
 from exec2.probes import PROBE, compare
 
@@ -87,14 +88,6 @@ def agent(*options):
     machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
 
 
-def filesystem(kind, name, options=""):
-    """Mounts a new file system of this kind."""
-    make = {"ext4": "mkfs.ext4 -q", "xfs": "mkfs.xfs -q", "btrfs": "mkfs.btrfs -q"}[kind]
-    place = f"{FOLDER}/{name}"
-    machine.succeed(f"mkdir -p {place}; truncate -s 400M /var/tmp/{name}.img; {make} /var/tmp/{name}.img; mount -o loop{options} /var/tmp/{name}.img {place}")
-    return place
-
-
 def volume(place, uid=UID, gid=UID, mode="750"):
     """A directory with a file in it, both of this owner."""
     machine.succeed(f"mkdir -p {place}; echo content > {place}/file; chown {uid}:{gid} {place} {place}/file; chmod {mode} {place}; chmod 640 {place}/file")
@@ -105,8 +98,8 @@ def owners(place):
     return machine.succeed(f"stat -c %u:%g {place}").split()
 
 
-machine.succeed(f"mkdir -p {FOLDER}; chmod 755 {FOLDER}", "modprobe loop", f"useradd --uid {UID} --user-group {OWNER}")
-DISK = filesystem("ext4", "ext4")
+machine.succeed(f"mkdir -p {FOLDER}; chmod 755 {FOLDER}", f"useradd --uid {UID} --user-group {OWNER}")
+DISK = filesystem("ext4", f"{FOLDER}/ext4")
 data, plain = volume(f"{DISK}/data"), volume(f"{DISK}/plain", 0, 0)
 agent('unveil_paths = ["r:/etc/mime.types"]', "unveil_by_task = true")
 
@@ -267,7 +260,7 @@ with subtest("a plugin that is killed: the task keeps its volume, and so do sess
     volume(data)
 
 with subtest("a file system that is unmounted under a task, and one that the task keeps busy"):
-    other = filesystem("ext4", "other")
+    other = filesystem("ext4", f"{FOLDER}/other")
     volume(other)
     task = write_task("unmounted", "sleep", "4321", mounts=[mount("/data", other)])
     harness(f"start {task}")
@@ -291,7 +284,7 @@ with subtest("each file system is mapped, or the error names what to write in th
     disks = {"ext4": DISK}
     for kind in "xfs", "btrfs":
         if machine.execute(f"modprobe {kind}")[0] == 0:
-            disks[kind] = filesystem(kind, kind)
+            disks[kind] = filesystem(kind, f"{FOLDER}/{kind}")
     machine.succeed(f"mkdir -p {FOLDER}/tmpfs; mount -t tmpfs none {FOLDER}/tmpfs")
     disks["tmpfs"] = f"{FOLDER}/tmpfs"
     # The guest's root is one.

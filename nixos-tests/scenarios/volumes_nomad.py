@@ -11,6 +11,7 @@ import re
 
 from exec2.agent import agent_command, nomad, run_agent
 from exec2.allocs import driver_errors, logs, run_job, stop_job, wait_for_alloc
+from exec2.disks import mappable
 from exec2.guest import ALLOC_TIMEOUT_S, machine, poll, subtest, t, write
 from exec2.jobs import group, job, task
 
@@ -48,11 +49,13 @@ def directory(name, uid=UID):
     return place
 
 
+mappable(FOLDER)
 owned, root = directory("owned"), directory("root", 0)
 write(
     "/run/volumes.hcl",
     f"""
 client {{
+  host_volumes_dir = "{FOLDER}/dynamic"
   host_volume "owned" {{ path = "{owned}" }}
   host_volume "seen" {{
     path      = "{owned}"
@@ -134,7 +137,7 @@ with subtest("dynamic host volumes of the mkdir plugin: one with an owner is wri
     output = done("dynamic", "date > /data/file; stat -c '%u %a' /data; id -u", volume("v", "made", **access), mount("v", "/data"))
     uid, mode, own = output.split()
     t.assertEqual((uid, mode), (own, "700"))
-    place = machine.succeed(f"find /opt/nomad -type d -name {made}").split()[0]
+    place = machine.succeed(f"find {FOLDER}/dynamic -type d -name {made}").split()[0]
     t.assertEqual(machine.succeed(f"stat -c %u {place}/file").strip(), str(UID))
     alloc = run("dynamic-root", "true", volume("v", "plain", **access), mount("v", "/data"), wanted="failed")
     t.assertIn("uid and gid of the mkdir plugin", " ".join(driver_errors(alloc)))
