@@ -332,6 +332,8 @@ impl Lifecycle {
             this.launch_blocking(&spec()?).map_err(E::from)
         };
         let started = blocking(begin).await.map_err(LifecycleError::from)?;
+        // After a start that failed as well: it has used the spare.
+        self.make_spare();
         let Started { launched, sandbox, claim, mapped } =
             started.inspect_err(|error| self.report_failure(id, error))?;
         let uid = claim.uid();
@@ -340,7 +342,6 @@ impl Lifecycle {
                 self.0.bus.send(id, sandbox);
                 self.report_foreign_files(id, mapped, uid);
                 reservation.keep(task);
-                self.make_spare();
                 Ok(state)
             }
             Err(error) => {
