@@ -1,6 +1,5 @@
 # /// scenario
 # description = "Which name servers, hosts and host name a task has: dns of the job, the host's, replaced loopback stubs."
-# across = "what a mount namespace receives, and host names"
 # guests = ["debian"]
 # seconds = 196
 # ///
