@@ -10,7 +10,7 @@ from exec2.agent import PLUGIN_NAME, new_plugin, nomad, wait_for_driver
 from exec2.allocs import alloc_status, allocs, driver_errors, ended, exits, logs, run_job, run_python, stop_job, terminated, wait_for_alloc, wait_for_log
 from exec2.guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, alive, descriptors, machine, pgrep, poll, subtest, t
 from exec2.jobs import IGNORE, WAIT, group, job, python_job, task
-from exec2.tasks import LOG_READERS, RUN, SHIMS, TASKS_CGROUP, inside, nobody_else_noticed, run_directories, stop_all_of
+from exec2.tasks import LOG_READERS, RUN, SHIMS, SPARES, TASKS_CGROUP, inside, nobody_else_noticed, run_directories, stop_all_of
 
 SHIMS_CGROUP = "/sys/fs/cgroup/nomad.slice/nomad-driver-exec2.scope"
 # The plugin's threads for starts end after 10 s without work (tokio's keep-alive).
@@ -158,6 +158,9 @@ with subtest("no descriptors left at the end of a task: its exit status is repor
 
 for what, folder in (("the shim", SHIMS_CGROUP), ("the task", TASKS_CGROUP)):
     with subtest(f"no process left for {what}: the start fails with the reason and leaves nothing; a retry succeeds"):
+        # The shim that waits for the next task would be enough for one start.
+        machine.succeed(f"pkill -KILL -f '{SPARES}' || true")
+        machine.wait_until_fails(f"pgrep -f '{SPARES}'", timeout=CLEANUP_TIMEOUT_S)
         machine.succeed(f"cat {folder}/pids.current > {folder}/pids.max")
         refused("nopids", *AGAIN)
         machine.succeed(f"echo max > {folder}/pids.max")
