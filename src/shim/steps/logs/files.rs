@@ -18,6 +18,8 @@ const FILE_MAX: u64 = 10 << 20;
 const FILES_MAX: u32 = 10;
 /// Names in use that are tried for a new file.
 const TRIES: u32 = 100;
+/// Higher numbers are not of this driver: at 10 MiB a file, that is 10 PiB.
+const NUMBER_MAX: u32 = 1 << 30;
 const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
 
 /// What a task wrote to one of its streams, in files of which the oldest are removed.
@@ -93,16 +95,18 @@ fn next(number: u32) -> nix::Result<u32> {
     number.checked_add(1).ok_or(Errno::EOVERFLOW)
 }
 
-/// The highest number of a file with this name.
+/// The highest number of a file with this name. One that no task reaches by writing is not counted: a task could leave no number for
+/// the next start.
 fn last_number(directory: &OwnedFd, name: &str) -> nix::Result<Option<u32>> {
     let mut entries =
         Dir::openat(directory, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let number = |entry: &nix::dir::Entry| -> Option<u32> {
         entry.file_name().to_str().ok()?.strip_prefix(name)?.strip_prefix('.')?.parse().ok()
     };
+    let reachable = |number: &u32| *number < NUMBER_MAX;
     let mut last = None;
     for entry in entries.iter() {
-        last = last.max(number(&entry?));
+        last = last.max(number(&entry?).filter(reachable));
     }
     Ok(last)
 }
@@ -195,6 +199,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("web.stdout.12")).unwrap();
         std::fs::write(dir.path().join("web.stdout.99999999999"), "").unwrap();
         std::fs::write(dir.path().join("web.stdout.x"), "").unwrap();
+        std::fs::write(dir.path().join(format!("web.stdout.{}", u32::MAX)), "").unwrap();
         files(dir.path(), 10).append(b"mine");
         assert_eq!(std::fs::read(dir.path().join("web.stdout.13")).unwrap(), b"mine");
         assert_eq!(std::fs::read(&target).unwrap(), b"s");
