@@ -8,6 +8,8 @@
 // Output that a harness would print.
 #![allow(clippy::print_stdout)]
 
+#[path = "common/launched.rs"]
+mod launched;
 #[path = "common/sandbox.rs"]
 mod sandbox;
 
@@ -27,7 +29,6 @@ use nix::unistd::Pid;
 use nomad_driver_exec2::cgroup::Limits;
 use nomad_driver_exec2::config::{DriverConfig, PluginConfig};
 use nomad_driver_exec2::sandbox::names::Names;
-use nomad_driver_exec2::shim;
 use nomad_driver_exec2::shim::exit::Exit;
 use nomad_driver_exec2::shim::spec::TaskDirs;
 use nomad_driver_exec2::task::id::TaskId;
@@ -42,7 +43,7 @@ const JOURNAL: &str = "/run/systemd/journal/stdout";
 const LIMIT: Duration = Duration::from_secs(30);
 const FILE_MAX: u64 = 10 << 20;
 
-const TESTS: [(&str, fn()); 4] = [
+const TESTS: [launched::Test; 4] = [
     (
         "without_journald_output_is_in_files_to_the_last_byte",
         without_journald_output_is_in_files_to_the_last_byte,
@@ -53,26 +54,7 @@ const TESTS: [(&str, fn()); 4] = [
 ];
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().collect();
-    match args.get(1).map(String::as_str) {
-        Some("shim") => return shim::main(),
-        Some("idle") => return shim::idle(),
-        Some("template") => return shim::template::main(),
-        _ => {}
-    }
-    let others = ["--list", "--ignored"].iter().any(|other| args.iter().any(|arg| arg == other));
-    let wanted = |name: &str| args[1..].iter().all(|arg| arg.starts_with('-') || name.contains(arg.as_str()));
-    for (name, test) in TESTS.iter().filter(|(name, _)| !others && wanted(name)) {
-        match sandbox::unavailable(PLUGIN) {
-            Some(why) => println!("test {name} ... was not run: {why}"),
-            None => {
-                own_run();
-                test();
-                println!("test {name} ... ok");
-            }
-        }
-    }
-    ExitCode::SUCCESS
+    launched::of_launcher().unwrap_or_else(|| launched::run(PLUGIN, &TESTS, own_run))
 }
 
 /// An empty /run, for this process and those that it starts.

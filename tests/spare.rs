@@ -8,6 +8,8 @@
 // Output that a harness would print.
 #![allow(clippy::print_stdout)]
 
+#[path = "common/launched.rs"]
+mod launched;
 #[path = "common/sandbox.rs"]
 mod sandbox;
 
@@ -24,7 +26,6 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use nomad_driver_exec2::cgroup::Limits;
 use nomad_driver_exec2::config::{DriverConfig, PluginConfig};
-use nomad_driver_exec2::shim;
 use nomad_driver_exec2::shim::spec::TaskDirs;
 use nomad_driver_exec2::task::id::TaskId;
 use nomad_driver_exec2::task::launch::Launcher;
@@ -39,7 +40,7 @@ const KEEPER: &str = "keep";
 const TASK_DIR: &str = "/srv/exec2-spare";
 const LIMIT: Duration = Duration::from_secs(20);
 
-const TESTS: [(&str, fn()); 6] = [
+const TESTS: [launched::Test; 6] = [
     ("a_spare_becomes_the_shim_of_the_next_task", a_spare_becomes_the_shim_of_the_next_task),
     ("a_killed_spare_fails_no_start", a_killed_spare_fails_no_start),
     (
@@ -52,26 +53,14 @@ const TESTS: [(&str, fn()); 6] = [
 ];
 
 fn main() -> ExitCode {
+    if let Some(ended) = launched::of_launcher() {
+        return ended;
+    }
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
-        Some("shim") => return shim::main(),
-        Some("idle") => return shim::idle(),
-        Some("template") => return shim::template::main(),
         Some(KEEPER) => keep(Path::new(&args[2])),
-        _ => {}
+        _ => launched::run(PLUGIN, &TESTS, || {}),
     }
-    let others = ["--list", "--ignored"].iter().any(|other| args.iter().any(|arg| arg == other));
-    let wanted = |name: &str| args[1..].iter().all(|arg| arg.starts_with('-') || name.contains(arg.as_str()));
-    for (name, test) in TESTS.iter().filter(|(name, _)| !others && wanted(name)) {
-        match sandbox::unavailable(PLUGIN) {
-            Some(why) => println!("test {name} ... was not run: {why}"),
-            None => {
-                test();
-                println!("test {name} ... ok");
-            }
-        }
-    }
-    ExitCode::SUCCESS
 }
 
 fn launcher() -> (Launcher, tempfile::TempDir) {
