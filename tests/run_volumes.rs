@@ -237,6 +237,32 @@ fn a_destination_that_is_a_file_or_a_link_is_refused() {
 }
 
 #[test]
+fn a_link_of_the_root_is_not_replaced() {
+    let Some(host) = host() else { return };
+    host.volume("db", (UID, GID));
+    let merged = ["/bin", "/lib", "/sbin"].into_iter().find(|path| Path::new(path).is_symlink());
+    let Some(link) = merged else { return };
+    for destination in [link.to_owned(), format!("{link}/exec2-data")] {
+        refused(
+            &[host.to("db", &destination)],
+            &format!("{link} is a symbolic link to usr{link} in the task's root"),
+        );
+    }
+    assert_eq!(ok(&[host.to("db", "/libexec2")], "cat /libexec2/file"), "content", "another name");
+}
+
+#[test]
+fn a_path_that_is_not_plain_is_a_mistake_of_the_caller() {
+    let Some(host) = host() else { return };
+    for volume in ["data:/data", "/srv:data", "/srv/../srv:/data", "/srv:/a/../b", "/srv", "/srv:/a:rw"] {
+        let (status, _, err) = run(&[], &[volume.to_owned()], "echo started");
+        assert!(status == Some(2) && err.contains("SOURCE:DESTINATION"), "{volume}: {status:?} {err}");
+    }
+    host.volume("db", (UID, GID));
+    assert_eq!(ok(&[host.to("db", "/task/local/data")], "cat /task/local/data/file"), "content");
+}
+
+#[test]
 fn a_source_is_never_behind_a_link_that_a_task_may_have_made() {
     let Some(host) = host() else { return };
     host.volume("db", (UID, GID)).volume("other", (UID, GID));

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -219,22 +219,31 @@ fn capability(name: &str) -> Result<String, UnknownCapability> {
     CapList::from_names([name]).map(|_| name.to_owned())
 }
 
+fn is_plain(path: &Path) -> bool {
+    path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
+}
+
 /// Reads `SOURCE:DESTINATION[:ro]`.
 fn volume(text: &str) -> Result<AskedVolume, String> {
     let (paths, read_only) = match text.strip_suffix(":ro") {
         Some(paths) => (paths, true),
         None => (text, false),
     };
-    match paths.split_once(':').filter(|(_, destination)| !destination.contains(':')) {
-        Some((source, destination)) => Ok(AskedVolume {
-            source: source.to_owned(),
-            destination: destination.to_owned(),
-            read_only,
-            propagation: "private".to_owned(),
-            selinux_label: String::new(),
-        }),
-        None => Err("write SOURCE:DESTINATION or SOURCE:DESTINATION:ro, with two absolute paths".to_owned()),
-    }
+    let (source, destination) = paths
+        .split_once(':')
+        .filter(|(_, destination)| !destination.contains(':'))
+        .filter(|both| [both.0, both.1].iter().all(|path| is_plain(Path::new(path))))
+        .ok_or(
+            "write SOURCE:DESTINATION or SOURCE:DESTINATION:ro, with two absolute paths without `..`; for a destination in the command's own \
+             directory, for example /task/local/data",
+        )?;
+    Ok(AskedVolume {
+        source: source.to_owned(),
+        destination: destination.to_owned(),
+        read_only,
+        propagation: "private".to_owned(),
+        selinux_label: String::new(),
+    })
 }
 
 /// The command and its arguments, which must be text: a task's spec holds only text.

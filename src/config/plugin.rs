@@ -29,7 +29,7 @@ options! {
         pub allow_caps: CapSet = AllowedCapabilities,
         /// the uids that Nomad assigns to tasks without a user; a job that names another `nomad-N` is refused
         pub dynamic_user_range: DynamicRange = UidRange,
-        /// mount a volume so that its owner on disk is the task's dynamic user: `"auto"`, or `"never"`
+        /// `"auto"`: if a job names no user, the owner of a volume appears as the task's dynamic user. `"never"`: volumes are mounted as they are
         pub volume_idmap: VolumeIdmap = Idmap,
         /// send the output of tasks to the journal, or to files where there is none, instead of to Nomad's log collector
         pub disable_log_collection: bool = Flag { default: false },

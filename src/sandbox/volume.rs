@@ -87,7 +87,7 @@ pub enum VolumeProblem {
         "the destination must be an absolute path without `..`; write for example \"/data\" or \"${{NOMAD_TASK_DIR}}/data\""
     )]
     Destination,
-    #[error("Nomad sent an invalid value: the path on the host {}, which is not absolute", quote(.0))]
+    #[error("the path on the host, {}, must be absolute and without `..`", quote(.0))]
     Source(String),
     #[error("{0} is the kernel's or the driver's in every task; write another path, for example \"/data\"")]
     Reserved(&'static str),

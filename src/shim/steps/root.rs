@@ -56,6 +56,7 @@ pub(crate) fn enter_root(
     single: SingleThreaded,
 ) -> Result<Vec<RootRule>> {
     let Unveils { places, opened, links, in_proc } = open_unveils(spec, root, writable)?;
+    behind_no_link(spec, root)?;
     let mut volumes = Volumes::open(spec, single, writable)?;
     let mut assembly = Request {
         layout: root.layout.as_ref(),
@@ -91,6 +92,21 @@ pub(crate) fn enter_root(
     let left_out = build::build(spec, root, &assembly, sources)?;
     assembly.rules.retain(|rule| !left_out.contains(&rule.path));
     Ok(assembly.rules)
+}
+
+/// A volume may not replace a link that programs need, such as /lib of a merged /usr, by a directory.
+fn behind_no_link(spec: &ShimSpec, root: &PrivateRoot) -> Result<()> {
+    let Some(layout) = &root.layout else { return Ok(()) };
+    let links: Vec<_> = layout.trees.iter().flat_map(|tree| &tree.links).chain(&layout.links).collect();
+    for volume in &spec.plan.volumes {
+        let Some(link) = links.iter().find(|link| volume.path.starts_with(&link.path)) else { continue };
+        let (path, target) = (link.path.display(), link.target.display());
+        let text = format!(
+            "{path} is a symbolic link to {target} in the task's root; write a destination elsewhere, for example \"/data\""
+        );
+        return Err(volumes::refused(volume, text));
+    }
+    Ok(())
 }
 
 /// Which of [`NAMES`] the task has of its own.

@@ -137,16 +137,17 @@ fn owner_to_map(volume: &Volume, stat: &FileStat, user: Owner) -> Result<Option<
         volume,
         format!(
             "{source} on the host belongs to the {of} root, which a dynamic user is never given; give it to another user and group: with chown, or by \
-             the parameters uid and gid of the mkdir plugin in a dynamic host volume; or write read_only = true in volume_mount; or set volume_idmap = \
-             \"never\" to mount it as it is"
+             the parameters uid and gid of the mkdir plugin in a dynamic host volume; or write read_only = true in volume_mount (:ro with run); or set \
+             volume_idmap = \"never\" to mount it as it is, in which the task can do only what others may"
         ),
     ))
 }
 
 fn cannot_be_mapped(Owner { uid, gid }: Owner) -> String {
     format!(
-        "it belongs to {uid}:{gid}, and its file system cannot show it as the task's (on this kernel, or because it is mapped already); write user = \
-         \"{uid}:{gid}\" in the task, or let others write it (chmod o+rwx)"
+        "it belongs to {uid}:{gid}, and its file system cannot show it as the task's (on this kernel, or because it is mapped already); write the name \
+         of the host's user with the uid {uid} as user of the task (--user {uid}:{gid} with run), or read_only = true (:ro), or let others write it \
+         (chmod o+rwx)"
     )
 }
 
