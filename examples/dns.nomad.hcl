@@ -1,8 +1,9 @@
 # dns: a task in a network namespace asks the name servers that the job names.
 #
 # Shows: `network { dns }`. Each of the three lists is optional; what is left out is
-#        as on the host. Without `dns`, the task has the host's name servers, and the
-#        servers behind a local stub such as 127.0.0.53, which it cannot reach.
+#        taken from the host. Without `dns`, the task has the host's name servers; if the
+#        host uses a local stub such as 127.0.0.53, which a network namespace cannot
+#        reach, it has the servers behind the stub.
 # Agent: the CNI plugins (client option `cni_path`).
 #
 #   nomad alloc logs -job dns        what the task finds in /etc/resolv.conf

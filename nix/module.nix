@@ -207,8 +207,8 @@ in
               ];
               default = "auto";
               description = ''
-                `auto`: where a job names no user, a volume is mounted so that its owner on disk is the task's dynamic user. `never`: volumes
-                are mounted as they are.
+                `auto`: where a job names no user, the owner of a volume appears as the task's dynamic user. `never`: volumes are mounted
+                as they are.
               '';
             };
             disable_log_collection = lib.mkOption {
@@ -216,7 +216,7 @@ in
               default = false;
               description = ''
                 Send the output of tasks to the journal instead of to Nomad's log collector, which is a process for each task. Where there
-                is no journal, the output goes to files in the allocation's log directory.
+                is no journal, the output goes to at most 10 files of 10 MiB for each stream in the allocation's log directory.
               '';
             };
           };

@@ -42,14 +42,14 @@ plugin "nomad-driver-exec2" {
     # dynamic user (user = "nomad-N") is refused.
     dynamic_user_range = "80000-89999"
 
-    # "auto": where a job names no user, a volume is mounted so that its owner
-    # on disk is the task's dynamic user. "never": volumes are mounted as they
-    # are.
+    # "auto": where a job names no user, the owner of a volume appears as the
+    # task's dynamic user. "never": volumes are mounted as they are.
     volume_idmap = "auto"
 
     # true: the output of tasks goes to the journal instead of to Nomad's log
     # collector, which is a process for each task. Where there is no journal, it
-    # goes to files in the allocation's log directory.
+    # goes to at most 10 files of 10 MiB for each stream in the allocation's log
+    # directory. Drain the node before you change it.
     disable_log_collection = false
   }
 }
