@@ -43,13 +43,14 @@ const JOURNAL: &str = "/run/systemd/journal/stdout";
 const LIMIT: Duration = Duration::from_secs(30);
 const FILE_MAX: u64 = 10 << 20;
 
-const TESTS: [launched::Test; 4] = [
+const TESTS: [launched::Test; 5] = [
     (
         "without_journald_output_is_in_files_to_the_last_byte",
         without_journald_output_is_in_files_to_the_last_byte,
     ),
     ("files_are_bounded_and_other_output_goes_on", files_are_bounded_and_other_output_goes_on),
     ("with_journald_nothing_is_between_it_and_the_task", with_journald_nothing_is_between_it_and_the_task),
+    ("the_journal_needs_no_log_directory", the_journal_needs_no_log_directory),
     ("a_journald_that_has_ended_is_none", a_journald_that_has_ended_is_none),
 ];
 
@@ -171,6 +172,15 @@ fn with_journald_nothing_is_between_it_and_the_task() {
         let note = alloc.read(&format!("t.{stream}.0"));
         assert!(note.contains("journalctl -t 'job/g/t'"), "{note}");
     }
+}
+
+fn the_journal_needs_no_log_directory() {
+    let alloc = Alloc::new();
+    fs::create_dir_all(Path::new(JOURNAL).parent().unwrap()).unwrap();
+    let _journald = UnixListener::bind(JOURNAL).unwrap();
+    // As a task can do.
+    fs::rename(alloc.log(""), alloc.dir.path().join("alloc/other")).unwrap();
+    assert_eq!(alloc.run("exit 7").code, 7);
 }
 
 fn a_journald_that_has_ended_is_none() {

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -16,8 +17,8 @@ use crate::sys;
 
 /// Bytes that are read at once: what a pipe takes without waiting, in the smallest case.
 const CHUNK: usize = 4096;
-/// Most chunks of a stream that are copied after the task has ended: what a pipe holds, pipe(7).
-const LAST_CHUNKS: usize = 64 * 1024 / CHUNK;
+/// What a pipe holds unless its size was changed, pipe(7).
+const PIPE: usize = 64 * 1024;
 
 /// Both streams of a task.
 #[derive(Debug)]
@@ -69,10 +70,10 @@ impl Relay {
         }
     }
 
-    /// Copies what the task has written before it ended.
+    /// Copies what the task has written before it ended: as much as a pipe holds, since others may still write.
     pub(crate) fn finish(&mut self) {
         for stream in &mut self.streams {
-            for _ in 0..LAST_CHUNKS {
+            for _ in 0..stream.size() / CHUNK {
                 if !stream.copy() {
                     break;
                 }
@@ -82,6 +83,12 @@ impl Relay {
 }
 
 impl Stream {
+    /// Bytes that the pipe can hold. The task may have changed it.
+    fn size(&self) -> usize {
+        let size = self.pipe.as_ref().and_then(|pipe| fcntl(pipe, FcntlArg::F_GETPIPE_SZ).ok());
+        size.and_then(|size| usize::try_from(size).ok()).unwrap_or(PIPE)
+    }
+
     /// Copies one chunk, if there is one.
     fn copy(&mut self) -> bool {
         let Some(pipe) = &mut self.pipe else { return false };
@@ -103,4 +110,27 @@ impl Stream {
 
 fn is_for_later(error: &std::io::Error) -> bool {
     matches!(sys::errno_of(error), Errno::EAGAIN | Errno::EINTR)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn what_a_larger_pipe_holds_at_the_end_is_copied_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let files =
+            |name: &str| LogFiles::create(File::open(dir.path()).unwrap().into(), name.to_owned()).unwrap();
+        let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+        let ((out, task), (err, _)) = (pipe(), pipe());
+        let mut task = File::from(task);
+        let size = fcntl(&task, FcntlArg::F_SETPIPE_SZ(1 << 20)).unwrap();
+        let mut relay = Relay::new([(out, files("out")), (err, files("err"))]).unwrap();
+        task.write_all(&vec![b'x'; usize::try_from(size).unwrap()]).unwrap();
+        // It stays open: others may still write.
+        relay.finish();
+        assert_eq!(std::fs::metadata(dir.path().join("out.0")).unwrap().len(), u64::try_from(size).unwrap());
+    }
 }

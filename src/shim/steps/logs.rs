@@ -64,7 +64,8 @@ fn to_journal(spec: &ShimSpec, output: &OwnOutput) -> Result<Option<Logs>> {
     let (Some(stdout), Some(stderr)) = (open(Priority::Info)?, open(Priority::Error)?) else {
         return Ok(None);
     };
-    let directory = log_directory(spec)?;
+    // The note is all that is written there, and the output is where it should be without it: a task can rename the directory.
+    let Ok(directory) = log_directory(spec) else { return Ok(Some(Logs { stdout, stderr, fifos: false })) };
     let unit = spec.plan.resources.cgroup.as_ref().and_then(|path| path.file_name()).unwrap_or_default();
     let note = format!(
         "The output of this task is in the journal of its node, not here. On the node, as root:\n  \
@@ -73,7 +74,6 @@ fn to_journal(spec: &ShimSpec, output: &OwnOutput) -> Result<Option<Logs>> {
         unit.display()
     );
     for name in output.names() {
-        // Without it the output is where it should be.
         let _ = files::leave_note(&directory, &name, &note);
     }
     Ok(Some(Logs { stdout, stderr, fifos: false }))

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -35,10 +35,16 @@ pub(crate) struct LogFiles {
 }
 
 impl LogFiles {
-    /// A new file behind those that are there.
-    pub(super) fn create(directory: OwnedFd, name: String) -> nix::Result<Self> {
+    /// A new file behind those that are there. If a task has taken the names, its output is dropped until the next file: a task cannot
+    /// keep another one from starting.
+    pub(crate) fn create(directory: OwnedFd, name: String) -> nix::Result<Self> {
         let first = last_number(&directory, &name)?.map_or(Ok(0), next)?;
-        let (number, file) = create(&directory, &name, first)?;
+        let (number, file) = match create(&directory, &name, first) {
+            Err(Errno::EEXIST) => {
+                (first, File::from(open("/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?))
+            }
+            created => created?,
+        };
         let files = Self { directory, name, number, file, written: 0, file_max: FILE_MAX };
         files.remove_oldest();
         Ok(files)
@@ -203,6 +209,21 @@ mod tests {
         files(dir.path(), 10).append(b"mine");
         assert_eq!(std::fs::read(dir.path().join("web.stdout.13")).unwrap(), b"mine");
         assert_eq!(std::fs::read(&target).unwrap(), b"s");
+    }
+
+    #[test]
+    fn names_that_are_all_taken_stop_no_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = NUMBER_MAX - 1..NUMBER_MAX + TRIES;
+        for number in taken.clone() {
+            std::fs::write(dir.path().join(format!("web.stdout.{number}")), "").unwrap();
+        }
+        let mut log = files(dir.path(), 10);
+        log.append(b"dropped...");
+        assert_eq!(names(dir.path()).len(), taken.len());
+        log.append(b"kept");
+        let next = format!("web.stdout.{}", NUMBER_MAX + TRIES);
+        assert_eq!(std::fs::read(dir.path().join(next)).unwrap(), b"kept", "the next file");
     }
 
     #[test]
