@@ -16,7 +16,7 @@ use layout::{Layout, Link, Part, Tree};
 
 use super::names::{NAMES, NAMESPACE_RESOLV_CONF, OF_HOST, RESOLV_CONF};
 use super::unveil::Access;
-use super::volume::Volume;
+use super::volume::{Propagation, Volume};
 use crate::sys::mount::Refuse;
 
 pub(crate) use rules::RootRule;
@@ -127,6 +127,8 @@ pub(crate) struct Assembly {
     pub rules: Vec<RootRule>,
     /// An unveil, by its number, that cannot be held to its modes: see [`hold_to_modes`].
     pub unbounded: Option<Unbounded>,
+    /// The number of a read-only volume in which the task could write what the host mounts there later, and the directory by which.
+    pub writable_later: Option<(usize, PathBuf)>,
 }
 
 /// An unveil that would get more than its modes.
@@ -210,6 +212,7 @@ impl Request<'_> {
         candidates.retain(|found| found.kind != Kind::Own || !unveiled(&found.path));
         candidates.retain(|found| found.is_of_the_job() || !self.is_in_volume(&found.path));
         assembly.unbounded = hold_to_modes(&mut candidates);
+        assembly.writable_later = self.writable_later(&candidates);
         assembly.rules = rules::rules(&candidates);
         self.add_own_names(&mut assembly);
         assembly.place(&candidates);
@@ -308,6 +311,26 @@ impl Request<'_> {
         }
     }
 
+    /// A mount that the host adds to a volume has the host's flags, so only the rules could keep a task from writing it.
+    fn writable_later(&self, candidates: &[Candidate]) -> Option<(usize, PathBuf)> {
+        let write = Access::WRITE | Access::CREATE;
+        let later = |found: &&OpenedVolume<'_>| {
+            found.volume.read_only && found.volume.propagation == Propagation::HostToTask
+        };
+        let writable = |path: &Path| {
+            let around =
+                candidates.iter().filter(|found| path.starts_with(&found.path) && path != found.path);
+            let mut writable =
+                around.filter(|found| found.access.is_some_and(|access| access.without(write) != access));
+            writable.next_back().map(|found| found.path.clone())
+        };
+        self.volumes
+            .iter()
+            .enumerate()
+            .filter(|(_, found)| later(found))
+            .find_map(|(number, found)| Some((number, writable(&found.volume.path)?)))
+    }
+
     fn is_in_volume(&self, path: &Path) -> bool {
         self.volumes.iter().any(|found| is_within(path, &found.volume.path))
     }
@@ -393,9 +416,10 @@ fn hold_to_modes(candidates: &mut [Candidate]) -> Option<Unbounded> {
     let mut unbounded = None;
     for candidate in candidates {
         let (Source::Unveil(unveil), Some(wanted)) = (&candidate.source, candidate.access) else { continue };
-        let Some((below, granted)) = own.iter().find(|(path, _)| candidate.path.starts_with(path)) else {
-            continue;
-        };
+        let around = own.iter().filter(|(path, _)| candidate.path.starts_with(path));
+        // Parents come first.
+        let Some((below, _)) = around.clone().next_back() else { continue };
+        let granted = around.fold(Access::NONE, |all, (_, access)| all | *access);
         candidate.refuse.exec |= !wanted.execute();
         let mut refused = Access::NONE;
         if candidate.refuse.write {

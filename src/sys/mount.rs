@@ -87,7 +87,7 @@ pub(crate) fn restrict_private(mount: impl AsFd, refuse: Refuse) -> Result<()> {
 /// Shows the owners of files of a detached mount, and of all below it, as the user namespace maps them.
 ///
 /// # Errors
-/// EINVAL: a file system among them cannot be mapped, or is mapped already.
+/// EINVAL: a file system among them cannot be mapped. EPERM: one is mapped already.
 pub(crate) fn map_owners(mount: impl AsFd, user_namespace: impl AsFd) -> Result<()> {
     let userns = user_namespace.as_fd().as_raw_fd().cast_unsigned().into();
     set(

@@ -136,10 +136,10 @@ impl std::fmt::Display for Event {
             Self::Killed { signal, grace } => {
                 write!(f, "Killed: the task was still running {grace:?} after {signal}")
             }
-            Self::ForeignFile(Foreign { path, uid, owner }) => write!(
+            Self::ForeignFile(Foreign { path, owner, of_volume }) => write!(
                 f,
-                "Volume: {path:?} belongs to uid {uid} on the host, not to {owner} as the volume does, so the task sees it as nobody's; give all of \
-                 the volume to {owner} (chown -R), or write a user in the task"
+                "Volume: {path:?} belongs to {owner} on the host, not to {of_volume} as the volume does, so the task can neither write nor remove it; \
+                 give all of the volume to {of_volume} (chown -R), or write a user in the task"
             ),
             Self::Destroyed => f.write_str("Killed: Nomad destroyed the task while it was running"),
             Self::BadKillSignal(why) => write!(f, "kill_signal: {why}; stopping with SIGINT instead"),

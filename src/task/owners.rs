@@ -1,7 +1,12 @@
 //! Volumes in which a dynamic user will not find all files to be its own. Looked at beside the start, which does not wait for it.
 
-use std::os::unix::fs::MetadataExt;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+
+use nix::dir::Dir;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{fstat, fstatat};
 
 use crate::sandbox::plan::Plan;
 use crate::sandbox::volume::Volume;
@@ -15,9 +20,21 @@ const LOOKED_AT: usize = 256;
 pub(crate) struct Foreign {
     /// As the task sees it.
     pub path: PathBuf,
+    pub owner: Owner,
+    pub of_volume: Owner,
+}
+
+/// User and group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
     pub uid: u32,
-    /// The owner of the volume.
-    pub owner: u32,
+    pub gid: u32,
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.uid, self.gid)
+    }
 }
 
 /// The volumes that are mapped.
@@ -30,18 +47,23 @@ pub(crate) fn foreign(volumes: &[Volume], user: u32) -> Vec<Foreign> {
     volumes.iter().filter_map(|volume| in_volume(volume, user)).collect()
 }
 
-/// What cannot be read is no reason for an event: the shim has opened it.
+/// What cannot be read is no reason for an event: the shim has opened it. No link is followed: its owner may change the path meanwhile.
 fn in_volume(volume: &Volume, user: u32) -> Option<Foreign> {
-    let owner = std::fs::symlink_metadata(&volume.source).ok()?.uid();
-    if owner == 0 || owner == user {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let mut directory = Dir::from_fd(openat2(AT_FDCWD, &volume.source, how).ok()?).ok()?;
+    let found = fstat(&directory).ok()?;
+    let of_volume = Owner { uid: found.st_uid, gid: found.st_gid };
+    if of_volume.uid == 0 || of_volume.gid == 0 || of_volume.uid == user {
         return None;
     }
-    let entries = std::fs::read_dir(&volume.source).ok()?.take(LOOKED_AT);
-    entries.flatten().find_map(|entry| {
-        let uid = entry.metadata().ok()?.uid();
-        // ext4 makes it.
-        let other = uid != owner && entry.file_name() != "lost+found";
-        other.then(|| Foreign { path: volume.path.join(entry.file_name()), uid, owner })
+    let names: Vec<_> =
+        directory.iter().flatten().take(LOOKED_AT).map(|entry| entry.file_name().to_owned()).collect();
+    names.iter().filter(|name| ![c".", c"..", c"lost+found"].contains(&name.as_c_str())).find_map(|name| {
+        let found = fstatat(&directory, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+        let owner = Owner { uid: found.st_uid, gid: found.st_gid };
+        let path = volume.path.join(OsStr::from_bytes(name.to_bytes()));
+        (owner != of_volume).then_some(Foreign { path, owner, of_volume })
     })
 }
 
@@ -63,16 +85,20 @@ mod tests {
             propagation: Propagation::Private,
             mapped: true,
         };
-        chown(dir.path(), Some(4321), None).unwrap();
+        chown(dir.path(), Some(4321), Some(4322)).unwrap();
         for (name, uid) in [("own", 4321), ("lost+found", 0)] {
             std::fs::write(dir.path().join(name), "").unwrap();
-            chown(dir.path().join(name), Some(uid), None).unwrap();
+            chown(dir.path().join(name), Some(uid), Some(4322)).unwrap();
         }
         let volumes = [volume];
         assert_eq!(foreign(&volumes, 80_000), []);
         std::fs::write(dir.path().join("other"), "").unwrap();
-        let found = Foreign { path: "/data/other".into(), uid: 0, owner: 4321 };
-        assert_eq!(foreign(&volumes, 80_000), [found]);
+        for (uid, gid) in [(0, 0), (0, 4322), (4321, 0)] {
+            chown(dir.path().join("other"), Some(uid), Some(gid)).unwrap();
+            let of_volume = Owner { uid: 4321, gid: 4322 };
+            let found = Foreign { path: "/data/other".into(), owner: Owner { uid, gid }, of_volume };
+            assert_eq!(foreign(&volumes, 80_000), [found]);
+        }
         assert_eq!(foreign(&volumes, 4321), [], "it is not mapped");
     }
 }

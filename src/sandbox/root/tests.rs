@@ -89,15 +89,15 @@ fn with_names(
     .assemble()
 }
 
-/// The default root with these unveils, and with directories as volumes: `r` or `rw`, and the destination.
+/// The default root with these unveils, and with directories as volumes: `r`, `rw` or `r later` (host-to-task), and the destination.
 fn with_volumes(unveils: &[&str], volumes: &[(&str, &str)]) -> Assembly {
     let volumes: Vec<_> = volumes
         .iter()
         .map(|(mode, path)| Volume {
             source: "/srv/volume".into(),
             path: path.into(),
-            read_only: *mode == "r",
-            propagation: Propagation::Private,
+            read_only: *mode != "rw",
+            propagation: if *mode == "r later" { Propagation::HostToTask } else { Propagation::Private },
             mapped: true,
         })
         .collect();
@@ -491,4 +491,25 @@ fn a_task_with_name_servers_of_its_own_cannot_ask_the_hosts_resolver() {
     assert!(shown(&with_names(Some(&layout), &[], &["hosts"], true)));
     assert!(!shown(&with_names(Some(&layout), &[], &["resolv.conf"], true)));
     assert!(shown(&with_names(Some(&layout), &["rw:/run/systemd/resolve"], &["resolv.conf"], true)));
+}
+
+#[test]
+fn what_the_host_mounts_later_in_a_read_only_volume_must_not_be_writable() {
+    let below = |unveils: &[&str], volumes: &[(&str, &str)]| with_volumes(unveils, volumes).writable_later;
+    let local = format!("{TASK_DIR}/local");
+    assert_eq!(below(&[], &[("r later", "/data")]), None);
+    assert_eq!(below(&["r:/srv"], &[("r later", "/srv/data")]), None);
+    assert_eq!(below(&[], &[("r", &format!("{local}/data"))]), None, "nothing is mounted later");
+    assert_eq!(below(&[], &[("r later", &format!("{local}/data"))]), Some((0, local.into())));
+    assert_eq!(below(&[], &[("rw", "/a"), ("r later", "/tmp/data")]), Some((1, "/tmp".into())));
+    assert_eq!(below(&["rw:/srv"], &[("r later", "/srv/data")]), Some((0, "/srv".into())));
+    assert_eq!(below(&[], &[("rw", "/data"), ("r later", "/data/in")]), Some((1, "/data".into())));
+}
+
+#[test]
+fn an_unveil_in_nested_volumes_is_bounded_by_all_of_them() {
+    let root = with_volumes(&["rw:/data/in/x"], &[("r", "/data"), ("rw", "/data/in")]);
+    let found = root.unbounded.unwrap();
+    assert_eq!((found.below, found.gets), ("/data/in".into(), access("rwc")));
+    assert_eq!(with_volumes(&["rw:/data/in/x"], &[("r", "/data"), ("r", "/data/in")]).unbounded, None);
 }

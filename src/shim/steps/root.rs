@@ -26,6 +26,7 @@ use crate::sandbox::place::{NamedBy, Rule};
 use crate::sandbox::root::layout::Link;
 use crate::sandbox::root::{OWN, Opened, Request, RootRule, Unbounded};
 use crate::sandbox::unveil::Access;
+use crate::sandbox::volume::Volume;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec};
 use crate::shim::template::survey::ETC;
@@ -56,7 +57,7 @@ pub(crate) fn enter_root(
     single: SingleThreaded,
 ) -> Result<Vec<RootRule>> {
     let Unveils { places, opened, links, in_proc } = open_unveils(spec, root, writable)?;
-    behind_no_link(spec, root)?;
+    behind_no_link(spec, root, &links)?;
     let mut volumes = Volumes::open(spec, single, writable)?;
     let mut assembly = Request {
         layout: root.layout.as_ref(),
@@ -73,6 +74,9 @@ pub(crate) fn enter_root(
     .assemble();
     if let Some(unbounded) = &assembly.unbounded {
         return Err(too_much(unbounded, &opened));
+    }
+    if let Some((volume, below)) = &assembly.writable_later {
+        return Err(writable_later(&spec.plan.volumes[*volume], below));
     }
     let mut sources = sources::Sources::new(assembly.mounts.len());
     if let Some(template) = namespaces.template {
@@ -95,9 +99,12 @@ pub(crate) fn enter_root(
 }
 
 /// A volume may not replace a link that programs need, such as /lib of a merged /usr, by a directory.
-fn behind_no_link(spec: &ShimSpec, root: &PrivateRoot) -> Result<()> {
-    let Some(layout) = &root.layout else { return Ok(()) };
-    let links: Vec<_> = layout.trees.iter().flat_map(|tree| &tree.links).chain(&layout.links).collect();
+fn behind_no_link(spec: &ShimSpec, root: &PrivateRoot, of_unveils: &[Link]) -> Result<()> {
+    let of_layout = root
+        .layout
+        .iter()
+        .flat_map(|layout| layout.trees.iter().flat_map(|tree| &tree.links).chain(&layout.links));
+    let links: Vec<_> = of_layout.chain(of_unveils).collect();
     for volume in &spec.plan.volumes {
         let Some(link) = links.iter().find(|link| volume.path.starts_with(&link.path)) else { continue };
         let (path, target) = (link.path.display(), link.target.display());
@@ -107,6 +114,15 @@ fn behind_no_link(spec: &ShimSpec, root: &PrivateRoot) -> Result<()> {
         return Err(volumes::refused(volume, text));
     }
     Ok(())
+}
+
+fn writable_later(volume: &Volume, below: &Path) -> Failure {
+    let below = below.display();
+    let text = format!(
+        "the task may write {below}, and so what the host mounts later in this read-only volume; write propagation_mode = \"private\", or a \
+         destination outside {below}"
+    );
+    volumes::refused(volume, text)
 }
 
 /// Which of [`NAMES`] the task has of its own.

@@ -19,8 +19,8 @@ use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
 use crate::shim::steps::Result;
 use crate::sys::mount::{self, Refuse};
 
-/// Bytes that a root's own directories and files may take: far more than they do, and not all of the host's memory.
-const ROOT_SIZE: &str = "4m";
+/// Bytes that a root's own directories and links may take: far more than they do, and not all of the host's memory.
+const ROOT_SIZE: usize = 4 << 20;
 const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
 /// Below [`OWN`]: what leads to the task's cgroup.
 const CGROUP_NAMES: &str = "cgroup";
@@ -37,8 +37,10 @@ pub(super) fn build(
 ) -> Result<Vec<PathBuf>> {
     let mounts: Vec<_> = assembly.mounts.iter().zip(sources.into_mounts()).collect();
     let plain = Refuse { write: false, exec: true, devices: true };
-    let directory =
-        mount::new("tmpfs", &[("mode", "0755"), ("size", ROOT_SIZE)], plain).map_err(failed("/"))?;
+    // A host's list of names may have some MiB.
+    let files: usize = root.files.iter().map(|(_, content)| content.len()).sum();
+    let size = (ROOT_SIZE + files).to_string();
+    let directory = mount::new("tmpfs", &[("mode", "0755"), ("size", &size)], plain).map_err(failed("/"))?;
     mount::cover_root(&directory).map_err(failed("/"))?;
     // So that modes are what is written here.
     umask(Mode::empty());

@@ -71,7 +71,7 @@ impl<'a> Volumes<'a> {
     pub(super) fn copy(&mut self, number: usize, refuse: Refuse) -> Result<OwnedFd> {
         let volume = &self.spec.plan.volumes[number];
         let (place, stat) = &self.places[number];
-        let of = |errno| failed(volume, errno);
+        let of = |errno| failed(volume, errno).with_note(format!("{:?} of the host", volume.source));
         let copy = mount::copy(place, Path::new(""), true).map_err(of)?;
         match volume.propagation {
             Propagation::Private => mount::restrict_private(&copy, refuse),
@@ -82,8 +82,8 @@ impl<'a> Volumes<'a> {
         let Some(owner) = owner_to_map(volume, stat, user)? else { return Ok(copy) };
         let usable = usable_as_it_is(volume, stat);
         match mount::map_owners(&copy, self.map(volume, owner, user)?) {
-            Err(Errno::EINVAL) if !usable => Err(refused(volume, cannot_be_mapped(owner))),
-            Ok(()) | Err(Errno::EINVAL) => Ok(copy),
+            Err(Errno::EINVAL | Errno::EPERM) if !usable => Err(refused(volume, cannot_be_mapped(owner))),
+            Ok(()) | Err(Errno::EINVAL | Errno::EPERM) => Ok(copy),
             Err(errno) => Err(of(errno)),
         }
     }
