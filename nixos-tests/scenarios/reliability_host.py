@@ -8,6 +8,7 @@ import errno
 
 from exec2.agent import PLUGIN_NAME, new_plugin, nomad, wait_for_driver
 from exec2.allocs import alloc_status, allocs, driver_errors, ended, exits, logs, run_job, run_python, stop_job, terminated, wait_for_alloc, wait_for_log
+from exec2.cleanup import quiet
 from exec2.guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, alive, descriptors, machine, pgrep, poll, subtest, t
 from exec2.jobs import IGNORE, WAIT, group, job, python_job, task
 from exec2.tasks import LOG_READERS, RUN, SHIMS, SPARES, TASKS_CGROUP, inside, nobody_else_noticed, run_directories, stop_all_of
@@ -137,6 +138,8 @@ with subtest("a full /run at the end of a task: the exit status is still recorde
 
 with subtest("no descriptors left: the start fails with the reason and leaves nothing; a retry succeeds"):
     old = machine.succeed(f"prlimit --pid {plugin[0]} --nofile --noheadings --output SOFT").strip()
+    poll("a shim waits", lambda: pgrep(SPARES), CLEANUP_TIMEOUT_S)
+    quiet()
     open_now = descriptors(plugin[0])
     machine.succeed(f"prlimit --pid {plugin[0]} --nofile={open_now + 2}:")
     refused("nofile", *FILES)

@@ -12,6 +12,7 @@ import time
 
 from exec2.agent import PLUGIN_NAME, nomad, violations, wait_for_driver
 from exec2.allocs import alloc_status, brief, messages, run_job
+from exec2.cleanup import warm_up
 from exec2.guest import AGENT_TIMEOUT_S, ALLOC_TIMEOUT_S, data_dir, descriptors, machine, pgrep, poll, subtest, t
 from exec2.tasks import SHIMS, records
 
@@ -153,6 +154,8 @@ def slope(samples):
 
 
 wait_for_driver()
+# With the shim that waits for the next task.
+warm_up()
 before = counts()
 idle = descriptors(plugin())
 

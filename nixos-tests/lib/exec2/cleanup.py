@@ -18,11 +18,16 @@ def warm_up() -> None:
     forget("first")
 
 
+def quiet() -> None:
+    """Waits until the plugin is not looking at the host's files, while it has other descriptors."""
+    # It need not watch them: `root = "host"`.
+    done = f"ls -l /proc/{plugin_pid()}/fd | grep -q inotify && ! pgrep -f '^nomad-driver-exec2 template$'"
+    machine.execute(f"timeout 10 sh -c \"until {done}; do sleep 0.2; done\"")
+
+
 def traces() -> dict[str, Any]:
     """What tasks could leave behind, after warm_up(): {kind: what there is}."""
-    # While the plugin looks at the host's files it has other descriptors. It need not watch them: `root = "host"`.
-    quiet = f"ls -l /proc/{plugin_pid()}/fd | grep -q inotify && ! pgrep -f '^nomad-driver-exec2 template$'"
-    machine.execute(f"timeout 10 sh -c \"until {quiet}; do sleep 0.2; done\"")
+    quiet()
     # one may be closed meanwhile
     descriptors = f"for fd in /proc/{plugin_pid()}/fd/*; do readlink $fd || true; done | sed 's/[0-9]\\+/N/g'"
     return {
