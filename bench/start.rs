@@ -1,17 +1,17 @@
 //! Compares tasks, started by the driver's own code, with plain processes in the same run: from the start to the first byte and
 //! to the end of a short program, from SIGKILL of the task to the response of WaitTask, and from StopTask to its response. Each is
-//! measured with the host's root and with a root of the task's own, with more and more mounts on the host, and with more and more
-//! running tasks.
+//! measured with the host's root and with a root of the task's own, with more and more mounts on the host, with more and more
+//! running tasks, and with volumes.
 //!
-//! Run `cargo bench` as root; `cargo bench -- private 0 1000 tasks=100` names the kinds of root, the numbers of extra mounts, and
-//! those of running tasks. With cgroup v2 the tasks get a cgroup with limits, as under Nomad; otherwise the output says so. Quote
+//! Run `cargo bench` as root; `cargo bench -- private 0 1000 tasks=100 volumes=5` names the kinds of root, the numbers of extra mounts,
+//! of running tasks, and of the task's volumes (`mapped=5`: of volumes that are mapped to its user). With cgroup v2 the tasks get a cgroup with limits, as under Nomad; otherwise the output says so. Quote
 //! the ratios: absolute times depend on the machine.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -23,6 +23,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nomad_driver_exec2::cgroup::{Cgroup, Limits, MOUNT_POINT, MemoryMax};
 use nomad_driver_exec2::config::{DriverConfig, PluginConfig};
+use nomad_driver_exec2::sandbox::policy::Ask;
+use nomad_driver_exec2::sandbox::volume::{AskedVolume, VolumeIdmap};
 use nomad_driver_exec2::shim;
 use nomad_driver_exec2::shim::spec::TaskDirs;
 use nomad_driver_exec2::sys;
@@ -74,14 +76,16 @@ fn main() -> ExitCode {
 
 fn bench() -> anyhow::Result<String> {
     ensure!(nix::unistd::geteuid().is_root(), "the launcher needs root: run cargo bench as root");
-    let Cells { roots, mounts, tasks } = Cells::parse(std::env::args().skip(1))?;
+    let Cells { roots, mounts, tasks, volumes } = Cells::parse(std::env::args().skip(1))?;
     let host = Host::new()?;
     let mut report = String::new();
     for mounts in mounts {
         host.mount_up_to(mounts)?;
         for &tasks in &tasks {
-            for root in &roots {
-                report += &measure(&host, mounts, tasks, root)?;
+            for &volumes in &volumes {
+                for root in &roots {
+                    report += &measure(&host, mounts, tasks, volumes, root)?;
+                }
             }
         }
     }
@@ -94,15 +98,34 @@ struct Cells {
     roots: Vec<String>,
     mounts: Vec<usize>,
     tasks: Vec<usize>,
+    volumes: Vec<Volumes>,
+}
+
+/// The volumes of a task: directories of another user.
+#[derive(Debug, Clone, Copy, Default)]
+struct Volumes {
+    count: usize,
+    mapped: bool,
+}
+
+impl std::fmt::Display for Volumes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{} volumes", self.count, if self.mapped { " mapped" } else { "" })
+    }
 }
 
 impl Cells {
     fn parse(args: impl Iterator<Item = String>) -> anyhow::Result<Self> {
-        let mut cells = Self { roots: Vec::new(), mounts: Vec::new(), tasks: Vec::new() };
+        let mut cells =
+            Self { roots: Vec::new(), mounts: Vec::new(), tasks: Vec::new(), volumes: Vec::new() };
         // cargo adds --bench.
         for arg in args.filter(|arg| !arg.starts_with("--")) {
             if let Some(number) = arg.strip_prefix("tasks=") {
                 cells.tasks.push(number.parse()?);
+            } else if let Some(number) = arg.strip_prefix("volumes=") {
+                cells.volumes.push(Volumes { count: number.parse()?, mapped: false });
+            } else if let Some(number) = arg.strip_prefix("mapped=") {
+                cells.volumes.push(Volumes { count: number.parse()?, mapped: true });
             } else if arg.starts_with(|first: char| first.is_ascii_digit()) {
                 cells.mounts.push(arg.parse()?);
             } else {
@@ -118,6 +141,9 @@ impl Cells {
         if cells.tasks.is_empty() {
             cells.tasks.push(0);
         }
+        if cells.volumes.is_empty() {
+            cells.volumes.push(Volumes::default());
+        }
         Ok(cells)
     }
 }
@@ -126,9 +152,10 @@ impl Cells {
 ///
 /// The kinds are not mixed: a namespace with many mounts is taken down by the kernel after its last process, which would slow down
 /// the next start of another kind.
-fn measure(host: &Host, mounts: usize, tasks: usize, root: &str) -> anyhow::Result<String> {
+fn measure(host: &Host, mounts: usize, tasks: usize, volumes: Volumes, root: &str) -> anyhow::Result<String> {
     let policy = PluginConfig::decode_json(&format!(r#"{{"root": "{root}"}}"#))?;
-    let (brief, lasting) = (host.spec(&policy, BRIEF, MEASURED)?, host.spec(&policy, LASTING, MEASURED)?);
+    let brief = host.spec(&policy, BRIEF, MEASURED, volumes)?;
+    let lasting = host.spec(&policy, LASTING, MEASURED, volumes)?;
     let launcher = Launcher::new(&host.run_dir())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let others = {
@@ -156,8 +183,9 @@ fn measure(host: &Host, mounts: usize, tasks: usize, root: &str) -> anyhow::Resu
     let bytes = starts.each_ref().map(|all| Figures::of(all.iter().map(|start| start.first_byte).collect()));
     let exits = starts.each_ref().map(|all| Figures::of(all.iter().map(|start| start.exit).collect()));
     let without = if host.cgroup.is_some() { "" } else { ", no cgroup v2 here" };
-    let mut report =
-        format!("root {root:?}, {mounts} extra mounts, {tasks} running tasks, medians of {RUNS}{without}\n");
+    let mut report = format!(
+        "root {root:?}, {mounts} extra mounts, {tasks} running tasks, {volumes}, medians of {RUNS}{without}\n"
+    );
     let kinds = ["vfork + exec", "task, new shim", "task, shim ahead"];
     report += &table("start to first byte", &kinds, &bytes);
     report += &table("start to end of process", &kinds, &exits);
@@ -188,6 +216,8 @@ const TASK: &str = "web";
 const MEASURED: (&str, [&str; 2]) = ("bench", ["out", "err"]);
 /// The FIFOs of the other running tasks: what is written to the measured ones must not be read from them.
 const OTHERS: [&str; 2] = ["others.out", "others.err"];
+/// The uid and gid of the volumes.
+const VOLUME_OWNER: u32 = 4321;
 /// Mounts that Nomad makes for each task.
 const MOUNTS_EACH: usize = 5;
 
@@ -262,6 +292,7 @@ impl Host {
         policy: &PluginConfig,
         [command, arg]: [&str; 2],
         id: (&str, [&str; 2]),
+        Volumes { count, mapped }: Volumes,
     ) -> anyhow::Result<TaskSpec> {
         let (id, [stdout, stderr]) = id;
         let config = DriverConfig::decode_json(&format!(r#"{{"command": "{command}", "args": ["{arg}"]}}"#))?;
@@ -269,6 +300,8 @@ impl Host {
             Some(_) => Limits { memory_max: MemoryMax::Bytes(64 << 20), ..Limits::UNLIMITED },
             None => Limits::UNLIMITED,
         };
+        let volumes = (0..count).map(|number| self.volume(number)).collect::<anyhow::Result<Vec<_>>>()?;
+        let volume_idmap = Some(if mapped { VolumeIdmap::Auto } else { VolumeIdmap::Never });
         let request = Request {
             id: TaskId::new(id, "", "bench")?,
             user: self.user.clone(),
@@ -282,9 +315,23 @@ impl Host {
             names: nomad_driver_exec2::sandbox::names::Names::default(),
             cgroup: self.cgroup.as_ref().map(Cgroup::path),
             limits,
-            ask: config.ask(),
+            ask: Ask { volumes: &volumes, volume_idmap, ..config.ask() },
         };
         Ok(TaskSpec::new(request, &policy.policy())?)
+    }
+
+    /// A directory that everyone may write, so that it need not be mapped.
+    fn volume(&self, number: usize) -> anyhow::Result<AskedVolume> {
+        let source = self.base.path().join(format!("volumes/{number}"));
+        std::fs::create_dir_all(&source)?;
+        chown(&source, Some(VOLUME_OWNER), Some(VOLUME_OWNER))?;
+        std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o777))?;
+        Ok(AskedVolume {
+            source: source.display().to_string(),
+            destination: format!("/volumes/{number}"),
+            propagation: "private".into(),
+            ..AskedVolume::default()
+        })
     }
 
     fn remove(self) -> anyhow::Result<()> {
@@ -358,7 +405,7 @@ impl Other {
     fn start(launcher: &Launcher, host: &Host, policy: &PluginConfig, number: usize) -> anyhow::Result<Self> {
         host.mount_more(&format!("other-{number}"), MOUNTS_EACH)?;
         let readers = open_fifos(host, OTHERS)?;
-        let spec = host.spec(policy, LASTING, (&format!("other-{number}"), OTHERS))?;
+        let spec = host.spec(policy, LASTING, (&format!("other-{number}"), OTHERS), Volumes::default())?;
         Ok(Self { task: lasting_task(launcher, &spec)?, _readers: readers })
     }
 
