@@ -2,6 +2,7 @@
 
 pub(crate) mod capabilities;
 pub(crate) mod defaults;
+pub(crate) mod device;
 pub(crate) mod landlock;
 pub mod names;
 pub(crate) mod place;

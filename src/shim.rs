@@ -129,7 +129,7 @@ fn start(
         ShimSpec::decode(&bytes).map_err(|error| Failure::text(Step::Spec, "the spec", error.to_string()))?;
     let (cgroup, namespaces) = given_for(&spec, given.map(OwnedFd::from))?;
     let oom = cgroup.as_ref().and_then(|cgroup| OomCounter::of(cgroup.as_fd()));
-    let mut prepared = setup::prepare(&spec, namespaces, single)?;
+    let mut prepared = setup::prepare(&spec, namespaces, single, cgroup.as_ref().map(AsFd::as_fd))?;
     let rules = prepared.take_rules();
     let relay = prepared.take_relay()?;
     let task = setup::launch(&spec, prepared, cgroup, reporter, single)?;

@@ -6,6 +6,7 @@
 pub mod arena;
 pub(crate) mod async_fd;
 pub(crate) mod attributes;
+pub(crate) mod bpf;
 pub(crate) mod caps;
 pub mod clone;
 mod error;

@@ -86,6 +86,7 @@ impl DriverConfig {
             work_dir: self.work_dir.as_deref(),
             oom_score_adj: self.oom_score_adj,
             volumes: &[],
+            devices: &[],
             volume_idmap: self.volume_idmap,
         }
     }

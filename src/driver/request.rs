@@ -8,6 +8,7 @@ use crate::cgroup::{CpuSet, Limits, ResourceRequest};
 use crate::config::DriverConfig;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
+use crate::sandbox::device::AskedDevice;
 use crate::sandbox::names::{Dns, Hosts, Names};
 use crate::sandbox::policy::{self, Ask, NetworkMode, Policy};
 use crate::sandbox::volume::AskedVolume;
@@ -43,6 +44,7 @@ pub(super) fn task_spec(
         cgroup.map(PathBuf::from).ok_or(RpcError::Absent("cgroup (linux_resources.cpuset_cgroup)"))?;
     let network = network(task.network_isolation_spec.as_ref())?;
     let volumes: Vec<_> = task.mounts.iter().map(volume).collect();
+    let devices: Vec<_> = task.devices.iter().map(device).collect();
     let request = Request {
         id,
         user,
@@ -56,7 +58,7 @@ pub(super) fn task_spec(
         names: names(task)?,
         cgroup: Some(&cgroup),
         limits: limits(resources, &config, settings)?,
-        ask: Ask { volumes: &volumes, ..config.ask() },
+        ask: Ask { volumes: &volumes, devices: &devices, ..config.ask() },
     };
     Ok(TaskSpec::new(request, &policy)?)
 }
@@ -86,6 +88,14 @@ fn volume(mount: &proto::Mount) -> AskedVolume {
         read_only: mount.readonly,
         propagation: mount.propagation_mode.clone(),
         selinux_label: mount.selinux_label.clone(),
+    }
+}
+
+fn device(device: &proto::Device) -> AskedDevice {
+    AskedDevice {
+        source: device.host_path.clone(),
+        destination: device.task_path.clone(),
+        permissions: device.cgroup_permissions.clone(),
     }
 }
 

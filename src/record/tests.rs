@@ -13,6 +13,7 @@ use super::session::SessionRecord;
 use super::spec::StoredSpec;
 use crate::cgroup::{CpuMax, Limits, MemoryMax};
 use crate::sandbox::capabilities::Capability;
+use crate::sandbox::device::{Device, Permissions};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::{Landlock, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
 use crate::sandbox::root::RootRule;
@@ -68,6 +69,11 @@ fn spec() -> StoredSpec<'static> {
         name: "web".into(),
         user: std::borrow::Cow::Owned(User { home: Some("/home/ann".into()), ..user }),
         plan: std::borrow::Cow::Owned(Plan {
+            devices: vec![Device {
+                source: "/dev/dri/card0".into(),
+                path: "/dev/card".into(),
+                permissions: Permissions::READ_WRITE,
+            }],
             volumes: vec![Volume {
                 source: "/srv/db".into(),
                 path: "/data".into(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::capabilities::CapSet;
+use super::device::Device;
 use super::landlock;
 use super::place::{NamedBy, Place, Rule};
 use super::volume::Volume;
@@ -33,6 +34,7 @@ pub struct Plan {
     pub resources: Resources,
     pub work_dir: WorkDir,
     pub volumes: Vec<Volume>,
+    pub devices: Vec<Device>,
 }
 
 impl Plan {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::capabilities::{CapList, CapSet, Capability, hcl};
 use super::defaults::DEFAULTS;
+use super::device::{self, AskedDevice, DeviceError};
 use super::place::{Missing, NamedBy, Place, Rule};
 use super::plan::{Landlock, Namespace, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
 use super::unveil::{Access, Unveil};
@@ -52,6 +53,7 @@ pub struct Ask<'a> {
     pub work_dir: Option<&'a Path>,
     pub oom_score_adj: i32,
     pub volumes: &'a [AskedVolume],
+    pub devices: &'a [AskedDevice],
     /// None: as the agent says.
     pub volume_idmap: Option<VolumeIdmap>,
 }
@@ -131,6 +133,8 @@ pub enum Denied {
     UidInUse { user: String, uid: u32 },
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(
         "volume_idmap = \"auto\" is not allowed: the agent's plugin option volume_idmap is \"never\"; remove it from the task, or set volume_idmap = \"auto\" in \
          the agent's plugin \"nomad-driver-exec2\" block"
@@ -184,6 +188,7 @@ impl Policy<'_> {
             resources: Resources { cgroup: host.cgroup.map(Path::to_owned), limits: host.limits },
             work_dir,
             volumes,
+            devices: device::judge(ask.devices, self.own_root)?,
         })
     }
 

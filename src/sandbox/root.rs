@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use layout::{Layout, Link, Part, Tree};
 
+use super::device::Device;
 use super::names::{NAMES, NAMESPACE_RESOLV_CONF, OF_HOST, RESOLV_CONF};
 use super::unveil::Access;
 use super::volume::{Propagation, Volume};
@@ -24,6 +25,9 @@ pub(crate) use rules::RootRule;
 /// Where a root keeps what is made for this one task: its user database, its host name, and the copies of files of /etc when
 /// /etc is put together for it. It is in the root directory because an unveil of another one would hide it.
 pub(crate) const OWN: &str = "/.task";
+
+/// The nodes of the task's devices, by their number.
+pub(crate) const DEVICE_NODES: &str = "/.task/devices";
 
 /// An empty directory.
 pub(crate) const EMPTY: &str = "/.task/empty";
@@ -68,6 +72,10 @@ pub(crate) enum Source {
     Unveil(usize),
     /// The volume with this number.
     Volume(usize),
+    /// The device with this number.
+    Device(usize),
+    /// The directory in which the nodes of the devices are made.
+    DeviceNodes,
     /// The task's directory, `<alloc_dir>/<task>`.
     TaskDir,
     /// The directory that the tasks of the allocation share, `<alloc_dir>/alloc`.
@@ -152,6 +160,7 @@ pub(crate) struct Request<'a> {
     pub cgroup: Option<(&'a Path, &'a Path)>,
     pub unveils: &'a [Opened],
     pub volumes: &'a [OpenedVolume<'a>],
+    pub devices: &'a [Device],
     /// The symbolic links that led to the unveils.
     pub links: &'a [Link],
     /// What is granted on files of the task's own /proc, beside the default.
@@ -192,6 +201,8 @@ enum Kind {
     Task,
     /// A volume, whatever else is at this path.
     Volume,
+    /// A device, likewise.
+    Device,
 }
 
 impl Request<'_> {
@@ -200,6 +211,7 @@ impl Request<'_> {
         let mut candidates: Vec<_> = self.unveils.iter().enumerate().map(unveiled).collect();
         candidates.extend(self.own());
         candidates.extend(self.volumes.iter().enumerate().map(volume));
+        candidates.extend(self.devices());
         candidates.extend(self.in_proc.iter().map(in_proc));
         assembly.add_directory(self.work_dir);
         if let Some(layout) = self.layout {
@@ -211,6 +223,8 @@ impl Request<'_> {
         let unveiled = |path: &Path| self.unveils.iter().any(|unveil| unveil.path == path);
         candidates.retain(|found| found.kind != Kind::Own || !unveiled(&found.path));
         candidates.retain(|found| found.is_of_the_job() || !self.is_in_volume(&found.path));
+        let device = |path: &Path| self.devices.iter().any(|device| device.path == path);
+        candidates.retain(|found| found.kind == Kind::Device || !device(&found.path));
         assembly.unbounded = hold_to_modes(&mut candidates);
         assembly.writable_later = self.writable_later(&candidates);
         assembly.rules = rules::rules(&candidates);
@@ -331,6 +345,33 @@ impl Request<'_> {
             .find_map(|(number, found)| Some((number, writable(&found.volume.path)?)))
     }
 
+    /// Nodes of the task's own, and where they are made: the root itself has no devices.
+    fn devices(&self) -> Vec<Candidate> {
+        if self.devices.is_empty() {
+            return Vec::new();
+        }
+        let refuse = Refuse { write: false, exec: true, devices: false };
+        let nodes = Candidate {
+            path: PathBuf::from(DEVICE_NODES),
+            source: Source::DeviceNodes,
+            refuse,
+            access: None,
+            kind: Kind::Skeleton,
+            directory: true,
+        };
+        let node = |(number, device): (usize, &Device)| Candidate {
+            path: device.path.clone(),
+            source: Source::Device(number),
+            refuse,
+            access: Some(device.permissions.access()),
+            kind: Kind::Device,
+            directory: false,
+        };
+        let mut all: Vec<_> = self.devices.iter().enumerate().map(node).collect();
+        all.push(nodes);
+        all
+    }
+
     fn is_in_volume(&self, path: &Path) -> bool {
         self.volumes.iter().any(|found| is_within(path, &found.volume.path))
     }
@@ -376,6 +417,7 @@ impl Request<'_> {
         let other_link = |link: &&Link| !tree.links.contains(link);
         self.unveils.iter().any(|unveil| lacks(&unveil.path))
             || self.volumes.iter().any(|found| lacks(&found.volume.path))
+            || self.devices.iter().any(|device| lacks(&device.path))
             || self.links.iter().filter(other_link).any(|link| lacks(&link.path))
     }
 }
@@ -490,7 +532,7 @@ impl Candidate {
     fn is_of_the_job(&self) -> bool {
         match self.source {
             Source::Unveil(_) | Source::Volume(_) => true,
-            _ => self.kind == Kind::Task,
+            _ => matches!(self.kind, Kind::Task | Kind::Device),
         }
     }
 

@@ -211,7 +211,7 @@ impl Volume {
 }
 
 /// The path without superfluous slashes and dots, if it is absolute and has no `..`.
-fn plain(text: &str) -> Option<PathBuf> {
+pub(super) fn plain(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
     let plain = path.is_absolute()
         && !text.contains('\0')

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::io::{PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use landlock::RulesetCreated;
 use nix::errno::Errno;
@@ -51,6 +51,7 @@ pub(super) fn prepare(
     spec: &ShimSpec,
     namespaces: Option<RootNamespaces>,
     single: sys::clone::SingleThreaded,
+    cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Prepared> {
     steps::join_network(spec)?;
     let (logs, copies, work_dir, ruleset, rules);
@@ -63,7 +64,7 @@ pub(super) fn prepare(
             // The root has it even if nothing there is unveiled; but a name that is wrong, or closed to the task, is an error.
             steps::open_work_dir(spec, &writable)?;
         }
-        let found = steps::enter_root(spec, root, namespaces, &writable, single)?;
+        let found = steps::enter_root(spec, root, namespaces, &writable, single, cgroup)?;
         work_dir = None;
         ruleset = steps::build_root_ruleset(spec, logs.as_ref(), &found)?;
         rules = Some(found);

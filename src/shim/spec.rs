@@ -167,6 +167,7 @@ mod tests {
     use super::*;
     use crate::cgroup::{CpuMax, Limits, MemoryMax};
     use crate::sandbox::capabilities::Capability;
+    use crate::sandbox::device::{Device, Permissions};
     use crate::sandbox::place::{Missing, NamedBy, Rule};
     use crate::sandbox::plan::{Landlock, Namespaces, Resources, Rlimits, WorkDir};
     use crate::sandbox::unveil::Unveil;
@@ -197,6 +198,11 @@ mod tests {
                 cgroup_root: Some("/sys/fs/cgroup".into()),
             }),
             plan: Plan {
+                devices: vec![Device {
+                    source: "/dev/dri/card0".into(),
+                    path: "/dev/card".into(),
+                    permissions: Permissions::READ_WRITE,
+                }],
                 volumes: vec![Volume {
                     source: "/srv/db".into(),
                     path: "/data".into(),

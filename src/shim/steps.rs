@@ -1,5 +1,6 @@
 //! The steps of [`super::setup`], one file each.
 
+mod devices;
 mod exec;
 mod inherited;
 mod landlock;

@@ -1,5 +1,6 @@
 use super::layout::{Layout, Link, Part, Tree};
 use super::*;
+use crate::sandbox::device::Permissions;
 use crate::sandbox::volume::Propagation;
 
 const TASK_DIR: &str = "/data/alloc_mounts/1-web";
@@ -58,6 +59,7 @@ fn assemble(layout: Option<&Layout>, unveils: &[&str], links: &[Link]) -> Assemb
         cgroup: Some((Path::new("/sys/fs/cgroup"), Path::new(CGROUP))),
         unveils: &opened(unveils),
         volumes: &[],
+        devices: &[],
         links,
         in_proc: &[],
         names: &[],
@@ -80,6 +82,7 @@ fn with_names(
         cgroup: None,
         unveils: &opened(unveils),
         volumes: &[],
+        devices: &[],
         links: &[],
         in_proc: &[],
         names,
@@ -109,6 +112,7 @@ fn with_volumes(unveils: &[&str], volumes: &[(&str, &str)]) -> Assembly {
         cgroup: Some((Path::new("/sys/fs/cgroup"), Path::new(CGROUP))),
         unveils: &opened(unveils),
         volumes: &opened_volumes,
+        devices: &[],
         links: &[],
         in_proc: &[],
         names: &[],
@@ -512,4 +516,47 @@ fn an_unveil_in_nested_volumes_is_bounded_by_all_of_them() {
     let found = root.unbounded.unwrap();
     assert_eq!((found.below, found.gets), ("/data/in".into(), access("rwc")));
     assert_eq!(with_volumes(&["rw:/data/in/x"], &[("r", "/data"), ("r", "/data/in")]).unbounded, None);
+}
+
+/// The default root with this device.
+fn with_device(unveils: &[&str], path: &str, permissions: Permissions) -> Assembly {
+    Request {
+        layout: Some(&layout()),
+        task_dir: Path::new(TASK_DIR),
+        cgroup: None,
+        unveils: &opened(unveils),
+        volumes: &[],
+        devices: &[Device { source: "/dev/nvidia0".into(), path: path.into(), permissions }],
+        in_namespace: false,
+        names: &[],
+        links: &[],
+        in_proc: &[],
+        work_dir: Path::new("/data/alloc_mounts/1-web/local"),
+    }
+    .assemble()
+}
+
+#[test]
+fn a_device_has_a_node_of_its_own_beside_the_usual_ones() {
+    let root = with_device(&[], "/dev/dri/card0", Permissions::READ_WRITE);
+    let node = root.mounted("/dev/dri/card0")[0];
+    assert_eq!((&node.source, &node.ground), (&Source::Device(0), &Ground::Own));
+    assert!(!node.refuse.devices && node.refuse.exec);
+    assert_eq!(root.mounted("/dev/null")[0].source, Source::Part("/dev/null".into()));
+    assert!(root.files.contains(Path::new("/dev/dri/card0")) && root.has_link("/dev/ptmx"));
+    assert_eq!(root.granted("/dev/dri/card0"), access("rw"));
+    let at = |source: &Source| root.mounts.iter().position(|mount| mount.source == *source).unwrap();
+    assert!(at(&Source::DeviceNodes) < at(&Source::Device(0)));
+    assert!(with(&[]).mounts.iter().all(|mount| mount.source != Source::DeviceNodes));
+}
+
+#[test]
+fn a_device_takes_the_place_of_an_unveil_and_of_the_usual_one() {
+    let read = Permissions { read: true, ..Permissions::default() };
+    let root = with_device(&["rw:/dev/nvidia0"], "/dev/nvidia0", read);
+    assert_eq!(root.mounted("/dev/nvidia0").len(), 1);
+    assert_eq!(root.granted("/dev/nvidia0"), access("r"));
+    let root = with_device(&[], "/dev/null", read);
+    assert_eq!(root.mounted("/dev/null")[0].source, Source::Device(0));
+    assert_eq!(root.mounted("/dev/null").len(), 1);
 }

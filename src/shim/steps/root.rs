@@ -8,7 +8,7 @@ mod sources;
 mod volumes;
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag};
 
 use super::Result;
+use super::devices::{Node, find_devices, limit_devices};
 use super::landlock::not_unveiled;
 use super::paths::{file_type, find_place, is_directory};
 use crate::sandbox::names::{NAMES, RESOLV_CONF};
@@ -55,16 +56,22 @@ pub(crate) fn enter_root(
     namespaces: Namespaces,
     writable: &[DirId],
     single: SingleThreaded,
+    cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Vec<RootRule>> {
     let Unveils { places, opened, links, in_proc } = open_unveils(spec, root, writable)?;
     behind_no_link(spec, root, &links)?;
     let mut volumes = Volumes::open(spec, single, writable)?;
+    let nodes = find_devices(spec, writable)?;
+    if let Some(cgroup) = cgroup.filter(|_| !nodes.is_empty()) {
+        limit_devices(spec, cgroup, &nodes, &with_nodes(&opened, &places)?)?;
+    }
     let mut assembly = Request {
         layout: root.layout.as_ref(),
         task_dir: &spec.plan.task_dir,
         cgroup: root.cgroup_root.as_deref().zip(spec.plan.resources.cgroup.as_deref()),
         unveils: &opened,
         volumes: &volumes.opened(),
+        devices: &spec.plan.devices,
         links: &links,
         in_proc: &in_proc,
         names: &own_names(root),
@@ -93,7 +100,7 @@ pub(crate) fn enter_root(
         .and_then(|()| unshare(CloneFlags::CLONE_NEWNS))
         .map_err(failed("an empty mount namespace"))?;
     sources.make_own(root, &assembly)?;
-    let left_out = build::build(spec, root, &assembly, sources)?;
+    let left_out = build::build(spec, root, &assembly, sources, &nodes)?;
     assembly.rules.retain(|rule| !left_out.contains(&rule.path));
     Ok(assembly.rules)
 }
@@ -141,6 +148,15 @@ fn is_name(root: &PrivateRoot, rule: &Rule) -> bool {
 /// An unveil that puts the host's resolv.conf in the place of the task's own.
 fn hides_own(root: &PrivateRoot, path: &Path) -> bool {
     own_names(root).contains(&RESOLV_CONF) && Path::new(ETC).join(RESOLV_CONF).starts_with(path)
+}
+
+/// Which of the unveils are devices.
+fn with_nodes(opened: &[Opened], places: &[OwnedFd]) -> Result<Vec<(Opened, Option<Node>)>> {
+    let node = |(found, place): (&Opened, &OwnedFd)| {
+        let node = Node::of(place).map_err(failed(&found.path))?;
+        Ok((found.clone(), node))
+    };
+    opened.iter().zip(places).map(node).collect()
 }
 
 fn too_much(Unbounded { unveil, below, gets }: &Unbounded, opened: &[Opened]) -> Failure {

@@ -13,10 +13,11 @@ use nix::unistd::{Gid, Uid, fchown, symlinkat};
 
 use super::failed;
 use super::sources::{Sources, lacking, new_file_system};
-use crate::sandbox::root::{Assembly, EMPTY, Ground, Mount, OWN, Source};
+use crate::sandbox::root::{Assembly, DEVICE_NODES, EMPTY, Ground, Mount, OWN, Source};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
 use crate::shim::steps::Result;
+use crate::shim::steps::devices::Node;
 use crate::sys::mount::{self, Refuse};
 
 /// Bytes that a root's own directories and links may take: far more than they do, and not all of the host's memory.
@@ -34,6 +35,7 @@ pub(super) fn build(
     root: &PrivateRoot,
     assembly: &Assembly,
     sources: Sources,
+    nodes: &[Node],
 ) -> Result<Vec<PathBuf>> {
     let mounts: Vec<_> = assembly.mounts.iter().zip(sources.into_mounts()).collect();
     let plain = Refuse { write: false, exec: true, devices: true };
@@ -47,12 +49,52 @@ pub(super) fn build(
     make_skeleton(root, assembly, directory.as_fd())?;
     let mut left_out = Vec::new();
     for (mount, source) in mounts {
+        let source = match mount.source {
+            Source::Device(number) => Some(make_device(spec, mount, number, nodes, directory.as_fd())?),
+            _ => source,
+        };
         if !attach(spec, root, mount, source, directory.as_fd())? {
             left_out.push(mount.path.clone());
         }
     }
+    close_device_nodes(nodes, directory.as_fd())?;
     mount::make_read_only(&directory).map_err(failed("/"))?;
     Ok(left_out)
+}
+
+/// A node of the task's own, as a mount of it.
+fn make_device(
+    spec: &ShimSpec,
+    mount: &Mount,
+    number: usize,
+    nodes: &[Node],
+    directory: BorrowedFd<'_>,
+) -> Result<OwnedFd> {
+    let device = &spec.plan.devices[number];
+    let name = Path::new(DEVICE_NODES).join(number.to_string());
+    let failed = |errno| {
+        let failure = Failure::new(Step::Device, device.source.display().to_string(), errno);
+        match errno {
+            Errno::EPERM => failure.with_note("no node can be made: the agent needs CAP_MKNOD"),
+            _ => failure,
+        }
+    };
+    nodes[number].make(spec, device.permissions, directory, relative(&name)).map_err(failed)?;
+    let copy = mount::copy(directory, relative(&name), false).map_err(failed)?;
+    mount::restrict(&copy, mount.refuse, false).map_err(failed)?;
+    Ok(copy)
+}
+
+/// The nodes have no effect where they were made, only where they are mounted.
+fn close_device_nodes(nodes: &[Node], directory: BorrowedFd<'_>) -> Result<()> {
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    let path = Path::new(DEVICE_NODES);
+    let refuse = Refuse { write: true, exec: true, devices: true };
+    mount::open_below(directory, relative(path), OFlag::O_PATH)
+        .and_then(|opened| mount::restrict(&opened, refuse, false))
+        .map_err(failed(path))
 }
 
 /// Directories, links, mount points and files of the root's own. Nobody else can see it yet, so names are what they say.

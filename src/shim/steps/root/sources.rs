@@ -100,7 +100,12 @@ impl Sources {
             (Source::TaskDir, None) => mount::new("tmpfs", &[("mode", "0755")], found.refuse).map(Some),
             // Made of the task's directory, when that is there, or in it.
             (
-                Source::AllocDir | Source::Secrets | Source::Tmp | Source::Empty | Source::CgroupNames,
+                Source::AllocDir
+                | Source::Secrets
+                | Source::Tmp
+                | Source::Empty
+                | Source::CgroupNames
+                | Source::Device(_),
                 None,
             ) => Ok(None),
             _ => Err(Errno::ENOENT),
@@ -119,6 +124,8 @@ pub(super) fn new_file_system(
         Source::Pts => Some(("devpts", vec![("ptmxmode", "0666".into()), ("mode", "0620".into())])),
         Source::Shm => Some(("tmpfs", vec![("mode", "1777".into()), ("size", shm_size())])),
         Source::MessageQueues => Some(("mqueue", Vec::new())),
+        // Nodes take no space.
+        Source::DeviceNodes => Some(("tmpfs", vec![("mode", "0700".into()), ("size", "4k".into())])),
         _ => None,
     }
 }

@@ -1,0 +1,184 @@
+# /// scenario
+# description = "Devices: nodes of a task's own with the permissions of the job, a cgroup that denies all others, and what a device plugin mounts."
+# across = "the device program of a cgroup"
+# nomad = "pluginhost"
+# guests = ["debian"]
+# seconds = 80
+# ///
+# Each allowed action has a denied one beside it.
+
+import json
+
+from exec2.agent import wait_for_driver
+from exec2.guest import CLEANUP_TIMEOUT_S, machine, subtest, t, write
+from exec2.probes import PROBE, compare
+
+wait_for_driver()
+machine.succeed("systemctl stop nomad.service")
+
+FOLDER = "/srv/devices"
+OK, DENIED, MISSING = "ok", "EACCES", "ENOENT"
+USER = "nomad-80001"
+GPU = "/dev/exec2-gpu"
+# Of /dev/zero, /dev/full and /dev/kmsg.
+ZERO, FULL, KMSG = "1 5", "1 7", "1 11"
+USUAL = {"write /dev/null": OK, "read /dev/zero": OK, "read /dev/urandom": OK, "list /dev/pts": OK}
+
+
+def device(source, path=None, permissions="rw"):
+    return {"task_path": path or source, "host_path": source, "cgroup_permissions": permissions}
+
+
+def write_task(name, *command, devices=(), config=None, user=USER, **fields):
+    path = f"{FOLDER}/{name}.json"
+    config = {"command": command[0], "args": list(command[1:]), **(config or {})}
+    write(path, json.dumps({"config": config, "cpu": 1000, "memory": 128, "user": user, "devices": list(devices), **fields}))
+    return path
+
+
+def harness(arguments):
+    """The answer of a command that has to succeed."""
+    return json.loads(machine.succeed(f"pluginhost task {arguments}"))
+
+
+def end(task):
+    machine.succeed(f"pluginhost task destroy -force {task}", f"pluginhost task cleanup {task}")
+
+
+def out_of(name, *command, status=0, **fields):
+    """What a task writes until it ends with the status."""
+    task = write_task(name, *command, **fields)
+    harness(f"start {task}")
+    result = harness(f"wait -timeout {CLEANUP_TIMEOUT_S}s {task}")["result"]
+    output = machine.succeed(f"pluginhost task logs {task}; pluginhost task logs -stderr {task}")
+    end(task)
+    t.assertEqual(result["exit_code"], status, output)
+    return output
+
+
+def tried(wanted, *devices, **fields):
+    """Compares what a task with these devices can do with what is expected of it."""
+    output = out_of("probe", "python3", "-ISc", PROBE, json.dumps(list(wanted)), devices=devices, **fields)
+    compare(json.loads(output.splitlines()[-1]), wanted)
+
+
+def refused(why, *devices, **fields):
+    """The task does not start, for a reason that matches."""
+    task = write_task("refused", "true", devices=devices, **fields)
+    status, output = machine.execute(f"pluginhost task start {task}")
+    machine.execute(f"pluginhost task cleanup {task}")
+    t.assertEqual(status, 1, output)
+    t.assertRegex(json.loads(output)["error"]["message"], why)
+
+
+def agent(*options):
+    """Starts a plugin with these options."""
+    machine.succeed("pluginhost task plugin stop")
+    write(f"{FOLDER}/agent.hcl", 'plugin "nomad-driver-exec2" {\nconfig {\n' + "\n".join(options) + "\n}\n}\n")
+    machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
+
+
+machine.succeed(f"mkdir -p {FOLDER} /dev/exec2-dir; chmod 755 {FOLDER}")
+# As udev makes them: for a group that no dynamic user is in.
+for path, number in (GPU, ZERO), ("/dev/exec2-dir/other", FULL), ("/dev/exec2-kmsg", KMSG):
+    machine.succeed(f"mknod -m 660 {path} c {number}; chgrp video {path}")
+agent("unveil_by_task = true")
+
+with subtest("a device of a group that the task is not in: read and written with it, and not there without; the usual ones stay"):
+    tried({f"read {GPU}": OK, f"write {GPU}": OK, "stat /dev/exec2-dir/other": MISSING, **USUAL}, device(GPU))
+    tried({f"read {GPU}": MISSING, f"write {GPU}": MISSING, **USUAL})
+    # another path in the task, in a directory that the host need not have
+    tried({"read /dev/dri/card0": OK, f"read {GPU}": MISSING}, device(GPU, "/dev/dri/card0"))
+    tried({"read /dev/exec2-dir/other": OK, "write /dev/exec2-dir/other": "ok", f"read {GPU}": MISSING}, device("/dev/exec2-dir/other"))
+
+with subtest("the permissions of the job hold for the node, whatever its modes, also for root"):
+    tried({f"read {GPU}": OK, f"write {GPU}": DENIED, f"chmod {GPU}": "EPERM|EACCES"}, device(GPU, permissions="r"))
+    tried({f"read {GPU}": DENIED, f"write {GPU}": OK}, device(GPU, permissions="w"))
+    tried({f"read {GPU}": OK, f"write {GPU}": OK, "char /tmp/node": "EPERM|EACCES", "char /dev/node": "EPERM|EACCES|EROFS"}, device(GPU, permissions="rwm"))
+    # root may change the mode, and Landlock and the cgroup still hold
+    wanted = {f"chmod {GPU}": OK, f"read {GPU}": OK, f"write {GPU}": DENIED, "read /.task/devices/0": DENIED}
+    tried(wanted, device(GPU, permissions="r"), user="root")
+    t.assertEqual(machine.succeed(f"stat -c '%a %G' {GPU}").split(), ["660", "video"], "the host's node is as it was")
+
+with subtest("the cgroup of the task denies devices that no path decides about; that of a task without devices does not"):
+    # A process of the host's root, with the host's /dev, in the cgroup of a task.
+    task = write_task("limited", "sleep", "4321", devices=[device(GPU, permissions="r")])
+    handle = harness(f"start {task}")["handle"]
+    cgroup = handle["config"]["resources"]["linux_resources"]["cpuset_cgroup"]
+
+    def inside(action):
+        return machine.execute(f"sh -c 'echo $$ > {cgroup}/cgroup.procs; {action}' 2>&1")
+
+    for action in f"head -c 1 {GPU}", "echo x > /dev/null", "head -c 1 /dev/urandom", "script -qc true /dev/null":
+        t.assertEqual(inside(action)[0], 0, action)
+    for action in f"echo x > {GPU}", "head -c 1 /dev/exec2-kmsg", "head -c 1 /dev/mem", f"mknod {FOLDER}/node c 1 3", "head -c 1 /dev/loop0":
+        status, output = inside(action)
+        t.assertNotEqual(status, 0, action)
+        t.assertRegex(output, "Operation not permitted|No such file", action)
+    # a session is in a cgroup below it
+    answer = harness(f"exec -stream {task} -- sh -c 'head -c 1 {GPU} | wc -c; echo x > {GPU}'")
+    t.assertEqual(answer["stdout"], "1\n")
+    t.assertIn("Permission denied", answer["stderr"])
+
+    # The plugin holds no part of it, and a restart in the same cgroup has one program.
+    harness("plugin kill")
+    harness(f"recover {task}")
+    t.assertRegex(inside("head -c 1 /dev/exec2-kmsg")[1], "Operation not permitted")
+    machine.succeed(f"pluginhost task destroy -force {task}")
+    harness(f"start {write_task('limited', 'sleep', '4321', devices=[device(GPU)])}")
+    t.assertEqual(inside(f"echo x > {GPU}")[0], 0, "the program is the new start's")
+    t.assertRegex(inside("head -c 1 /dev/exec2-kmsg")[1], "Operation not permitted")
+    end(task)
+
+    task = write_task("unlimited", "sleep", "4321")
+    cgroup = harness(f"start {task}")["handle"]["config"]["resources"]["linux_resources"]["cpuset_cgroup"]
+    t.assertEqual(inside("exec 3< /dev/exec2-kmsg")[0], 0)
+    end(task)
+
+with subtest("an unveiled device works beside those of a plugin"):
+    machine.succeed("chmod 666 /dev/exec2-dir/other")
+    unveil = {"unveil": ["rw:/dev/exec2-dir/other"]}
+    tried({f"read {GPU}": OK, "read /dev/exec2-dir/other": OK, "stat /dev/exec2-kmsg": MISSING}, device(GPU), config=unveil)
+    tried({f"read {GPU}": OK, "read /dev/exec2-dir/other": OK}, device(GPU), config={"unveil": ["rw:/dev/exec2-dir"]})
+
+with subtest("what a GPU needs: nodes, capabilities below a directory, libraries and /proc/driver, and the environment of the plugin"):
+    # NVIDIA's set, as a fake tree.
+    machine.succeed("mkdir -p /dev/nvidia-caps /usr/lib/exec2-nvidia /opt/nvidia; echo library > /opt/nvidia/libcuda.so.1; echo config > /opt/nvidia/config")
+    nodes = {"/dev/nvidia0": ZERO, "/dev/nvidiactl": FULL, "/dev/nvidia-uvm": ZERO, "/dev/nvidia-caps/nvidia-cap1": ZERO}
+    for path, number in nodes.items():
+        machine.succeed(f"mknod -m 600 {path} c {number}")
+    mounts = [
+        {"task_path": "/usr/local/nvidia/libcuda.so.1", "host_path": "/opt/nvidia/libcuda.so.1", "readonly": True},
+        {"task_path": "/opt/nvidia", "host_path": "/opt/nvidia", "readonly": True},
+        {"task_path": "/proc/driver/nvidia", "host_path": "/proc/driver/nvidia", "readonly": True},
+    ]
+    wanted = {f"read {path}": OK for path in nodes} | {
+        "read /usr/local/nvidia/libcuda.so.1": OK,
+        "write /usr/local/nvidia/libcuda.so.1": "EROFS",
+        "read /opt/nvidia/config": OK,
+        "create /opt/nvidia/new": "EROFS",
+        "list /proc/driver": OK,
+        "stat /dev/nvidia1": MISSING,
+    }
+    tried(wanted, *[device(path) for path in nodes], mounts=mounts)
+    environment = {"env": {"NVIDIA_VISIBLE_DEVICES": "GPU-1"}, "device_env": {"NVIDIA_VISIBLE_DEVICES": "GPU-1"}}
+    t.assertIn("NVIDIA_VISIBLE_DEVICES=GPU-1", out_of("env", "env", devices=[device("/dev/nvidia0")], **environment))
+
+with subtest("refusals name the device and what to change"):
+    for wanted, why in [
+        (device("/dev/exec2-none"), "/dev/exec2-none.*No such file"),
+        (device("/etc/hostname", "/dev/x"), "is no device file"),
+        (device("/dev/exec2-dir"), "is no device file"),
+        (device(GPU, "/srv/gpu"), "must be below /dev"),
+        (device(GPU, "/dev/pts/7"), "is the task's own"),
+        (device(GPU, permissions="rx"), "not letters out of rwm"),
+    ]:
+        refused(why, wanted)
+    refused("the same path", device(GPU), device(GPU))
+    agent('root = "host"')
+    refused('with root = \\\\?"host', device(GPU))
+
+with subtest("nothing is left"):
+    t.assertEqual(harness("violations"), [])
+    machine.succeed("pluginhost task plugin stop")
+    machine.fail("grep /var/lib/pluginhost /proc/self/mountinfo")
