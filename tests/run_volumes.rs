@@ -283,3 +283,50 @@ fn nothing_can_be_mounted_in_the_hosts_root() {
     let (status, _, err) = run(&["--root", "host"], &[host.to("db", "/data")], "true");
     assert!(status == Some(125) && err.contains("set root = \"private\""), "{err}");
 }
+
+/// A node as udev makes it, for a group that the command's user is not in.
+fn device(name: &str, number: &str) -> String {
+    let path = format!("/dev/exec2-test-{name}-{}", std::process::id());
+    let made = Command::new("mknod").args(["-m", "660", &path, "c", "1", number]).status().unwrap();
+    assert!(made.success());
+    path
+}
+
+#[test]
+fn a_device_has_the_permissions_that_were_asked_for_and_no_other_is_there() {
+    if host().is_none() {
+        return;
+    }
+    let (zero, full) = (device("zero", "5"), device("full", "7"));
+    let script = format!(
+        "head -c 1 /dev/dri/card0 | wc -c; echo x > /dev/dri/card0; chmod 666 /dev/dri/card0; [ ! -e {full} ]; echo $?; echo x > /dev/null; ls /.task/devices"
+    );
+    let of = |permissions: &str, user: &[&str]| {
+        let device = format!("{zero}:/dev/dri/card0{permissions}");
+        let mut options = vec!["--device", &device];
+        options.extend(user);
+        run(&options, &[], &script)
+    };
+    let (_, all, all_errors) = of("", &[]);
+    let (_, read, read_errors) = of(":r", &[]);
+    let (_, root, root_errors) = of(":r", &["--user", "root"]);
+    let refused = run(&["--device", "/etc/passwd:/dev/x"], &[], "true").2;
+    for path in [zero, full] {
+        fs::remove_file(path).unwrap();
+    }
+    assert_eq!(
+        (all.as_str(), all_errors.matches("Permission denied").count()),
+        ("1\n0\n", 1),
+        "{all_errors}"
+    );
+    assert!(all_errors.contains("chmod"), "{all_errors}");
+    assert_eq!(
+        (read.as_str(), read_errors.matches("Permission denied").count()),
+        ("1\n0\n", 2),
+        "{read_errors}"
+    );
+    // Root may change the mode of its node, but not what Landlock grants on it.
+    assert_eq!(root, "1\n0\n0\n", "{root_errors}");
+    assert!(root_errors.contains("/dev/dri/card0: Permission denied"), "{root_errors}");
+    assert!(refused.contains("is no device file"), "{refused}");
+}

@@ -3,7 +3,7 @@
 # across = "the device program of a cgroup"
 # nomad = "pluginhost"
 # guests = ["debian"]
-# seconds = 80
+# seconds = 100
 # ///
 # Each allowed action has a denied one beside it.
 

@@ -1,5 +1,6 @@
 //! `run`: the driver's sandbox without Nomad, by the same code.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::path::{Component, Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::cgroup::{Cgroup, Limits, ResourceRequest};
 use crate::config::{PluginConfig, RootKind};
 use crate::record::run_dir::RUN_DIR;
 use crate::sandbox::capabilities::{CapList, UnknownCapability};
+use crate::sandbox::device::AskedDevice;
 use crate::sandbox::names::Names;
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::Root;
@@ -65,6 +67,9 @@ pub(super) struct Args {
     /// Mount a file or directory of the host at another path, read-only with :ro; may be repeated
     #[arg(long, value_name = "SOURCE:DESTINATION[:ro]", value_parser = volume)]
     volume: Vec<AskedVolume>,
+    /// Give the command a device of the host, at another path below /dev or with fewer of the permissions rwm; may be repeated
+    #[arg(long, value_name = "SOURCE[:PATH[:PERMISSIONS]]", value_parser = device)]
+    device: Vec<AskedDevice>,
     /// Run as this user: a name, a uid, uid:gid, or nomad-N [default: an unused one of nomad-90000 to nomad-99999]
     #[arg(long)]
     user: Option<String>,
@@ -160,6 +165,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         cap_add: capabilities,
         work_dir: args.work_dir.as_deref(),
         volumes: &args.volume,
+        devices: &args.device,
         ..Ask::default()
     };
     let mut env = environment::of_command(&asked_env, std::env::vars_os());
@@ -221,6 +227,17 @@ fn capability(name: &str) -> Result<String, UnknownCapability> {
 
 fn is_plain(path: &Path) -> bool {
     path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
+}
+
+/// Reads `SOURCE[:PATH[:PERMISSIONS]]`. What the parts may be is decided later, as for a job.
+fn device(text: &str) -> Result<AskedDevice, Infallible> {
+    let mut parts = text.splitn(3, ':');
+    let source = parts.next().unwrap_or_default();
+    Ok(AskedDevice {
+        source: source.to_owned(),
+        destination: parts.next().unwrap_or(source).to_owned(),
+        permissions: parts.next().unwrap_or("rwm").to_owned(),
+    })
 }
 
 /// Reads `SOURCE:DESTINATION[:ro]`.
