@@ -183,7 +183,7 @@ _nomad__driver__exec2() {
             return 0
             ;;
         nomad__driver__exec2__subcmd__run)
-            opts="-h --unveil --volume --user --memory --cpu --cap-add --env --work-dir --root --no-defaults --help"
+            opts="-h --unveil --volume --device --user --memory --cpu --cap-add --env --work-dir --root --no-defaults --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -194,6 +194,10 @@ _nomad__driver__exec2() {
                     return 0
                     ;;
                 --volume)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --device)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -33,6 +33,7 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l unveil -d 'Grant an absolute path: MODES are any of r (read), w (write), x (execute, with r), c (create); may be repeated' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l volume -d 'Mount a file or directory of the host at another path, read-only with :ro; may be repeated' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l device -d 'Give the command a device of the host, at another path below /dev or with fewer of the permissions rwm; may be repeated' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l user -d 'Run as this user: a name, a uid, uid:gid, or nomad-N [default: an unused one of nomad-90000 to nomad-99999]' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l memory -d 'Limit the memory, in MiB' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cpu -d 'Limit the CPU, in MHz' -r
