@@ -324,7 +324,7 @@ fn the_plan_has_what_the_host_provides() {
     assert_eq!(plan.root, Root::Host);
     assert_eq!(plan.resources, Resources { cgroup: Some(CGROUP.into()), limits });
     assert_eq!((plan.rlimits.open_files, plan.oom_score_adj), (Some(1024), 500));
-    assert_eq!((plan.landlock.required_abi, plan.landlock.handled_abi), (1, 3));
+    assert_eq!((plan.landlock.required_abi, plan.landlock.handled_abi), (1, 5));
 }
 
 proptest! {

@@ -1,10 +1,11 @@
 //! The Landlock ruleset: landlock(7).
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access as _, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, RulesetStatus,
+    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetStatus,
 };
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -13,7 +14,7 @@ use nix::sys::stat::Mode;
 use super::Result;
 use super::logs::Logs;
 use super::paths::{is_directory, open_place};
-use crate::sandbox::landlock::rights;
+use crate::sandbox::landlock::{DEVICE, rights as rights_of};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::root::RootRule;
 use crate::sandbox::unveil;
@@ -41,12 +42,12 @@ pub(crate) fn build_root_ruleset(
     logs: Option<&Logs>,
     rules: &[RootRule],
 ) -> Result<RulesetCreated> {
-    add_root_rules(new_ruleset(spec, logs)?, rules, Gone::Fails)
+    add_root_rules(new_ruleset(spec, logs)?, spec, rules, Gone::Fails)
 }
 
 /// The same in the root of a running task. What the task has removed since, or put a link in place of, is not granted.
 pub(crate) fn build_entered_ruleset(spec: &ShimSpec, rules: &[RootRule]) -> Result<RulesetCreated> {
-    add_root_rules(new_ruleset(spec, None)?, rules, Gone::Skipped)
+    add_root_rules(new_ruleset(spec, None)?, spec, rules, Gone::Skipped)
 }
 
 /// What to do about a path that is not there, or is no longer of the same kind.
@@ -56,17 +57,21 @@ enum Gone {
     Skipped,
 }
 
-fn add_root_rules(mut ruleset: RulesetCreated, rules: &[RootRule], gone: Gone) -> Result<RulesetCreated> {
+fn add_root_rules(
+    mut ruleset: RulesetCreated,
+    spec: &ShimSpec,
+    rules: &[RootRule],
+    gone: Gone,
+) -> Result<RulesetCreated> {
     let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|errno| Failure::new(Step::Landlock, "/", errno))?;
     for RootRule { path, access, directory } in rules {
         let subject = || format!("{access}:{}", path.display());
-        let rights = rights(*access, *directory);
+        let rights = rights(spec, *access, *directory);
         if rights.is_empty() {
             continue;
         }
-        let below = path.strip_prefix("/").ok().filter(|below| !below.as_os_str().is_empty());
-        let place = match sys::mount::open_below(&root, below.unwrap_or(Path::new(".")), OFlag::O_PATH) {
+        let place = match open_in(&root, path) {
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if gone == Gone::Skipped => continue,
             opened => opened.map_err(|errno| Failure::new(Step::Unveil, subject(), errno))?,
         };
@@ -77,13 +82,45 @@ fn add_root_rules(mut ruleset: RulesetCreated, rules: &[RootRule], gone: Gone) -
             .add_rule(PathBeneath::new(place, rights))
             .map_err(|error| Failure::text(Step::Unveil, subject(), error.to_string()))?;
     }
+    add_device_rules(ruleset, spec, &root)
+}
+
+/// What a device grants beside its permissions. Root alone can change the directories that it is in.
+fn add_device_rules(mut ruleset: RulesetCreated, spec: &ShimSpec, root: &OwnedFd) -> Result<RulesetCreated> {
+    let rights = DEVICE & handled(spec);
+    for device in spec.plan.devices.iter().filter(|_| !rights.is_empty()) {
+        let subject = || device.path.display().to_string();
+        let place =
+            open_in(root, &device.path).map_err(|errno| Failure::new(Step::Device, subject(), errno))?;
+        ruleset = ruleset
+            .add_rule(PathBeneath::new(place, rights))
+            .map_err(|error| Failure::text(Step::Device, subject(), error.to_string()))?;
+    }
     Ok(ruleset)
+}
+
+fn open_in(root: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
+    let below = path.strip_prefix("/").ok().filter(|below| !below.as_os_str().is_empty());
+    sys::mount::open_below(root, below.unwrap_or(Path::new(".")), OFlag::O_PATH)
+}
+
+/// The rights of this ABI.
+fn of_abi(abi: i32) -> BitFlags<AccessFs> {
+    AccessFs::from_all(ABI::from(abi))
+}
+
+/// The rights that the task's ruleset can grant. An older version of the driver may have started the task.
+fn handled(spec: &ShimSpec) -> BitFlags<AccessFs> {
+    of_abi(spec.plan.landlock.handled_abi)
+}
+
+fn rights(spec: &ShimSpec, access: unveil::Access, directory: bool) -> BitFlags<AccessFs> {
+    rights_of(access, directory) & handled(spec)
 }
 
 /// A ruleset that allows a task its own standard output and error.
 fn new_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
     let failed = |error: landlock::RulesetError| Failure::text(Step::Landlock, "ruleset", error.to_string());
-    let of_abi = |abi: i32| AccessFs::from_all(ABI::from(abi));
     let plan = &spec.plan.landlock;
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -95,14 +132,14 @@ fn new_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
         .create()
         .map_err(failed)?;
     for log in logs.iter().filter(|logs| logs.fifos).flat_map(|logs| [&logs.stdout, &logs.stderr]) {
-        let write = rights(unveil::Access::WRITE, false);
+        let write = rights(spec, unveil::Access::WRITE, false);
         ruleset = ruleset.add_rule(PathBeneath::new(log, write)).map_err(failed)?;
     }
     if let Some(terminal) = spec.command.terminal() {
         // As the log FIFOs: the task can open /dev/stdout again.
         let terminal = sys::terminal::standard(terminal)
             .map_err(|errno| Failure::new(Step::Session, "the terminal", errno))?;
-        let read_write = rights(unveil::Access::READ.union(unveil::Access::WRITE), false);
+        let read_write = rights(spec, unveil::Access::READ.union(unveil::Access::WRITE), false);
         ruleset = ruleset.add_rule(PathBeneath::new(terminal, read_write)).map_err(failed)?;
     }
     Ok(ruleset)
@@ -121,7 +158,7 @@ fn add_rule(
         Err(error) if rule.missing == Missing::Skip && is_absent(&error) => return Ok(ruleset),
         Err(error) => return Err(not_unveiled(rule, error)),
     };
-    let rights = rights(rule.access, directory);
+    let rights = rights(spec, rule.access, directory);
     if rights.is_empty() {
         // `c` alone on a file: nothing can be created in it.
         return Ok(ruleset);
