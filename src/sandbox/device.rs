@@ -1,6 +1,6 @@
 //! Devices: nodes of the host in the task's own /dev, as device plugins ask for. Judged here without a system call; the shim makes the nodes.
 
-use std::collections::BTreeSet;
+use std::ops::BitOrAssign;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ pub struct AskedDevice {
 /// A device of a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
-    /// The node on the host, which a device plugin of the agent names.
+    /// On the host: a node, or a directory of nodes. A device plugin of the agent names it.
     #[serde(with = "crate::os_path")]
     pub source: PathBuf,
     /// Below /dev.
@@ -72,20 +72,23 @@ pub enum DeviceProblem {
     Source(String),
     #[error("Nomad sent an invalid value: the permissions {}, which are not letters out of rwm", quote(.0))]
     Permissions(String),
-    #[error("another device of the task has the same path; configure the device plugin to use another one")]
-    Twice,
+    #[error(
+        "the device {} has the same path in the task; configure the device plugin to use another one", quote(.0)
+    )]
+    Twice(String),
 }
 
 pub(super) fn judge(asked: &[AskedDevice], own_root: bool) -> Result<Vec<Device>, DeviceError> {
-    let mut paths = BTreeSet::new();
-    let mut devices = Vec::new();
+    let mut devices: Vec<Device> = Vec::new();
     for asked in asked {
         let refused = |problem| DeviceError { destination: asked.destination.clone(), problem };
         let device = device(asked, own_root).map_err(refused)?;
-        if !paths.insert(device.path.clone()) {
-            return Err(refused(DeviceProblem::Twice));
+        match devices.iter_mut().find(|other| other.path == device.path) {
+            None => devices.push(device),
+            // Of two device blocks of the job, each may need the same one, as /dev/nvidiactl.
+            Some(same) if same.source == device.source => same.permissions |= device.permissions,
+            Some(other) => return Err(refused(DeviceProblem::Twice(other.source.display().to_string()))),
         }
-        devices.push(device);
     }
     Ok(devices)
 }
@@ -103,6 +106,14 @@ fn device(asked: &AskedDevice, own_root: bool) -> Result<Device, DeviceProblem> 
     let permissions = Permissions::parse(&asked.permissions)
         .ok_or_else(|| DeviceProblem::Permissions(asked.permissions.clone()))?;
     Ok(Device { source, path, permissions })
+}
+
+impl BitOrAssign for Permissions {
+    fn bitor_assign(&mut self, other: Self) {
+        self.read |= other.read;
+        self.write |= other.write;
+        self.mknod |= other.mknod;
+    }
 }
 
 impl Permissions {
@@ -173,7 +184,17 @@ mod tests {
             assert_eq!(judged(&[asked(path, "rw")]), Err(DeviceProblem::Reserved(reserved)), "{path}");
         }
         assert!(judged(&[asked("/dev/null", "rw"), asked("/dev/ptsx", "r")]).is_ok());
-        assert_eq!(judged(&[asked("/dev/a", "r"), asked("/dev/a/", "r")]), Err(DeviceProblem::Twice));
+    }
+
+    #[test]
+    fn the_same_device_twice_has_the_permissions_of_both() {
+        let all = judged(&[asked("/dev/a", "r"), asked("/dev/b", "m"), asked("/dev/a/", "w")]).unwrap();
+        let found: Vec<_> =
+            all.iter().map(|device| (device.path.to_str().unwrap(), device.permissions)).collect();
+        let mknod = Permissions { mknod: true, ..Permissions::default() };
+        assert_eq!(found, [("/dev/a", Permissions::READ_WRITE), ("/dev/b", mknod)]);
+        let other = AskedDevice { source: "/dev/other".into(), ..asked("/dev/a", "r") };
+        assert_eq!(judged(&[asked("/dev/a", "r"), other]), Err(DeviceProblem::Twice("/dev/nvidia0".into())));
     }
 
     #[test]

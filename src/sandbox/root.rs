@@ -350,7 +350,8 @@ impl Request<'_> {
         if self.devices.is_empty() {
             return Vec::new();
         }
-        let refuse = Refuse { write: false, exec: true, devices: false };
+        // Programs map the memory of some devices to execute it, such as an enclave of SGX.
+        let refuse = Refuse { write: false, exec: false, devices: false };
         let nodes = Candidate {
             path: PathBuf::from(DEVICE_NODES),
             source: Source::DeviceNodes,

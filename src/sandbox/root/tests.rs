@@ -541,7 +541,7 @@ fn a_device_has_a_node_of_its_own_beside_the_usual_ones() {
     let root = with_device(&[], "/dev/dri/card0", Permissions::READ_WRITE);
     let node = root.mounted("/dev/dri/card0")[0];
     assert_eq!((&node.source, &node.ground), (&Source::Device(0), &Ground::Own));
-    assert!(!node.refuse.devices && node.refuse.exec);
+    assert!(!node.refuse.devices && !node.refuse.exec);
     assert_eq!(root.mounted("/dev/null")[0].source, Source::Part("/dev/null".into()));
     assert!(root.files.contains(Path::new("/dev/dri/card0")) && root.has_link("/dev/ptmx"));
     assert_eq!(root.granted("/dev/dri/card0"), access("rw"));

@@ -61,9 +61,9 @@ pub(crate) fn enter_root(
     let Unveils { places, opened, links, in_proc } = open_unveils(spec, root, writable)?;
     behind_no_link(spec, root, &links)?;
     let mut volumes = Volumes::open(spec, single, writable)?;
-    let nodes = find_devices(spec, writable)?;
-    if let Some(cgroup) = cgroup.filter(|_| !nodes.is_empty()) {
-        limit_devices(spec, cgroup, &nodes, &with_nodes(&opened, &places)?)?;
+    let devices = find_devices(spec, writable)?;
+    if let Some(cgroup) = cgroup.filter(|_| !devices.nodes.is_empty()) {
+        limit_devices(spec, cgroup, &devices, &with_nodes(&opened, &places)?)?;
     }
     let mut assembly = Request {
         layout: root.layout.as_ref(),
@@ -71,7 +71,7 @@ pub(crate) fn enter_root(
         cgroup: root.cgroup_root.as_deref().zip(spec.plan.resources.cgroup.as_deref()),
         unveils: &opened,
         volumes: &volumes.opened(),
-        devices: &spec.plan.devices,
+        devices: &devices.devices,
         links: &links,
         in_proc: &in_proc,
         names: &own_names(root),
@@ -100,7 +100,7 @@ pub(crate) fn enter_root(
         .and_then(|()| unshare(CloneFlags::CLONE_NEWNS))
         .map_err(failed("an empty mount namespace"))?;
     sources.make_own(root, &assembly)?;
-    let left_out = build::build(spec, root, &assembly, sources, &nodes)?;
+    let left_out = build::build(spec, root, &assembly, sources, &devices)?;
     assembly.rules.retain(|rule| !left_out.contains(&rule.path));
     Ok(assembly.rules)
 }
@@ -151,11 +151,9 @@ fn hides_own(root: &PrivateRoot, path: &Path) -> bool {
 }
 
 /// Which of the unveils are devices.
-fn with_nodes(opened: &[Opened], places: &[OwnedFd]) -> Result<Vec<(Opened, Option<Node>)>> {
-    let node = |(found, place): (&Opened, &OwnedFd)| {
-        let node = Node::of(place).map_err(failed(&found.path))?;
-        Ok((found.clone(), node))
-    };
+fn with_nodes<'a>(opened: &'a [Opened], places: &[OwnedFd]) -> Result<Vec<(&'a Opened, Option<Node>)>> {
+    let node =
+        |(found, place): (&'a Opened, &OwnedFd)| Ok((found, Node::of(place).map_err(failed(&found.path))?));
     opened.iter().zip(places).map(node).collect()
 }
 

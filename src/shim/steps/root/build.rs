@@ -17,7 +17,7 @@ use crate::sandbox::root::{Assembly, DEVICE_NODES, EMPTY, Ground, Mount, OWN, So
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
 use crate::shim::steps::Result;
-use crate::shim::steps::devices::Node;
+use crate::shim::steps::devices::Devices;
 use crate::sys::mount::{self, Refuse};
 
 /// Bytes that a root's own directories and links may take: far more than they do, and not all of the host's memory.
@@ -35,7 +35,7 @@ pub(super) fn build(
     root: &PrivateRoot,
     assembly: &Assembly,
     sources: Sources,
-    nodes: &[Node],
+    devices: &Devices,
 ) -> Result<Vec<PathBuf>> {
     let mounts: Vec<_> = assembly.mounts.iter().zip(sources.into_mounts()).collect();
     let plain = Refuse { write: false, exec: true, devices: true };
@@ -50,14 +50,14 @@ pub(super) fn build(
     let mut left_out = Vec::new();
     for (mount, source) in mounts {
         let source = match mount.source {
-            Source::Device(number) => Some(make_device(spec, mount, number, nodes, directory.as_fd())?),
+            Source::Device(number) => Some(make_device(spec, mount, number, devices, directory.as_fd())?),
             _ => source,
         };
         if !attach(spec, root, mount, source, directory.as_fd())? {
             left_out.push(mount.path.clone());
         }
     }
-    close_device_nodes(nodes, directory.as_fd())?;
+    close_device_nodes(devices, directory.as_fd())?;
     mount::make_read_only(&directory).map_err(failed("/"))?;
     Ok(left_out)
 }
@@ -67,10 +67,10 @@ fn make_device(
     spec: &ShimSpec,
     mount: &Mount,
     number: usize,
-    nodes: &[Node],
+    devices: &Devices,
     directory: BorrowedFd<'_>,
 ) -> Result<OwnedFd> {
-    let device = &spec.plan.devices[number];
+    let (device, node) = (&devices.devices[number], devices.nodes[number]);
     let name = Path::new(DEVICE_NODES).join(number.to_string());
     let failed = |errno| {
         let failure = Failure::new(Step::Device, device.source.display().to_string(), errno);
@@ -79,15 +79,15 @@ fn make_device(
             _ => failure,
         }
     };
-    nodes[number].make(spec, device.permissions, directory, relative(&name)).map_err(failed)?;
+    node.make(spec, device.permissions, directory, relative(&name)).map_err(failed)?;
     let copy = mount::copy(directory, relative(&name), false).map_err(failed)?;
     mount::restrict(&copy, mount.refuse, false).map_err(failed)?;
     Ok(copy)
 }
 
 /// The nodes have no effect where they were made, only where they are mounted.
-fn close_device_nodes(nodes: &[Node], directory: BorrowedFd<'_>) -> Result<()> {
-    if nodes.is_empty() {
+fn close_device_nodes(devices: &Devices, directory: BorrowedFd<'_>) -> Result<()> {
+    if devices.nodes.is_empty() {
         return Ok(());
     }
     let path = Path::new(DEVICE_NODES);
@@ -215,11 +215,19 @@ fn make_source(spec: &ShimSpec, mount: &Mount, directory: BorrowedFd<'_>) -> Res
     }
 }
 
+fn is_device(mount: &Mount) -> bool {
+    matches!(mount.source, Source::Device(_))
+}
+
 fn is_volume(mount: &Mount) -> bool {
     matches!(mount.source, Source::Volume(_))
 }
 
 fn not_attached(mount: &Mount, errno: Errno) -> Failure {
+    if is_device(mount) {
+        let note = "a directory above it is unveiled, and no mount point can be made in that; unveil less";
+        return Failure::new(Step::Device, mount.path.display().to_string(), errno).with_note(note);
+    }
     if !is_volume(mount) {
         return failed(&mount.path)(errno);
     }
