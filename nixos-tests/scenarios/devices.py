@@ -1,6 +1,6 @@
 # /// scenario
 # description = "Devices: nodes of a task's own with the permissions of the job, a cgroup that denies all others, and what a device plugin mounts."
-# across = "the device program of a cgroup"
+# across = "the device program of a cgroup, and the rights of Landlock"
 # nomad = "pluginhost"
 # guests = ["debian"]
 # seconds = 100
@@ -10,7 +10,7 @@
 import json
 
 from exec2.agent import wait_for_driver
-from exec2.guest import CLEANUP_TIMEOUT_S, machine, subtest, t, write
+from exec2.guest import CLEANUP_TIMEOUT_S, kernel, machine, subtest, t, write
 from exec2.probes import PROBE, compare
 
 wait_for_driver()
@@ -19,9 +19,10 @@ machine.succeed("systemctl stop nomad.service")
 FOLDER = "/srv/devices"
 OK, DENIED, MISSING = "ok", "EACCES", "ENOENT"
 USER = "nomad-80001"
-GPU = "/dev/exec2-gpu"
-# Of /dev/zero, /dev/full and /dev/kmsg.
-ZERO, FULL, KMSG = "1 5", "1 7", "1 11"
+# Block devices, so that there is an ioctl that only asks, and neither is of the usual ones.
+GPU, OTHER = "/dev/exec2-gpu", "/dev/exec2-dir/other"
+# Landlock ABI 5
+IOCTL = kernel() >= (6, 10)
 USUAL = {"write /dev/null": OK, "read /dev/zero": OK, "read /dev/urandom": OK, "list /dev/pts": OK}
 
 
@@ -78,27 +79,42 @@ def agent(*options):
     machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
 
 
-machine.succeed(f"mkdir -p {FOLDER} /dev/exec2-dir; chmod 755 {FOLDER}")
-# As udev makes them: for a group that no dynamic user is in.
-for path, number in (GPU, ZERO), ("/dev/exec2-dir/other", FULL), ("/dev/exec2-kmsg", KMSG):
-    machine.succeed(f"mknod -m 660 {path} c {number}; chgrp video {path}")
+def node(path, kind, number):
+    """As udev makes it: for a group that no dynamic user is in."""
+    machine.succeed(f"mkdir -p $(dirname {path}); mknod -m 660 {path} {kind} {number}; chgrp video {path}")
+
+
+machine.succeed(f"mkdir -p {FOLDER}; chmod 755 {FOLDER}; modprobe loop")
+for path in GPU, OTHER:
+    image = f"/var/tmp/{path.replace('/', '-')}.img"
+    loop = machine.succeed(f"truncate -s 1M {image}; losetup -f --show {image}").strip()
+    node(path, "b", machine.succeed(f"stat -c '%Hr %Lr' {loop}").strip())
+node("/dev/exec2-kmsg", "c", "1 11")
 agent("unveil_by_task = true")
 
 with subtest("a device of a group that the task is not in: read and written with it, and not there without; the usual ones stay"):
-    tried({f"read {GPU}": OK, f"write {GPU}": OK, "stat /dev/exec2-dir/other": MISSING, **USUAL}, device(GPU))
+    tried({f"read {GPU}": OK, f"write {GPU}": OK, f"ioctl {GPU}": OK, f"stat {OTHER}": MISSING, **USUAL}, device(GPU))
     tried({f"read {GPU}": MISSING, f"write {GPU}": MISSING, **USUAL})
-    # another path in the task, in a directory that the host need not have
-    tried({"read /dev/dri/card0": OK, f"read {GPU}": MISSING}, device(GPU, "/dev/dri/card0"))
-    tried({"read /dev/exec2-dir/other": OK, "write /dev/exec2-dir/other": "ok", f"read {GPU}": MISSING}, device("/dev/exec2-dir/other"))
+    # another path in the task, in a directory that the host need not have, and by a link
+    machine.succeed(f"ln -s {GPU} /dev/exec2-link")
+    tried({"read /dev/dri/card0": OK, f"read {GPU}": MISSING, "read /dev/one": OK}, device(GPU, "/dev/dri/card0"), device("/dev/exec2-link", "/dev/one"))
 
-with subtest("the permissions of the job hold for the node, whatever its modes, also for root"):
-    tried({f"read {GPU}": OK, f"write {GPU}": DENIED, f"chmod {GPU}": "EPERM|EACCES"}, device(GPU, permissions="r"))
+with subtest("the permissions of the device hold for the node, whatever its modes, also for root"):
+    tried({f"read {GPU}": OK, f"write {GPU}": DENIED, f"ioctl {GPU}": OK, f"chmod {GPU}": "EPERM"}, device(GPU, permissions="r"))
     tried({f"read {GPU}": DENIED, f"write {GPU}": OK}, device(GPU, permissions="w"))
     tried({f"read {GPU}": OK, f"write {GPU}": OK, "char /tmp/node": "EPERM|EACCES", "char /dev/node": "EPERM|EACCES|EROFS"}, device(GPU, permissions="rwm"))
-    # root may change the mode, and Landlock and the cgroup still hold
-    wanted = {f"chmod {GPU}": OK, f"read {GPU}": OK, f"write {GPU}": DENIED, "read /.task/devices/0": DENIED}
+    # of two device blocks that need the same device, both
+    tried({f"read {GPU}": OK, f"write {GPU}": OK}, device(GPU, permissions="r"), device(GPU, permissions="w"))
+    # root may change the mode, and the cgroup, which the kernel asks first, still holds
+    wanted = {f"chmod {GPU}": OK, f"read {GPU}": OK, f"write {GPU}": "EPERM", "read /.task/devices/0": DENIED}
     tried(wanted, device(GPU, permissions="r"), user="root")
     t.assertEqual(machine.succeed(f"stat -c '%a %G' {GPU}").split(), ["660", "video"], "the host's node is as it was")
+
+with subtest("a directory stands for the devices in it"):
+    machine.succeed("ln -s ../exec2-kmsg /dev/exec2-dir/link", "mkdir -p /dev/exec2-dir/in; mknod -m 660 /dev/exec2-dir/in/full c 1 7")
+    wanted = {f"read {OTHER}": OK, f"ioctl {OTHER}": OK, "read /dev/exec2-dir/in/full": OK, "stat /dev/exec2-dir/link": MISSING, f"stat {GPU}": MISSING}
+    tried(wanted, device("/dev/exec2-dir"))
+    tried({"read /dev/all/other": OK, "write /dev/all/other": DENIED}, device("/dev/exec2-dir", "/dev/all", "r"))
 
 with subtest("the cgroup of the task denies devices that no path decides about; that of a task without devices does not"):
     # A process of the host's root, with the host's /dev, in the cgroup of a task.
@@ -111,10 +127,10 @@ with subtest("the cgroup of the task denies devices that no path decides about; 
 
     for action in f"head -c 1 {GPU}", "echo x > /dev/null", "head -c 1 /dev/urandom", 'python3 -ISc "import pty; pty.openpty()"':
         t.assertEqual(inside(action)[0], 0, action)
-    for action in f"echo x > {GPU}", "head -c 1 /dev/exec2-kmsg", "head -c 1 /dev/mem", f"mknod {FOLDER}/node c 1 3", "head -c 1 /dev/loop0":
+    for action in f"echo x > {GPU}", "head -c 1 /dev/exec2-kmsg", "head -c 1 /dev/mem", f"mknod {FOLDER}/node c 1 3", f"head -c 1 {OTHER}":
         status, output = inside(action)
         t.assertNotEqual(status, 0, action)
-        t.assertRegex(output, "Operation not permitted|No such file", action)
+        t.assertIn("Operation not permitted", output, action)
     # a session is in a cgroup below it
     answer = harness(f"exec -stream {task} -- sh -c 'head -c 1 {GPU} | wc -c; echo x > {GPU}'")
     t.assertEqual(answer["stdout"], "1\n")
@@ -128,6 +144,10 @@ with subtest("the cgroup of the task denies devices that no path decides about; 
     harness(f"start {write_task('limited', 'sleep', '4321', devices=[device(GPU)])}")
     t.assertEqual(inside(f"echo x > {GPU}")[0], 0, "the program is the new start's")
     t.assertRegex(inside("head -c 1 /dev/exec2-kmsg")[1], "Operation not permitted")
+    # as when the agent's unveil_paths have changed
+    machine.succeed(f"pluginhost task destroy -force {task}")
+    harness(f"start {write_task('limited', 'sleep', '4321', devices=[device(GPU)], config={'unveil': ['r:/dev/exec2-dir']})}")
+    t.assertEqual(inside("exec 3< /dev/exec2-kmsg")[0], 0, "what is in an unveiled directory of devices later is not known")
     end(task)
 
     task = write_task("unlimited", "sleep", "4321")
@@ -135,18 +155,24 @@ with subtest("the cgroup of the task denies devices that no path decides about; 
     t.assertEqual(inside("exec 3< /dev/exec2-kmsg")[0], 0)
     end(task)
 
-with subtest("an unveiled device works beside those of a plugin"):
-    machine.succeed("chmod 666 /dev/exec2-dir/other")
-    unveil = {"unveil": ["rw:/dev/exec2-dir/other"]}
-    tried({f"read {GPU}": OK, "read /dev/exec2-dir/other": OK, "stat /dev/exec2-kmsg": MISSING}, device(GPU), config=unveil)
-    tried({f"read {GPU}": OK, "read /dev/exec2-dir/other": OK}, device(GPU), config={"unveil": ["rw:/dev/exec2-dir"]})
+with subtest("unveiled devices: beside those of a plugin, and with an ioctl only where they may be written"):
+    machine.succeed(f"chmod 666 {OTHER}")
+    tried({f"read {GPU}": OK, f"read {OTHER}": OK, "stat /dev/exec2-kmsg": MISSING}, device(GPU), config={"unveil": [f"rw:{OTHER}"]})
+    tried({f"read {GPU}": OK, f"read {OTHER}": OK}, device(GPU), config={"unveil": ["rw:/dev/exec2-dir"]})
+    denied = DENIED if IOCTL else OK
+    for unveiled in OTHER, "/dev/exec2-dir":
+        tried({f"read {OTHER}": OK, f"ioctl {OTHER}": OK}, config={"unveil": [f"rw:{unveiled}"]})
+        tried({f"read {OTHER}": OK, f"ioctl {OTHER}": denied}, config={"unveil": [f"r:{unveiled}"]})
+    # the terminals of the task's own
+    terminal = "import os, pty; a, b = pty.openpty(); os.close(os.open(os.ttyname(b), os.O_RDWR | os.O_NOCTTY)); print(os.isatty(b), os.isatty(0))"
+    t.assertEqual(out_of("terminal", "python3", "-ISc", terminal), "True False\n")
 
 with subtest("what a GPU needs: nodes, capabilities below a directory, libraries and /proc/driver, and the environment of the plugin"):
     # NVIDIA's set, as a fake tree.
-    machine.succeed("mkdir -p /dev/nvidia-caps /usr/lib/exec2-nvidia /opt/nvidia; echo library > /opt/nvidia/libcuda.so.1; echo config > /opt/nvidia/config")
-    nodes = {"/dev/nvidia0": ZERO, "/dev/nvidiactl": FULL, "/dev/nvidia-uvm": ZERO, "/dev/nvidia-caps/nvidia-cap1": ZERO}
-    for path, number in nodes.items():
-        machine.succeed(f"mknod -m 600 {path} c {number}")
+    machine.succeed("mkdir -p /opt/nvidia; echo library > /opt/nvidia/libcuda.so.1; echo config > /opt/nvidia/config")
+    nodes = ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-caps/nvidia-cap1"]
+    for path in nodes:
+        node(path, "c", "1 5")
     mounts = [
         {"task_path": "/usr/local/nvidia/libcuda.so.1", "host_path": "/opt/nvidia/libcuda.so.1", "readonly": True},
         {"task_path": "/opt/nvidia", "host_path": "/opt/nvidia", "readonly": True},
@@ -168,13 +194,14 @@ with subtest("refusals name the device and what to change"):
     for wanted, why in [
         (device("/dev/exec2-none"), "/dev/exec2-none.*No such file"),
         (device("/etc/hostname", "/dev/x"), "is no device file"),
-        (device("/dev/exec2-dir"), "is no device file"),
+        (device("/dev/shm"), "is no device file"),
         (device(GPU, "/srv/gpu"), "must be below /dev"),
         (device(GPU, "/dev/pts/7"), "is the task's own"),
         (device(GPU, permissions="rx"), "not letters out of rwm"),
     ]:
         refused(why, wanted)
-    refused("the same path", device(GPU), device(GPU))
+    refused("the same path", device(GPU), device(OTHER, GPU))
+    refused("no mount point can be made", device(GPU, "/dev/exec2-none/gpu"), config={"unveil": ["rw:/dev"]})
     agent('root = "host"')
     refused('with root = \\\\?"host', device(GPU))
 

@@ -11,7 +11,7 @@ from .jobs import task
 
 # Runs in a task: tries each of the given actions, "ACTION PATH…", and prints "ok" or the errno for each as one JSON object.
 PROBE = r'''
-import errno, json, os, socket, stat, sys
+import errno, fcntl, json, os, socket, stat, sys
 
 def read(path):
     # not to wait for the other end of a pipe or a terminal
@@ -49,6 +49,14 @@ def execute(path):
     if code:
         raise OSError(code, "exec")
 
+def ioctl(path):
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        # BLKGETSIZE64, a question
+        fcntl.ioctl(file, 0x80081272, bytes(8))
+    finally:
+        os.close(file)
+
 def node(kind, device=0):
     return lambda path: os.mknod(path, kind | 0o777, device)
 
@@ -64,6 +72,8 @@ actions = {
     "connect": on_socket("connect"),
     "bind": on_socket("bind"),
     "write": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK)),
+    # of a block device
+    "ioctl": ioctl,
     "truncate": lambda path: os.truncate(path, 0),
     "exec": execute,
     # no open file is needed for this, so it asks for no right but the one to create
