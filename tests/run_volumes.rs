@@ -311,6 +311,8 @@ fn a_device_has_the_permissions_that_were_asked_for_and_no_other_is_there() {
     let (_, read, read_errors) = of(":r", &[]);
     let (_, root, root_errors) = of(":r", &["--user", "root"]);
     let refused = run(&["--device", "/etc/passwd:/dev/x"], &[], "true").2;
+    let at_its_path =
+        run(&["--device", &format!("{zero}::w")], &[], &format!("echo x > {zero} && cat {zero}"));
     for path in [zero, full] {
         fs::remove_file(path).unwrap();
     }
@@ -329,4 +331,6 @@ fn a_device_has_the_permissions_that_were_asked_for_and_no_other_is_there() {
     assert_eq!(root, "1\n0\n0\n", "{root_errors}");
     assert!(root_errors.contains("/dev/dri/card0: Permission denied"), "{root_errors}");
     assert!(refused.contains("is no device file"), "{refused}");
+    let (status, _, error) = at_its_path;
+    assert!(status == Some(1) && error.contains("cat: ") && error.contains("Permission denied"), "{error}");
 }

@@ -235,7 +235,7 @@ fn device(text: &str) -> Result<AskedDevice, Infallible> {
     let source = parts.next().unwrap_or_default();
     Ok(AskedDevice {
         source: source.to_owned(),
-        destination: parts.next().unwrap_or(source).to_owned(),
+        destination: parts.next().filter(|path| !path.is_empty()).unwrap_or(source).to_owned(),
         permissions: parts.next().unwrap_or("rwm").to_owned(),
     })
 }

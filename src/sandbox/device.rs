@@ -63,7 +63,8 @@ pub enum DeviceProblem {
     )]
     HostRoot,
     #[error(
-        "its path in the task must be below /dev: elsewhere device files have no effect; configure the device plugin so"
+        "its path in the task must be below /dev, because device files elsewhere have no effect; write such a path in the configuration of the device \
+         plugin (with run: --device)"
     )]
     Path,
     #[error("{0} is the task's own; configure the device plugin to use another path")]
