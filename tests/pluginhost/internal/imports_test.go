@@ -16,7 +16,7 @@ var layers = []string{
 	"pb internal/ids internal/files internal/hcleval internal/users internal/cgroup internal/logmon internal/api",
 	"internal/cpu internal/violations internal/schema internal/netns internal/allocdir internal/agentconfig internal/jobspec",
 	"internal/taskenv internal/plugin",
-	"internal/client internal/harness internal/bench",
+	"internal/client internal/harness internal/bench internal/testdevice",
 	"internal/cli",
 	"cmd/pluginhost cmd/bench",
 }

@@ -15,6 +15,7 @@ import (
 
 	"pluginhost/internal/harness"
 	"pluginhost/internal/logmon"
+	"pluginhost/internal/testdevice"
 )
 
 // exitError carries an exit code other than 1.
@@ -85,6 +86,7 @@ func verbs() []verb {
 		{"plugin kill", "[-driver D]   SIGKILL the plugin", pluginVerb("kill")},
 		{"rpc", "[-driver D] METHOD JSON   one raw unary call", rpcVerb},
 		{"task", "VERB [flags] FILE.json   one task straight to a plugin; see task -h", harnessVerb},
+		{"device-plugin", "ROOT SHARE   a device plugin for tests: the nodes of ROOT/nodes, and ROOT/share at SHARE", devicePluginVerb},
 		{"logmon", "SOCKET   (internal) the log collector", logmonVerb},
 	}
 }
@@ -104,6 +106,13 @@ func logmonVerb(args []string, _ io.Writer) error {
 		return errors.New("usage: pluginhost logmon SOCKET")
 	}
 	return logmon.Serve(args[0])
+}
+
+func devicePluginVerb(args []string, _ io.Writer) error {
+	if len(args) != 2 {
+		return errors.New("usage: pluginhost device-plugin ROOT SHARE, by an agent's plugin block")
+	}
+	return testdevice.Serve(args[0], args[1])
 }
 
 // dispatch runs the longest verb that the arguments begin with. Under the name "nomad",
