@@ -135,8 +135,8 @@ class Session:
             self.logs = self._log_folder()
             scratch = Path(tempfile.mkdtemp(prefix="payload-", dir=self.logs))
             try:
-                unit_tests = any("unit-tests" in run.scenario.payload for run in plan)
-                self._payloads(scratch, {run.agent for run in plan} or set(self._agents(chosen[0].nomad)[:1] or ["none"]), unit_tests)
+                needs = {name for run in plan for name in run.scenario.payload}
+                self._payloads(scratch, {run.agent for run in plan} or set(self._agents(chosen[0].nomad)[:1] or ["none"]), needs)
                 self.accel = qemu.accelerator(self.tools, images[0], self.cache)
                 if self.accel == "tcg" and not options.no_snapshots:  # under KVM a boot takes no longer
                     self.snapshots = Snapshots(assets)
@@ -213,12 +213,13 @@ class Session:
             shutil.rmtree(old, ignore_errors=True)
         return folder
 
-    def _payloads(self, scratch: Path, agents: "set[str]", with_unit_tests: bool) -> None:
+    def _payloads(self, scratch: Path, agents: "set[str]", needs: "set[str]") -> None:
         """One image for each agent. A scenario without an agent uses any of them, with the unit masked."""
         plugin = payload.build_plugin(self.options.plugin)
         wanted = sorted(agents - {"none"}) or self._agents("both")[:1]
-        host = None if self.options.nomad == "real" else payload.build_pluginhost(self.options.pluginhost)
-        unit_tests = payload.build_unit_tests() if with_unit_tests else None
+        needs_host = self.options.nomad != "real" or "pluginhost" in needs
+        host = payload.build_pluginhost(self.options.pluginhost) if needs_host else None
+        unit_tests = payload.build_unit_tests() if "unit-tests" in needs else None
         for agent in wanted:
             binary = payload.real_nomad() if agent == "nomad" else host
             if binary is None:

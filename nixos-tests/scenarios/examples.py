@@ -128,6 +128,9 @@ with subtest("exec: the script of a template and an action run in the task; only
         machine.wait_until_succeeds(f"{show} | grep -x second", timeout=ALLOC_TIMEOUT_S)
         stop_job("exec")
 
+# Only Nomad itself starts device plugins: the scenario devices_nomad.
+checked.add("device")
+
 VOLUMES = """
 client {
   host_volume "exec2-example" {

@@ -19,8 +19,10 @@ print("child ended with", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
 
-def task(name: str, command: str, *args: str, cpu: int = 500, memory: int = 64, memory_max: int = 0, extra: str = "", **config: Any) -> str:
-    """A task block: `config` has further options of the driver, `extra` is HCL beside them."""
+def task(
+    name: str, command: str, *args: str, cpu: int = 500, memory: int = 64, memory_max: int = 0, resources: str = "", extra: str = "", **config: Any
+) -> str:
+    """A task block: `config` has further options of the driver, `extra` is HCL beside them, `resources` in that block."""
     options = {"command": command, "args": list(args), **config}
     lines = "\n".join(f"      {option} = {json.dumps(value)}" for option, value in options.items())
     return f"""
@@ -33,6 +35,7 @@ def task(name: str, command: str, *args: str, cpu: int = 500, memory: int = 64, 
       cpu    = {cpu}
       memory = {memory}
       {f"memory_max = {memory_max}" if memory_max else ""}
+      {resources}
     }}
     {extra}
   }}"""
