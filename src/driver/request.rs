@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::{Settings, status::RpcError};
-use crate::cgroup::{CpuSet, Limits, ResourceRequest};
+use crate::cgroup::{Cgroup, CpuSet, Limits, ResourceRequest};
 use crate::config::DriverConfig;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
@@ -13,6 +13,7 @@ use crate::sandbox::names::{Dns, Hosts, Names};
 use crate::sandbox::policy::{self, Ask, NetworkMode, Policy};
 use crate::sandbox::volume::AskedVolume;
 use crate::shim::spec::TaskDirs;
+use crate::sys::bpf;
 use crate::task::dirs;
 use crate::task::id::TaskId;
 use crate::task::lifecycle::Job;
@@ -43,6 +44,9 @@ pub(super) fn task_spec(
     let cgroup =
         cgroup.map(PathBuf::from).ok_or(RpcError::Absent("cgroup (linux_resources.cpuset_cgroup)"))?;
     let network = network(task.network_isolation_spec.as_ref())?;
+    if forgot_devices(task, &cgroup) {
+        return Err(RpcError::DevicesForgotten);
+    }
     let volumes: Vec<_> = task.mounts.iter().map(volume).collect();
     let devices: Vec<_> = task.devices.iter().map(device).collect();
     let request = Request {
@@ -97,6 +101,15 @@ fn device(device: &proto::Device) -> AskedDevice {
         destination: device.task_path.clone(),
         permissions: device.cgroup_permissions.clone(),
     }
+}
+
+/// Whether an earlier start of the task had devices that are missing now. After a restart of the agent, Nomad gives a task that it starts again the
+/// variables of its device plugins alone.
+fn forgot_devices(task: &proto::TaskConfig, cgroup: &Path) -> bool {
+    let suspicious = task.devices.is_empty() && !task.device_env.is_empty();
+    // All invocations of the task are in the same cgroup. If the kernel does not tell, the task starts.
+    let limited = || bpf::has_device_program(Cgroup::open(cgroup).ok()?.dir_fd()).ok();
+    suspicious && limited().unwrap_or_default()
 }
 
 /// The log FIFOs, or none: for `logs { disabled = true }` Nomad sends /dev/null. Without its log collector there are no FIFOs, but

@@ -46,6 +46,12 @@ pub(crate) enum RpcError {
     Dirs(#[from] DirsError),
     #[error("failed to start task: {0}")]
     User(#[from] UserError),
+    /// Trying again on this host would not help: the agent remembers nothing.
+    #[error(
+        "failed to start task: Nomad forgot its devices and their mounts when the agent was restarted, which the last start had; stop the allocation \
+         (nomad alloc stop), so that Nomad replaces it by one that has them"
+    )]
+    DevicesForgotten,
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -68,6 +74,7 @@ impl RpcError {
             | Self::ClientGone
             | Self::BadValue(_)
             | Self::Spec(_)
+            | Self::DevicesForgotten
             | Self::Config(_) => false,
         }
     }

@@ -50,6 +50,11 @@ pub(crate) fn allow_devices(cgroup: BorrowedFd<'_>, allowed: &[Allowed]) -> Resu
     call(PROG_ATTACH, attach).map(drop)
 }
 
+/// Whether there is a program of an earlier call.
+pub(crate) fn has_device_program(cgroup: BorrowedFd<'_>) -> Result<bool> {
+    earlier(cgroup).map(|found| found.is_some())
+}
+
 /// Removes the program of an earlier call.
 pub(crate) fn allow_all_devices(cgroup: BorrowedFd<'_>) -> Result<()> {
     let Some(earlier) = earlier(cgroup)? else { return Ok(()) };
