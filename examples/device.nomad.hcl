@@ -13,7 +13,13 @@
 #
 # `nomad node status -self` lists the devices of a node with the names that jobs write.
 #
-#   nomad alloc logs -job device     the device files of the task, and its uid
+#   nomad alloc logs -job device     device files of the task, and its uid
+
+variable "nodes" {
+  type        = string
+  default     = "/dev/nvidia0 /dev/nvidiactl"
+  description = "Device files that the device plugin gives."
+}
 
 job "device" {
   type = "batch"
@@ -24,7 +30,7 @@ job "device" {
 
       config {
         command = "sh"
-        args    = ["-c", "find /dev -type b -o -type c; id -u"]
+        args    = ["-c", "ls -l ${var.nodes}; id -u"]
       }
 
       resources {

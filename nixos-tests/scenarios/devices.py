@@ -1,9 +1,8 @@
 # /// scenario
 # description = "Devices: nodes of a task's own with the permissions of the job, a cgroup that denies all others, and what a device plugin mounts."
-# across = "the device program of a cgroup, and the rights of Landlock"
 # nomad = "pluginhost"
 # guests = ["debian"]
-# seconds = 100
+# seconds = 150
 # ///
 # Each allowed action has a denied one beside it.
 
