@@ -106,6 +106,8 @@ let
         ];
         dynamic_user_range = "80000-89999";
         volume_idmap = "auto";
+        seccomp = "default";
+        allow_seccomp = [ ];
         disable_log_collection = false;
       };
     "the plugin's package is the agent's plugin" =

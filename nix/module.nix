@@ -211,6 +211,20 @@ in
                 as they are.
               '';
             };
+            seccomp = lib.mkOption {
+              type = lib.types.enum [
+                "default"
+                "unconfined"
+              ];
+              default = "default";
+              description = ''
+                Which system calls tasks may make: `default`, all but those of some groups, which docs/security.md lists, or
+                `unconfined`, all.
+              '';
+            };
+            allow_seccomp = strings [ "io_uring" ] ''
+              What jobs may ask for: groups of system calls for `seccomp_allow`, and `unconfined` for `seccomp`.
+            '';
             disable_log_collection = lib.mkOption {
               type = lib.types.bool;
               default = false;

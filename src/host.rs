@@ -12,6 +12,7 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::config::RootKind;
+use crate::sandbox::seccomp::Profile;
 pub(crate) use observe::{CgroupMount, Namespace, Observations};
 
 /// Oldest kernel (major, minor) that is accepted by its number: the first long-term one with both Landlock (5.13) and
@@ -44,6 +45,25 @@ pub(crate) enum Severity {
     Unhealthy,
     /// The same, and of no consequence with `root = "host"`.
     OwnRoot,
+    /// The same, and of no consequence with `seccomp = "unconfined"`.
+    Seccomp,
+}
+
+/// The options of the plugin that decide what tasks need.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub root: RootKind,
+    pub seccomp: Profile,
+}
+
+impl Wanted {
+    fn needs(self, severity: Severity) -> bool {
+        match severity {
+            Severity::Undetected | Severity::Unhealthy => true,
+            Severity::OwnRoot => self.root == RootKind::Private,
+            Severity::Seccomp => self.seccomp == Profile::Default,
+        }
+    }
 }
 
 /// Whether a requirement is met.
@@ -107,6 +127,7 @@ impl Host {
             controllers(seen),
             cgroup_kill(seen),
             landlock(seen),
+            seccomp(seen),
         ];
         requirements.extend(seen.namespaces.iter().map(namespace));
         requirements.push(own_root::judge(seen));
@@ -118,11 +139,11 @@ impl Host {
         }
     }
 
-    /// Whether tasks with this kind of root can run here. If several requirements are unmet, all are named, and the most severe
+    /// Whether tasks can run here with these options. If several requirements are unmet, all are named, and the most severe
     /// one decides.
-    pub(crate) fn health(&self, root: RootKind) -> Health {
+    pub(crate) fn health(&self, wanted: Wanted) -> Health {
         let missing = self.requirements.iter().filter_map(|r| match &r.state {
-            State::Missing { severity: Severity::OwnRoot, .. } if root == RootKind::Host => None,
+            State::Missing { severity, .. } if !wanted.needs(*severity) => None,
             State::Missing { fix, severity } => Some((format!("{}: {}; {fix}", r.name, r.found), *severity)),
             State::Ok | State::Unknown => None,
         });
@@ -281,6 +302,23 @@ fn landlock(seen: &Observations) -> Requirement {
             Severity::Undetected,
             "allow landlock_create_ruleset where the agent runs (a container's seccomp profile may forbid it)",
         ),
+    }
+}
+
+fn seccomp(seen: &Observations) -> Requirement {
+    const NAME: &str = "seccomp";
+    let instead = |fix: &str| format!("set seccomp = \"unconfined\" in the plugin block, or {fix}");
+    match seen.seccomp {
+        Ok(()) => ok(NAME, "filters of system calls"),
+        Err(Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP) => {
+            let fix = instead("boot a kernel built with CONFIG_SECCOMP_FILTER");
+            missing(NAME, "not in this kernel", Severity::Seccomp, fix)
+        }
+        Err(errno) => {
+            let fix =
+                instead("allow seccomp where the agent runs (a container's seccomp profile may forbid it)");
+            missing(NAME, format!("seccomp failed: {errno}"), Severity::Seccomp, fix)
+        }
     }
 }
 

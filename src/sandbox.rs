@@ -9,5 +9,6 @@ pub(crate) mod place;
 pub(crate) mod plan;
 pub mod policy;
 pub(crate) mod root;
+pub mod seccomp;
 pub mod unveil;
 pub mod volume;

@@ -19,6 +19,7 @@ pub(crate) mod open;
 pub mod pidfd;
 pub(crate) mod poll;
 pub(crate) mod read;
+pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod slots;
 pub(crate) mod terminal;

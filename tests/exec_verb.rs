@@ -294,3 +294,20 @@ fn a_session_at_a_terminal_has_one_of_the_tasks_own() {
     assert_eq!(&lines[..4], ["/dev/pts/0", "dumb", "root 600", "controlling"], "{seen:?}");
     assert!(seen.contains("got größe"), "{seen:?}");
 }
+
+#[test]
+fn a_session_has_the_filter_of_its_task() {
+    const FILTERS: &str = "sed -n 's/^Seccomp_filters:\t//p' /proc/self/status";
+    const SET: &str = "cd $NOMAD_TASK_DIR && touch x && chmod u+s x && stat -c %A x";
+    let Some(default) = task(&[]) else { return };
+    let Some(allowed) = task(&["--seccomp-allow", "set_id"]) else { return };
+    let Some(unconfined) = task(&["--seccomp", "unconfined"]) else { return };
+    let filters = |task: &Task| task.ok(FILTERS).trim().parse::<u32>().unwrap();
+    assert_eq!(filters(&default), filters(&unconfined) + 1);
+    assert_eq!(filters(&allowed), filters(&unconfined) + 1);
+    let refused = default.sh(SET);
+    assert_eq!((refused.status.code(), text(&refused.stdout)), (Some(1), String::new()));
+    assert!(text(&refused.stderr).contains("Operation not permitted"), "{}", text(&refused.stderr));
+    assert_eq!(allowed.ok(SET), "-rwSr--r--\n");
+    assert_eq!(unconfined.ok(SET), "-rwSr--r--\n");
+}

@@ -121,7 +121,13 @@ fn roots_directory_is_refused_unless_it_is_only_read_or_open_to_all() {
     let (status, _, err) = run(&[], &[host.to("root", "/data:ro")], "cat /data/file");
     assert!(status == Some(1) && err.contains("Permission denied"), "its modes still hold: {err}");
     fs::set_permissions(host.at("root"), Permissions::from_mode(0o1777)).unwrap();
-    ok(&[host.to("root", "/data")], "touch /data/new && chmod u+s /data/new");
+    let set_id = |options, name| {
+        run(options, &[host.to("root", "/data")], &format!("touch /data/{name} && chmod u+s /data/{name}"))
+    };
+    let (status, _, err) = set_id(&[], "refused");
+    assert!(status == Some(1) && err.contains("Operation not permitted"), "{err}");
+    let (status, _, err) = set_id(&["--seccomp-allow", "set_id"], "new");
+    assert_eq!(status, Some(0), "{err}");
     assert_ne!(host.owner("root/new").0, 0);
 }
 

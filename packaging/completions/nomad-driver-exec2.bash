@@ -67,7 +67,7 @@ _nomad__driver__exec2() {
             return 0
             ;;
         nomad__driver__exec2__subcmd__check)
-            opts="-h --json --root --help"
+            opts="-h --json --root --seccomp --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -75,6 +75,10 @@ _nomad__driver__exec2() {
             case "${prev}" in
                 --root)
                     COMPREPLY=($(compgen -W "private host" -- "${cur}"))
+                    return 0
+                    ;;
+                --seccomp)
+                    COMPREPLY=($(compgen -W "default unconfined" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -183,7 +187,7 @@ _nomad__driver__exec2() {
             return 0
             ;;
         nomad__driver__exec2__subcmd__run)
-            opts="-h --unveil --volume --device --user --memory --cpu --cap-add --env --work-dir --root --no-defaults --help"
+            opts="-h --unveil --volume --device --user --memory --cpu --cap-add --seccomp --seccomp-allow --env --work-dir --root --no-defaults --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -215,6 +219,14 @@ _nomad__driver__exec2() {
                     ;;
                 --cap-add)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --seccomp)
+                    COMPREPLY=($(compgen -W "default unconfined" -- "${cur}"))
+                    return 0
+                    ;;
+                --seccomp-allow)
+                    COMPREPLY=($(compgen -W "accounting bpf chroot clock device_nodes file_handles hostname io_ports io_uring kernel_log kexec keyrings modules mount namespaces netlink obsolete other_sockets packet_sockets perf personality processes quota reboot set_id swap terminals userfaultfd vsock" -- "${cur}"))
                     return 0
                     ;;
                 --env)

@@ -38,6 +38,37 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand ru
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l memory -d 'Limit the memory, in MiB' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cpu -d 'Limit the CPU, in MHz' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cap-add -d 'Grant a capability, for example net_bind_service; may be repeated' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l seccomp -d 'Which system calls the command may make: all but those of some groups, or all' -r -f -a "default\t'What [`GROUPS`] lists is refused'
+unconfined\t'No filter'"
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l seccomp-allow -d 'Allow a group of system calls, for example io_uring; may be repeated' -r -f -a "accounting\t'writes about every process of the host to a file'
+bpf\t'programs in the kernel, whose verifier had many defects'
+chroot\t'another root directory is of use only with privileges'
+clock\t'sets the time of the host'
+device_nodes\t'a device node gives access to the device wherever the host mounts its file system'
+file_handles\t'opens and watches files by number, past directories that the task cannot enter'
+hostname\t'the host name is part of the network that Nomad provides'
+io_ports\t'direct access to hardware'
+io_uring\t'its operations pass by every filter, and it had many defects'
+kernel_log\t'reads and clears the messages of the kernel, which have addresses and the names of others\' processes'
+kexec\t'starts another kernel'
+keyrings\t'keyrings belong to a uid, not to a task, and the next task may have the same uid'
+modules\t'code in the kernel'
+mount\t'Landlock forbids mounts, but the calls reach much code before that'
+namespaces\t'a user namespace gives capabilities, and with them access to much code of the kernel that is for root only otherwise'
+netlink\t'all protocols but NETLINK_ROUTE, NETLINK_SOCK_DIAG and NETLINK_KOBJECT_UEVENT: configuration of the network, audit, cryptography'
+obsolete\t'no program that is maintained uses them'
+other_sockets\t'families other than unix, inet, inet6, netlink, packet and vsock load rarely used modules: alg, bluetooth, can, tipc, xdp'
+packet_sockets\t'reads and forges the traffic of others'
+perf\t'measures other processes, and had many defects'
+personality\t'values other than PER_LINUX, PER_LINUX32, UNAME26 and ADDR_NO_RANDOMIZE: they imitate other systems, and weaken protections of memory'
+processes\t'takes descriptors of other processes, compares kernel objects, changes how their memory is kept'
+quota\t'the disk quotas of the host'
+reboot\t'ends the host, or the task\'s PID namespace without an exit status'
+set_id\t'makes set-uid and set-gid files and directories, by which a user of the host becomes the task\'s user'
+swap\t'the swap of the host'
+terminals\t'types into a terminal (TIOCSTI, TIOCLINUX), takes the console\'s output (TIOCCONS), loads line disciplines (TIOCSETD)'
+userfaultfd\t'stops the kernel at an access to memory, which makes races in the kernel easy to win'
+vsock\t'sockets between a virtual machine and its host, which network namespaces do not separate'"
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l env -d 'Set a variable, or pass on the caller\'s variable of this name; may be repeated [default: PATH, TERM, LANG, LC_*, TZ]' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l work-dir -d 'Start in this directory, absolute or relative to the task\'s own [default: local]' -r -F
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l root -d 'Root directory of the task: private, with nothing in it but what is unveiled, or the host\'s' -r -f -a "private\t'One of its own'
@@ -47,6 +78,8 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand ru
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand exec" -s h -l help -d 'Print help'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l root -d 'The plugin\'s option root: whether tasks have a private root directory or the host\'s' -r -f -a "private\t'One of its own'
 host\t'The host\'s'"
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l seccomp -d 'The plugin\'s option seccomp: which system calls tasks may make' -r -f -a "default\t'What [`GROUPS`] lists is refused'
+unconfined\t'No filter'"
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l json -d 'Print a JSON object instead of a table'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand validate-config" -s h -l help -d 'Print help'

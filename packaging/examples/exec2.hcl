@@ -46,6 +46,14 @@ plugin "nomad-driver-exec2" {
     # task's dynamic user. "never": volumes are mounted as they are.
     volume_idmap = "auto"
 
+    # "default": tasks may make all system calls but those of some groups, which
+    # docs/security.md lists. "unconfined": all.
+    seccomp = "default"
+
+    # What jobs may ask for: groups for seccomp_allow, for example "io_uring",
+    # and "unconfined" for seccomp.
+    allow_seccomp = []
+
     # true: the output of tasks goes to the journal instead of to Nomad's log
     # collector, which is a process for each task. Where there is no journal, it
     # goes to at most 10 files of 10 MiB for each stream in the allocation's log

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::config::RootKind;
-use crate::host::{self, Health, Host, State};
+use crate::host::{self, Health, Host, State, Wanted};
+use crate::sandbox::seccomp::Profile;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -16,6 +17,9 @@ pub(super) struct Args {
     /// The plugin's option root: whether tasks have a private root directory or the host's
     #[arg(long, value_name = "ROOT", default_value = "private")]
     root: RootKind,
+    /// The plugin's option seccomp: which system calls tasks may make
+    #[arg(long, value_name = "PROFILE", default_value = "default")]
+    seccomp: Profile,
 }
 
 /// Probes this host and prints the result as a table or as JSON. The exit status is 0 if the driver would be healthy, else 1;
@@ -28,11 +32,12 @@ pub(super) fn main(args: &Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let wanted = Wanted { root: args.root, seccomp: args.seccomp };
     let mut stdout = io::stdout().lock();
     let written = if args.json {
-        write_json(&mut stdout, &host, args.root)
+        write_json(&mut stdout, &host, wanted)
     } else {
-        write_table(&mut stdout, &host, args.root)
+        write_table(&mut stdout, &host, wanted)
     };
     match written.and_then(|()| stdout.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
@@ -40,12 +45,12 @@ pub(super) fn main(args: &Args) -> ExitCode {
             let _ = writeln!(io::stderr(), "failed to write to standard output: {e}");
             ExitCode::FAILURE
         }
-        _ if host.health(args.root) == Health::Healthy => ExitCode::SUCCESS,
+        _ if host.health(wanted) == Health::Healthy => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }
 
-fn write_table(out: &mut impl Write, host: &Host, root: RootKind) -> io::Result<()> {
+fn write_table(out: &mut impl Write, host: &Host, wanted: Wanted) -> io::Result<()> {
     let width = host.requirements.iter().map(|r| r.name.len()).max().unwrap_or(0);
     for r in &host.requirements {
         writeln!(out, "{:<7}  {:<width$}  {}", word(&r.state), r.name, r.found)?;
@@ -54,7 +59,7 @@ fn write_table(out: &mut impl Write, host: &Host, root: RootKind) -> io::Result<
         }
     }
     writeln!(out)?;
-    match host.health(root) {
+    match host.health(wanted) {
         Health::Healthy => writeln!(out, "Nomad would find the exec2 driver healthy on this host."),
         Health::Unhealthy(_) => writeln!(out, "Nomad would find the exec2 driver unhealthy on this host."),
         Health::Undetected(_) => writeln!(out, "Nomad would not detect the exec2 driver on this host."),
@@ -100,8 +105,8 @@ struct Line<'a> {
     fix: Option<&'a str>,
 }
 
-fn write_json(out: &mut impl Write, host: &Host, root: RootKind) -> io::Result<()> {
-    let (health, reason) = match host.health(root) {
+fn write_json(out: &mut impl Write, host: &Host, wanted: Wanted) -> io::Result<()> {
+    let (health, reason) = match host.health(wanted) {
         Health::Healthy => ("healthy", String::new()),
         Health::Unhealthy(reason) => ("unhealthy", reason),
         Health::Undetected(reason) => ("undetected", reason),
@@ -129,6 +134,8 @@ mod tests {
     use super::*;
     use crate::host::{Requirement, Severity};
 
+    const DEFAULT: Wanted = Wanted { root: RootKind::Private, seccomp: Profile::Default };
+
     fn sample() -> Host {
         let missing = State::Missing { fix: "run as root".to_owned(), severity: Severity::Undetected };
         Host {
@@ -145,7 +152,7 @@ mod tests {
 
     fn table(host: &Host) -> String {
         let mut out = Vec::new();
-        write_table(&mut out, host, RootKind::Private).unwrap();
+        write_table(&mut out, host, DEFAULT).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -168,7 +175,7 @@ mod tests {
         host.requirements.push(Requirement { name: "own root", found: "no mqueue".to_owned(), state });
         assert!(table(&host).ends_with("unhealthy on this host.\n"), "{}", table(&host));
         let mut out = Vec::new();
-        write_table(&mut out, &host, RootKind::Host).unwrap();
+        write_table(&mut out, &host, Wanted { root: RootKind::Host, ..DEFAULT }).unwrap();
         let out = String::from_utf8(out).unwrap();
         assert!(out.contains("missing  own root"), "it is still listed: {out}");
         assert!(out.ends_with("find the exec2 driver healthy on this host.\n"), "{out}");
@@ -177,7 +184,7 @@ mod tests {
     #[test]
     fn json_for_scripts() {
         let mut out = Vec::new();
-        write_json(&mut out, &sample(), RootKind::Private).unwrap();
+        write_json(&mut out, &sample(), DEFAULT).unwrap();
         let got: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(
             got,
@@ -209,10 +216,9 @@ mod tests {
                 Ok(())
             }
         }
-        for result in [
-            write_table(&mut Closed, &sample(), RootKind::Private),
-            write_json(&mut Closed, &sample(), RootKind::Private),
-        ] {
+        for result in
+            [write_table(&mut Closed, &sample(), DEFAULT), write_json(&mut Closed, &sample(), DEFAULT)]
+        {
             assert_eq!(result.unwrap_err().kind(), ErrorKind::BrokenPipe);
         }
     }

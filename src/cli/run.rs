@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use nix::unistd::geteuid;
 use tokio::sync::oneshot;
 
@@ -28,6 +29,7 @@ use crate::sandbox::names::Names;
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::Root;
 use crate::sandbox::policy::{Ask, Policy};
+use crate::sandbox::seccomp::{Allowed, GROUPS, GroupSet, Profile};
 use crate::sandbox::unveil::{Access, Unveil};
 use crate::sandbox::volume::AskedVolume;
 use crate::shim::report::StartError;
@@ -82,6 +84,12 @@ pub(super) struct Args {
     /// Grant a capability, for example net_bind_service; may be repeated
     #[arg(long, value_name = "CAP", value_parser = capability)]
     cap_add: Vec<String>,
+    /// Which system calls the command may make: all but those of some groups, or all
+    #[arg(long, value_name = "PROFILE", default_value = "default")]
+    seccomp: Profile,
+    /// Allow a group of system calls, for example io_uring; may be repeated
+    #[arg(long, value_name = "GROUP", value_parser = seccomp_group())]
+    seccomp_allow: Vec<GroupSet>,
     /// Set a variable, or pass on the caller's variable of this name; may be repeated [default: PATH, TERM, LANG, LC_*, TZ]
     #[arg(long, value_name = "NAME[=VALUE]")]
     env: Vec<OsString>,
@@ -158,16 +166,10 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         unveil_defaults: !args.no_defaults,
         unveil_by_task: true,
         allow_caps: capabilities.set(),
+        allow_seccomp: Allowed::EVERYTHING,
         ..plugin.policy()
     };
-    let ask = Ask {
-        unveil: &args.unveil,
-        cap_add: capabilities,
-        work_dir: args.work_dir.as_deref(),
-        volumes: &args.volume,
-        devices: &args.device,
-        ..Ask::default()
-    };
+    let ask = ask(args, capabilities);
     let mut env = environment::of_command(&asked_env, std::env::vars_os());
     env.extend(scratch::variables(&task_dir));
     let stdio = Stdio::new(&user)?;
@@ -197,6 +199,20 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     Ok(status_of_end(ended, copied, || drop((cgroup, scratch))))
 }
 
+/// What the options ask for.
+fn ask(args: &Args, cap_add: CapList) -> Ask<'_> {
+    Ask {
+        unveil: &args.unveil,
+        cap_add,
+        work_dir: args.work_dir.as_deref(),
+        volumes: &args.volume,
+        devices: &args.device,
+        seccomp: Some(args.seccomp),
+        seccomp_allow: args.seccomp_allow.iter().copied().collect(),
+        ..Ask::default()
+    }
+}
+
 /// `clean_up` is for the case that a signal ends this process.
 fn status_of_end(ended: Ended, copied: Copied, clean_up: impl FnOnce()) -> u8 {
     match copied {
@@ -223,6 +239,12 @@ fn say_why_killed(own: bool) {
 /// Checks the name of one capability while the command line is parsed.
 fn capability(name: &str) -> Result<String, UnknownCapability> {
     CapList::from_names([name]).map(|_| name.to_owned())
+}
+
+/// Reads the name of one group of system calls.
+fn seccomp_group() -> impl TypedValueParser<Value = GroupSet> {
+    let names = GROUPS.iter().map(|group| PossibleValue::new(group.name).help(group.why));
+    PossibleValuesParser::new(names).map(|name| GroupSet::named(&name).unwrap_or_default())
 }
 
 fn is_plain(path: &Path) -> bool {

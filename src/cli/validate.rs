@@ -481,7 +481,7 @@ mod tests {
         assert_eq!(
             summary(&config),
             "valid\nroot = \"private\"\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\n\
-             unveil_by_task = false\nallow_caps = [\"net_raw\"]\ndynamic_user_range = \"80000-89999\"\nvolume_idmap = \"auto\"\ndisable_log_collection = false\n"
+             unveil_by_task = false\nallow_caps = [\"net_raw\"]\ndynamic_user_range = \"80000-89999\"\nvolume_idmap = \"auto\"\nseccomp = \"default\"\nallow_seccomp = []\ndisable_log_collection = false\n"
         );
     }
 }

@@ -8,6 +8,7 @@ use super::table::Kind;
 use super::{At, ConfigError, hclspec};
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapList, hcl};
+use crate::sandbox::seccomp::{GroupSet, Profile, UNCONFINED};
 use crate::sandbox::unveil::Unveil;
 use crate::sandbox::volume::VolumeIdmap;
 
@@ -17,6 +18,9 @@ const UNVEILS_MAX: usize = 1024;
 
 /// Longest list of capabilities: there are 41, each with a few spellings.
 const CAPABILITIES_MAX: usize = 256;
+
+/// Longest list of groups of system calls: there are about thirty.
+pub(super) const GROUPS_MAX: usize = 256;
 
 /// True or false.
 pub(super) struct Flag {
@@ -67,6 +71,68 @@ impl Kind for Idmap {
             VolumeIdmap::Never => "never",
         })
     }
+}
+
+/// `seccomp`.
+pub(super) struct SeccompProfile;
+
+impl Kind for SeccompProfile {
+    type Value = Profile;
+    const FORM: Form = Form::Attribute(hclspec::STRING);
+    const TAKES: &str = r#"`"default"` or `"unconfined"`"#;
+
+    fn unset(&self) -> Result<Profile, &'static str> {
+        Ok(Profile::Default)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Profile, ConfigError> {
+        match value.text(at)?.as_str() {
+            "default" => Ok(Profile::Default),
+            UNCONFINED => Ok(Profile::Unconfined),
+            other => {
+                Err(at.bad_value(quote(other), "there is no such filter", r#""default" or "unconfined""#))
+            }
+        }
+    }
+
+    fn show(&self, value: &Profile) -> String {
+        quote(match value {
+            Profile::Default => "default",
+            Profile::Unconfined => UNCONFINED,
+        })
+    }
+}
+
+/// A list of groups of system calls, empty unless set.
+pub(super) struct SeccompGroups;
+
+impl Kind for SeccompGroups {
+    type Value = GroupSet;
+    const FORM: Form = Form::Attribute(hclspec::STRINGS);
+    const TAKES: &str = "list of groups";
+
+    fn unset(&self) -> Result<GroupSet, &'static str> {
+        Ok(GroupSet::EMPTY)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<GroupSet, ConfigError> {
+        let names = value.texts(at)?;
+        at.at_most(names.len(), GROUPS_MAX)?;
+        let mut groups = names.iter().enumerate().map(|(i, name)| group(&at.element(i), name));
+        groups.try_fold(GroupSet::EMPTY, |all, group| Ok(all.union(group?)))
+    }
+
+    fn show(&self, value: &GroupSet) -> String {
+        let names: Vec<_> = value.names().into_iter().map(quote).collect();
+        format!("[{}]", names.join(", "))
+    }
+}
+
+/// A group of system calls by its name.
+pub(super) fn group(at: &At, name: &str) -> Result<GroupSet, ConfigError> {
+    let write = r#"a name such as "io_uring"; docs/security.md, "System calls", lists them"#;
+    GroupSet::named(name)
+        .ok_or_else(|| at.bad_value(quote(name), "there is no such group of system calls", write))
 }
 
 /// A whole number.

@@ -1,14 +1,16 @@
 //! The operator's options: `plugin "nomad-driver-exec2" { config { … } }`.
 
 use super::cty::Value;
-use super::kinds::{Capabilities, Flag, Idmap, UnveilRules};
+use super::kinds::{Capabilities, Flag, GROUPS_MAX, Idmap, SeccompProfile, UnveilRules, group};
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
+use crate::host::Wanted;
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapSet, Capability, hcl};
 use crate::sandbox::policy::Policy;
+use crate::sandbox::seccomp::{Allowed, GroupSet, Profile, UNCONFINED};
 use crate::sandbox::unveil::Unveil;
 use crate::sandbox::volume::VolumeIdmap;
 use crate::users::DynamicRange;
@@ -31,6 +33,10 @@ options! {
         pub dynamic_user_range: DynamicRange = UidRange,
         /// `"auto"`: if a job names no user, the owner of a volume appears as the task's dynamic user. `"never"`: volumes are mounted as they are
         pub volume_idmap: VolumeIdmap = Idmap,
+        /// which system calls tasks may make: `"default"`, all but those of [some groups](docs/security.md#system-calls), or `"unconfined"`, all
+        pub seccomp: Profile = SeccompProfile,
+        /// what jobs may ask for: groups for `seccomp_allow`, and `"unconfined"` for `seccomp`
+        pub allow_seccomp: Allowed = AllowedSeccomp,
         /// send the output of tasks to the journal, or to files where there is none, instead of to Nomad's log collector
         pub disable_log_collection: bool = Flag { default: false },
     }
@@ -73,7 +79,14 @@ impl PluginConfig {
             allow_caps: self.allow_caps,
             dynamic_user_range: self.dynamic_user_range,
             volume_idmap: self.volume_idmap,
+            seccomp: self.seccomp,
+            allow_seccomp: self.allow_seccomp,
         }
+    }
+
+    /// What tasks need of the host.
+    pub(crate) fn wanted(&self) -> Wanted {
+        Wanted { root: self.root, seccomp: self.seccomp }
     }
 
     /// Whether tasks have roots of their own that show the default unveils.
@@ -106,6 +119,34 @@ impl Kind for AllowedCapabilities {
 
     fn show(&self, value: &CapSet) -> String {
         hcl(*value)
+    }
+}
+
+/// `allow_seccomp`.
+struct AllowedSeccomp;
+
+impl Kind for AllowedSeccomp {
+    type Value = Allowed;
+    const FORM: Form = Form::Attribute(hclspec::STRINGS);
+    const TAKES: &str = r#"list of groups and `"unconfined"`"#;
+
+    fn unset(&self) -> Result<Allowed, &'static str> {
+        Ok(Allowed::default())
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Allowed, ConfigError> {
+        let names = value.texts(at)?;
+        at.at_most(names.len(), GROUPS_MAX)?;
+        names.iter().enumerate().try_fold(Allowed::default(), |allowed, (i, name)| {
+            if name == UNCONFINED {
+                return Ok(Allowed { unconfined: true, ..allowed });
+            }
+            Ok(Allowed { groups: allowed.groups.union(group(&at.element(i), name)?), ..allowed })
+        })
+    }
+
+    fn show(&self, value: &Allowed) -> String {
+        value.hcl(GroupSet::EMPTY)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::cty::Value;
-use super::kinds::{Capabilities, Flag, Idmap, Number, UnveilRules};
+use super::kinds::{Capabilities, Flag, Idmap, Number, SeccompGroups, SeccompProfile, UnveilRules};
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
@@ -11,6 +11,7 @@ use crate::proto::hclspec::Spec;
 use crate::quote::quote;
 use crate::sandbox::capabilities::CapList;
 use crate::sandbox::policy::{Ask, OOM_SCORE_ADJ_RANGE};
+use crate::sandbox::seccomp::{GroupSet, Profile};
 use crate::sandbox::unveil::Unveil;
 use crate::sandbox::volume::VolumeIdmap;
 
@@ -52,6 +53,10 @@ options! {
         pub oom_group: bool = Flag { default: false },
         /// the same as the agent's option, for this task; `"auto"` only if the agent allows it
         pub volume_idmap: Option<VolumeIdmap> = TaskIdmap,
+        /// the same as the agent's option, for this task; `"unconfined"` only if the agent allows it
+        pub seccomp: Option<Profile> = TaskSeccomp,
+        /// groups of system calls that the task may use; each must be in `allow_seccomp`
+        pub seccomp_allow: GroupSet = SeccompGroups,
         .. sealed
     }
 }
@@ -88,6 +93,8 @@ impl DriverConfig {
             volumes: &[],
             devices: &[],
             volume_idmap: self.volume_idmap,
+            seccomp: self.seccomp,
+            seccomp_allow: self.seccomp_allow,
         }
     }
 }
@@ -168,6 +175,27 @@ impl Kind for TaskIdmap {
 
     fn show(&self, value: &Option<VolumeIdmap>) -> String {
         value.as_ref().map_or_else(|| "the agent's".to_owned(), |idmap| Idmap.show(idmap))
+    }
+}
+
+/// `seccomp` of a job.
+struct TaskSeccomp;
+
+impl Kind for TaskSeccomp {
+    type Value = Option<Profile>;
+    const FORM: Form = SeccompProfile::FORM;
+    const TAKES: &str = SeccompProfile::TAKES;
+
+    fn unset(&self) -> Result<Option<Profile>, &'static str> {
+        Ok(None)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Option<Profile>, ConfigError> {
+        SeccompProfile.read(at, value).map(Some)
+    }
+
+    fn show(&self, value: &Option<Profile>) -> String {
+        value.as_ref().map_or_else(|| "the agent's".to_owned(), |profile| SeccompProfile.show(profile))
     }
 }
 

@@ -464,9 +464,11 @@ fn schemas_are_those_of_the_documented_options() {
         attributes(&PluginConfig::schema()),
         [
             row("allow_caps", "list(string)", false, Some("[\"kill\", \"net_bind_service\"]")),
+            row("allow_seccomp", "list(string)", false, None),
             row("disable_log_collection", "bool", false, Some("false")),
             row("dynamic_user_range", "string", false, Some("\"80000-89999\"")),
             row("root", "string", false, Some("\"private\"")),
+            row("seccomp", "string", false, Some("\"default\"")),
             row("unveil_by_task", "bool", false, Some("false")),
             row("unveil_defaults", "bool", false, Some("true")),
             row("unveil_paths", "list(string)", false, None),
@@ -482,6 +484,8 @@ fn schemas_are_those_of_the_documented_options() {
             row("command", "string", true, None),
             row("oom_group", "bool", false, None),
             row("oom_score_adj", "number", false, None),
+            row("seccomp", "string", false, None),
+            row("seccomp_allow", "list(string)", false, None),
             row("unveil", "list(string)", false, None),
             row("volume_idmap", "string", false, None),
             row("work_dir", "string", false, None),
@@ -517,7 +521,7 @@ fn schemas_and_messages_are_stable() {
             _ => panic!("{line}"),
         }
     }
-    assert_eq!(GOLDEN.lines().count(), 427);
+    assert_eq!(GOLDEN.lines().count(), 439);
     for line in GOLDEN.lines() {
         match line.split('\t').next() {
             Some("plugin") => {

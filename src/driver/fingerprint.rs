@@ -77,7 +77,7 @@ fn unseen(error: &io::Error) -> FingerprintResponse {
 }
 
 fn response(host: &Host, settings: &Settings) -> FingerprintResponse {
-    let (health, health_description) = match host.health(settings.plugin.root) {
+    let (health, health_description) = match host.health(settings.plugin.wanted()) {
         Health::Healthy => (HealthState::Healthy, HEALTHY.into()),
         Health::Unhealthy(why) => (HealthState::Unhealthy, why),
         Health::Undetected(why) => (HealthState::Undetected, why),

@@ -62,6 +62,8 @@ pub(crate) struct Observations {
     pub landlock: Result<u32, Errno>,
     /// Active security modules (/sys/kernel/security/lsm).
     pub lsm: Option<String>,
+    /// Whether system calls can be filtered.
+    pub seccomp: Result<(), Errno>,
     pub namespaces: Vec<Namespace>,
     /// What a root of the task's own needs.
     pub root_features: Vec<(Feature, Result<(), Errno>)>,
@@ -88,6 +90,7 @@ impl Observations {
             },
             landlock: landlock::abi(),
             lsm: text(Path::new("/sys/kernel/security/lsm"))?.map(|list| list.trim().to_owned()),
+            seccomp: sys::seccomp::probe(),
             namespaces: vec![
                 namespace("pid namespaces", "pid")?,
                 namespace("mount namespaces", "mnt")?,

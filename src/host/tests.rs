@@ -13,6 +13,7 @@ fn good() -> Observations {
         cgroup_kill: Some(true),
         landlock: Ok(6),
         lsm: Some("lockdown,capability,landlock,yama".to_owned()),
+        seccomp: Ok(()),
         namespaces: vec![
             namespace("pid namespaces", "pid"),
             namespace("mount namespaces", "mnt"),
@@ -26,10 +27,12 @@ fn good() -> Observations {
     }
 }
 
+const DEFAULT: Wanted = Wanted { root: RootKind::Private, seccomp: Profile::Default };
+
 fn health(change: impl FnOnce(&mut Observations)) -> Health {
     let mut seen = good();
     change(&mut seen);
-    Host::judge(&seen).health(RootKind::Private)
+    Host::judge(&seen).health(DEFAULT)
 }
 
 fn undetected(change: impl FnOnce(&mut Observations), words: &[&str]) {
@@ -49,7 +52,7 @@ fn unhealthy(change: impl FnOnce(&mut Observations), words: &[&str]) {
 #[test]
 fn a_host_with_everything_is_healthy() {
     let host = Host::judge(&good());
-    assert_eq!(host.health(RootKind::Private), Health::Healthy);
+    assert_eq!(host.health(DEFAULT), Health::Healthy);
     assert_eq!(host.landlock_abi, Some(6));
     assert!(host.requirements.iter().all(|r| r.state == State::Ok), "{host:?}");
 }
@@ -184,7 +187,7 @@ fn root_of_its_own() {
         features.iter().for_each(|at| seen.root_features[*at].1 = Err(errno));
         seen
     }
-    let reason = |seen: &Observations| match Host::judge(seen).health(RootKind::Private) {
+    let reason = |seen: &Observations| match Host::judge(seen).health(DEFAULT) {
         Health::Unhealthy(reason) => reason,
         other => panic!("{other:?}"),
     };
@@ -199,7 +202,7 @@ fn root_of_its_own() {
     assert!(reason(&lacks(&[1], Errno::EPERM)).contains("mount_setattr failed: EPERM: "));
     for errno in [Errno::ENOSYS, Errno::ENODEV, Errno::EPERM] {
         let host = Host::judge(&lacks(&[1], errno));
-        assert_eq!(host.health(RootKind::Host), Health::Healthy, "{errno}");
+        assert_eq!(host.health(Wanted { root: RootKind::Host, ..DEFAULT }), Health::Healthy, "{errno}");
     }
 }
 
@@ -213,4 +216,13 @@ fn without_root_the_calls_for_an_own_root_are_unknown() {
     seen.root_features[0].1 = Err(Errno::ENOSYS);
     let host = Host::judge(&seen);
     assert!(matches!(host.requirements.last().map(|r| &r.state), Some(State::Missing { .. })), "{host:?}");
+}
+
+#[test]
+fn filters_of_system_calls_are_needed_unless_tasks_are_unconfined() {
+    for (errno, words) in [(Errno::EINVAL, "CONFIG_SECCOMP_FILTER"), (Errno::EPERM, "container")] {
+        unhealthy(|s| s.seccomp = Err(errno), &["seccomp: ", "seccomp = \"unconfined\"", words]);
+        let host = Host::judge(&Observations { seccomp: Err(errno), ..good() });
+        assert_eq!(host.health(Wanted { seccomp: Profile::Unconfined, ..DEFAULT }), Health::Healthy);
+    }
 }

@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn a_field_that_is_absent_grants_nothing_and_an_unknown_one_is_ignored() {
-        let written = br#"{"task":"a/web/1","user":{"uid":1,"gid":2,"shell":"/bin/sh"},"plan":{"seccomp":{"log":true}},"new":1}"#;
+        let written = br#"{"task":"a/web/1","user":{"uid":1,"gid":2,"shell":"/bin/sh"},"plan":{"later":{"log":true}},"new":1}"#;
         let read = StoredSpec::decode(written).unwrap();
         assert_eq!(*read.user, User::unknown("", 1, 2));
         let Plan { namespaces, landlock, capabilities, .. } = &*read.plan;

@@ -17,6 +17,7 @@ use crate::sandbox::device::{Device, Permissions};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::{Landlock, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
 use crate::sandbox::root::RootRule;
+use crate::sandbox::seccomp::{Filter, GroupSet};
 use crate::sandbox::unveil::Access;
 use crate::sandbox::volume::{Propagation, Volume};
 use crate::shim::exit::Exit;
@@ -93,6 +94,7 @@ fn spec() -> StoredSpec<'static> {
                 place: Place::beneath("/data/alloc_mounts/alloc-web", "local"),
                 named_by: NamedBy::Driver,
             },
+            seccomp: Filter::Default { allow: GroupSet::named("io_uring").unwrap() },
         }),
     }
 }
@@ -195,6 +197,19 @@ fn a_task_of_which_no_root_is_stored_has_the_hosts() {
     assert_ne!(earlier, text);
     fs::write(&path, earlier).unwrap();
     assert_eq!(dir.spec().unwrap().unwrap().plan.root, Root::Host);
+}
+
+#[test]
+fn a_task_of_which_no_filter_is_stored_has_none() {
+    let base = tempfile::tempdir().unwrap();
+    let fixture = Path::new(DIRECTORY).join(env!("CARGO_PKG_VERSION"));
+    let dir = run_dir_of(&fixture, &base.path().join("run"));
+    let path = dir.path().join("spec");
+    let text = fs::read_to_string(&path).unwrap();
+    let earlier = text.replace(r#","seccomp":{"default":{"allow":["io_uring"]}}"#, "");
+    assert_ne!(earlier, text);
+    fs::write(&path, earlier).unwrap();
+    assert_eq!(dir.spec().unwrap().unwrap().plan.seccomp, Filter::Unconfined);
 }
 
 #[test]

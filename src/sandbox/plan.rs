@@ -9,12 +9,13 @@ use super::capabilities::CapSet;
 use super::device::Device;
 use super::landlock;
 use super::place::{NamedBy, Place, Rule};
+use super::seccomp;
 use super::volume::Volume;
 use crate::cgroup::Limits;
 
 /// Everything that a task may do.
 ///
-/// It is stored with the task and read by later versions, so every field has a default that grants nothing.
+/// It is stored with the task and read by later versions, so every field has a default: what the task of a version without the field has, or nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Plan {
@@ -35,6 +36,8 @@ pub struct Plan {
     pub work_dir: WorkDir,
     pub volumes: Vec<Volume>,
     pub devices: Vec<Device>,
+    /// The system calls that the task may make.
+    pub seccomp: seccomp::Filter,
 }
 
 impl Plan {

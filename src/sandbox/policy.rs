@@ -12,6 +12,7 @@ use super::defaults::DEFAULTS;
 use super::device::{self, AskedDevice, DeviceError};
 use super::place::{Missing, NamedBy, Place, Rule};
 use super::plan::{Landlock, Namespace, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
+use super::seccomp::{Allowed, Filter, GroupSet, Profile};
 use super::unveil::{Access, Unveil};
 use super::volume::{AskedVolume, Surroundings, Volume, VolumeError, VolumeIdmap};
 use crate::cgroup::Limits;
@@ -41,6 +42,9 @@ pub struct Policy<'a> {
     pub allow_caps: CapSet,
     pub dynamic_user_range: DynamicRange,
     pub volume_idmap: VolumeIdmap,
+    /// What tasks have whose jobs do not say.
+    pub seccomp: Profile,
+    pub allow_seccomp: Allowed,
 }
 
 /// What a job asks for.
@@ -56,6 +60,9 @@ pub struct Ask<'a> {
     pub devices: &'a [AskedDevice],
     /// None: as the agent says.
     pub volume_idmap: Option<VolumeIdmap>,
+    /// None: as the agent says.
+    pub seccomp: Option<Profile>,
+    pub seccomp_allow: GroupSet,
 }
 
 /// What the host provides for this task.
@@ -141,6 +148,18 @@ pub enum Denied {
     )]
     VolumeIdmap,
     #[error(
+        "seccomp = \"unconfined\" is not allowed by the agent's plugin option allow_seccomp; remove it from the task, or set allow_seccomp = {} in the agent's \
+         plugin \"nomad-driver-exec2\" block",
+        Allowed { unconfined: true, ..*.0 }.hcl(GroupSet::EMPTY)
+    )]
+    Unconfined(Allowed),
+    #[error(
+        "seccomp_allow asks for {refused}, which allow_seccomp does not allow; remove it from seccomp_allow, or set allow_seccomp = {} in the agent's \
+         plugin \"nomad-driver-exec2\" block",
+        .allowed.hcl(*.refused)
+    )]
+    Seccomp { refused: GroupSet, allowed: Allowed },
+    #[error(
         "the job or its network has DNS settings (network dns), and with root = \"host\" a task has the host's /etc/resolv.conf; \
          set root = \"private\" in the agent's plugin \"nomad-driver-exec2\" block, or remove dns from the job"
     )]
@@ -174,6 +193,7 @@ impl Policy<'_> {
         let work_dir = self.work_dir(ask, host.task_dir, &volumes)?;
         let rules = self.rules(ask, &host)?;
         let capabilities = self.capabilities(ask, host.capabilities)?;
+        let seccomp = self.seccomp(ask, capabilities)?;
         Ok(Plan {
             task_dir: host.task_dir.to_owned(),
             root: match self.own_root {
@@ -189,6 +209,24 @@ impl Policy<'_> {
             work_dir,
             volumes,
             devices: device::judge(ask.devices, self.own_root)?,
+            seccomp,
+        })
+    }
+
+    /// A job that may have no filter may also have one with any group.
+    fn seccomp(&self, ask: &Ask<'_>, capabilities: CapSet) -> Result<Filter, Denied> {
+        let allowed = self.allow_seccomp;
+        let free = allowed.unconfined || self.seccomp == Profile::Unconfined;
+        if ask.seccomp == Some(Profile::Unconfined) && !free {
+            return Err(Denied::Unconfined(allowed));
+        }
+        let refused = ask.seccomp_allow.difference(allowed.groups);
+        if !free && !refused.is_empty() {
+            return Err(Denied::Seccomp { refused, allowed });
+        }
+        Ok(match ask.seccomp.unwrap_or(self.seccomp) {
+            Profile::Unconfined => Filter::Unconfined,
+            Profile::Default => Filter::new(ask.seccomp_allow, capabilities),
         })
     }
 

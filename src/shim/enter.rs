@@ -37,6 +37,7 @@ use super::{MISUSED, NOT_STARTED, setup};
 use crate::cgroup::{OomCounter, SessionCgroup};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::root::RootRule;
+use crate::sandbox::seccomp::Program;
 use crate::sandbox::unveil::Access;
 use crate::sys;
 use crate::sys::clone::{Child, SingleThreaded};
@@ -137,8 +138,8 @@ impl Session {
             }
             SessionStdio::Given => own_pipes(&spec)?,
         }
-        let (ruleset, work_dir) = prepare(&mut spec, rules.as_deref())?;
-        let child = self.launch(single, &spec, ruleset, work_dir, &null, reporter)?;
+        let prepared = prepare(&mut spec, rules.as_deref())?;
+        let child = self.launch(single, &spec, prepared, &null, reporter)?;
         // The pipes and the terminal are the command's alone: their other ends must see its end.
         for redirect in [dup2_stdin, dup2_stdout, dup2_stderr] {
             redirect(&null).map_err(failed("/dev/null"))?;
@@ -150,8 +151,7 @@ impl Session {
         &self,
         single: SingleThreaded,
         spec: &ShimSpec,
-        ruleset: RulesetCreated,
-        work_dir: Option<OwnedFd>,
+        prepared: Prepared,
         null: &OwnedFd,
         reporter: &Reporter,
     ) -> Result<Child> {
@@ -163,7 +163,7 @@ impl Session {
         }
         sys::clone::fork(single, cgroup, || {
             sys::fd::close_in_child(&own);
-            let failure = match become_command(spec, ruleset, work_dir, reporter) {
+            let failure = match become_command(spec, prepared, reporter) {
                 Ok(never) => match never {},
                 Err(failure) => failure,
             };
@@ -314,10 +314,19 @@ fn own_pipes(spec: &ShimSpec) -> Result<()> {
     Ok(())
 }
 
+/// What the command needs, made before it exists.
+struct Prepared {
+    ruleset: RulesetCreated,
+    /// None: it is entered by its path, in the task's own root.
+    work_dir: Option<OwnedFd>,
+    filter: Option<Program>,
+}
+
 /// In the task's root: the Landlock rules and the working directory. A path that is gone is one that the task has lost as well.
-fn prepare(spec: &mut ShimSpec, rules: Option<&[RootRule]>) -> Result<(RulesetCreated, Option<OwnedFd>)> {
+fn prepare(spec: &mut ShimSpec, rules: Option<&[RootRule]>) -> Result<Prepared> {
+    let filter = spec.plan.seccomp.program();
     if let Some(rules) = rules {
-        return Ok((steps::build_entered_ruleset(spec, rules)?, None));
+        return Ok(Prepared { ruleset: steps::build_entered_ruleset(spec, rules)?, work_dir: None, filter });
     }
     if spec.command.terminal().is_some() {
         spec.plan.landlock.rules.push(Rule {
@@ -332,16 +341,12 @@ fn prepare(spec: &mut ShimSpec, rules: Option<&[RootRule]>) -> Result<(RulesetCr
     }
     let writable = steps::writable(spec);
     let work_dir = steps::open_work_dir(spec, &writable)?;
-    Ok((steps::build_ruleset(spec, None, &writable)?, Some(work_dir)))
+    Ok(Prepared { ruleset: steps::build_ruleset(spec, None, &writable)?, work_dir: Some(work_dir), filter })
 }
 
 /// In the command, from clone to exec: as a task, see [`setup`].
-fn become_command(
-    spec: &ShimSpec,
-    ruleset: RulesetCreated,
-    work_dir: Option<OwnedFd>,
-    reporter: &Reporter,
-) -> Result<Infallible> {
+fn become_command(spec: &ShimSpec, prepared: Prepared, reporter: &Reporter) -> Result<Infallible> {
+    let Prepared { ruleset, work_dir, filter } = prepared;
     let session = |errno| Failure::new(Step::Session, "the command", errno);
     sys::signals::reset_dispositions();
     setsid().map_err(session)?;
@@ -349,7 +354,7 @@ fn become_command(
         sys::terminal::take_control(terminal).map_err(session)?;
     }
     sys::signals::unblock_all().map_err(session)?;
-    setup::confine(spec, None, work_dir, ruleset)?;
+    setup::confine(spec, None, work_dir, ruleset, filter.as_ref())?;
     setup::run(spec, reporter)
 }
 

@@ -50,6 +50,7 @@ pub enum Step {
     User,
     NoNewPrivs,
     CloseFds,
+    Seccomp,
     Exec,
 }
 
@@ -82,6 +83,7 @@ impl Step {
             Self::User => "become user",
             Self::NoNewPrivs => "set no_new_privs for",
             Self::CloseFds => "close descriptors of",
+            Self::Seccomp => "filter the system calls of",
             Self::Exec => "run command",
         }
     }
@@ -101,6 +103,7 @@ impl Step {
                 | Self::Inherited
                 | Self::NoNewPrivs
                 | Self::CloseFds
+                | Self::Seccomp
                 | Self::Stdio
         )
     }

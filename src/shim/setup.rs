@@ -18,6 +18,7 @@ use super::spec::ShimSpec;
 use super::steps::{self, Copies, Logs, Result, RootNamespaces};
 use crate::sandbox::place::Place;
 use crate::sandbox::root::RootRule;
+use crate::sandbox::seccomp::Program;
 use crate::sys;
 
 /// Exit status of a task that could not start; it is not read, since the failure is reported.
@@ -30,6 +31,7 @@ pub(super) struct Prepared {
     /// None: it is entered by its path, in the task's own root.
     work_dir: Option<OwnedFd>,
     ruleset: RulesetCreated,
+    filter: Option<Program>,
     /// Those of the task's own root.
     rules: Option<Vec<RootRule>>,
     copies: Option<Copies>,
@@ -77,7 +79,8 @@ pub(super) fn prepare(
         rules = None;
     }
     steps::lead_session(spec)?;
-    Ok(Prepared { logs, work_dir, ruleset, rules, copies })
+    let filter = spec.plan.seccomp.program();
+    Ok(Prepared { logs, work_dir, ruleset, filter, rules, copies })
 }
 
 /// The task between its clone and its exec, for which it waits.
@@ -140,8 +143,8 @@ fn become_task(
     sys::signals::ignore(spec.command.foreground.map_or(0, |foreground| foreground.ignored));
     steps::join_session(spec)?;
     sys::signals::unblock_all().map_err(session)?;
-    let Prepared { logs, work_dir, ruleset, .. } = prepared;
-    confine(spec, logs, work_dir, ruleset)?;
+    let Prepared { logs, work_dir, ruleset, filter, .. } = prepared;
+    confine(spec, logs, work_dir, ruleset, filter.as_ref())?;
     // Waits until the shim has an id and a state in which this task cannot affect it.
     opened.read_exact(&mut [0]).map_err(|error| Failure::io(Step::Session, "the task", &error))?;
     run(spec, reporter)
@@ -153,6 +156,7 @@ pub(super) fn confine(
     logs: Option<Logs>,
     work_dir: Option<OwnedFd>,
     ruleset: RulesetCreated,
+    filter: Option<&Program>,
 ) -> Result<()> {
     steps::reset_inherited()?;
     steps::set_oom_score_adj(spec)?;
@@ -163,7 +167,9 @@ pub(super) fn confine(
     steps::hide()?;
     steps::enter_work_dir(spec, work_dir.as_ref())?;
     prctl::set_no_new_privs().map_err(|errno| Failure::new(Step::NoNewPrivs, "the task", errno))?;
-    steps::restrict(ruleset)
+    steps::restrict(ruleset)?;
+    // It allows the calls that are left, and the kernel needs as long for it as the shim needs to get ready.
+    steps::filter(filter)
 }
 
 /// The last step.

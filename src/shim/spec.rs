@@ -13,7 +13,7 @@ use crate::sys::signals::Bits;
 use crate::users::User;
 
 /// The shim and the plugin are the same file; a mismatch means that something else wrote the spec.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// A task as its shim sees it: who it is, what it may do, and what it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -170,6 +170,7 @@ mod tests {
     use crate::sandbox::device::{Device, Permissions};
     use crate::sandbox::place::{Missing, NamedBy, Rule};
     use crate::sandbox::plan::{Landlock, Namespaces, Resources, Rlimits, WorkDir};
+    use crate::sandbox::seccomp::{Filter, GroupSet};
     use crate::sandbox::unveil::Unveil;
     use crate::sandbox::volume::{Propagation, Volume};
 
@@ -219,6 +220,7 @@ mod tests {
                 oom_score_adj: 500,
                 resources: Resources { cgroup: Some("/sys/fs/cgroup/x".into()), limits },
                 work_dir: WorkDir { place: Place::beneath("/a", "local"), named_by: NamedBy::Driver },
+                seccomp: Filter::Default { allow: GroupSet::named("io_uring").unwrap() },
             },
             command: Command {
                 program: "env".into(),
@@ -257,7 +259,7 @@ mod tests {
     fn another_version_and_garbage_are_refused() {
         let ShimSpec { user, plan, command, root } = spec();
         let other = rmp_serde::to_vec(&(VERSION + 1, (user, plan, command, root))).unwrap();
-        assert!(ShimSpec::decode(&other).unwrap_err().to_string().contains("version 4"));
+        assert!(ShimSpec::decode(&other).unwrap_err().to_string().contains("version 5"));
         assert!(ShimSpec::decode(b"").is_err());
         assert!(ShimSpec::decode(&[0xc1; 64]).is_err());
         // Arrays of one array, deeper than a stack of any size would take.

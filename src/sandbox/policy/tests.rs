@@ -14,6 +14,8 @@ fn policy() -> Policy<'static> {
         allow_caps: CapSet::EMPTY,
         dynamic_user_range: DynamicRange::default(),
         volume_idmap: VolumeIdmap::Auto,
+        seccomp: Profile::Default,
+        allow_seccomp: Allowed::default(),
     }
 }
 
@@ -339,4 +341,54 @@ proptest! {
             prop_assert!(set.intersection(list(drop).named).is_empty());
         }
     }
+}
+
+/// The filter of a task with these options of plugin and job.
+fn filter(
+    agent: (Profile, &[&str]),
+    job: (Option<Profile>, &[&str]),
+    capabilities: &[&str],
+) -> Result<Filter, Denied> {
+    let groups = |names: &[&str]| names.iter().filter_map(|name| GroupSet::named(name)).collect();
+    let allow_seccomp = Allowed { groups: groups(agent.1), unconfined: agent.1.contains(&"unconfined") };
+    let policy = Policy { seccomp: agent.0, allow_seccomp, allow_caps: CapSet::ALL, ..policy() };
+    let ask =
+        Ask { seccomp: job.0, seccomp_allow: groups(job.1), cap_add: list(capabilities), ..Ask::default() };
+    policy.plan(&ask, &user(), host()).map(|plan| plan.seccomp)
+}
+
+#[test]
+fn a_job_may_open_the_groups_that_the_operator_allows() {
+    const DEFAULT: Profile = Profile::Default;
+    let of = |agent, job| filter((DEFAULT, agent), job, &[]);
+    let allow = |names: &[&str]| {
+        Ok(Filter::Default { allow: names.iter().filter_map(|name| GroupSet::named(name)).collect() })
+    };
+    assert_eq!(of(&[], (None, &[])), allow(&[]));
+    assert_eq!(of(&["bpf", "perf"], (None, &["perf"])), allow(&["perf"]));
+    assert_eq!(of(&["unconfined"], (None, &["perf"])), allow(&["perf"]));
+    assert_eq!(of(&["unconfined"], (Some(Profile::Unconfined), &[])), Ok(Filter::Unconfined));
+    assert_eq!(filter((DEFAULT, &[]), (None, &[]), &["sys_time"]), allow(&["clock"]));
+    assert_eq!(
+        of(&["bpf"], (None, &["bpf", "io_uring"])).unwrap_err().to_string(),
+        "seccomp_allow asks for io_uring, which allow_seccomp does not allow; remove it from seccomp_allow, or set allow_seccomp = \
+         [\"bpf\", \"io_uring\"] in the agent's plugin \"nomad-driver-exec2\" block"
+    );
+    assert_eq!(
+        of(&["bpf"], (Some(Profile::Unconfined), &[])).unwrap_err().to_string(),
+        "seccomp = \"unconfined\" is not allowed by the agent's plugin option allow_seccomp; remove it from the task, or set allow_seccomp = \
+         [\"bpf\", \"unconfined\"] in the agent's plugin \"nomad-driver-exec2\" block"
+    );
+}
+
+#[test]
+fn an_unconfined_agent_has_filters_only_for_the_jobs_that_want_them() {
+    let of = |job| filter((Profile::Unconfined, &[]), job, &[]).unwrap();
+    assert_eq!(of((None, &[])), Filter::Unconfined);
+    assert_eq!(of((None, &["bpf"])), Filter::Unconfined);
+    assert_eq!(of((Some(Profile::Unconfined), &[])), Filter::Unconfined);
+    assert_eq!(
+        of((Some(Profile::Default), &["bpf"])),
+        Filter::Default { allow: GroupSet::named("bpf").unwrap() }
+    );
 }
