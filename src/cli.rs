@@ -41,7 +41,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a program in the driver's sandbox, without Nomad
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Run a command in a running task, or list the running tasks
     Exec(exec::Args),
     /// Show whether this host can run the driver's tasks, and what to fix
@@ -59,7 +59,7 @@ pub fn command() -> clap::Command {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = args.into_iter().enumerate().map(|(place, arg)| if place == 1 { long(arg) } else { arg });
     match Cli::try_parse_from(args) {
-        Ok(Cli { command: Command::Run(args) }) => run::main(args),
+        Ok(Cli { command: Command::Run(args) }) => run::main(&args),
         Ok(Cli { command: Command::Exec(args) }) => exec::main(&args),
         Ok(Cli { command: Command::Check(args) }) => check::main(&args),
         Ok(Cli { command: Command::ValidateConfig(args) }) => validate::main(&args),

@@ -108,8 +108,8 @@ pub(super) struct Args {
 }
 
 /// Runs the command and returns its exit status.
-pub(super) fn main(args: Args) -> ExitCode {
-    match run(&args) {
+pub(super) fn main(args: &Args) -> ExitCode {
+    match run(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             say(&format!("nomad-driver-exec2: {}\n", causes(&error)));
