@@ -158,7 +158,11 @@ fn add_rule(
         Err(error) if rule.missing == Missing::Skip && is_absent(&error) => return Ok(ruleset),
         Err(error) => return Err(not_unveiled(rule, error)),
     };
-    let rights = rights(spec, rule.access, directory);
+    let mut rights = rights(spec, rule.access, directory);
+    if rule.named_by == NamedBy::Driver && rule.place.display().starts_with("/dev") {
+        // /dev/urandom and the like, which in a root of the task's own may be written.
+        rights |= DEVICE & handled(spec);
+    }
     if rights.is_empty() {
         // `c` alone on a file: nothing can be created in it.
         return Ok(ruleset);
