@@ -24,6 +24,7 @@ use nix::sys::prctl;
 use nix::unistd::Pid;
 
 use crate::cgroup::OomCounter;
+use crate::sandbox::seccomp;
 use crate::sys;
 use crate::sys::clone::SingleThreaded;
 use crate::sys::title::LastArgument;
@@ -80,6 +81,8 @@ fn run(title: impl FnOnce(SingleThreaded) -> Option<LastArgument>) -> ExitCode {
             }
             // End of file on the report socket means that exec succeeded: no copy of it may stay open here.
             drop(reporter);
+            // A kernel without filters has tasks only if their operator does without as well.
+            let _ = sys::seccomp::filter(seccomp::shim::filter(started.relay.is_some()).instructions());
             reap_until_end(&mut started, oom.as_ref(), exit)
         }
         Err(failure) => {

@@ -307,6 +307,24 @@ fn ordinary_programs_work() {
 }
 
 #[test]
+fn the_shim_of_a_running_task_is_filtered_and_reports_its_end() {
+    if !applies() {
+        return;
+    }
+    // It is PID 1, and is filtered once the command runs.
+    const WAIT: &str = "n=0; until grep -q '^Seccomp:.2' /proc/1/status; do n=$((n+1)); [ $n -lt 600 ] || exit 99; sleep 0.1; done; ";
+    let of = |options: &[&str], end: &str| sh(options, &format!("{WAIT}{end}")).0;
+    assert_eq!(of(&[], "exit 7"), Some(7));
+    assert_eq!(
+        of(&["--seccomp", "unconfined"], "exit 7"),
+        Some(7),
+        "the filter of the shim does not depend on the task"
+    );
+    assert_eq!(of(&["--root", "host"], "kill -9 $$"), Some(137));
+    assert_eq!(of(&[], "(sleep 0.1; exit 3) & (sleep 0.2) & wait; exit 0"), Some(0), "orphans are reaped");
+}
+
+#[test]
 fn the_filter_is_in_the_status_of_each_process_unless_it_was_asked_not_to_be() {
     if !applies() {
         return;

@@ -4,7 +4,15 @@
 //! kernel and those of another architecture (32-bit and x32 programs), answer ENOSYS, as on a kernel without them, so that programs
 //! fall back. [`program`] makes the filter of it: seccomp(2).
 
+/// A system call by its constant.
+macro_rules! call {
+    ($constant:ident) => {
+        Call::new(stringify!($constant), $constant)
+    };
+}
+
 pub(crate) mod program;
+pub(crate) mod shim;
 mod table;
 
 use std::fmt;
@@ -28,7 +36,7 @@ pub(crate) struct Group {
     pub calls: &'static [Call],
 }
 
-/// A system call, or a use of it, that is refused.
+/// A system call, or a use of it, that is refused; in [`shim`], one of which all other uses are allowed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call {
     /// `SYS_mount`.

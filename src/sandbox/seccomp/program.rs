@@ -64,20 +64,39 @@ impl Program {
             calls.entry(number).or_default().push(*call);
         }
         let calls: Vec<_> = calls.iter().map(|(number, calls)| (*number, &calls[..])).collect();
-        let mut program = vec![
-            instruction(LOAD, ARCHITECTURE),
-            jump(JUMP_EQUAL, ARCH, 1, 0),
-            refuse(libc::ENOSYS),
-            instruction(LOAD, NUMBER),
-        ];
+        let mut program = number();
         program.extend(unknown());
         search(&calls, &mut program);
+        Self(program)
+    }
+
+    /// A filter that allows these calls, except for the uses that they name, and refuses all others.
+    pub(super) fn only(calls: &[Call]) -> Self {
+        let mut program = number();
+        for call in calls {
+            let mut code = if call.when.is_empty() { Vec::new() } else { refusal(call) };
+            code.push(allow());
+            let number = u32::try_from(call.number).expect("the number of a system call is small");
+            program.push(jump(JUMP_EQUAL, number, 0, distance(code.len())));
+            program.extend(code);
+        }
+        program.push(refuse(libc::EPERM));
         Self(program)
     }
 
     pub(crate) fn instructions(&self) -> &[Instruction] {
         &self.0
     }
+}
+
+/// Loads the number, if the call is of this architecture.
+fn number() -> Vec<Instruction> {
+    vec![
+        instruction(LOAD, ARCHITECTURE),
+        jump(JUMP_EQUAL, ARCH, 1, 0),
+        refuse(libc::ENOSYS),
+        instruction(LOAD, NUMBER),
+    ]
 }
 
 /// Refuses the numbers that are not in [`KNOWN`]. What an x32 program calls has bit 30 set, and is beyond all of them.

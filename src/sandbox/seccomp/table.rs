@@ -58,13 +58,6 @@ const SET_ID: u32 = S_ISUID | S_ISGID;
 /// The flags of open(2) that take a mode; O_TMPFILE without O_DIRECTORY, which is part of it.
 const CREATES: u32 = (O_CREAT | O_TMPFILE & !O_DIRECTORY).cast_unsigned();
 
-/// A call by its constant.
-macro_rules! call {
-    ($constant:ident) => {
-        Call::new(stringify!($constant), $constant)
-    };
-}
-
 pub(crate) const GROUPS: &[Group] = &[
     Group {
         name: "accounting",

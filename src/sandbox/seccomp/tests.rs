@@ -205,6 +205,44 @@ fn programs_are_short() {
 }
 
 #[test]
+fn a_shim_may_wait_and_write_and_nothing_else() {
+    let of = |copies, constant, args: &[u64]| {
+        let mut all = [0; 6];
+        all[..args.len()].copy_from_slice(args);
+        evaluate(shim::filter(copies).instructions(), ARCH, number(constant), all)
+    };
+    let refused = errno(libc::EPERM);
+    for call in shim::ALL.iter().take(2).flat_map(|calls| calls.iter()).filter(|call| call.when.is_empty()) {
+        assert_eq!(of(false, call.number, &[]), ALLOW, "{}", call.name());
+    }
+    for call in shim::ALL[2] {
+        assert_eq!(
+            (of(false, call.number, &[]), of(true, call.number, &[])),
+            (refused, ALLOW),
+            "{}",
+            call.name()
+        );
+    }
+    for (constant, args, expected) in [
+        (libc::SYS_ptrace, vec![17], ALLOW),
+        (libc::SYS_ptrace, vec![16], refused),
+        (libc::SYS_ioctl, vec![0, 0x5422], ALLOW),
+        (libc::SYS_ioctl, vec![0, 0x5412], refused),
+        (libc::SYS_mmap, vec![0, 4096, 3], ALLOW),
+        (libc::SYS_mmap, vec![0, 4096, 5], refused),
+        (libc::SYS_mprotect, vec![0, 4096, 4], refused),
+        (libc::SYS_execve, vec![], refused),
+        (libc::SYS_clone, vec![], refused),
+        (libc::SYS_socket, vec![2], refused),
+        (libc::SYS_kill, vec![], refused),
+    ] {
+        assert_eq!(of(true, constant, &args), expected, "{constant} {args:?}");
+    }
+    let foreign = evaluate(shim::filter(true).instructions(), 0x4000_0003, 1, [0; 6]);
+    assert_eq!(foreign, errno(libc::ENOSYS));
+}
+
+#[test]
 fn the_documentation_has_each_group_with_its_reason() {
     let docs = include_str!("../../../docs/security.md");
     let rows: Vec<String> = GROUPS.iter().map(row).collect();
