@@ -71,6 +71,53 @@ const AGENTS: [&str; 16] = [
     "SSH_AUTH_SOCK",
 ];
 
+/// Not passed on from the agent either: its tokens, keys and licence. Nomad itself withholds some of them (`env.denylist` of the client), but an
+/// operator who sets that option for something else loses its default. What Nomad makes for a task by these names (`NOMAD_TOKEN` of a workload
+/// identity, `VAULT_TOKEN`) has another value.
+const SECRETS: [&str; 24] = [
+    "NOMAD_TOKEN",
+    "NOMAD_LICENSE",
+    "NOMAD_LICENSE_PATH",
+    "NOMAD_CLIENT_KEY",
+    "NOMAD_HTTP_AUTH",
+    "CONSUL_TOKEN",
+    "CONSUL_HTTP_TOKEN",
+    "CONSUL_HTTP_TOKEN_FILE",
+    "CONSUL_HTTP_AUTH",
+    "CONSUL_CLIENT_KEY",
+    "CONSUL_LICENSE",
+    "VAULT_TOKEN",
+    "VAULT_CLIENT_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AZURE_CLIENT_SECRET",
+    "ARM_CLIENT_SECRET",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_CREDENTIALS",
+    "DIGITALOCEAN_TOKEN",
+    "GITHUB_TOKEN",
+];
+
+/// Not passed on from the agent either: where the C library reads code, tables and names from, or how it behaves. What ld.so(8) ignores in
+/// set-user-ID programs, except `TMPDIR`, which is the task's own, and `LD_*`.
+const C_LIBRARY: [&str; 12] = [
+    "GLIBC_TUNABLES",
+    "GCONV_PATH",
+    "GETCONF_DIR",
+    "HOSTALIASES",
+    "LOCALDOMAIN",
+    "LOCPATH",
+    "MALLOC_TRACE",
+    "NIS_PATH",
+    "NLSPATH",
+    "RESOLV_HOST_CONF",
+    "RES_OPTIONS",
+    "TZDIR",
+];
+
 /// Like [`AGENTS`]: `SYSTEMD_LOG_LEVEL` and the like, which systemd's programs read, and who called sudo for the agent.
 const AGENTS_PREFIXES: [&str; 2] = ["SYSTEMD_", "SUDO_"];
 
@@ -120,7 +167,8 @@ fn is_dropped(key: &str) -> bool {
 }
 
 fn is_agents(key: &str) -> bool {
-    AGENTS.contains(&key) || AGENTS_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+    let listed = [&AGENTS[..], &SECRETS, &C_LIBRARY].iter().any(|names| names.contains(&key));
+    listed || AGENTS_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -128,13 +176,17 @@ mod tests {
     use super::*;
 
     /// The environment that the plugin has from the agent.
-    const PLUGINS: [(&str, &str); 6] = [
+    const PLUGINS: [(&str, &str); 10] = [
         ("HOME", "/root"),
         ("NOTIFY_SOCKET", "/run/systemd/notify"),
         ("STATE_DIRECTORY", "/var/lib/nomad"),
         ("SYSTEMD_LOG_LEVEL", "debug"),
         ("SUDO_UID", "1000"),
         ("LANG", "C.UTF-8"),
+        ("NOMAD_TOKEN", "agents"),
+        ("VAULT_TOKEN", "agents"),
+        ("AWS_SECRET_ACCESS_KEY", "agents"),
+        ("GLIBC_TUNABLES", "glibc.malloc.check=3"),
     ];
 
     fn plugins(name: &str) -> Option<String> {
@@ -230,6 +282,17 @@ mod tests {
         for name in ["NOMAD_PLUGIN_MAGIC_COOKIE", "PLUGIN_CLIENT_CERT", "PLUGIN_UNIX_SOCKET_DIR"] {
             assert!(left(&[(name, "x")]).is_empty(), "{name}");
         }
+    }
+
+    #[test]
+    fn secrets_and_tunables_of_the_agent_are_left_out_and_those_of_the_task_stay() {
+        let agents = ["NOMAD_TOKEN", "VAULT_TOKEN", "AWS_SECRET_ACCESS_KEY"].map(|key| (key, "agents"));
+        assert_eq!(left(&agents), [""; 0]);
+        assert_eq!(left(&[("GLIBC_TUNABLES", "glibc.malloc.check=3")]), [""; 0]);
+        let tasks = ["AWS_SECRET_ACCESS_KEY", "NOMAD_TOKEN", "VAULT_TOKEN"].map(|key| (key, "tasks"));
+        assert_eq!(left(&tasks), ["AWS_SECRET_ACCESS_KEY=tasks", "NOMAD_TOKEN=tasks", "VAULT_TOKEN=tasks"]);
+        let tunables = "GLIBC_TUNABLES=glibc.malloc.arena_max=2";
+        assert_eq!(left(&[tunables.split_once('=').unwrap()]), [tunables]);
     }
 
     #[test]
