@@ -104,6 +104,13 @@ let
           "kill"
           "net_bind_service"
         ];
+        ulimit = { };
+        pids_max = 8192;
+        memory_swap = 0;
+        cpu_hard_limit = true;
+        allow_root = true;
+        denied_host_uids = "65534";
+        denied_host_gids = "65534";
         dynamic_user_range = "80000-89999";
         volume_idmap = "auto";
         seccomp = "default";

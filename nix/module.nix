@@ -191,6 +191,61 @@ in
                 that make a task root on the host.
               '';
             };
+            ulimit = lib.mkOption {
+              type = lib.types.attrsOf lib.types.str;
+              default = { };
+              example = {
+                nofile = "1024:65536";
+              };
+              description = ''
+                Limits of every task's processes, getrlimit(2), as `SOFT:HARD` or one value for both. For those that it names, jobs may ask for
+                no higher hard limit; for the others, the agent's own are the highest.
+              '';
+            };
+            pids_max = lib.mkOption {
+              type = lib.types.ints.unsigned;
+              default = 8192;
+              description = ''
+                How many processes and threads a task may have; 0 is no limit. Jobs may ask for fewer.
+              '';
+            };
+            memory_swap = lib.mkOption {
+              type = lib.types.int;
+              default = 0;
+              description = ''
+                MiB of swap that a task may use; -1 is no limit. Jobs may ask for less.
+              '';
+            };
+            cpu_hard_limit = lib.mkOption {
+              type = lib.types.bool;
+              default = true;
+              description = ''
+                `cpu` is the most that a task gets. Otherwise it is a share of a busy CPU, and jobs may ask for the limit.
+              '';
+            };
+            allow_root = lib.mkOption {
+              type = lib.types.bool;
+              default = true;
+              description = ''
+                Let jobs have `user = "root"`.
+              '';
+            };
+            denied_host_uids = lib.mkOption {
+              type = lib.types.str;
+              default = "65534";
+              example = "65534,100-999";
+              description = ''
+                Uids that no task may have, as ids and ranges. 65534 is `nobody`, to whom Nomad gives the shared directory of every allocation.
+              '';
+            };
+            denied_host_gids = lib.mkOption {
+              type = lib.types.str;
+              default = "65534";
+              example = "65534,100-999";
+              description = ''
+                Gids that no task may have, as its group or as another one.
+              '';
+            };
             dynamic_user_range = lib.mkOption {
               type = lib.types.str;
               default = "80000-89999";

@@ -21,6 +21,7 @@ mod tree;
 
 pub(crate) use error::CgroupError;
 pub(crate) use events::{OomCounter, OomCounts, OomWatch};
+pub(crate) use limits::mib_to_bytes;
 pub use limits::{CpuMax, CpuSet, CpuSetError, Limits, MemoryMax, ResourceRequest};
 pub(crate) use session::{Owner, SessionCgroup};
 pub(crate) use stats::{CpuSampler, CpuUsage, Stats};

@@ -6,7 +6,7 @@
 //! [`plugin`] and [`task`] declare the options, [`kinds`] has the types that options share, [`table`] derives everything else
 //! from a declaration. A new option is one declaration, and rows of the documentation that `tests/packaging.rs` asks for.
 
-#[cfg_attr(not(test), allow(dead_code, reason = "no option is a map or a block yet; the tests have some"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "no option is a block of options yet; the tests have some"))]
 mod blocks;
 mod cty;
 mod hclspec;

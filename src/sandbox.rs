@@ -8,6 +8,7 @@ pub mod names;
 pub(crate) mod place;
 pub(crate) mod plan;
 pub mod policy;
+pub mod rlimits;
 pub(crate) mod root;
 pub mod seccomp;
 pub mod unveil;

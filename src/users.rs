@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use range::DynamicRange;
+pub(crate) use range::{DynamicRange, IdRanges};
 pub(crate) use system::System;
 
 /// The only name that may have uid 0.

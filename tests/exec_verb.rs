@@ -183,6 +183,13 @@ fn nothing_of_the_helper_is_open_in_the_command() {
 }
 
 #[test]
+fn a_command_has_the_tasks_limits_of_processes() {
+    let Some(task) = task(&["--ulimit", "nofile=100:200"]) else { return };
+    let output = task.exec(&["sh", "-c", "ulimit -Sn; ulimit -Hn"]).output().unwrap();
+    assert_eq!(text(&output.stdout), "100\n200\n");
+}
+
+#[test]
 fn exit_codes_are_those_of_a_shell() {
     let Some(task) = task(&[]) else { return };
     for (command, code) in [

@@ -176,9 +176,13 @@ fn the_example_configuration_sets_every_option_to_its_default() {
     let example = read(&packaging("examples/exec2.hcl"));
     let config = section(&example, "  config {\n", "\n  }\n");
     let mut set: Vec<_> =
-        config.lines().map(str::trim).filter(|line| line.contains(" = ") && !line.starts_with('#')).collect();
+        config.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let [options, _] = tables();
-    let mut wanted: Vec<_> = options.iter().map(|row| format!("{} = {}", row.name, default(row))).collect();
+    let line = |row: &Row| {
+        let equals = if matches!(row.form, Form::Entries) { " " } else { " = " };
+        format!("{}{equals}{}", row.name, default(row))
+    };
+    let mut wanted: Vec<_> = options.iter().map(line).collect();
     set.sort_unstable();
     wanted.sort();
     assert_eq!(set, wanted);
@@ -188,6 +192,7 @@ fn the_example_configuration_sets_every_option_to_its_default() {
 fn nix(hcl: &str) -> String {
     match hcl.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(items) => words(&format!("[ {} ]", items.replace(", ", " "))),
+        None if hcl == "{}" => "{ }".to_owned(),
         None => hcl.to_owned(),
     }
 }
@@ -204,6 +209,10 @@ fn nix_type(row: &Row) -> (String, String) {
             (format!("lib.types.enum [ {} ]", values.join(" ")), format!("one of {}", values.join(", ")))
         }
         Form::Attribute("bool") => named("lib.types.bool", "boolean"),
+        // -1 stands for no limit.
+        Form::Attribute("number") if row.summary.contains("-1") => named("lib.types.int", "signed integer"),
+        Form::Attribute("number") => named("lib.types.ints.unsigned", "unsigned integer, meaning >=0"),
+        Form::Entries => named("lib.types.attrsOf lib.types.str", "attribute set of string"),
         Form::Attribute("string") => named("lib.types.str", "string"),
         Form::Attribute("list(string)") => named("lib.types.listOf lib.types.str", "list of string"),
         form => panic!("{}: this test has no type of Nix for {form:?}", row.name),

@@ -206,6 +206,29 @@ fn the_environment_has_nothing_of_the_callers_session() {
 const HOST_ROOT: [&str; 2] = ["--root", "host"];
 
 #[test]
+fn limits_of_processes_are_those_that_were_asked_for() {
+    let Some(base) = base() else { return };
+    let script = "ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc; ulimit -Ss";
+    let limits =
+        |options: &[&str]| text(&run(base.path(), options, &["bash", "-c", script]).output().unwrap().stdout);
+    let asked = ["--ulimit", "nofile=100:200", "--ulimit", "core=0", "--ulimit", "stack=1048576:unlimited"];
+    assert_eq!(limits(&asked), "100\n200\n0\n0\n1024\n");
+    // Without them: this process's own.
+    let own = text(&Command::new("bash").args(["-c", script]).output().unwrap().stdout);
+    assert_eq!(limits(&[]), own);
+    // Too low for the shim's own steps, which come before it; but not for the program.
+    let output =
+        run(base.path(), &["--ulimit", "fsize=0", "--ulimit", "nofile=64"], &["echo", "x"]).output().unwrap();
+    assert_eq!((status(&output), text(&output.stdout)), (Some(0), "x\n".into()));
+    let output = run(base.path(), &["--ulimit", "fsize=0"], &["sh", "-c", "echo x > file"]).output().unwrap();
+    assert_ne!(status(&output), Some(0));
+    for wrong in ["nofile=200:100", "nofile=63", "files=1", "nofile"] {
+        let output = run(base.path(), &["--ulimit", wrong], &["true"]).output().unwrap();
+        assert_eq!(status(&output), Some(2), "{wrong}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn an_unsuitable_temporary_directory_is_not_used() {
     let Some(base) = base() else { return };
     let user = 54_322;

@@ -187,7 +187,7 @@ _nomad__driver__exec2() {
             return 0
             ;;
         nomad__driver__exec2__subcmd__run)
-            opts="-h --unveil --volume --device --user --memory --cpu --cap-add --seccomp --seccomp-allow --env --work-dir --root --no-defaults --help"
+            opts="-h --unveil --volume --device --user --memory --cpu --ulimit --cap-add --seccomp --seccomp-allow --env --work-dir --root --no-defaults --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -214,6 +214,10 @@ _nomad__driver__exec2() {
                     return 0
                     ;;
                 --cpu)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ulimit)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -37,6 +37,35 @@ plugin "nomad-driver-exec2" {
     # host: docs/security.md names them. [] allows none.
     allow_caps = ["kill", "net_bind_service"]
 
+    # Limits of every task's processes, getrlimit(2), as "SOFT:HARD" or one value
+    # for both. A job may ask for others, up to these hard limits; limits that are
+    # not named here are the agent's own.
+    # ulimit {
+    #   nofile = "1024:65536"
+    # }
+    ulimit {}
+
+    # How many processes and threads a task may have, so that a fork bomb leaves
+    # the host enough. 0: no limit. A job may ask for fewer.
+    pids_max = 8192
+
+    # MiB of swap that a task may use; -1: no limit. With 0, a task ends when it
+    # has used its memory, instead of slowing the host down. A job may ask for less.
+    memory_swap = 0
+
+    # true: `cpu` is the most that a task gets. false: it is a share of a busy CPU,
+    # and a job may ask for the limit.
+    cpu_hard_limit = true
+
+    # Whether jobs may have user = "root".
+    allow_root = true
+
+    # Uids and gids that no task may have, such as those of the host's services:
+    # "65534,100-999". 65534 is nobody, to whom Nomad gives the shared directory of
+    # every allocation.
+    denied_host_uids = "65534"
+    denied_host_gids = "65534"
+
     # The uids that Nomad assigns to tasks without a user: dynamic_user_min and
     # dynamic_user_max in the client's users block. A job that names another
     # dynamic user (user = "nomad-N") is refused.

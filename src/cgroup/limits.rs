@@ -35,6 +35,15 @@ const MEMORY_MAX_UNLIMITED: i64 = -1;
 /// Highest CPU number in a list: Nomad's core ids have 16 bits.
 const CPU_NUMBER_MAX: u32 = u16::MAX as u32;
 
+/// `cpu.weight` that the kernel gives a new cgroup, and the ends of its range (Documentation/admin-guide/cgroup-v2.rst).
+const CPU_WEIGHT_DEFAULT: u64 = 100;
+const CPU_WEIGHT_MAX: u64 = 10_000;
+
+/// The range of the CPU shares of cgroup v1, 2 to 2^18, whose numbers Nomad's MHz are elsewhere. runc maps it to that of `cpu.weight`, and so do
+/// Nomad's `exec` and `docker` by it: tasks of all drivers compete by the same scale.
+const CPU_SHARES_MIN: u64 = 2;
+const CPU_SHARES_MAX: u64 = 1 << 18;
+
 /// The CPUs that a cgroup may use, as a list (Documentation/admin-guide/cgroup-v2.rst).
 const CPUS_EFFECTIVE: &str = "cpuset.cpus.effective";
 
@@ -163,6 +172,12 @@ pub struct Limits {
     pub memory_low: Option<u64>,
     /// `cpu.max`; `None` is no limit.
     pub cpu_max: Option<CpuMax>,
+    /// `cpu.weight`, 1 to 10000: the share of a busy CPU beside the others' weights. `None` is the kernel's 100.
+    pub cpu_weight: Option<u64>,
+    /// `memory.swap.max`, bytes; `None` is no limit.
+    pub swap_max: Option<u64>,
+    /// `pids.max`: processes and threads; `None` is no limit.
+    pub pids_max: Option<u64>,
     /// `cpuset.cpus`; `None` leaves the task on the CPUs of its parent.
     pub cpuset_cpus: Option<CpuSet>,
     /// `memory.oom.group`: an OOM kill takes the whole cgroup, so that no half of a workload is left running
@@ -182,6 +197,9 @@ impl Limits {
         memory_max: MemoryMax::Max,
         memory_low: None,
         cpu_max: None,
+        cpu_weight: None,
+        swap_max: None,
+        pids_max: None,
         cpuset_cpus: None,
         oom_group: false,
     };
@@ -222,14 +240,22 @@ impl Limits {
             memory_max,
             memory_low,
             cpu_max,
+            cpu_weight: u64::try_from(request.cpu_mhz).ok().filter(|mhz| *mhz > 0).map(weight),
             cpuset_cpus: request.cores.clone(),
             oom_group: request.oom_group,
+            ..Limits::UNLIMITED
         }
     }
 }
 
+/// `cpu.weight` of a task that has these MHz.
+fn weight(mhz: u64) -> u64 {
+    let shares = mhz.clamp(CPU_SHARES_MIN, CPU_SHARES_MAX);
+    1 + (shares - CPU_SHARES_MIN) * (CPU_WEIGHT_MAX - 1) / (CPU_SHARES_MAX - CPU_SHARES_MIN)
+}
+
 /// `None` for 0 and less.
-fn mib_to_bytes(mib: i64) -> Option<u64> {
+pub(crate) fn mib_to_bytes(mib: i64) -> Option<u64> {
     let mib = u64::try_from(mib).ok().filter(|m| *m > 0)?;
     Some(mib.saturating_mul(MIB).min(MEMORY_MAX_BYTES))
 }
@@ -260,12 +286,19 @@ impl Cgroup {
             memory.set_mem(SetMemory { max: Some(max), ..SetMemory::default() })
         })?;
 
-        let group = u8::from(limits.oom_group).to_string();
-        match self.write("memory.oom.group", &group) {
-            // The crate does not know this file. Without the controller there is no OOM kill to be told apart.
-            Err(error) if error.errno() == Some(Errno::ENOENT) && !limits.oom_group => {}
-            written => written?,
-        }
+        // The crate does not know this file. Without the controller there is no OOM kill to be told apart.
+        self.write_or_skip("memory.oom.group", &u8::from(limits.oom_group).to_string(), limits.oom_group)?;
+        // A kernel without swap, or without its accounting (swapaccount=0), has no such file.
+        let swap = limits.swap_max.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
+        self.write_or_skip("memory.swap.max", &swap, limits.swap_max.is_some_and(|bytes| bytes > 0))?;
+        let pids = limits.pids_max.map_or_else(|| "max".to_owned(), |pids| pids.to_string());
+        self.write_limit("pids", "pids.max", &pids, limits.pids_max.is_some())?;
+        // Without the controller, the task competes as its parent does.
+        self.write_or_skip(
+            "cpu.weight",
+            &limits.cpu_weight.unwrap_or(CPU_WEIGHT_DEFAULT).to_string(),
+            false,
+        )?;
 
         // The crate writes "max" for a quota that is not positive.
         let (quota, period, value) = match limits.cpu_max {
@@ -299,6 +332,32 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// As `write`. A file that is not there is no error unless the value was asked for.
+    fn write_or_skip(&self, file: &str, value: &str, asked: bool) -> Result<(), CgroupError> {
+        match self.write(file, value) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) && !asked => Ok(()),
+            written => written,
+        }
+    }
+
+    /// The same, with an error that names the controller.
+    fn write_limit(
+        &self,
+        controller: &'static str,
+        file: &str,
+        value: &str,
+        asked: bool,
+    ) -> Result<(), CgroupError> {
+        match self.write_or_skip(file, value, asked) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Err(CgroupError::NoController {
+                path: self.path().join(file),
+                value: value.to_owned(),
+                controller,
+            }),
+            written => written,
+        }
     }
 
     fn set(

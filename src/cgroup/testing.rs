@@ -43,11 +43,12 @@ impl TempTree {
 }
 
 /// The files that Linux 6.12 shows in a task's cgroup, as far as this module touches them.
-const TASK_FILES: [(&str, &str); 14] = [
+const TASK_FILES: [(&str, &str); 17] = [
     ("cgroup.type", "domain\n"),
     ("cgroup.controllers", "cpuset cpu io memory pids\n"),
     ("cgroup.events", "populated 1\nfrozen 0\n"),
     ("cgroup.kill", ""),
+    ("cpu.weight", "100\n"),
     ("cpu.max", "max 100000\n"),
     (
         "cpu.stat",
@@ -55,7 +56,9 @@ const TASK_FILES: [(&str, &str); 14] = [
          nr_throttled 3\nthrottled_usec 40000\nnr_bursts 0\nburst_usec 0\n",
     ),
     ("cpuset.cpus", "\n"),
+    ("pids.max", "max\n"),
     ("memory.max", "max\n"),
+    ("memory.swap.max", "max\n"),
     ("memory.low", "0\n"),
     ("memory.oom.group", "0\n"),
     ("memory.current", "8388608\n"),

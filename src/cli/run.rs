@@ -23,12 +23,13 @@ use super::{causes, environment, free_user, say};
 use crate::cgroup::{Cgroup, Limits, ResourceRequest};
 use crate::config::{PluginConfig, RootKind};
 use crate::record::run_dir::RUN_DIR;
-use crate::sandbox::capabilities::{CapList, UnknownCapability};
+use crate::sandbox::capabilities::{CapList, CapSet, UnknownCapability};
 use crate::sandbox::device::AskedDevice;
 use crate::sandbox::names::Names;
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::Root;
 use crate::sandbox::policy::{Ask, Policy};
+use crate::sandbox::rlimits::{self, Rlimit, Rlimits};
 use crate::sandbox::seccomp::{Allowed, GROUPS, GroupSet, Profile};
 use crate::sandbox::unveil::{Access, Unveil};
 use crate::sandbox::volume::AskedVolume;
@@ -43,7 +44,7 @@ use crate::task::launch::{LaunchError, Launcher};
 use crate::task::running::Task;
 use crate::task::signal::SignalNumber;
 use crate::task::spec::{Logs, Request, TaskSpec};
-use crate::users::{self, User};
+use crate::users::{self, IdRanges, User};
 
 /// Exit statuses for a command that could not be run, as in shells: not found, not executable; and 125, as in env(1), for a
 /// failure of this program.
@@ -81,6 +82,9 @@ pub(super) struct Args {
     /// Limit the CPU, in MHz
     #[arg(long, value_name = "MHZ", value_parser = clap::value_parser!(i64).range(1..))]
     cpu: Option<i64>,
+    /// Limit the command's processes, getrlimit(2), for example nofile=1024:4096; may be repeated
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
+    ulimit: Vec<(String, Rlimit)>,
     /// Grant a capability, for example net_bind_service; may be repeated
     #[arg(long, value_name = "CAP", value_parser = capability)]
     cap_add: Vec<String>,
@@ -161,15 +165,9 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     // Dropped before the directories on every return path.
     let cgroup = OwnCgroup::new(id, &asked(args))?;
     let plugin = PluginConfig::default();
-    let policy = Policy {
-        own_root: args.root == RootKind::Private,
-        unveil_defaults: !args.no_defaults,
-        unveil_by_task: true,
-        allow_caps: capabilities.set(),
-        allow_seccomp: Allowed::EVERYTHING,
-        ..plugin.policy()
-    };
-    let ask = ask(args, capabilities);
+    let ulimit = args.ulimit.iter().cloned().collect();
+    let policy = policy(args, capabilities.set(), &plugin, &ulimit);
+    let ask = Ask { ulimit: &ulimit, ..ask(args, capabilities) };
     let mut env = environment::of_command(&asked_env, std::env::vars_os());
     env.extend(scratch::variables(&task_dir));
     let stdio = Stdio::new(&user)?;
@@ -210,6 +208,25 @@ fn ask(args: &Args, cap_add: CapList) -> Ask<'_> {
         seccomp: Some(args.seccomp),
         seccomp_allow: args.seccomp_allow.iter().copied().collect(),
         ..Ask::default()
+    }
+}
+
+static NO_IDS: IdRanges = IdRanges::NONE;
+
+/// Who calls this is root, and decides.
+fn policy<'a>(args: &Args, allow_caps: CapSet, plugin: &'a PluginConfig, ulimit: &'a Rlimits) -> Policy<'a> {
+    Policy {
+        own_root: args.root == RootKind::Private,
+        unveil_defaults: !args.no_defaults,
+        unveil_by_task: true,
+        allow_caps,
+        ulimit,
+        pids_max: 0,
+        memory_swap: -1,
+        denied_uids: &NO_IDS,
+        denied_gids: &NO_IDS,
+        allow_seccomp: Allowed::EVERYTHING,
+        ..plugin.policy()
     }
 }
 
@@ -260,6 +277,16 @@ fn device(text: &str) -> Result<AskedDevice, Infallible> {
         destination: parts.next().filter(|path| !path.is_empty()).unwrap_or(source).to_owned(),
         permissions: parts.next().unwrap_or("rwm").to_owned(),
     })
+}
+
+/// Reads `NAME=SOFT[:HARD]`.
+fn ulimit(text: &str) -> Result<(String, Rlimit), String> {
+    let (name, limit) = text.split_once('=').ok_or("write NAME=VALUE or NAME=SOFT:HARD")?;
+    let limit = rlimits::parse(name, limit);
+    Ok((
+        name.to_owned(),
+        limit.map_err(|malformed| format!("{}; write {}", malformed.problem, malformed.write))?,
+    ))
 }
 
 /// Reads `SOURCE:DESTINATION[:ro]`.

@@ -425,7 +425,7 @@ mod tests {
             (json!({"unveil_path": []}), "\"unveil_path\" is unknown; did you mean unveil_paths?"),
             (
                 json!({"x": 1}),
-                "write one of root, unveil_defaults, unveil_paths, unveil_by_task, allow_caps, dynamic_user_range",
+                "write one of root, unveil_defaults, unveil_paths, unveil_by_task, allow_caps, ulimit, pids_max, memory_swap",
             ),
             (agent(json!({PLUGIN: {"config": {"allow_cap": []}}})), "did you mean allow_caps?"),
             (json!({"unveil_by_task": "yes"}), "unveil_by_task is a string; write true or false"),
@@ -481,7 +481,8 @@ mod tests {
         assert_eq!(
             summary(&config),
             "valid\nroot = \"private\"\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\n\
-             unveil_by_task = false\nallow_caps = [\"net_raw\"]\ndynamic_user_range = \"80000-89999\"\nvolume_idmap = \"auto\"\nseccomp = \"default\"\nallow_seccomp = []\ndisable_log_collection = false\n"
+             unveil_by_task = false\nallow_caps = [\"net_raw\"]\nulimit = {}\npids_max = 8192\nmemory_swap = 0\ncpu_hard_limit = true\n\
+             allow_root = true\ndenied_host_uids = \"65534\"\ndenied_host_gids = \"65534\"\ndynamic_user_range = \"80000-89999\"\nvolume_idmap = \"auto\"\nseccomp = \"default\"\nallow_seccomp = []\ndisable_log_collection = false\n"
         );
     }
 }

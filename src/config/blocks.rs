@@ -89,12 +89,12 @@ impl<T: Table> Kind for Block<T> {
 }
 
 /// `{ a = 1, b = 2 }`.
-fn braces(pairs: impl Iterator<Item = (String, String)>) -> String {
+pub(super) fn braces(pairs: impl Iterator<Item = (String, String)>) -> String {
     let pairs: Vec<_> = pairs.map(|(key, value)| format!("{key} = {value}")).collect();
     if pairs.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", pairs.join(", ")) }
 }
 
-fn entries(at: &At, value: Value) -> Result<BTreeMap<String, String>, ConfigError> {
+pub(super) fn entries(at: &At, value: Value) -> Result<BTreeMap<String, String>, ConfigError> {
     let Value::Map(entries) = value else { return Err(value.wrong_type(at, "a map of strings")) };
     let text = |(key, value): (String, Value)| {
         let at = At { scope: at.scope, option: format!("{}[{}]", at.option, quote(&key)) };

@@ -2,12 +2,14 @@
 
 use std::ops::RangeInclusive;
 
+use super::blocks::{braces, entries};
 use super::cty::Value;
 use super::row::Form;
 use super::table::Kind;
 use super::{At, ConfigError, hclspec};
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapList, hcl};
+use crate::sandbox::rlimits::{self, Malformed, Rlimits};
 use crate::sandbox::seccomp::{GroupSet, Profile, UNCONFINED};
 use crate::sandbox::unveil::Unveil;
 use crate::sandbox::volume::VolumeIdmap;
@@ -21,6 +23,15 @@ const CAPABILITIES_MAX: usize = 256;
 
 /// Longest list of groups of system calls: there are about thirty.
 pub(super) const GROUPS_MAX: usize = 256;
+/// `pids_max`. 0 is no limit.
+pub(super) const PIDS_MAX_RANGE: RangeInclusive<i32> = 0..=PIDS_LIMIT;
+pub(super) const PIDS_MAX_WRITE: &str = "a number of processes and threads up to 4194304, or 0 for no limit";
+/// The kernel's own (PID_MAX_LIMIT of linux/threads.h).
+const PIDS_LIMIT: i32 = 4 << 20;
+
+/// `memory_swap`, MiB. -1 is no limit.
+pub(super) const MEMORY_SWAP_RANGE: RangeInclusive<i32> = -1..=i32::MAX;
+pub(super) const MEMORY_SWAP_WRITE: &str = "a number of MiB, or -1 for no limit";
 
 /// True or false.
 pub(super) struct Flag {
@@ -133,6 +144,33 @@ pub(super) fn group(at: &At, name: &str) -> Result<GroupSet, ConfigError> {
     let write = r#"a name such as "io_uring"; docs/security.md, "System calls", lists them"#;
     GroupSet::named(name)
         .ok_or_else(|| at.bad_value(quote(name), "there is no such group of system calls", write))
+}
+
+/// `ulimit`.
+pub(super) struct Ulimit;
+
+impl Kind for Ulimit {
+    type Value = Rlimits;
+    const FORM: Form = Form::Entries;
+    const TAKES: &str = r#"block of `NAME = "SOFT:HARD"`"#;
+
+    fn unset(&self) -> Result<Rlimits, &'static str> {
+        Ok(Rlimits::new())
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Rlimits, ConfigError> {
+        let limit = |(name, text): (String, String)| {
+            let at = At { scope: at.scope, option: format!("{}[{}]", at.option, quote(&name)) };
+            let limit = rlimits::parse(&name, &text)
+                .map_err(|Malformed { problem, write }| at.bad_value(quote(&text), problem, write))?;
+            Ok((name, limit))
+        };
+        entries(at, value)?.into_iter().map(limit).collect()
+    }
+
+    fn show(&self, value: &Rlimits) -> String {
+        braces(value.iter().map(|(name, limit)| (name.clone(), quote(&limit.to_string()))))
+    }
 }
 
 /// A whole number.

@@ -1,7 +1,10 @@
 //! The operator's options: `plugin "nomad-driver-exec2" { config { … } }`.
 
 use super::cty::Value;
-use super::kinds::{Capabilities, Flag, GROUPS_MAX, Idmap, SeccompProfile, UnveilRules, group};
+use super::kinds::{
+    Capabilities, Flag, GROUPS_MAX, Idmap, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PIDS_MAX_RANGE,
+    PIDS_MAX_WRITE, SeccompProfile, Ulimit, UnveilRules, group,
+};
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
@@ -10,10 +13,18 @@ use crate::proto::hclspec::Spec;
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapSet, Capability, hcl};
 use crate::sandbox::policy::Policy;
+use crate::sandbox::rlimits::Rlimits;
 use crate::sandbox::seccomp::{Allowed, GroupSet, Profile, UNCONFINED};
 use crate::sandbox::unveil::Unveil;
 use crate::sandbox::volume::VolumeIdmap;
-use crate::users::DynamicRange;
+use crate::users::{DynamicRange, IdRanges};
+
+/// `pids_max`: twice what the makers of Elasticsearch (4096 threads) and a Jenkins or WildFly ask for, and a quarter of the 32768 ids that a
+/// host has whose kernel.pid_max was never raised.
+const PIDS_MAX: i32 = 8192;
+
+/// `nobody`, to whom Nomad gives the shared directory of every allocation.
+const NOBODY: &str = "65534";
 
 options! {
     /// The options that an operator sets for all tasks of a client.
@@ -29,6 +40,20 @@ options! {
         pub unveil_by_task: bool = Flag { default: false },
         /// what jobs may ask for with `cap_add`
         pub allow_caps: CapSet = AllowedCapabilities,
+        /// limits of the processes of tasks, getrlimit(2); for those that it names, jobs may ask for no higher hard limit. The others are the agent's own
+        pub ulimit: Rlimits = Ulimit,
+        /// how many processes and threads a task may have; 0: no limit. Jobs may ask for fewer
+        pub pids_max: i32 = Number { range: PIDS_MAX_RANGE, default: PIDS_MAX, write: PIDS_MAX_WRITE },
+        /// MiB of swap that a task may use; -1: no limit. Jobs may ask for less
+        pub memory_swap: i32 = Number { range: MEMORY_SWAP_RANGE, default: 0, write: MEMORY_SWAP_WRITE },
+        /// `cpu` is the most that a task gets. `false`: it is a share of a busy CPU, and jobs may ask for the limit
+        pub cpu_hard_limit: bool = Flag { default: true },
+        /// let jobs have `user = "root"`
+        pub allow_root: bool = Flag { default: true },
+        /// uids that no task may have: `"65534,100-999"`
+        pub denied_host_uids: IdRanges = DeniedIds,
+        /// gids that no task may have, as its group or another one
+        pub denied_host_gids: IdRanges = DeniedIds,
         /// the uids that Nomad assigns to tasks without a user; a job that names another `nomad-N` is refused
         pub dynamic_user_range: DynamicRange = UidRange,
         /// `"auto"`: if a job names no user, the owner of a volume appears as the task's dynamic user. `"never"`: volumes are mounted as they are
@@ -77,6 +102,13 @@ impl PluginConfig {
             unveil_paths: &self.unveil_paths,
             unveil_by_task: self.unveil_by_task,
             allow_caps: self.allow_caps,
+            ulimit: &self.ulimit,
+            pids_max: self.pids_max,
+            memory_swap: self.memory_swap,
+            cpu_hard_limit: self.cpu_hard_limit,
+            allow_root: self.allow_root,
+            denied_uids: &self.denied_host_uids,
+            denied_gids: &self.denied_host_gids,
             dynamic_user_range: self.dynamic_user_range,
             volume_idmap: self.volume_idmap,
             seccomp: self.seccomp,
@@ -186,6 +218,31 @@ impl Kind for RootDirectory {
             RootKind::Private => "private",
             RootKind::Host => "host",
         })
+    }
+}
+
+/// `denied_host_uids` and `denied_host_gids`.
+struct DeniedIds;
+
+impl Kind for DeniedIds {
+    type Value = IdRanges;
+    const FORM: Form = Form::Attribute(hclspec::STRING);
+    const TAKES: &str = r#"`"ID,MIN-MAX,…"`"#;
+
+    fn unset(&self) -> Result<IdRanges, &'static str> {
+        Ok(NOBODY.parse().unwrap_or_default())
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<IdRanges, ConfigError> {
+        let text = value.text(at)?;
+        text.parse().map_err(|_| {
+            let write = r#"ids and ranges, for example "65534,100-999", or "" for none"#;
+            at.bad_value(quote(&text), "it is not a list of ids", write)
+        })
+    }
+
+    fn show(&self, value: &IdRanges) -> String {
+        quote(&value.to_string())
     }
 }
 

@@ -1,9 +1,13 @@
 //! A job's options: `task { driver = "exec2"; config { … } }`.
 
+use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 
 use super::cty::Value;
-use super::kinds::{Capabilities, Flag, Idmap, Number, SeccompGroups, SeccompProfile, UnveilRules};
+use super::kinds::{
+    Capabilities, Flag, Idmap, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PIDS_MAX_RANGE, PIDS_MAX_WRITE,
+    SeccompGroups, SeccompProfile, Ulimit, UnveilRules,
+};
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
@@ -11,6 +15,7 @@ use crate::proto::hclspec::Spec;
 use crate::quote::quote;
 use crate::sandbox::capabilities::CapList;
 use crate::sandbox::policy::{Ask, OOM_SCORE_ADJ_RANGE};
+use crate::sandbox::rlimits::Rlimits;
 use crate::sandbox::seccomp::{GroupSet, Profile};
 use crate::sandbox::unveil::Unveil;
 use crate::sandbox::volume::VolumeIdmap;
@@ -51,6 +56,16 @@ options! {
         /// This is `memory.oom.group`, for a task whose processes are useless without each other: the whole task ends, and
         /// Nomad restarts it.
         pub oom_group: bool = Flag { default: false },
+        /// limits of the task's processes, getrlimit(2): `nofile = "1024:4096"`; up to the agent's
+        ///
+        /// In the kernel's units: bytes, seconds, or numbers.
+        pub ulimit: Rlimits = Ulimit,
+        /// how many processes and threads the task may have; as the agent's option, up to which it may be
+        pub pids_max: Option<i32> = OrTheAgents { range: PIDS_MAX_RANGE, write: PIDS_MAX_WRITE },
+        /// MiB of swap that the task may use; as the agent's option, up to which it may be
+        pub memory_swap: Option<i32> = OrTheAgents { range: MEMORY_SWAP_RANGE, write: MEMORY_SWAP_WRITE },
+        /// `false`: `cpu` is a share, not a limit; only if the agent allows it
+        pub cpu_hard_limit: Option<bool> = FlagOrTheAgents,
         /// the same as the agent's option, for this task; `"auto"` only if the agent allows it
         pub volume_idmap: Option<VolumeIdmap> = TaskIdmap,
         /// the same as the agent's option, for this task; `"unconfined"` only if the agent allows it
@@ -90,6 +105,10 @@ impl DriverConfig {
             cap_drop: self.cap_drop,
             work_dir: self.work_dir.as_deref(),
             oom_score_adj: self.oom_score_adj,
+            ulimit: &self.ulimit,
+            pids_max: self.pids_max,
+            memory_swap: self.memory_swap,
+            cpu_hard_limit: self.cpu_hard_limit,
             volumes: &[],
             devices: &[],
             volume_idmap: self.volume_idmap,
@@ -157,6 +176,56 @@ impl Kind for Args {
     }
 }
 
+/// What a job does not set is as the agent says.
+fn the_agents() -> String {
+    "the agent's".to_owned()
+}
+
+/// A whole number.
+struct OrTheAgents {
+    range: RangeInclusive<i32>,
+    write: &'static str,
+}
+
+impl Kind for OrTheAgents {
+    type Value = Option<i32>;
+    const FORM: Form = Number::FORM;
+    const TAKES: &str = Number::TAKES;
+
+    fn unset(&self) -> Result<Option<i32>, &'static str> {
+        Ok(None)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Option<i32>, ConfigError> {
+        value.whole_number(at, &self.range, self.write).map(Some)
+    }
+
+    fn show(&self, value: &Option<i32>) -> String {
+        value.map_or_else(the_agents, |number| number.to_string())
+    }
+}
+
+/// True or false.
+struct FlagOrTheAgents;
+
+impl Kind for FlagOrTheAgents {
+    type Value = Option<bool>;
+    const FORM: Form = Flag::FORM;
+    const TAKES: &str = Flag::TAKES;
+
+    fn unset(&self) -> Result<Option<bool>, &'static str> {
+        Ok(None)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Option<bool>, ConfigError> {
+        value.flag(at).map(Some)
+    }
+
+    fn show(&self, value: &Option<bool>) -> String {
+        value.map_or_else(the_agents, |flag| flag.to_string())
+    }
+}
+
 /// `volume_idmap` of a job.
 struct TaskIdmap;
 
@@ -174,7 +243,7 @@ impl Kind for TaskIdmap {
     }
 
     fn show(&self, value: &Option<VolumeIdmap>) -> String {
-        value.as_ref().map_or_else(|| "the agent's".to_owned(), |idmap| Idmap.show(idmap))
+        value.as_ref().map_or_else(the_agents, |idmap| Idmap.show(idmap))
     }
 }
 

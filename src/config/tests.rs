@@ -445,6 +445,9 @@ fn attributes(spec: &Spec) -> Vec<(String, String, bool, Option<String>)> {
                     }
                     other => panic!("{other:?}"),
                 },
+                Some(Block::BlockAttrs(block)) => {
+                    ((block.name.clone(), format!("{} block", block.r#type), block.required), None)
+                }
                 _ => (attr(spec), None),
             };
             assert_eq!(*key, name);
@@ -464,11 +467,18 @@ fn schemas_are_those_of_the_documented_options() {
         attributes(&PluginConfig::schema()),
         [
             row("allow_caps", "list(string)", false, Some("[\"kill\", \"net_bind_service\"]")),
+            row("allow_root", "bool", false, Some("true")),
             row("allow_seccomp", "list(string)", false, None),
+            row("cpu_hard_limit", "bool", false, Some("true")),
+            row("denied_host_gids", "string", false, Some("\"65534\"")),
+            row("denied_host_uids", "string", false, Some("\"65534\"")),
             row("disable_log_collection", "bool", false, Some("false")),
             row("dynamic_user_range", "string", false, Some("\"80000-89999\"")),
+            row("memory_swap", "number", false, Some("0")),
+            row("pids_max", "number", false, Some("8192")),
             row("root", "string", false, Some("\"private\"")),
             row("seccomp", "string", false, Some("\"default\"")),
+            row("ulimit", "string block", false, None),
             row("unveil_by_task", "bool", false, Some("false")),
             row("unveil_defaults", "bool", false, Some("true")),
             row("unveil_paths", "list(string)", false, None),
@@ -482,10 +492,14 @@ fn schemas_are_those_of_the_documented_options() {
             row("cap_add", "list(string)", false, None),
             row("cap_drop", "list(string)", false, None),
             row("command", "string", true, None),
+            row("cpu_hard_limit", "bool", false, None),
+            row("memory_swap", "number", false, None),
             row("oom_group", "bool", false, None),
             row("oom_score_adj", "number", false, None),
+            row("pids_max", "number", false, None),
             row("seccomp", "string", false, None),
             row("seccomp_allow", "list(string)", false, None),
+            row("ulimit", "string block", false, None),
             row("unveil", "list(string)", false, None),
             row("volume_idmap", "string", false, None),
             row("work_dir", "string", false, None),
@@ -497,6 +511,57 @@ fn schemas_are_those_of_the_documented_options() {
 
 /// Schemas and messages that operators and jobs rely on: `config TAB form TAB input [TAB outcome]`.
 const GOLDEN: &str = include_str!("golden.tsv");
+/// If set, the test writes the file again, with lines for options that have none.
+const WRITE: &str = "EXEC2_WRITE_GOLDEN";
+
+fn outcome<T>(result: Result<T, ConfigError>) -> String {
+    match result {
+        Ok(_) => "ok".to_owned(),
+        Err(error) => format!("error: {error}"),
+    }
+}
+
+/// The golden lines of a config, made by the present code.
+fn golden<T>(
+    config: &str,
+    rows: &[Row],
+    schema: &Spec,
+    msgpack: impl Fn(&[u8]) -> Result<T, ConfigError>,
+    json: impl Fn(&str) -> Result<T, ConfigError>,
+) -> String {
+    let mut lines = vec![format!("{config}\tschema\t{}", to_hex(&schema.encode_to_vec()))];
+    let inputs: Vec<Vec<&str>> = GOLDEN.lines().map(|line| line.split('\t').collect()).collect();
+    let mine = inputs.iter().filter(|fields| fields[0] == config);
+    lines.extend(mine.filter_map(|fields| match fields[1..] {
+        ["json", text, _] => Some(format!("{config}\tjson\t{text}\t{}", outcome(json(text)))),
+        ["msgpack", bytes, _] => {
+            Some(format!("{config}\tmsgpack\t{bytes}\t{}", outcome(msgpack(&hex(bytes)))))
+        }
+        _ => None,
+    }));
+    // The values with which each plugin option was tried.
+    let key = "{\"unveil_defaults\":";
+    let values: Vec<&str> =
+        inputs.iter().filter_map(|fields| fields.get(2)?.strip_prefix(key)?.strip_suffix('}')).collect();
+    let command = if config == "task" { "\"command\":\"env\"," } else { "" };
+    for row in rows.iter().filter(|row| !is_golden(config, row.name)) {
+        lines.extend(values.iter().map(|value| {
+            let text = format!("{{{command}\"{}\":{value}}}", row.name);
+            format!("{config}\tjson\t{text}\t{}", outcome(json(&text)))
+        }));
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Whether an option of this config has lines.
+fn is_golden(config: &str, option: &str) -> bool {
+    let option = format!("\"{option}\":");
+    GOLDEN.lines().any(|line| line.starts_with(&format!("{config}\tjson\t")) && line.contains(&option))
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 #[test]
 fn schemas_and_messages_are_stable() {
@@ -506,10 +571,6 @@ fn schemas_and_messages_are_stable() {
         msgpack: impl Fn(&[u8]) -> Result<T, ConfigError>,
         json: impl Fn(&str) -> Result<T, ConfigError>,
     ) {
-        let outcome = |result: Result<T, ConfigError>| match result {
-            Ok(_) => "ok".to_owned(),
-            Err(error) => format!("error: {error}"),
-        };
         match line.split('\t').collect::<Vec<_>>()[1..] {
             // The order of a map's entries is undefined on the wire.
             ["schema", bytes] => {
@@ -521,7 +582,20 @@ fn schemas_and_messages_are_stable() {
             _ => panic!("{line}"),
         }
     }
-    assert_eq!(GOLDEN.lines().count(), 439);
+    if std::env::var_os(WRITE).is_some() {
+        let plugin = (PluginConfig::schema(), PluginConfig::options());
+        let task = (DriverConfig::schema(), DriverConfig::options());
+        let plugin = golden("plugin", &plugin.1, &plugin.0, PluginConfig::decode, PluginConfig::decode_json);
+        let task = golden("task", &task.1, &task.0, DriverConfig::decode, DriverConfig::decode_json);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/golden.tsv");
+        return std::fs::write(path, plugin + &task).unwrap();
+    }
+    // Every option is there.
+    for (config, rows) in [("plugin", PluginConfig::options()), ("task", DriverConfig::options())] {
+        for row in rows {
+            assert!(is_golden(config, row.name), "{config}, {}: see {WRITE}", row.name);
+        }
+    }
     for line in GOLDEN.lines() {
         match line.split('\t').next() {
             Some("plugin") => {

@@ -15,7 +15,7 @@ use crate::cgroup::{CpuMax, Limits, MemoryMax};
 use crate::sandbox::capabilities::Capability;
 use crate::sandbox::device::{Device, Permissions};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
-use crate::sandbox::plan::{Landlock, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
+use crate::sandbox::plan::{Landlock, Namespaces, Plan, ProcessLimits, Resources, Root, WorkDir};
 use crate::sandbox::root::RootRule;
 use crate::sandbox::seccomp::{Filter, GroupSet};
 use crate::sandbox::unveil::Access;
@@ -60,6 +60,9 @@ fn spec() -> StoredSpec<'static> {
         memory_max: MemoryMax::Bytes(1 << 30),
         memory_low: Some(1 << 29),
         cpu_max: Some(CpuMax { quota_us: 50_000, period_us: 100_000 }),
+        cpu_weight: Some(39),
+        swap_max: Some(0),
+        pids_max: Some(8192),
         cpuset_cpus: Some("0,2-3".parse().unwrap()),
         oom_group: true,
     };
@@ -87,7 +90,7 @@ fn spec() -> StoredSpec<'static> {
             namespaces: Namespaces { network, ..Namespaces::default() },
             landlock: Landlock { rules, ..Landlock::default() },
             capabilities: [Capability::NET_BIND_SERVICE].into_iter().collect(),
-            rlimits: Rlimits { open_files: Some(1024) },
+            rlimits: ProcessLimits { open_files: Some(1024), ..ProcessLimits::default() },
             oom_score_adj: 500,
             resources: Resources { cgroup: state().cgroup, limits },
             work_dir: WorkDir {

@@ -9,6 +9,7 @@ use super::capabilities::CapSet;
 use super::device::Device;
 use super::landlock;
 use super::place::{NamedBy, Place, Rule};
+use super::rlimits;
 use super::seccomp;
 use super::volume::Volume;
 use crate::cgroup::Limits;
@@ -29,7 +30,7 @@ pub struct Plan {
     /// What the task starts with (ambient for an ordinary user, permitted for root) and the most that it and its
     /// children can ever hold (the bounding set).
     pub capabilities: CapSet,
-    pub rlimits: Rlimits,
+    pub rlimits: ProcessLimits,
     /// proc_pid_oom_score_adj(5). Always written: the agent's own, often -1000, must not be inherited.
     pub oom_score_adj: i32,
     pub resources: Resources,
@@ -106,9 +107,11 @@ impl Default for Landlock {
 /// Resource limits of the process, getrlimit(2).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Rlimits {
-    /// Soft limit of RLIMIT_NOFILE; none = the plugin's.
+pub struct ProcessLimits {
+    /// Soft limit of RLIMIT_NOFILE where `asked` has none; none = the plugin's.
     pub open_files: Option<u64>,
+    /// Those of `ulimit`; the others are the plugin's.
+    pub asked: rlimits::Rlimits,
 }
 
 /// What the task may use of the host.

@@ -11,13 +11,14 @@ use super::capabilities::{CapList, CapSet, Capability, hcl};
 use super::defaults::DEFAULTS;
 use super::device::{self, AskedDevice, DeviceError};
 use super::place::{Missing, NamedBy, Place, Rule};
-use super::plan::{Landlock, Namespace, Namespaces, Plan, Resources, Rlimits, Root, WorkDir};
+use super::plan::{Landlock, Namespace, Namespaces, Plan, ProcessLimits, Resources, Root, WorkDir};
+use super::rlimits::{NOFILE, NOFILE_SOFT_MAX, Rlimit, Rlimits, Value};
 use super::seccomp::{Allowed, Filter, GroupSet, Profile};
 use super::unveil::{Access, Unveil};
 use super::volume::{AskedVolume, Surroundings, Volume, VolumeError, VolumeIdmap};
-use crate::cgroup::Limits;
+use crate::cgroup::{Limits, mib_to_bytes};
 use crate::quote::quote;
-use crate::users::{self, DynamicRange, ID_MAX, User};
+use crate::users::{self, DynamicRange, ID_MAX, IdRanges, User};
 
 /// What a job may set as `oom_score_adj`; `config` names the option when it refuses a value. The kernel's range is -1000 to
 /// 1000 (proc_pid_oom_score_adj(5)), but below 0 a task would be spared at the cost of the host and of its neighbours, and
@@ -40,6 +41,17 @@ pub struct Policy<'a> {
     /// Whether jobs may unveil paths and start outside the task's own directories.
     pub unveil_by_task: bool,
     pub allow_caps: CapSet,
+    /// Limits of every task's processes. A job may ask for others, up to these hard limits.
+    pub ulimit: &'a Rlimits,
+    /// Processes and threads of a task; 0 is no limit.
+    pub pids_max: i32,
+    /// MiB of swap of a task; -1 is no limit.
+    pub memory_swap: i32,
+    /// Whether `cpu` is a limit.
+    pub cpu_hard_limit: bool,
+    pub allow_root: bool,
+    pub denied_uids: &'a IdRanges,
+    pub denied_gids: &'a IdRanges,
     pub dynamic_user_range: DynamicRange,
     pub volume_idmap: VolumeIdmap,
     /// What tasks have whose jobs do not say.
@@ -48,7 +60,7 @@ pub struct Policy<'a> {
 }
 
 /// What a job asks for.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {
     pub unveil: &'a [Unveil],
     pub cap_add: CapList,
@@ -56,6 +68,11 @@ pub struct Ask<'a> {
     /// Absolute, or relative to the task's own directory.
     pub work_dir: Option<&'a Path>,
     pub oom_score_adj: i32,
+    pub ulimit: &'a Rlimits,
+    /// None, here and below: as the agent says.
+    pub pids_max: Option<i32>,
+    pub memory_swap: Option<i32>,
+    pub cpu_hard_limit: Option<bool>,
     pub volumes: &'a [AskedVolume],
     pub devices: &'a [AskedDevice],
     /// None: as the agent says.
@@ -63,6 +80,30 @@ pub struct Ask<'a> {
     /// None: as the agent says.
     pub seccomp: Option<Profile>,
     pub seccomp_allow: GroupSet,
+}
+
+/// No limits.
+static NO_LIMITS: Rlimits = Rlimits::new();
+
+impl Default for Ask<'_> {
+    fn default() -> Self {
+        Self {
+            unveil: &[],
+            cap_add: CapList::default(),
+            cap_drop: CapList::default(),
+            work_dir: None,
+            oom_score_adj: 0,
+            ulimit: &NO_LIMITS,
+            pids_max: None,
+            memory_swap: None,
+            cpu_hard_limit: None,
+            volumes: &[],
+            devices: &[],
+            seccomp: None,
+            seccomp_allow: GroupSet::EMPTY,
+            volume_idmap: None,
+        }
+    }
 }
 
 /// What the host provides for this task.
@@ -81,6 +122,9 @@ pub(crate) struct Host<'a> {
     pub capabilities: CapSet,
     /// The soft limit of open files for tasks; none = the plugin's.
     pub open_files: Option<u64>,
+    /// The plugin's own hard limits, getrlimit(2), and the highest that the kernel takes for open files (fs.nr_open).
+    pub hard_limits: fn(&str) -> Value,
+    pub open_files_max: fn() -> u64,
 }
 
 /// How Nomad isolates the network of an allocation.
@@ -138,6 +182,34 @@ pub enum Denied {
         "user {user:?} has uid {uid}, which a task of another allocation on this host is using: leave user out of the task, so that Nomad assigns one"
     )]
     UidInUse { user: String, uid: u32 },
+    #[error(
+        "user = \"root\" is not allowed: the agent's plugin option allow_root is false; write another user, or leave it to Nomad"
+    )]
+    Root,
+    #[error(
+        "user {user:?} has {what} {id}, which the agent's plugin option {option} denies; write another user, or leave it to Nomad"
+    )]
+    Id { user: String, what: &'static str, option: &'static str, id: u32 },
+    #[error(
+        "ulimit {name} = \"{asked}\" is above {most}, the highest hard limit that is allowed; write a lower one, or set ulimit {{ {name} = \"{asked}\" }} in \
+         the agent's plugin \"nomad-driver-exec2\" block"
+    )]
+    Ulimit { name: String, asked: Rlimit, most: Value },
+    #[error(
+        "pids_max = {asked} is not allowed, because the agent's plugin option pids_max is {most} (0 is no limit); write a number up to that, or raise it in \
+         the agent's plugin \"nomad-driver-exec2\" block"
+    )]
+    PidsMax { asked: i32, most: i32 },
+    #[error(
+        "memory_swap = {asked} is not allowed, because the agent's plugin option memory_swap is {most} (MiB, -1 is no limit); write a number up to that, or \
+         raise it in the agent's plugin \"nomad-driver-exec2\" block"
+    )]
+    MemorySwap { asked: i32, most: i32 },
+    #[error(
+        "cpu_hard_limit = false is not allowed: the agent's plugin option cpu_hard_limit is true; remove it from the task, or set cpu_hard_limit = false in \
+         the agent's plugin \"nomad-driver-exec2\" block"
+    )]
+    CpuHardLimit,
     #[error(transparent)]
     Volume(#[from] VolumeError),
     #[error(transparent)]
@@ -186,6 +258,7 @@ impl Policy<'_> {
             return Err(Denied::UnveilByTask);
         }
         no_reserved_id(user)?;
+        self.no_denied_id(user)?;
         if host.dns && !self.own_root {
             return Err(Denied::Dns);
         }
@@ -203,9 +276,12 @@ impl Policy<'_> {
             namespaces: Namespaces { own: self.namespaces(), network: host.network.map(Path::to_owned) },
             landlock: Landlock { rules, ..Landlock::default() },
             capabilities,
-            rlimits: Rlimits { open_files: host.open_files },
+            rlimits: ProcessLimits { open_files: host.open_files, asked: self.ulimits(ask, &host)? },
             oom_score_adj: ask.oom_score_adj,
-            resources: Resources { cgroup: host.cgroup.map(Path::to_owned), limits: host.limits },
+            resources: Resources {
+                cgroup: host.cgroup.map(Path::to_owned),
+                limits: self.limits(ask, host.limits)?,
+            },
             work_dir,
             volumes,
             devices: device::judge(ask.devices, self.own_root)?,
@@ -227,6 +303,62 @@ impl Policy<'_> {
         Ok(match ask.seccomp.unwrap_or(self.seccomp) {
             Profile::Unconfined => Filter::Unconfined,
             Profile::Default => Filter::new(ask.seccomp_allow, capabilities),
+        })
+    }
+
+    fn no_denied_id(&self, user: &User) -> Result<(), Denied> {
+        if user.uid == 0 && !self.allow_root {
+            return Err(Denied::Root);
+        }
+        let denied = |what, option, id| Denied::Id { user: user.name.clone(), what, option, id };
+        if self.denied_uids.contains(user.uid) {
+            return Err(denied("uid", "denied_host_uids", user.uid));
+        }
+        let mut gids = std::iter::once(&user.gid).chain(&user.groups);
+        match gids.find(|gid| self.denied_gids.contains(**gid)) {
+            Some(gid) => Err(denied("gid", "denied_host_gids", *gid)),
+            None => Ok(()),
+        }
+    }
+
+    /// The agent's limits and the job's. A limit that only the job names may be as high as the agent's own.
+    fn ulimits(&self, ask: &Ask<'_>, host: &Host<'_>) -> Result<Rlimits, Denied> {
+        let mut limits = self.ulimit.clone();
+        for (name, asked) in ask.ulimit {
+            let most = self.ulimit.get(name).map_or_else(|| (host.hard_limits)(name), |limit| limit.hard);
+            let asked = possible(name, *asked, host);
+            if asked.hard > most {
+                return Err(Denied::Ulimit { name: name.clone(), asked, most });
+            }
+            limits.insert(name.clone(), asked);
+        }
+        Ok(limits.into_iter().map(|(name, limit)| (name.clone(), possible(&name, limit, host))).collect())
+    }
+
+    fn limits(&self, ask: &Ask<'_>, planned: Limits) -> Result<Limits, Denied> {
+        let pids = match (self.pids_max, ask.pids_max) {
+            (most, None) => most,
+            (0, Some(asked)) => asked,
+            (most, Some(asked)) if asked == 0 || asked > most => return Err(Denied::PidsMax { asked, most }),
+            (_, Some(asked)) => asked,
+        };
+        let swap = match (self.memory_swap, ask.memory_swap) {
+            (most, None) => most,
+            (-1, Some(asked)) => asked,
+            (most, Some(asked)) if asked == -1 || asked > most => {
+                return Err(Denied::MemorySwap { asked, most });
+            }
+            (_, Some(asked)) => asked,
+        };
+        let hard = match (self.cpu_hard_limit, ask.cpu_hard_limit) {
+            (true, Some(false)) => return Err(Denied::CpuHardLimit),
+            (agent, task) => task.unwrap_or(agent),
+        };
+        Ok(Limits {
+            pids_max: u64::try_from(pids).ok().filter(|pids| *pids > 0),
+            swap_max: (swap >= 0).then(|| mib_to_bytes(swap.into()).unwrap_or(0)),
+            cpu_max: planned.cpu_max.filter(|_| hard),
+            ..planned
         })
     }
 
@@ -375,6 +507,16 @@ fn default_rules(host: &Host<'_>, writable: &[&Path]) -> Vec<Rule> {
         default.paths().into_iter().map(move |path| rule(default.mode, place(&path), Missing::Skip))
     }));
     rules
+}
+
+/// The kernel takes no hard limit of open files above fs.nr_open.
+fn possible(name: &str, limit: Rlimit, host: &Host<'_>) -> Rlimit {
+    if name != NOFILE || limit.hard != Value::UNLIMITED {
+        return limit;
+    }
+    let hard = Value((host.open_files_max)());
+    let soft = if limit.soft == Value::UNLIMITED { Value(NOFILE_SOFT_MAX) } else { limit.soft };
+    Rlimit { soft: soft.min(hard), hard }
 }
 
 /// No task may have the id of the shims, or it could signal, trace and limit them.

@@ -161,6 +161,7 @@ pub(super) fn confine(
     steps::reset_inherited()?;
     steps::set_oom_score_adj(spec)?;
     steps::limit_open_files(spec)?;
+    steps::raise_limits(spec)?;
     steps::attach_logs(logs)?;
     steps::become_user(spec)?;
     // Until exec, no process of the task's user may look into this one.
@@ -172,8 +173,9 @@ pub(super) fn confine(
     steps::filter(filter)
 }
 
-/// The last step.
+/// The last steps.
 pub(super) fn run(spec: &ShimSpec, reporter: &Reporter) -> Result<Infallible> {
     sys::fd::close_on_exec_from(3).map_err(|errno| Failure::new(Step::CloseFds, "the task", errno))?;
+    steps::set_limits(spec)?;
     steps::exec(&spec.command, reporter)
 }

@@ -169,7 +169,7 @@ mod tests {
     use crate::sandbox::capabilities::Capability;
     use crate::sandbox::device::{Device, Permissions};
     use crate::sandbox::place::{Missing, NamedBy, Rule};
-    use crate::sandbox::plan::{Landlock, Namespaces, Resources, Rlimits, WorkDir};
+    use crate::sandbox::plan::{Landlock, Namespaces, ProcessLimits, Resources, WorkDir};
     use crate::sandbox::seccomp::{Filter, GroupSet};
     use crate::sandbox::unveil::Unveil;
     use crate::sandbox::volume::{Propagation, Volume};
@@ -185,6 +185,9 @@ mod tests {
             memory_max: MemoryMax::Bytes(1 << 30),
             memory_low: Some(1 << 20),
             cpu_max: Some(CpuMax { quota_us: 50_000, period_us: 100_000 }),
+            cpu_weight: Some(39),
+            swap_max: Some(0),
+            pids_max: Some(8192),
             cpuset_cpus: Some("0,2-3".parse().unwrap()),
             oom_group: true,
         };
@@ -216,7 +219,7 @@ mod tests {
                 namespaces: Namespaces { network: Some("/var/run/netns/x".into()), ..Namespaces::default() },
                 landlock: Landlock { rules: vec![rule], ..Landlock::default() },
                 capabilities: [Capability::CHOWN].into_iter().collect(),
-                rlimits: Rlimits { open_files: Some(1024) },
+                rlimits: ProcessLimits { open_files: Some(1024), ..ProcessLimits::default() },
                 oom_score_adj: 500,
                 resources: Resources { cgroup: Some("/sys/fs/cgroup/x".into()), limits },
                 work_dir: WorkDir { place: Place::beneath("/a", "local"), named_by: NamedBy::Driver },

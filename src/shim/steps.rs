@@ -16,7 +16,7 @@ mod user;
 mod work_dir;
 
 pub(super) use exec::exec;
-pub(super) use inherited::{limit_open_files, reset_inherited, set_oom_score_adj};
+pub(super) use inherited::{limit_open_files, raise_limits, reset_inherited, set_limits, set_oom_score_adj};
 pub(super) use landlock::{build_entered_ruleset, build_root_ruleset, build_ruleset, restrict};
 pub(super) use logs::{Copies, LogFiles, Logs, attach_logs, open_logs};
 pub(super) use mounts::separate_mounts;

@@ -97,11 +97,16 @@ impl TaskSpec {
             // Read only for a job that asks for some.
             capabilities: if request.ask.cap_add.is_empty() { CapSet::EMPTY } else { own_capabilities() },
             open_files: open_files::for_tasks(),
+            hard_limits: open_files::hard_limit,
+            open_files_max: open_files::most,
         };
         let plan = policy.plan(&request.ask, &request.user, host)?;
         let work_dir = plan.work_dir.place.display();
         let whereabouts = Whereabouts { user: &request.user, root: request.root, work_dir: &work_dir };
-        let env = environment(request.env, |name| std::env::var(name).ok(), whereabouts);
+        // What a task of `run` gets, its caller has chosen.
+        let by_caller = matches!(request.dirs, TaskDirs::Scratch);
+        let of_agent = |name: &str| if by_caller { None } else { std::env::var(name).ok() };
+        let env = environment(request.env, of_agent, whereabouts);
         if let Some(entry) = env.iter().find(|entry| entry.contains('\0')) {
             let name = entry.split('=').next().unwrap_or_default();
             return Err(SpecError::Nul(format!("environment variable {name:?}")));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{DYNAMIC_MAX, number};
+use super::{DYNAMIC_MAX, ID_MAX, number};
 
 /// The range from `dynamic_user_min` to `dynamic_user_max` in the `users` block of Nomad's client configuration, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,9 +49,64 @@ impl fmt::Display for DynamicRange {
     }
 }
 
+/// Ids that are listed one by one and as ranges: `0,100-999`. None unless listed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct IdRanges(Vec<(u32, u32)>);
+
+/// A string that is not a list of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is not a list of ids and ranges in plain decimal numbers up to {ID_MAX}")]
+pub struct IdRangesError;
+
+impl IdRanges {
+    pub(crate) const NONE: Self = Self(Vec::new());
+
+    pub(crate) fn contains(&self, id: u32) -> bool {
+        self.0.iter().any(|(min, max)| (*min..=*max).contains(&id))
+    }
+}
+
+impl FromStr for IdRanges {
+    type Err = IdRangesError;
+
+    /// As in the options of Nomad's `exec`, blanks around a comma are ignored.
+    fn from_str(text: &str) -> Result<Self, IdRangesError> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let range = |item: &str| {
+            let (min, max) = item.split_once('-').unwrap_or((item, item));
+            number(min, ID_MAX).zip(number(max, ID_MAX)).filter(|(min, max)| min <= max).ok_or(IdRangesError)
+        };
+        text.split(',').map(str::trim).map(range).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl fmt::Display for IdRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, (min, max)) in self.0.iter().enumerate() {
+            let comma = if number == 0 { "" } else { "," };
+            if min == max { write!(f, "{comma}{min}")? } else { write!(f, "{comma}{min}-{max}")? }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_listed_one_by_one_and_as_ranges() {
+        let listed: IdRanges = "0, 100-999,65534".parse().unwrap();
+        assert_eq!(listed.to_string(), "0,100-999,65534");
+        let inside = [0, 1, 99, 100, 999, 1000, 65_533, 65_534].map(|id| listed.contains(id));
+        assert_eq!(inside, [true, false, false, true, true, false, false, true]);
+        assert!("".parse::<IdRanges>().is_ok_and(|none| !none.contains(0) && none.to_string().is_empty()));
+        for bad in [",", "1,", "a", "-1", "1-", "3-1", "01", "1--2", "1 2", "4294967294", "root"] {
+            assert_eq!(bad.parse::<IdRanges>(), Err(IdRangesError), "{bad:?}");
+        }
+    }
 
     #[test]
     fn both_ends_are_included() {

@@ -56,6 +56,23 @@ fn mhz_become_a_share_of_a_core() {
 }
 
 #[test]
+fn mhz_become_a_weight_on_the_scale_of_cpu_shares() {
+    let weight = |mhz| Limits::plan(&request(0, 0, mhz), None).cpu_weight;
+    assert_eq!([1, 2, 500, 2620, 262_144, i64::MAX].map(weight), [1, 1, 19, 100, 10_000, 10_000].map(Some));
+    assert_eq!([0, -1].map(weight), [None, None]);
+}
+
+#[test]
+fn swap_that_the_kernel_does_not_count_is_no_error_unless_some_was_asked_for() {
+    let tree = TempTree::new();
+    let cgroup = task_cgroup(&tree, "a.scope");
+    tree.remove("a.scope/memory.swap.max");
+    cgroup.apply(&Limits { swap_max: Some(0), ..Limits::UNLIMITED }).unwrap();
+    let error = cgroup.apply(&Limits { swap_max: Some(4096), ..Limits::UNLIMITED }).unwrap_err().to_string();
+    assert!(error.contains("memory.swap.max"), "{error}");
+}
+
+#[test]
 fn reserved_cores_are_pinned_and_given_whole() {
     // A slow core of a machine with fast ones: MHz would say 40 %.
     let request = ResourceRequest { cores: CpuSet::from_nomad("4,6-7").unwrap(), ..request(0, 0, 3000) };
@@ -88,7 +105,12 @@ fn apply_writes_every_file() {
         oom_group: true,
         ..request(150, 250, 4000)
     };
-    cgroup.apply(&Limits::plan(&request, mhz(2000))).unwrap();
+    let limits =
+        Limits { swap_max: Some(1 << 20), pids_max: Some(8192), ..Limits::plan(&request, mhz(2000)) };
+    cgroup.apply(&limits).unwrap();
+    assert!(tree.read("a.scope/memory.swap.max").starts_with("1048576"));
+    assert!(tree.read("a.scope/pids.max").starts_with("8192"));
+    assert!(tree.read("a.scope/cpu.weight").starts_with("153"));
     assert!(tree.read("a.scope/memory.oom.group").starts_with('1'));
     assert_eq!(tree.read("a.scope/memory.max"), "262144000");
     assert_eq!(tree.read("a.scope/memory.low"), "157286400");
@@ -102,12 +124,18 @@ fn apply_resets_what_an_earlier_run_left() {
     let cgroup = task_cgroup(&tree, "a.scope");
     tree.file("a.scope/cpu.max", "1000 100000\n");
     tree.file("a.scope/memory.low", "4096\n");
+    tree.file("a.scope/memory.swap.max", "0\n");
+    tree.file("a.scope/pids.max", "7\n");
+    tree.file("a.scope/cpu.weight", "1\n");
     tree.file("a.scope/memory.oom.group", "1\n");
     tree.file("a.scope/memory.max", "4096\n");
     cgroup.apply(&Limits::UNLIMITED).unwrap();
     assert_eq!(tree.read("a.scope/memory.max"), "max");
     assert_eq!(tree.read("a.scope/memory.low"), "0");
     assert_eq!(tree.read("a.scope/cpu.max"), "max 100000");
+    assert!(tree.read("a.scope/memory.swap.max").starts_with("max"));
+    assert!(tree.read("a.scope/pids.max").starts_with("max"));
+    assert!(tree.read("a.scope/cpu.weight").starts_with("100"));
     assert!(tree.read("a.scope/memory.oom.group").starts_with('0'));
     // A task with `cpu` must stay on its parent's CPUs, whatever they become.
     assert_eq!(tree.read("a.scope/cpuset.cpus"), "\n");
@@ -125,6 +153,7 @@ fn apply_needs_only_the_controllers_that_were_asked_for() {
         (Limits { memory_max: MemoryMax::Bytes(4096), ..Limits::UNLIMITED }, "memory", "4096"),
         (Limits { memory_low: Some(8192), ..Limits::UNLIMITED }, "memory", "8192"),
         (Limits::plan(&request(0, 0, 1000), mhz(2000)), "cpu", "50000 100000"),
+        (Limits { pids_max: Some(7), ..Limits::UNLIMITED }, "pids", "7"),
         (Limits { cpuset_cpus: CpuSet::from_nomad("0").unwrap(), ..Limits::UNLIMITED }, "cpuset", "0"),
     ] {
         let e = cgroup.apply(&limits).unwrap_err().to_string();

@@ -5,6 +5,8 @@ use super::*;
 const TASK_DIR: &str = "/data/alloc_mounts/1-web";
 const CGROUP: &str = "/sys/fs/cgroup/nomad.slice/share.slice/1.web.scope";
 
+static NO_IDS: IdRanges = IdRanges::NONE;
+
 fn policy() -> Policy<'static> {
     Policy {
         own_root: false,
@@ -12,6 +14,13 @@ fn policy() -> Policy<'static> {
         unveil_paths: &[],
         unveil_by_task: true,
         allow_caps: CapSet::EMPTY,
+        ulimit: &NO_LIMITS,
+        pids_max: 0,
+        memory_swap: -1,
+        cpu_hard_limit: true,
+        allow_root: true,
+        denied_uids: &NO_IDS,
+        denied_gids: &NO_IDS,
         dynamic_user_range: DynamicRange::default(),
         volume_idmap: VolumeIdmap::Auto,
         seccomp: Profile::Default,
@@ -28,6 +37,8 @@ fn host() -> Host<'static> {
         dns: false,
         capabilities: CapSet::ALL,
         open_files: None,
+        hard_limits: |name| Value(if name == NOFILE { 4096 } else { 0 }),
+        open_files_max: || 1 << 20,
     }
 }
 
@@ -391,4 +402,112 @@ fn an_unconfined_agent_has_filters_only_for_the_jobs_that_want_them() {
         of((Some(Profile::Default), &["bpf"])),
         Filter::Default { allow: GroupSet::named("bpf").unwrap() }
     );
+}
+
+fn limit(name: &str, text: &str) -> Rlimits {
+    [(name.to_owned(), crate::sandbox::rlimits::parse(name, text).unwrap())].into()
+}
+
+#[test]
+fn a_job_gets_the_limits_of_processes_up_to_the_agents() {
+    let asked = |agent: &Rlimits, job: &Rlimits| {
+        let ask = Ask { ulimit: job, ..Ask::default() };
+        Policy { ulimit: agent, ..policy() }.plan(&ask, &user(), host()).map(|plan| plan.rlimits.asked)
+    };
+    let none = Rlimits::new();
+    assert_eq!(asked(&none, &none), Ok(Rlimits::new()));
+    // Up to what the plugin itself has, where the operator says nothing.
+    assert_eq!(asked(&none, &limit("nofile", "64:4096")), Ok(limit("nofile", "64:4096")));
+    let denied = asked(&none, &limit("nofile", "64:4097")).unwrap_err().to_string();
+    assert!(denied.starts_with("ulimit nofile = \"64:4097\" is above 4096"), "{denied}");
+    assert!(asked(&none, &limit("memlock", "1")).is_err());
+    // What the operator says is for every task, and the most for those that ask.
+    let agent = limit("nofile", "1024:65536");
+    assert_eq!(asked(&agent, &none), Ok(agent.clone()));
+    assert_eq!(asked(&agent, &limit("nofile", "65536")), Ok(limit("nofile", "65536")));
+    assert!(asked(&agent, &limit("nofile", "65537")).is_err());
+    let strict = limit("nofile", "100");
+    assert!(asked(&strict, &limit("nofile", "64:101")).is_err(), "the plugin's own 4096 do not count");
+    // A limit that the operator does not name stays beside it.
+    let both = asked(&agent, &limit("core", "0")).unwrap();
+    assert_eq!(both.keys().collect::<Vec<_>>(), ["core", "nofile"]);
+}
+
+#[test]
+fn no_limit_of_open_files_is_what_the_kernel_takes() {
+    let agent = limit("nofile", "unlimited");
+    let plan = Policy { ulimit: &agent, ..policy() }.plan(&Ask::default(), &user(), host()).unwrap();
+    assert_eq!(plan.rlimits.asked, limit("nofile", "524288:1048576"));
+    let ask = limit("nofile", "1000:unlimited");
+    let ask = Ask { ulimit: &ask, ..Ask::default() };
+    let plan = Policy { ulimit: &agent, ..policy() }.plan(&ask, &user(), host()).unwrap();
+    assert_eq!(plan.rlimits.asked, limit("nofile", "1000:1048576"));
+    assert!(policy().plan(&ask, &user(), host()).is_err(), "above the plugin's own");
+}
+
+#[test]
+fn processes_swap_and_cpu_are_limited_as_the_agent_says_or_further() {
+    let cpu_max = Some(crate::cgroup::CpuMax { quota_us: 50_000, period_us: 100_000 });
+    let planned = |policy: Policy<'_>, ask: Ask<'_>| {
+        let host = Host { limits: Limits { cpu_max, ..Limits::UNLIMITED }, ..host() };
+        policy.plan(&ask, &user(), host).map(|plan| plan.resources.limits)
+    };
+    let pids = |most, asked| {
+        let ask = Ask { pids_max: asked, ..Ask::default() };
+        planned(Policy { pids_max: most, ..policy() }, ask).map(|limits| limits.pids_max)
+    };
+    assert_eq!(pids(100, None), Ok(Some(100)));
+    assert_eq!(pids(100, Some(99)), Ok(Some(99)));
+    assert_eq!(pids(100, Some(100)), Ok(Some(100)));
+    assert_eq!(pids(100, Some(101)), Err(Denied::PidsMax { asked: 101, most: 100 }));
+    assert_eq!(pids(100, Some(0)), Err(Denied::PidsMax { asked: 0, most: 100 }));
+    assert_eq!(pids(0, None), Ok(None));
+    assert_eq!(pids(0, Some(7)), Ok(Some(7)));
+
+    let swap = |most, asked| {
+        let ask = Ask { memory_swap: asked, ..Ask::default() };
+        planned(Policy { memory_swap: most, ..policy() }, ask).map(|limits| limits.swap_max)
+    };
+    assert_eq!(swap(0, None), Ok(Some(0)));
+    assert_eq!(swap(0, Some(1)), Err(Denied::MemorySwap { asked: 1, most: 0 }));
+    assert_eq!(swap(64, Some(-1)), Err(Denied::MemorySwap { asked: -1, most: 64 }));
+    assert_eq!(swap(64, Some(63)), Ok(Some(63 << 20)));
+    assert_eq!(swap(-1, None), Ok(None));
+    assert_eq!(swap(-1, Some(0)), Ok(Some(0)));
+
+    let hard = |agent, asked| {
+        let ask = Ask { cpu_hard_limit: asked, ..Ask::default() };
+        planned(Policy { cpu_hard_limit: agent, ..policy() }, ask).map(|limits| limits.cpu_max)
+    };
+    assert_eq!(hard(true, None), Ok(cpu_max));
+    assert_eq!(hard(true, Some(true)), Ok(cpu_max));
+    assert_eq!(hard(true, Some(false)), Err(Denied::CpuHardLimit));
+    assert_eq!(hard(false, None), Ok(None));
+    assert_eq!(hard(false, Some(true)), Ok(cpu_max));
+}
+
+#[test]
+fn denied_ids_are_refused_by_number() {
+    let ids: IdRanges = "100-999,65534".parse().unwrap();
+    let ann = User { groups: vec![44], ..User::unknown("ann", 1000, 1001) };
+    let judged = |policy: Policy<'_>, user: &User| policy.plan(&Ask::default(), user, host()).map(drop);
+    let denied = Policy { denied_uids: &ids, denied_gids: &ids, ..policy() };
+    assert_eq!(judged(denied, &ann), Ok(()));
+    let no = |user: &User| judged(denied, user).unwrap_err().to_string();
+    assert!(
+        no(&User { uid: 65_534, ..ann.clone() })
+            .contains("uid 65534, which the agent's plugin option denied_host_uids")
+    );
+    assert!(
+        no(&User { gid: 100, ..ann.clone() })
+            .contains("gid 100, which the agent's plugin option denied_host_gids")
+    );
+    assert!(no(&User { groups: vec![44, 999], ..ann.clone() }).contains("gid 999"));
+    let only_uids = Policy { denied_gids: &NO_IDS, ..denied };
+    assert_eq!(judged(only_uids, &User { gid: 100, ..ann.clone() }), Ok(()));
+
+    let root = User::unknown("root", 0, 0);
+    assert_eq!(judged(denied, &root), Ok(()));
+    assert_eq!(judged(Policy { allow_root: false, ..denied }, &root), Err(Denied::Root));
+    assert_eq!(judged(Policy { allow_root: false, ..denied }, &ann), Ok(()));
 }

@@ -74,6 +74,8 @@ fn not_executed(command: &Command, path: &Path, errno: Errno) -> Failure {
             "the file has capabilities, getcap(8), that the task cannot have: remove them with setcap -r, or use a copy",
         ),
         Errno::E2BIG => failure.with_note(too_big(command)),
+        // execve(2), after a change of the user id.
+        Errno::EAGAIN => failure.with_note("the user has more processes on this host than ulimit nproc allows"),
         _ => failure,
     }
 }

@@ -8,6 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 
 use super::Result;
+use crate::sandbox::rlimits::{self, Rlimit};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
 use crate::sys;
@@ -48,6 +49,34 @@ pub(crate) fn limit_open_files(spec: &ShimSpec) -> Result<()> {
     getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard))
         .map_err(|errno| Failure::new(Step::OpenFiles, soft.to_string(), errno))
+}
+
+/// Raises the hard limits that `ulimit` has above the agent's: while this process has CAP_SYS_RESOURCE.
+pub(crate) fn raise_limits(spec: &ShimSpec) -> Result<()> {
+    each_limit(spec, |resource, limit| {
+        let (soft, hard) = getrlimit(resource)?;
+        if hard < limit.hard.0 { setrlimit(resource, soft, limit.hard.0) } else { Ok(()) }
+    })
+}
+
+/// The limits of `ulimit`. The last step before exec: a low one must not fail the steps before.
+pub(crate) fn set_limits(spec: &ShimSpec) -> Result<()> {
+    each_limit(spec, |resource, limit| setrlimit(resource, limit.soft.0, limit.hard.0))
+}
+
+fn each_limit(spec: &ShimSpec, set: impl Fn(Resource, &Rlimit) -> nix::Result<()>) -> Result<()> {
+    for (name, limit) in &spec.plan.rlimits.asked {
+        let set = rlimits::resource(name).map_or(Err(Errno::EINVAL), |resource| set(resource, limit));
+        set.map_err(|errno| {
+            let failure = Failure::new(Step::Rlimit, format!("{name} = {limit}"), errno);
+            match errno {
+                Errno::EPERM => failure
+                    .with_note("it is above the agent's hard limit, which takes CAP_SYS_RESOURCE to raise"),
+                _ => failure,
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// Without CAP_SYS_NICE, or under a system call filter, a priority cannot be raised; an inherited low priority is harmless.
