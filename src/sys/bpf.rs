@@ -1,5 +1,6 @@
 //! The device program of a cgroup: bpf(2), `BPF_PROG_TYPE_CGROUP_DEVICE`. The numbers are those of `linux/bpf.h`.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::Result;
@@ -21,6 +22,9 @@ const NAME: [u8; 16] = *b"exec2_device\0\0\0\0";
 /// Programs of one cgroup that are looked at.
 const PROGRAMS: u32 = 64;
 
+/// `MINORBITS` of the kernel.
+const MINOR_BITS: i32 = 20;
+
 /// `BPF_DEVCG_ACC_*`.
 pub(crate) const MKNOD: i32 = 1;
 pub(crate) const READ: i32 = 2;
@@ -40,7 +44,7 @@ pub(crate) struct Allowed {
 /// Lets the processes of a cgroup use these devices and no other, from now on and until the cgroup is removed. The program of an earlier call is
 /// replaced.
 pub(crate) fn allow_devices(cgroup: BorrowedFd<'_>, allowed: &[Allowed]) -> Result<()> {
-    let program = load(&program(allowed))?;
+    let program = load(&program(allowed)?)?;
     let earlier = earlier(cgroup)?;
     let attach = Attach {
         flags: ALLOW_MULTI | if earlier.is_some() { REPLACE } else { 0 },
@@ -74,9 +78,11 @@ struct Instruction {
 
 /// `BPF_LDX | BPF_MEM | BPF_W`.
 const LOAD: u8 = 0x61;
-/// `BPF_ALU | BPF_AND | BPF_K`, `BPF_ALU | BPF_RSH | BPF_K`, `BPF_ALU | BPF_MOV`: 32 bits, the upper half becomes zero.
+/// `BPF_ALU` with `BPF_AND`, `BPF_RSH`, `BPF_LSH`, `BPF_OR | BPF_X`, `BPF_MOV`: 32 bits, the upper half becomes zero.
 const AND: u8 = 0x54;
 const SHIFT_RIGHT: u8 = 0x74;
+const SHIFT_LEFT: u8 = 0x64;
+const OR: u8 = 0x4c;
 const MOVE: u8 = 0xbc;
 const SET: u8 = 0xb4;
 /// `BPF_JMP32 | BPF_JNE | BPF_K`: a major number may have the sign bit.
@@ -87,8 +93,11 @@ fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> Instructi
     Instruction { code, registers: from << 4 | to, offset, value }
 }
 
-/// Registers: 1 is the `struct bpf_cgroup_dev_ctx`, 2 the type, 3 the access, 4 and 5 the numbers.
-fn program(allowed: &[Allowed]) -> Vec<Instruction> {
+/// Registers: 1 is the `struct bpf_cgroup_dev_ctx`, 2 the type, 3 the access, 4 the major number, 5 both numbers, as the kernel keeps them in a `dev_t`.
+///
+/// Each device is one test of both numbers, and ends the program if they match: so the kernel, which follows all ways through the program at each
+/// start of a task, has a few instructions for each device, and not for each pair of them.
+fn program(allowed: &[Allowed]) -> Result<Vec<Instruction>> {
     let mut code = vec![
         instruction(LOAD, 3, 1, 0, 0),
         instruction(MOVE, 2, 3, 0, 0),
@@ -96,26 +105,56 @@ fn program(allowed: &[Allowed]) -> Vec<Instruction> {
         instruction(SHIFT_RIGHT, 3, 0, 0, 16),
         instruction(LOAD, 4, 1, 4, 0),
         instruction(LOAD, 5, 1, 8, 0),
+        instruction(MOVE, 6, 4, 0, 0),
+        instruction(SHIFT_LEFT, 6, 0, 0, MINOR_BITS),
+        instruction(OR, 5, 6, 0, 0),
     ];
-    for Allowed { block, major, minor, access } in allowed {
-        let type_of = if *block { 1 } else { 2 };
-        let mut tests = vec![(2, type_of), (4, major.cast_signed())];
-        tests.extend(minor.map(|minor| (5, minor.cast_signed())));
-        // Behind the tests: three for the access, two for the end.
-        let mut left = i16::try_from(tests.len()).unwrap_or_default() + 4;
-        for (register, value) in tests {
-            code.push(instruction(UNLESS, register, 0, left, value));
-            left -= 1;
-        }
-        code.push(instruction(MOVE, 6, 3, 0, 0));
-        code.push(instruction(AND, 6, 0, 0, !access));
-        code.push(instruction(UNLESS, 6, 0, 2, 0));
-        code.push(instruction(SET, 0, 0, 0, 1));
-        code.push(instruction(EXIT, 0, 0, 0, 0));
+    let merged = merge(allowed);
+    for (block, number) in [(true, 1), (false, 2)] {
+        let mut tests: Vec<_> = merged.iter().filter(|device| device.block == block).flat_map(test).collect();
+        tests.extend(end(false));
+        let others = i16::try_from(tests.len()).map_err(|_| Errno::E2BIG)?;
+        code.push(instruction(UNLESS, 2, 0, others, number));
+        code.append(&mut tests);
     }
-    code.push(instruction(SET, 0, 0, 0, 0));
-    code.push(instruction(EXIT, 0, 0, 0, 0));
+    code.extend(end(false));
+    Ok(code)
+}
+
+/// Each device once, with all that is allowed on it; last the rules for all devices of a major number.
+fn merge(allowed: &[Allowed]) -> Vec<Allowed> {
+    let mut merged: BTreeMap<_, i32> = BTreeMap::new();
+    for Allowed { block, major, minor, access } in allowed {
+        *merged.entry((minor.is_none(), *block, *major, *minor)).or_default() |= access;
+    }
+    let of_all = |block, major| merged.get(&(true, block, major, None)).copied().unwrap_or_default();
+    let devices = merged.iter().map(|((_, block, major, minor), access)| Allowed {
+        block: *block,
+        major: *major,
+        minor: *minor,
+        access: access | of_all(*block, *major),
+    });
+    devices.collect()
+}
+
+/// Ends the program if it is this device.
+fn test(Allowed { major, minor, access, .. }: &Allowed) -> Vec<Instruction> {
+    let (register, value) = match minor {
+        Some(minor) => (5, major << MINOR_BITS | minor),
+        None => (4, *major),
+    };
+    let mut code = vec![
+        instruction(UNLESS, register, 0, 6, value.cast_signed()),
+        instruction(AND, 3, 0, 0, !access),
+        instruction(UNLESS, 3, 0, 2, 0),
+    ];
+    code.extend(end(true));
+    code.extend(end(false));
     code
+}
+
+fn end(allowed: bool) -> [Instruction; 2] {
+    [instruction(SET, 0, 0, 0, allowed.into()), instruction(EXIT, 0, 0, 0, 0)]
 }
 
 fn load(code: &[Instruction]) -> Result<OwnedFd> {
@@ -296,6 +335,8 @@ mod tests {
                 LOAD => registers[to] = context[usize::try_from(offset).unwrap() / 4],
                 MOVE => registers[to] = registers[from],
                 AND => registers[to] &= value,
+                SHIFT_LEFT => registers[to] <<= value,
+                OR => registers[to] |= registers[from],
                 SHIFT_RIGHT => registers[to] = (registers[to].cast_unsigned() >> value).cast_signed(),
                 SET => registers[to] = value,
                 UNLESS if registers[to] != value => next += usize::try_from(offset).unwrap(),
@@ -311,7 +352,10 @@ mod tests {
         let null = Allowed { block: false, major: 1, minor: Some(3), access: READ | WRITE };
         let terminals = Allowed { block: false, major: 136, minor: None, access: READ | WRITE };
         let disk = Allowed { block: true, major: 7, minor: Some(0), access: READ };
-        let code = program(&[null, terminals, disk]);
+        // Also what two of them allow together, or one and all of its major number.
+        let other = |access| Allowed { block: true, major: 4095, minor: Some(0xf_ffff), access };
+        let terminal = Allowed { minor: Some(5), access: MKNOD, ..terminals };
+        let code = program(&[null, terminals, disk, other(READ), terminal, other(WRITE)]).unwrap();
         for (allowed, block, access, major, minor) in [
             (true, false, READ, 1, 3),
             (true, false, READ | WRITE, 1, 3),
@@ -325,10 +369,54 @@ mod tests {
             (false, true, READ | WRITE, 7, 0),
             (false, true, READ, 7, 1),
             (false, false, READ, 7, 0),
+            (true, true, READ | WRITE, 4095, 0xf_ffff),
+            (false, true, MKNOD, 4095, 0xf_ffff),
+            (false, true, READ, 4095, 0xf_fffe),
+            (true, false, WRITE | MKNOD, 136, 5),
+            (false, false, MKNOD, 136, 6),
         ] {
             assert_eq!(run(&code, block, access, major, minor), allowed, "{block} {access} {major}:{minor}");
         }
-        assert!(!run(&program(&[]), false, READ, 1, 3));
+        assert!(!run(&program(&[]).unwrap(), false, READ, 1, 3));
+    }
+
+    /// The kernel follows all ways through a program, and gives up at a million instructions.
+    #[test]
+    fn the_kernel_has_a_few_instructions_to_follow_for_each_device() {
+        let devices = |count| -> Vec<_> {
+            (0..count)
+                .map(|n| Allowed { block: n % 2 == 0, major: 240 + n, minor: Some(n), access: READ })
+                .collect()
+        };
+        let followed = |count| {
+            let code = program(&devices(count)).unwrap();
+            follow(&code, 0, [None; 10])
+        };
+        assert!(followed(256) < 256 * 12, "{}", followed(256));
+        assert_eq!(program(&devices(10_000)).err(), Some(Errno::E2BIG));
+    }
+
+    /// Counts the instructions of all ways from here, where a register may have a known value. A jump that is decided is followed in one direction.
+    fn follow(code: &[Instruction], next: usize, mut registers: [Option<i32>; 10]) -> usize {
+        let Instruction { code: kind, registers: used, offset, value } = code[next];
+        let (to, from) = (usize::from(used & 0xf), usize::from(used >> 4));
+        let jump = next + 1 + usize::try_from(offset).unwrap();
+        match kind {
+            EXIT => return 1,
+            SET => registers[to] = Some(value),
+            UNLESS if registers[to].is_some_and(|known| known != value) => {
+                return 1 + follow(code, jump, registers);
+            }
+            UNLESS if registers[to].is_none() => {
+                let others = follow(code, jump, registers);
+                registers[to] = Some(value);
+                return 1 + others + follow(code, next + 1, registers);
+            }
+            UNLESS => {}
+            MOVE => registers[to] = registers[from],
+            _ => registers[to] = None,
+        }
+        1 + follow(code, next + 1, registers)
     }
 
     #[test]
