@@ -82,16 +82,24 @@ fn add_root_rules(
             .add_rule(PathBeneath::new(place, rights))
             .map_err(|error| Failure::text(Step::Unveil, subject(), error.to_string()))?;
     }
-    add_device_rules(ruleset, spec, &root)
+    add_device_rules(ruleset, spec, &root, gone)
 }
 
-/// What a device grants beside its permissions. Root alone can change the directories that it is in.
-fn add_device_rules(mut ruleset: RulesetCreated, spec: &ShimSpec, root: &OwnedFd) -> Result<RulesetCreated> {
+/// What a device grants beside its permissions. Root alone can change the directories that it is in; one of the host's that is unveiled loses a device
+/// that is unplugged.
+fn add_device_rules(
+    mut ruleset: RulesetCreated,
+    spec: &ShimSpec,
+    root: &OwnedFd,
+    gone: Gone,
+) -> Result<RulesetCreated> {
     let rights = DEVICE & handled(spec);
     for device in spec.plan.devices.iter().filter(|_| !rights.is_empty()) {
         let subject = || device.path.display().to_string();
-        let place =
-            open_in(root, &device.path).map_err(|errno| Failure::new(Step::Device, subject(), errno))?;
+        let place = match open_in(root, &device.path) {
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if gone == Gone::Skipped => continue,
+            opened => opened.map_err(|errno| Failure::new(Step::Device, subject(), errno))?,
+        };
         ruleset = ruleset
             .add_rule(PathBeneath::new(place, rights))
             .map_err(|error| Failure::text(Step::Device, subject(), error.to_string()))?;
