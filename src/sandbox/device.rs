@@ -69,9 +69,12 @@ pub enum DeviceProblem {
     Path,
     #[error("{0} is the task's own; configure the device plugin to use another path")]
     Reserved(&'static str),
-    #[error("Nomad sent an invalid value: the path on the host {}, which is not absolute", quote(.0))]
+    #[error("the path on the host, {}, must be absolute and without `..`", quote(.0))]
     Source(String),
-    #[error("Nomad sent an invalid value: the permissions {}, which are not letters out of rwm", quote(.0))]
+    #[error(
+        "the permissions {} are not letters out of rwm; write for example \"rw\" in the configuration of the device plugin (with run: --device)",
+        quote(.0)
+    )]
     Permissions(String),
     #[error(
         "the device {} has the same path in the task; configure the device plugin to use another one", quote(.0)

@@ -195,9 +195,9 @@ pub(crate) fn limit_devices(
         let cgroup = spec.plan.resources.cgroup.as_deref().unwrap_or(Path::new("")).display();
         let failure = Failure::new(Step::DeviceProgram, cgroup.to_string(), errno);
         match errno {
-            Errno::EPERM => {
-                failure.with_note("the agent needs CAP_SYS_ADMIN, and bpf(2) must be allowed to it")
-            }
+            Errno::EPERM => failure.with_note(
+                "the agent needs CAP_SYS_ADMIN and CAP_NET_ADMIN, and bpf(2) must be allowed to it",
+            ),
             Errno::EINVAL | Errno::ENOSYS => {
                 failure.with_note("the kernel needs CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF")
             }
