@@ -135,6 +135,10 @@ with subtest("the cgroup of the task denies devices that no path decides about; 
         status, output = inside(action)
         t.assertNotEqual(status, 0, action)
         t.assertIn("Operation not permitted", output, action)
+    # An open file is not asked about: only opening it again, or another.
+    opened = "exec 3< /dev/exec2-kmsg; echo $$ > {cgroup}/cgroup.procs; "
+    t.assertEqual(machine.execute(f"sh -c '{opened.format(cgroup=cgroup)} dd bs=8192 count=1 <&3 > {FOLDER}/read'")[0], 0)
+    t.assertNotEqual(machine.execute(f"sh -c '{opened.format(cgroup=cgroup)} head -c 1 /proc/self/fd/3'")[0], 0)
     # a session is in a cgroup below it
     answer = harness(f"exec -stream {task} -- sh -c 'head -c 1 {GPU} | wc -c; echo x > {GPU}'")
     t.assertEqual(answer["stdout"], "1\n")
@@ -175,6 +179,17 @@ with subtest("unveiled devices: beside those of a plugin, and with an ioctl only
     for unveiled in OTHER, "/dev/exec2-dir":
         tried({f"read {OTHER}": OK, f"ioctl {OTHER}": OK}, config={"unveil": [f"rw:{unveiled}"]})
         tried({f"read {OTHER}": OK, f"ioctl {OTHER}": denied}, config={"unveil": [f"r:{unveiled}"]})
+    # An unplugged device takes its mount with it where the host's directory is unveiled.
+    node("/dev/exec2-dir/plug", "c", "1 7")
+    task = write_task("unplugged", "sleep", "4321", devices=[device("/dev/exec2-dir/plug")], config={"unveil": ["r:/dev/exec2-dir"]})
+    harness(f"start {task}")
+    session = f"exec -stream {task} -- sh -c 'head -c 1 /dev/exec2-dir/plug | wc -c'"
+    t.assertEqual(harness(session)["stdout"], "1\n")
+    machine.succeed("rm /dev/exec2-dir/plug")
+    answer = harness(session)
+    t.assertEqual(answer["stdout"], "0\n", answer)
+    t.assertIn("No such file", answer["stderr"])
+    end(task)
     # the terminals of the task's own
     terminal = "import os, pty; a, b = pty.openpty(); os.close(os.open(os.ttyname(b), os.O_RDWR | os.O_NOCTTY)); print(os.isatty(b), os.isatty(0))"
     t.assertEqual(out_of("terminal", "python3", "-ISc", terminal), "True False\n")
