@@ -27,3 +27,20 @@ impl SessionRecord<'_> {
         serde_json::from_slice(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+    use crate::sandbox::unveil::Access;
+
+    #[test]
+    fn a_rule_may_have_a_name_that_is_not_utf8() {
+        let path = OsStr::from_bytes(b"/dev/snd/\xff").into();
+        let rule = RootRule { path, access: Access::READ, directory: false };
+        let record = SessionRecord { env: Vec::new().into(), rules: Some(vec![rule].into()) };
+        assert_eq!(SessionRecord::decode(&record.encode().unwrap()).unwrap(), record);
+    }
+}

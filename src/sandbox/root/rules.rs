@@ -16,6 +16,7 @@ use crate::sandbox::unveil::Access;
 /// Access to a path of the root, which is opened when the root is complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RootRule {
+    #[serde(with = "crate::os_path")]
     pub path: PathBuf,
     pub access: Access,
     pub directory: bool,
