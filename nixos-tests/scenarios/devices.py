@@ -218,10 +218,14 @@ with subtest("what a GPU needs: nodes, capabilities below a directory, libraries
     t.assertIn("NVIDIA_VISIBLE_DEVICES=GPU-1", out_of("env", "env", devices=[device("/dev/nvidia0")], **environment))
 
 with subtest("refusals name the device and what to change"):
+    # Where the host refuses devices, as in what its users mount, a file may claim to be any.
+    machine.succeed(f"mkdir {FOLDER}/nodev; mount -t tmpfs -o nodev tmpfs {FOLDER}/nodev; mknod {FOLDER}/nodev/null c 1 3")
     for wanted, why in [
         (device("/dev/exec2-none"), "/dev/exec2-none.*No such file"),
         (device("/etc/hostname", "/dev/x"), "is no device file"),
         (device("/dev/shm", "/dev/x"), "is no device file"),
+        (device(f"{FOLDER}/nodev/null", "/dev/x"), "mounted with nodev"),
+        (device(f"{FOLDER}/nodev", "/dev/x"), "mounted with nodev"),
         (device(GPU, "/srv/gpu"), "must be below /dev"),
         (device(GPU, "/dev/pts/7"), "is the task's own"),
         (device(GPU, permissions="rx"), "not letters out of rwm"),

@@ -12,6 +12,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat, mknodat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Gid, Uid, fchownat};
 
 use super::Result;
@@ -30,7 +31,7 @@ const USUAL: [(u32, u32); 7] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), 
 const TERMINALS: std::ops::Range<u32> = 136..144;
 /// Directories below /dev that have no devices of the host.
 const NO_DEVICES: [&str; 4] = ["/dev/shm", "/dev/mqueue", "/dev/pts", "/dev/hugepages"];
-/// Of a directory of devices. The program of the cgroup has a few instructions for each.
+/// Of one task. The program of the cgroup has a few instructions for each.
 const NODES_MAX: usize = 256;
 /// Directories in each other: /dev/bus/usb has one level.
 const DEPTH_MAX: usize = 8;
@@ -43,12 +44,15 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// None: it is something else.
+    /// None: it is something else, or has no effect on the host either. A file system that a user of the host has mounted (FUSE) may show any number.
     pub(crate) fn of(place: &OwnedFd) -> nix::Result<Option<Self>> {
         let stat = fstat(place)?;
         let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
         let block = kind == SFlag::S_IFBLK;
-        Ok((block || kind == SFlag::S_IFCHR).then_some(Self { block, number: stat.st_rdev }))
+        if !block && kind != SFlag::S_IFCHR || fstatvfs(place)?.flags().contains(FsFlags::ST_NODEV) {
+            return Ok(None);
+        }
+        Ok(Some(Self { block, number: stat.st_rdev }))
     }
 
     fn allowed(self, permissions: Permissions) -> Allowed {
@@ -115,7 +119,8 @@ pub(crate) fn find_devices(spec: &ShimSpec, writable: &[DirId]) -> Result<Device
             found.add_all_in(device, &place, DEPTH_MAX)?;
         }
         if found.nodes.len() == before {
-            let why = "it is no device file, and no directory with device files; configure the device plugin to name a block or character device";
+            let why = "it is no device file, and no directory with device files, or it is mounted with nodev; configure the device plugin to name a block \
+                       or character device";
             return Err(refused(device, why));
         }
     }
