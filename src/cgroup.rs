@@ -18,6 +18,7 @@ mod shims;
 mod stats;
 mod topology;
 mod tree;
+mod used;
 
 pub(crate) use error::CgroupError;
 pub(crate) use events::{OomCounter, OomCounts, OomWatch};
@@ -29,6 +30,7 @@ pub(crate) use stats::{CpuSampler, CpuUsage, Stats};
 pub(crate) use stats::{CpuStats, MemoryStats};
 pub(crate) use topology::{CoreMhz, Topology, mhz_per_core};
 pub use tree::{Cgroup, Created, LIMIT_CONTROLLERS, MOUNT_POINT, MissingController, Mount};
+pub(crate) use used::{enter, was_used};
 
 #[cfg(test)]
 mod testing;

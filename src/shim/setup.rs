@@ -16,6 +16,7 @@ use super::relay::Relay;
 use super::report::{Failure, Reporter, Step};
 use super::spec::ShimSpec;
 use super::steps::{self, Copies, Logs, Result, RootNamespaces};
+use crate::cgroup;
 use crate::sandbox::place::Place;
 use crate::sandbox::root::RootRule;
 use crate::sandbox::seccomp::Program;
@@ -111,8 +112,13 @@ pub(super) fn launch(
     single: sys::clone::SingleThreaded,
 ) -> Result<Waiting> {
     let failed = |errno| Failure::new(Step::Clone, "its cgroup", errno);
+    // Moved into it below if it was used before: see `was_used`.
+    let (before, fresh) = match cgroup.as_ref().map(AsFd::as_fd) {
+        Some(cgroup) if cgroup::was_used(cgroup) => (Some(cgroup), None),
+        fresh => (None, fresh),
+    };
     let (opened, gate) = std::io::pipe().map_err(|error| Failure::io(Step::Session, "the task", &error))?;
-    let task = sys::clone::fork(single, cgroup.as_ref().map(AsFd::as_fd), || {
+    let task = sys::clone::fork(single, fresh, || {
         let failure = match become_task(spec, prepared, opened, reporter) {
             Ok(never) => match never {},
             Err(failure) => failure,
@@ -120,8 +126,9 @@ pub(super) fn launch(
         reporter.failed(failure);
         NOT_A_TASK
     })
+    .and_then(|task| before.map_or(Ok(()), |cgroup| cgroup::enter(cgroup, task.pid.as_raw())).map(|()| task))
     .map_err(|errno| match errno {
-        // clone3(2) has this errno for a cgroup whose cpuset.cpus.effective is empty.
+        // clone3(2) and cgroup.procs have this errno for a cgroup whose cpuset.cpus.effective is empty.
         Errno::ENOSPC => failed(errno).with_note("the cgroup has no CPU: its cpuset.cpus.effective is empty"),
         _ => failed(errno),
     })?;
