@@ -1,5 +1,6 @@
 # /// scenario
 # description = "The driver-level harness: single tasks sent straight to the plugin, without an agent."
+# across = "a second start in a cgroup that was killed"
 # nomad = "pluginhost"
 # guests = ["debian"]
 # seconds = 34
@@ -87,6 +88,17 @@ with subtest("destroy of a running task needs force; stop ends it by the signal;
     t.assertEqual(harness(f"inspect {web}")["task"]["state"], "EXITED")
     harness(f"destroy {web}")
     t.assertEqual(refused(f"inspect {web}")["message"], UNKNOWN)
+
+with subtest("a task that had to be killed starts again in the same cgroup"):
+    again = write_task("again", "sh", "-c", SLEEP)
+    cgroups = set()
+    for _ in range(3):
+        cgroups.add(harness(f"start {again}")["handle"]["config"]["resources"]["linux_resources"]["cpuset_cgroup"])
+        (cgroup,) = cgroups
+        poll("the task is in its cgroup", lambda: processes(cgroup), CLEANUP_TIMEOUT_S)
+        machine.succeed(f"pluginhost task destroy -force {again}")
+        t.assertEqual(processes(cgroup), [])
+    machine.succeed(f"pluginhost task cleanup {again}")
 
 with subtest("start errors say whether they are recoverable"):
     error = refused(f"start {write_task('missing', '/nonexistent')}")

@@ -171,13 +171,5 @@ sys.exit(7)"""
     t.assertEqual(deaths(wait_for_alloc("forged", "failed")), [(7, 0, "false")])
     stop_job("forged")
 
-with subtest("a task that had to be killed starts again, in the same cgroup"):
-    alloc = run_python("again", IGNORE + WAIT)
-    for starts in 2, 3:
-        nomad(f"alloc restart {alloc['ID']}")
-        machine.wait_until_succeeds(f"nomad alloc logs {alloc['ID']} | grep -cx ready | grep -qx {starts}", timeout=ALLOC_TIMEOUT_S)
-    t.assertEqual(alloc_status(alloc["ID"])["ClientStatus"], "running")
-    stop_job("again")
-
 with subtest("nothing else was affected, and nothing is left"):
     nobody_else_noticed(plugin, bystander, bystander_pids)
