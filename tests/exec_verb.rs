@@ -57,8 +57,9 @@ fn task_running(options: &[&str], script: &str) -> Option<Task> {
         fs::write(dir.path().join(name), name).unwrap();
     }
     let granted = format!("r:{}", dir.path().join("granted").display());
-    let mut run = Command::new(PLUGIN)
-        .args(["run", "--unveil", &granted])
+    // The task ignores what its caller does, and a session ignores nothing; shells start background jobs with both ignored.
+    let mut run = Command::new("env")
+        .args(["--default-signal=INT,QUIT", PLUGIN, "run", "--unveil", &granted])
         .args(options)
         .args(["--", "sh", "-c", script])
         .env("TMPDIR", dir.path())
