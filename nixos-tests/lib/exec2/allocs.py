@@ -161,18 +161,23 @@ def ended(name: str, alloc: Alloc) -> Alloc:
     return poll(f"{name} has ended", over, ALLOC_TIMEOUT_S)
 
 
+def logs_command(alloc: Alloc, task: str | None, stderr: bool) -> str:
+    name = f" {shlex.quote(task)}" if task else ""
+    return f"nomad alloc logs{' -stderr' if stderr else ''} {alloc['ID']}{name}"
+
+
 def logs(alloc: Alloc, task: str | None = None, stderr: bool = False) -> str:
     """What the task wrote."""
-    name = f" {shlex.quote(task)}" if task else ""
-    return nomad(f"alloc logs{' -stderr' if stderr else ''} {alloc['ID']}{name}")
+    return machine.succeed(logs_command(alloc, task, stderr))
 
 
 def wait_for_log(alloc: Alloc, text: str, task: str | None = None, stderr: bool = False) -> str:
     """Waits until the task's output has the text; logs reach the file a moment after they were written."""
 
     def there() -> str | None:
-        output = logs(alloc, task, stderr)
-        return output if text in output else None
+        # An error of Nomad's: the task has not started yet.
+        status, output = machine.execute(logs_command(alloc, task, stderr))
+        return output if status == 0 and text in output else None
 
     return poll(f"{text!r} in the log", there, ALLOC_TIMEOUT_S)
 
