@@ -89,7 +89,7 @@ with subtest("without options: the defaults, up to which a job may ask; swap is 
     t.assertEqual((pids, swap), ("8192", "0"))
     t.assertRegex(cpu, r"^\d+ 100000$")
     # 500 MHz
-    t.assertEqual(weight, "19")
+    t.assertEqual(weight, "58")
     t.assertEqual(found["less"][0].split()[:2], ["100", "0"])
     t.assertEqual(found["less"][0].split()[-3:], ["100", "200", "0"])
     t.assertEqual(found["forks"][0], "19\n")
@@ -135,10 +135,10 @@ with subtest("the operator's: limits for all tasks, more for those that ask, and
         one("group", "true", user="victor"),
         one("nobody", "id", "-u", user="nobody"),
     )
-    t.assertEqual(found["shown"][0].split(), ["max", str(256 << 20), "max", "100000", "19", "128", "256", *found["shown"][0].split()[-2:]])
+    t.assertEqual(found["shown"][0].split(), ["max", str(256 << 20), "max", "100000", "58", "128", "256", *found["shown"][0].split()[-2:]])
     t.assertEqual(found["shown"][0].split()[-1], "unlimited")
     pids, swap, quota, period, weight, *files = found["asked"][0].split()
-    t.assertEqual((pids, swap, period, weight, files[:2]), ("7", "0", "100000", "19", ["256", "256"]))
+    t.assertEqual((pids, swap, period, weight, files[:2]), ("7", "0", "100000", "58", ["256", "256"]))
     t.assertRegex(quota, r"^\d+$")
     t.assertEqual(found["nobody"], ("65534\n", (0, 0)))
     for name, why in {

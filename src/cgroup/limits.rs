@@ -39,8 +39,9 @@ const CPU_NUMBER_MAX: u32 = u16::MAX as u32;
 const CPU_WEIGHT_DEFAULT: u64 = 100;
 const CPU_WEIGHT_MAX: u64 = 10_000;
 
-/// The range of the CPU shares of cgroup v1, 2 to 2^18, whose numbers Nomad's MHz are elsewhere. runc maps it to that of `cpu.weight`, and so do
-/// Nomad's `exec` and `docker` by it: tasks of all drivers compete by the same scale.
+/// The range of the CPU shares of cgroup v1, 2 to 2^18, which Nomad's MHz are for other drivers. Nomad 2.0 turns them into `cpu.weight` by the curve
+/// of opencontainers/cgroups, on which 1024 shares are the default of 100: the logarithm of the weight is quadratic in that of the shares. With the
+/// same curve, tasks of all drivers compete for the CPUs by their MHz.
 const CPU_SHARES_MIN: u64 = 2;
 const CPU_SHARES_MAX: u64 = 1 << 18;
 
@@ -250,8 +251,21 @@ impl Limits {
 
 /// `cpu.weight` of a task that has these MHz.
 fn weight(mhz: u64) -> u64 {
-    let shares = mhz.clamp(CPU_SHARES_MIN, CPU_SHARES_MAX);
-    1 + (shares - CPU_SHARES_MIN) * (CPU_WEIGHT_MAX - 1) / (CPU_SHARES_MAX - CPU_SHARES_MIN)
+    match mhz {
+        ..=CPU_SHARES_MIN => 1,
+        CPU_SHARES_MAX.. => CPU_WEIGHT_MAX,
+        shares => {
+            let log = (shares as f64).log2();
+            let weight = 10f64.powf(log.mul_add(log, 125.0 * log) / 612.0 - 7.0 / 34.0).ceil();
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "it is from 1 to 10000"
+            )]
+            let weight = weight as u64;
+            weight
+        }
+    }
 }
 
 /// `None` for 0 and less.

@@ -58,7 +58,7 @@ fn mhz_become_a_share_of_a_core() {
 #[test]
 fn mhz_become_a_weight_on_the_scale_of_cpu_shares() {
     let weight = |mhz| Limits::plan(&request(0, 0, mhz), None).cpu_weight;
-    assert_eq!([1, 2, 500, 2620, 262_144, i64::MAX].map(weight), [1, 1, 19, 100, 10_000, 10_000].map(Some));
+    assert_eq!([1, 2, 500, 1024, 262_144, i64::MAX].map(weight), [1, 1, 58, 100, 10_000, 10_000].map(Some));
     assert_eq!([0, -1].map(weight), [None, None]);
 }
 
@@ -110,7 +110,7 @@ fn apply_writes_every_file() {
     cgroup.apply(&limits).unwrap();
     assert!(tree.read("a.scope/memory.swap.max").starts_with("1048576"));
     assert!(tree.read("a.scope/pids.max").starts_with("8192"));
-    assert!(tree.read("a.scope/cpu.weight").starts_with("153"));
+    assert!(tree.read("a.scope/cpu.weight").starts_with("297"));
     assert!(tree.read("a.scope/memory.oom.group").starts_with('1'));
     assert_eq!(tree.read("a.scope/memory.max"), "262144000");
     assert_eq!(tree.read("a.scope/memory.low"), "157286400");
