@@ -20,7 +20,7 @@
 #
 # A shell of the database:
 #
-#   nomad alloc exec -task server ALLOC psql -h /tmp -U postgres
+#   nomad alloc exec -task server ALLOC psql --host=/tmp -U postgres
 
 variable "bin" {
   type        = string

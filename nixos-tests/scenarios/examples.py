@@ -168,7 +168,7 @@ with subtest("postgres: a database that outlives its user"):
         uids.append(machine.succeed("stat -c %u /proc/$(pgrep -ox postgres)").strip())
         if not stand_in():
             query = {1: "create table kept (n int); insert into kept values (42)", 2: "select n from kept"}[number]
-            shell = f"nomad alloc exec -i=false -t=false -task server {alloc['ID']} psql -h /tmp -U postgres -tAc {shlex.quote(query)}"
+            shell = f"nomad alloc exec -i=false -t=false -task server {alloc['ID']} psql --host=/tmp -U postgres -tAc {shlex.quote(query)}"
             t.assertEqual(machine.succeed(shell).split()[-1], {1: "1", 2: "42"}[number])
         stop_job("postgres")
         t.assertEqual(machine.succeed("find /srv/exec2-postgres -printf '%u:%g\\n' | sort -u").split(), [f"{OWNER}:{OWNER}"])
