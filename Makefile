@@ -227,6 +227,7 @@ test-vm: setup-vm setup-pack build pluginhost ## Run the scenarios in VMs on VM_
 	@status=0; set -x; \
 	nixos-tests/run --kernel $(VM_KERNEL) $(run_in_vm) $(VM_SCENARIOS) || status=1; \
 	nixos-tests/run --kernel $(VM_KERNELS) $(run_in_vm) $(VM_ACROSS) || status=1; \
+	scripts/demo $(PLUGIN) $(PLUGINHOST) || status=1; \
 	exit $$status
 
 # Minutes of churn; in `make test-vm` the same scenario takes one minute.

@@ -60,7 +60,9 @@ show(f"cd {scope}; grep . memory.max memory.current cpu.max")
 
 say("It sees what it was unveiled, and no more: the same sandbox without Nomad")
 show("nomad-driver-exec2 run --user alice -- cat /etc/hostname")
-show("nomad-driver-exec2 run --user alice -- cat /etc/passwd", run=machine.fail)
+t.assertNotIn("daemon:", show("nomad-driver-exec2 run --user alice -- cat /etc/passwd"))
+show("nomad-driver-exec2 run --user alice -- ls /var/log", run=machine.fail)
+show("nomad-driver-exec2 run --user alice --unveil r:/var/log -- ls /var/log")
 
 say("Stopping it")
 show("nomad job stop -purge -detach http")
