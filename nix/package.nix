@@ -31,7 +31,7 @@ rustPlatform.buildRustPackage (
         ../src
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../bench)
         (lib.fileset.fileFilter (file: file.hasExt "rs") ../tests)
-        ../fuzz/seeds/shim_spec
+        ../fuzz/seeds
         ../tests/messages.txt
         ../tests/fixtures
         # Tests compare these with the table of options.

@@ -21,6 +21,8 @@ mod tree;
 mod used;
 
 pub(crate) use error::CgroupError;
+#[cfg(any(test, fuzzing))]
+pub(crate) use events::flat_keyed;
 pub(crate) use events::{OomCounter, OomCounts, OomWatch};
 pub(crate) use limits::mib_to_bytes;
 pub use limits::{CpuMax, CpuSet, CpuSetError, Limits, MemoryMax, ResourceRequest};

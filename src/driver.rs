@@ -2,7 +2,7 @@
 
 mod base;
 mod events;
-mod exec;
+pub(crate) mod exec;
 mod fingerprint;
 mod request;
 mod rpc;

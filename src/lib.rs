@@ -14,6 +14,8 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod driver;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod host;
 mod os_path;
 pub mod proto;

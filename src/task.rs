@@ -23,4 +23,4 @@ pub mod spec;
 pub(crate) mod store;
 pub(crate) mod template;
 pub(crate) mod uids;
-mod user_files;
+pub(crate) mod user_files;

@@ -279,5 +279,8 @@ fn with_groups(database: &impl Database, mut user: User) -> Result<User, UserErr
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 #[cfg(test)]
 mod tests;

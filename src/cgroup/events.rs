@@ -203,7 +203,7 @@ fn read_populated(file: impl AsFd, path: &Path) -> Result<bool, CgroupError> {
 }
 
 /// The value of a key in a flat keyed file (`KEY VALUE` lines).
-pub(super) fn flat_keyed(text: &str, key: &str) -> Option<u64> {
+pub(crate) fn flat_keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let (k, v) = line.split_once(' ')?;
         if k == key { v.trim().parse().ok() } else { None }

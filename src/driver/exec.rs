@@ -307,6 +307,9 @@ async fn end_with(result: ExitResult, answers: &Answers) {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, pipe};

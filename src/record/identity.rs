@@ -95,11 +95,11 @@ pub(crate) fn is_dying(pid: i32) -> bool {
 
 /// Fields of proc_pid_stat(5).
 const FLAGS: usize = 9;
-const START_TIME: usize = 22;
+pub(crate) const START_TIME: usize = 22;
 /// In [`FLAGS`], `linux/sched.h`: it is exiting, or has ended.
 const PF_EXITING: u64 = 0x4;
 
-fn field<T: std::str::FromStr>(stat: &[u8], number: usize) -> Option<T> {
+pub(crate) fn field<T: std::str::FromStr>(stat: &[u8], number: usize) -> Option<T> {
     // The second field is the name in parentheses: any bytes, including spaces and parentheses.
     let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(&stat[name_ends + 1..]).ok()?;

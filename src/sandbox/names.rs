@@ -233,6 +233,9 @@ fn is_loopback(server: &str) -> bool {
     })
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 #[cfg(test)]
 mod tests {
     use super::*;

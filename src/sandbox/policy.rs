@@ -549,5 +549,8 @@ pub(crate) fn network(mode: NetworkMode, path: &str) -> Result<Option<PathBuf>, 
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 #[cfg(test)]
 mod tests;

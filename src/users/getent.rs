@@ -50,7 +50,7 @@ fn program() -> Option<&'static str> {
     PROGRAMS.into_iter().find(|path| Path::new(path).exists())
 }
 
-fn entry(program: &'static str, answer: &[u8], uid: Option<u32>) -> Result<Entry, LookupError> {
+pub(super) fn entry(program: &'static str, answer: &[u8], uid: Option<u32>) -> Result<Entry, LookupError> {
     match files::line(answer) {
         Some(entry) if uid.is_none_or(|uid| uid == entry.uid) => Ok(entry),
         _ => Err(unreadable(program, answer)),
@@ -58,7 +58,7 @@ fn entry(program: &'static str, answer: &[u8], uid: Option<u32>) -> Result<Entry
 }
 
 /// `name  gid gid gid`, with the name from the query.
-fn gids(program: &'static str, answer: &[u8], name: &str) -> Result<Vec<u32>, LookupError> {
+pub(super) fn gids(program: &'static str, answer: &[u8], name: &str) -> Result<Vec<u32>, LookupError> {
     let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let numbers = str::from_utf8(line).ok().and_then(|line| line.strip_prefix(name));
     let parsed = numbers

@@ -22,6 +22,11 @@ impl Nsswitch {
         Self(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn of(text: String) -> Self {
+        Self(text)
+    }
+
     /// Whether there may be users that /etc/passwd does not have.
     pub(super) fn users_of_service(&self) -> bool {
         self.sources("passwd").any(|source| !is_local(source))
@@ -63,7 +68,7 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> (bool, bool) {
-        let nsswitch = Nsswitch(text.to_owned());
+        let nsswitch = Nsswitch::of(text.to_owned());
         (nsswitch.users_of_service(), nsswitch.groups_of_service())
     }
 

@@ -36,7 +36,7 @@ impl EnterSpec {
         rmp_serde::to_vec(self)
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
         let mut reader = rmp_serde::Deserializer::new(bytes);
         reader.set_max_depth(MAX_DEPTH);
         Self::deserialize(&mut reader)
