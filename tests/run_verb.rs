@@ -258,6 +258,23 @@ fn an_unsuitable_temporary_directory_is_not_used() {
 }
 
 #[test]
+fn the_plugin_may_be_where_only_root_can_enter() {
+    let Some(base) = base() else { return };
+    let private = base.path().join("private");
+    fs::create_dir(&private).unwrap();
+    fs::set_permissions(&private, Permissions::from_mode(0o700)).unwrap();
+    let plugin = private.join("plugin");
+    // By another process: a file that this one has open for writing could not be executed while another test forks.
+    assert!(Command::new("cp").args([OsStr::new(PLUGIN), plugin.as_os_str()]).status().unwrap().success());
+    for root in ["private", "host"] {
+        let mut run = Command::new(&plugin);
+        run.args(["run", "--root", root, "--user", "54322:54322", "--", "id", "-u"]);
+        let output = run.env("TMPDIR", base.path()).stdin(Stdio::null()).output().unwrap();
+        assert_eq!((status(&output), text(&output.stdout)), (Some(0), "54322\n".into()), "{output:?}");
+    }
+}
+
+#[test]
 fn a_start_that_fails_names_the_step_and_has_the_status_of_its_cause() {
     let Some(base) = base() else { return };
     let unveils: &[&str] = &["--unveil", "r:/no/such"];
