@@ -313,6 +313,7 @@ impl Host {
             logs: Logs::Fifos { stdout: Path::new(stdout), stderr: Path::new(stderr) },
             network: None,
             names: nomad_driver_exec2::sandbox::names::Names::default(),
+            ports: &[],
             cgroup: self.cgroup.as_ref().map(Cgroup::path),
             limits,
             ask: Ask { volumes: &volumes, volume_idmap, ..config.ask() },

@@ -108,6 +108,7 @@ let
         pids_max = 8192;
         memory_swap = 0;
         cpu_hard_limit = true;
+        network_policy = { };
         allow_root = true;
         denied_host_uids = "65534";
         denied_host_gids = "65534";

@@ -223,6 +223,17 @@ in
                 `cpu` is the most that a task gets. Otherwise it is a share of a busy CPU, and jobs may ask for the limit.
               '';
             };
+            network_policy = lib.mkOption {
+              type = lib.types.attrsOf (lib.types.either lib.types.str (lib.types.listOf lib.types.str));
+              default = { };
+              example = {
+                bind = [ "@allocated" ];
+              };
+              description = ''
+                Ports to which tasks may bind and connect: the lists `bind`, `connect`, `bind_udp` and `connect_udp`, and `unsupported`, `error` or
+                `ignore`, for what this kernel cannot limit. A job may narrow them.
+              '';
+            };
             allow_root = lib.mkOption {
               type = lib.types.bool;
               default = true;

@@ -11,6 +11,7 @@ mod blocks;
 mod cty;
 mod hclspec;
 mod kinds;
+mod network;
 mod plugin;
 mod row;
 mod table;

@@ -5,6 +5,7 @@ pub(crate) mod defaults;
 pub(crate) mod device;
 pub(crate) mod landlock;
 pub mod names;
+pub mod network;
 pub(crate) mod place;
 pub(crate) mod plan;
 pub mod policy;

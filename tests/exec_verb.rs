@@ -319,3 +319,20 @@ fn a_session_has_the_filter_of_its_task() {
     assert_eq!(allowed.ok(SET), "-rwSr--r--\n");
     assert_eq!(unconfined.ok(SET), "-rwSr--r--\n");
 }
+
+#[test]
+fn a_session_has_the_limits_on_ports_of_its_task() {
+    const BIND: &str = "python3 -c 'import socket; socket.socket().bind((\"127.0.0.1\", 0))'";
+    let Some(free) = task(&[]) else { return };
+    free.ok(BIND);
+    // ABI 4, Linux 6.7.
+    let check = Command::new(PLUGIN).args(["check", "--json"]).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&check.stdout).unwrap();
+    if report["landlock_abi"].as_u64().unwrap() < 4 {
+        return;
+    }
+    let limited = task(&["--bind", "none"]).unwrap();
+    let refused = limited.sh(BIND);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("PermissionError"), "{}", text(&refused.stderr));
+}

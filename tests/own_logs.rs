@@ -97,6 +97,7 @@ impl Alloc {
             logs: Logs::Own { identifier: "job/g/t".to_owned(), task: "t" },
             network: None,
             names: Names::default(),
+            ports: &[],
             cgroup: None,
             limits: Limits::UNLIMITED,
             ask: config.ask(),

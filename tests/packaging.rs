@@ -179,7 +179,7 @@ fn the_example_configuration_sets_every_option_to_its_default() {
         config.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let [options, _] = tables();
     let line = |row: &Row| {
-        let equals = if matches!(row.form, Form::Entries) { " " } else { " = " };
+        let equals = if matches!(row.form, Form::Entries | Form::Block(_)) { " " } else { " = " };
         format!("{}{equals}{}", row.name, default(row))
     };
     let mut wanted: Vec<_> = options.iter().map(line).collect();
@@ -213,6 +213,10 @@ fn nix_type(row: &Row) -> (String, String) {
         Form::Attribute("number") if row.summary.contains("-1") => named("lib.types.int", "signed integer"),
         Form::Attribute("number") => named("lib.types.ints.unsigned", "unsigned integer, meaning >=0"),
         Form::Entries => named("lib.types.attrsOf lib.types.str", "attribute set of string"),
+        Form::Block(_) => named(
+            "lib.types.attrsOf (lib.types.either lib.types.str (lib.types.listOf lib.types.str))",
+            "attribute set of (string or list of string)",
+        ),
         Form::Attribute("string") => named("lib.types.str", "string"),
         Form::Attribute("list(string)") => named("lib.types.listOf lib.types.str", "list of string"),
         form => panic!("{}: this test has no type of Nix for {form:?}", row.name),

@@ -81,6 +81,7 @@ fn spec(id: &str, root: &str) -> TaskSpec {
         logs: Logs::Null,
         network: None,
         names: nomad_driver_exec2::sandbox::names::Names::default(),
+        ports: &[],
         cgroup: None,
         limits: Limits::UNLIMITED,
         ask: config.ask(),

@@ -9,9 +9,9 @@
 import shlex
 
 from exec2.agent import agent_command, run_agent, stand_in, wait_for_driver
-from exec2.allocs import EXAMPLES, exits, logs, run_job, stop_job, wait_for_alloc, wait_for_log
+from exec2.allocs import EXAMPLES, driver_errors, exits, logs, run_job, stop_job, wait_for_alloc, wait_for_groups, wait_for_log
 from exec2.disks import mappable
-from exec2.guest import ALLOC_TIMEOUT_S, machine, subtest, t, write
+from exec2.guest import ALLOC_TIMEOUT_S, landlock_abi, machine, subtest, t, write
 
 wait_for_driver()
 checked: set[str] = set()
@@ -111,6 +111,20 @@ with subtest("bridge: served from the group's own network namespace"):
     t.assertIn("Served from inside a network namespace.", page(f"{host_address()}:{port}"))
     machine.fail("nc -z -w 5 localhost 8000")
     stop_job("bridge")
+
+with subtest("network-policy: in both networks, a port by its label and no other"):
+    checked.add("network-policy")
+    run_job(f"{EXAMPLES}/network-policy.nomad.hcl")
+    groups = wait_for_groups("network-policy")
+    t.assertEqual(set(groups), {"bridge", "host"})
+    for name, alloc in groups.items():
+        # ABI 4, with which a task can be limited, is in Linux 6.7.
+        if landlock_abi() >= 4:
+            t.assertEqual(logs(alloc, "client").splitlines(), ["http: answered", "port 22: denied"], name)
+            t.assertEqual(logs(alloc, "server").splitlines()[0], "another port: denied", name)
+        else:
+            t.assertIn("it needs Landlock ABI 4 (Linux 6.7)", " ".join(driver_errors(alloc)), name)
+    stop_job("network-policy")
 
 with subtest("dns: the task has the servers of the job"):
     alloc = example("dns", "complete")

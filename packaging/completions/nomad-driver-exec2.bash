@@ -187,7 +187,7 @@ _nomad__driver__exec2() {
             return 0
             ;;
         nomad__driver__exec2__subcmd__run)
-            opts="-h --unveil --volume --device --user --memory --cpu --ulimit --cap-add --seccomp --seccomp-allow --env --work-dir --root --no-defaults --help"
+            opts="-h --unveil --volume --device --user --memory --cpu --ulimit --bind --connect --bind-udp --connect-udp --cap-add --seccomp --seccomp-allow --env --work-dir --root --no-defaults --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -221,6 +221,22 @@ _nomad__driver__exec2() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --bind)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --connect)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bind-udp)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --connect-udp)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --cap-add)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -230,7 +246,7 @@ _nomad__driver__exec2() {
                     return 0
                     ;;
                 --seccomp-allow)
-                    COMPREPLY=($(compgen -W "accounting bpf chroot clock device_nodes file_handles hostname io_ports io_uring kernel_log kexec keyrings modules mount namespaces netlink obsolete other_sockets packet_sockets perf personality processes quota reboot set_id swap terminals userfaultfd vsock" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "accounting bpf chroot clock device_nodes file_handles hostname io_ports io_uring kernel_log kexec keyrings modules mount namespaces netlink obsolete other_sockets packet_sockets perf personality processes quota reboot set_id swap tcp_variants terminals userfaultfd vsock" -- "${cur}"))
                     return 0
                     ;;
                 --env)

@@ -38,6 +38,10 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand ru
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l memory -d 'Limit the memory, in MiB' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cpu -d 'Limit the CPU, in MHz' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l ulimit -d 'Limit the command\'s processes, getrlimit(2), for example nofile=1024:4096; may be repeated' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l bind -d 'Let the command bind only to this TCP port or range, for example 8000-8010; may be repeated; none: to no port' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l connect -d 'Let the command connect only to this TCP port or range; may be repeated; none: to no port' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l bind-udp -d 'Let the command bind only to this UDP port or range; may be repeated; none: to no port' -r
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l connect-udp -d 'Let the command send only to this UDP port or range; may be repeated; none: to no port' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cap-add -d 'Grant a capability, for example net_bind_service; may be repeated' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l seccomp -d 'Which system calls the command may make: all but those of some groups, or all' -r -f -a "default\t'What [`GROUPS`] lists is refused'
 unconfined\t'No filter'"
@@ -67,6 +71,7 @@ quota\t'the disk quotas of the host'
 reboot\t'ends the host, or the task\'s PID namespace without an exit status'
 set_id\t'makes set-uid and set-gid files and directories, by which a user of the host becomes the task\'s user'
 swap\t'the swap of the host'
+tcp_variants\t'MPTCP, SMC and TCP Fast Open pass by the limits on ports; refused only to a task whose network_policy has bind or connect'
 terminals\t'types into a terminal (TIOCSTI, TIOCLINUX), takes the console\'s output (TIOCCONS), loads line disciplines (TIOCSETD)'
 userfaultfd\t'stops the kernel at an access to memory, which makes races in the kernel easy to win'
 vsock\t'sockets between a virtual machine and its host, which network namespaces do not separate'"

@@ -57,6 +57,17 @@ plugin "nomad-driver-exec2" {
     # and a job may ask for the limit.
     cpu_hard_limit = true
 
+    # Ports to which tasks may bind and connect: numbers, ranges, and "@allocated",
+    # all ports that Nomad gave the allocation. A direction without a list is free;
+    # [] denies all of it. A job may narrow this with a block of its own.
+    # network_policy {
+    #   bind        = ["@allocated", "30000-30999"]
+    #   connect     = ["443", "8300-8600"]
+    #   connect_udp = ["53"]   # Linux 7.2
+    #   unsupported = "ignore" # what this kernel cannot limit; else an error
+    # }
+    network_policy {}
+
     # Whether jobs may have user = "root".
     allow_root = true
 

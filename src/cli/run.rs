@@ -26,6 +26,7 @@ use crate::record::run_dir::RUN_DIR;
 use crate::sandbox::capabilities::{CapList, CapSet, UnknownCapability};
 use crate::sandbox::device::AskedDevice;
 use crate::sandbox::names::Names;
+use crate::sandbox::network::{Lists, PortName};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::Root;
 use crate::sandbox::policy::{Ask, Policy};
@@ -85,6 +86,18 @@ pub(super) struct Args {
     /// Limit the command's processes, getrlimit(2), for example nofile=1024:4096; may be repeated
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = ulimit)]
     ulimit: Vec<(String, Rlimit)>,
+    /// Let the command bind only to this TCP port or range, for example 8000-8010; may be repeated; none: to no port
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    bind: Option<Vec<Option<PortName>>>,
+    /// Let the command connect only to this TCP port or range; may be repeated; none: to no port
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    connect: Option<Vec<Option<PortName>>>,
+    /// Let the command bind only to this UDP port or range; may be repeated; none: to no port
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    bind_udp: Option<Vec<Option<PortName>>>,
+    /// Let the command send only to this UDP port or range; may be repeated; none: to no port
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    connect_udp: Option<Vec<Option<PortName>>>,
     /// Grant a capability, for example net_bind_service; may be repeated
     #[arg(long, value_name = "CAP", value_parser = capability)]
     cap_add: Vec<String>,
@@ -167,7 +180,12 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     let plugin = PluginConfig::default();
     let ulimit = args.ulimit.iter().cloned().collect();
     let policy = policy(args, capabilities.set(), &plugin, &ulimit);
-    let ask = Ask { ulimit: &ulimit, ..ask(args, capabilities) };
+    let ports = [&args.bind, &args.connect, &args.bind_udp, &args.connect_udp]
+        .map(|names| names.as_deref().map(ports));
+    let ask = Ask {
+        ulimit: &ulimit,
+        ..ask(args, capabilities, Lists([0, 1, 2, 3].map(|right: usize| ports[right].as_deref())))
+    };
     let mut env = environment::of_command(&asked_env, std::env::vars_os());
     env.extend(scratch::variables(&task_dir));
     let stdio = Stdio::new(&user)?;
@@ -183,6 +201,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         logs: Logs::Inherited(Foreground { ignored, terminal }),
         network: None,
         names: Names::default(),
+        ports: &[],
         cgroup: cgroup.get().map(Cgroup::path),
         limits,
         ask,
@@ -198,13 +217,14 @@ fn run(args: &Args) -> anyhow::Result<u8> {
 }
 
 /// What the options ask for.
-fn ask(args: &Args, cap_add: CapList) -> Ask<'_> {
+fn ask<'a>(args: &'a Args, cap_add: CapList, network: Lists<'a>) -> Ask<'a> {
     Ask {
         unveil: &args.unveil,
         cap_add,
         work_dir: args.work_dir.as_deref(),
         volumes: &args.volume,
         devices: &args.device,
+        network,
         seccomp: Some(args.seccomp),
         seccomp_allow: args.seccomp_allow.iter().copied().collect(),
         ..Ask::default()
@@ -277,6 +297,23 @@ fn device(text: &str) -> Result<AskedDevice, Infallible> {
         destination: parts.next().filter(|path| !path.is_empty()).unwrap_or(source).to_owned(),
         permissions: parts.next().unwrap_or("rwm").to_owned(),
     })
+}
+
+/// Reads `PORT`, `PORT-PORT` or `none`.
+fn port(text: &str) -> Result<Option<PortName>, String> {
+    let name = match text {
+        "none" => return Ok(None),
+        text => text.parse(),
+    };
+    match name {
+        Ok(name @ PortName::Range(..)) => Ok(Some(name)),
+        _ => Err("write a port from 0 to 65535, a range such as 8000-8010, or none".to_owned()),
+    }
+}
+
+/// The ports of one option.
+fn ports(names: &[Option<PortName>]) -> Vec<PortName> {
+    names.iter().flatten().cloned().collect()
 }
 
 /// Reads `NAME=SOFT[:HARD]`.

@@ -12,7 +12,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::say;
-use crate::config::{ConfigError, PluginConfig};
+use crate::config::{ConfigError, Form, PluginConfig, Row};
 use crate::quote::quote;
 use crate::sys;
 
@@ -113,8 +113,8 @@ enum Refusal {
     Repeated { key: String },
     #[error("{place} has {}, which Nomad does not accept; write config, and args if needed", quote(key))]
     Key { place: String, key: String },
-    #[error("plugin option {} is unknown; {}", quote(option), instead(option))]
-    Unknown { option: String },
+    #[error("plugin option {} is unknown; {instead}", quote(option))]
+    Unknown { option: String, instead: String },
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
@@ -287,19 +287,25 @@ fn objects<'a>(place: &str, value: Option<&'a Value>) -> Result<Vec<&'a Map<Stri
 
 /// Nomad refuses an option that the plugin's schema does not have.
 fn known(options: &Map<String, Value>) -> Result<(), Refusal> {
-    let known = names();
-    match options.keys().find(|option| !known.contains(&option.as_str())) {
-        Some(option) => Err(Refusal::Unknown { option: option.clone() }),
-        None => Ok(()),
+    known_in("", options, &PluginConfig::options())
+}
+
+/// `block` names the options before these, each with a dot.
+fn known_in(block: &str, options: &Map<String, Value>, rows: &[Row]) -> Result<(), Refusal> {
+    for (option, value) in options {
+        let Some(row) = rows.iter().find(|row| row.name == option) else {
+            let names: Vec<_> = rows.iter().map(|row| row.name).collect();
+            let (option, instead) = (format!("{block}{option}"), instead(option, &names));
+            return Err(Refusal::Unknown { option, instead });
+        };
+        if let (Form::Block(nested), Value::Object(options)) = (row.form, value) {
+            known_in(&format!("{block}{option}."), options, &nested())?;
+        }
     }
+    Ok(())
 }
 
-fn names() -> Vec<&'static str> {
-    PluginConfig::options().iter().map(|row| row.name).collect()
-}
-
-fn instead(option: &str) -> String {
-    let known = names();
+fn instead(option: &str, known: &[&str]) -> String {
     let score = |known: &&&str| strsim::jaro_winkler(option, known);
     let best = known.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
     match best.filter(|known| score(known) >= SIMILAR) {
@@ -423,6 +429,7 @@ mod tests {
                 "has \"unveil_by_task\", which Nomad does not accept",
             ),
             (json!({"unveil_path": []}), "\"unveil_path\" is unknown; did you mean unveil_paths?"),
+            (json!({"network_policy": {"bnd": []}}), "\"network_policy.bnd\" is unknown; did you mean bind?"),
             (
                 json!({"x": 1}),
                 "write one of root, unveil_defaults, unveil_paths, unveil_by_task, allow_caps, ulimit, pids_max, memory_swap",
@@ -481,7 +488,7 @@ mod tests {
         assert_eq!(
             summary(&config),
             "valid\nroot = \"private\"\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\n\
-             unveil_by_task = false\nallow_caps = [\"net_raw\"]\nulimit = {}\npids_max = 8192\nmemory_swap = 0\ncpu_hard_limit = true\n\
+             unveil_by_task = false\nallow_caps = [\"net_raw\"]\nulimit = {}\npids_max = 8192\nmemory_swap = 0\ncpu_hard_limit = true\nnetwork_policy = {}\n\
              allow_root = true\ndenied_host_uids = \"65534\"\ndenied_host_gids = \"65534\"\ndynamic_user_range = \"80000-89999\"\nvolume_idmap = \"auto\"\nseccomp = \"default\"\nallow_seccomp = []\ndisable_log_collection = false\n"
         );
     }

@@ -80,7 +80,7 @@ impl<T: Table> Kind for Block<T> {
 
     fn show(&self, value: &Option<T>) -> String {
         match value {
-            None => "null".to_owned(),
+            None => braces(std::iter::empty()),
             Some(block) => {
                 braces(block.shown().into_iter().map(|(option, value)| (option.to_owned(), value)))
             }
@@ -193,10 +193,10 @@ mod tests {
             ]
         );
         let empty: Sample = decode(Scope::Task, EMPTY).unwrap();
-        assert_eq!(shown(&empty), ["{}", "{}", "{ bind = [], strict = true, log = null }"]);
+        assert_eq!(shown(&empty), ["{}", "{}", "{ bind = [], strict = true, log = {} }"]);
         for nothing in [UNSET, b"", b"\xc0", b"\x80"] {
             let unset: Sample = decode(Scope::Task, nothing).unwrap();
-            assert_eq!(shown(&unset), ["{}", "{}", "null"]);
+            assert_eq!(shown(&unset), ["{}", "{}", "{}"]);
         }
         assert!(format!("{sample:?}").starts_with("Sample { labels: { \"app\" = \"web\","), "{sample:?}");
     }

@@ -1,10 +1,12 @@
 //! The operator's options: `plugin "nomad-driver-exec2" { config { … } }`.
 
+use super::blocks::Block;
 use super::cty::Value;
 use super::kinds::{
     Capabilities, Flag, GROUPS_MAX, Idmap, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PIDS_MAX_RANGE,
     PIDS_MAX_WRITE, SeccompProfile, Ulimit, UnveilRules, group,
 };
+use super::network::AgentNetwork;
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
@@ -48,6 +50,8 @@ options! {
         pub memory_swap: i32 = Number { range: MEMORY_SWAP_RANGE, default: 0, write: MEMORY_SWAP_WRITE },
         /// `cpu` is the most that a task gets. `false`: it is a share of a busy CPU, and jobs may ask for the limit
         pub cpu_hard_limit: bool = Flag { default: true },
+        /// [ports](#ports) to which tasks may bind and connect. A job may narrow them
+        pub network_policy: Option<AgentNetwork> = Block::<AgentNetwork>::new(),
         /// let jobs have `user = "root"`
         pub allow_root: bool = Flag { default: true },
         /// uids that no task may have: `"65534,100-999"`
@@ -106,6 +110,12 @@ impl PluginConfig {
             pids_max: self.pids_max,
             memory_swap: self.memory_swap,
             cpu_hard_limit: self.cpu_hard_limit,
+            network: self.network_policy.as_ref().map(AgentNetwork::lists).unwrap_or_default(),
+            network_unsupported: self
+                .network_policy
+                .as_ref()
+                .map(|policy| policy.unsupported)
+                .unwrap_or_default(),
             allow_root: self.allow_root,
             denied_uids: &self.denied_host_uids,
             denied_gids: &self.denied_host_gids,

@@ -79,7 +79,7 @@ fn spec(scope: Scope, Row { name, form, default, .. }: Row) -> Spec {
     match form {
         Form::Attribute(type_) => match default.filter(|_| scope == Scope::Plugin) {
             // To the decoder, null and the empty list are the same.
-            Some(value) if value != EMPTY => hclspec::default(name, type_, value),
+            Some(value) if value != EMPTY && value != NULL => hclspec::default(name, type_, value),
             _ => hclspec::attribute(name, type_, required),
         },
         Form::Map => hclspec::attribute(name, hclspec::MAP, required),
@@ -94,6 +94,9 @@ pub(super) struct Sealed;
 
 /// A list without elements, as HCL.
 const EMPTY: &str = "[]";
+
+/// No value, as HCL.
+pub(super) const NULL: &str = "null";
 
 impl Row {
     /// `documentation` are the lines of the field's comment.

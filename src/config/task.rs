@@ -3,11 +3,13 @@
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 
+use super::blocks::Block;
 use super::cty::Value;
 use super::kinds::{
     Capabilities, Flag, Idmap, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PIDS_MAX_RANGE, PIDS_MAX_WRITE,
     SeccompGroups, SeccompProfile, Ulimit, UnveilRules,
 };
+use super::network::TaskNetwork;
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
@@ -66,6 +68,8 @@ options! {
         pub memory_swap: Option<i32> = OrTheAgents { range: MEMORY_SWAP_RANGE, write: MEMORY_SWAP_WRITE },
         /// `false`: `cpu` is a share, not a limit; only if the agent allows it
         pub cpu_hard_limit: Option<bool> = FlagOrTheAgents,
+        /// [ports](#ports) to which the task may bind and connect, within those that the agent allows
+        pub network_policy: Option<TaskNetwork> = Block::<TaskNetwork>::new(),
         /// the same as the agent's option, for this task; `"auto"` only if the agent allows it
         pub volume_idmap: Option<VolumeIdmap> = TaskIdmap,
         /// the same as the agent's option, for this task; `"unconfined"` only if the agent allows it
@@ -109,6 +113,7 @@ impl DriverConfig {
             pids_max: self.pids_max,
             memory_swap: self.memory_swap,
             cpu_hard_limit: self.cpu_hard_limit,
+            network: self.network_policy.as_ref().map(TaskNetwork::lists).unwrap_or_default(),
             volumes: &[],
             devices: &[],
             volume_idmap: self.volume_idmap,

@@ -448,6 +448,9 @@ fn attributes(spec: &Spec) -> Vec<(String, String, bool, Option<String>)> {
                 Some(Block::BlockAttrs(block)) => {
                     ((block.name.clone(), format!("{} block", block.r#type), block.required), None)
                 }
+                Some(Block::BlockValue(block)) => {
+                    ((block.name.clone(), "block".to_owned(), block.required), None)
+                }
                 _ => (attr(spec), None),
             };
             assert_eq!(*key, name);
@@ -475,6 +478,7 @@ fn schemas_are_those_of_the_documented_options() {
             row("disable_log_collection", "bool", false, Some("false")),
             row("dynamic_user_range", "string", false, Some("\"80000-89999\"")),
             row("memory_swap", "number", false, Some("0")),
+            row("network_policy", "block", false, None),
             row("pids_max", "number", false, Some("8192")),
             row("root", "string", false, Some("\"private\"")),
             row("seccomp", "string", false, Some("\"default\"")),
@@ -494,6 +498,7 @@ fn schemas_are_those_of_the_documented_options() {
             row("command", "string", true, None),
             row("cpu_hard_limit", "bool", false, None),
             row("memory_swap", "number", false, None),
+            row("network_policy", "block", false, None),
             row("oom_group", "bool", false, None),
             row("oom_score_adj", "number", false, None),
             row("pids_max", "number", false, None),

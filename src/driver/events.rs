@@ -52,6 +52,10 @@ fn annotations(event: &Event) -> HashMap<String, String> {
         Event::Killed { signal, grace } => {
             vec![("signal", signal.to_string()), ("grace_ms", grace.as_millis().to_string())]
         }
+        Event::PortsNotLimited(rights) => {
+            let rights: Vec<_> = rights.iter().map(|right| right.option()).collect();
+            vec![("not_enforced", rights.join(","))]
+        }
         Event::NotStarted(_)
         | Event::ForeignFile(_)
         | Event::NoNameServer

@@ -10,6 +10,7 @@ use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
 use crate::sandbox::device::AskedDevice;
 use crate::sandbox::names::{Dns, Hosts, Names};
+use crate::sandbox::network::AllocatedPort;
 use crate::sandbox::policy::{self, Ask, NetworkMode, Policy};
 use crate::sandbox::volume::AskedVolume;
 use crate::shim::spec::TaskDirs;
@@ -49,6 +50,7 @@ pub(super) fn task_spec(
     }
     let volumes: Vec<_> = task.mounts.iter().map(volume).collect();
     let devices: Vec<_> = task.devices.iter().map(device).collect();
+    let ports = ports(resources, network.is_some());
     let request = Request {
         id,
         user,
@@ -60,6 +62,7 @@ pub(super) fn task_spec(
         logs: logs(task, settings.plugin.disable_log_collection),
         network: network.as_deref(),
         names: names(task)?,
+        ports: &ports,
         cgroup: Some(&cgroup),
         limits: limits(resources, &config, settings)?,
         ask: Ask { volumes: &volumes, devices: &devices, ..config.ask() },
@@ -93,6 +96,23 @@ fn volume(mount: &proto::Mount) -> AskedVolume {
         propagation: mount.propagation_mode.clone(),
         selinux_label: mount.selinux_label.clone(),
     }
+}
+
+/// The ports of the group's network, and those of a network in the task's own resources. `own`: the task has a network namespace, to which Nomad maps
+/// them; in the host's, `to` means nothing.
+fn ports(resources: Option<&proto::Resources>, own: bool) -> Vec<AllocatedPort> {
+    let Some(resources) = resources else { return Vec::new() };
+    let number = |port: i32| u16::try_from(port).ok().filter(|port| *port > 0);
+    let of_group = resources.ports.iter().map(|port| (&port.label, port.value, port.to));
+    let networks = resources.allocated_resources.iter().flat_map(|allocated| &allocated.networks);
+    let of_task = networks.flat_map(|network| network.reserved_ports.iter().chain(&network.dynamic_ports));
+    let all = of_group.chain(of_task.map(|port| (&port.label, port.value, 0)));
+    all.filter_map(|(label, value, to)| {
+        let host = number(value)?;
+        let inside = number(to).filter(|_| own).unwrap_or(host);
+        Some(AllocatedPort { label: label.clone(), inside, host })
+    })
+    .collect()
 }
 
 fn device(device: &proto::Device) -> AskedDevice {

@@ -12,6 +12,15 @@ pub(crate) const HANDLED_ABI: i32 = 5;
 /// The rights that the kernel must be able to deny.
 pub(crate) const REQUIRED_ABI: i32 = 1;
 
+/// The first Linux with each ABI, from 1 on.
+const KERNELS: [&str; 10] = ["5.13", "5.19", "6.2", "6.7", "6.10", "6.12", "6.15", "7.0", "7.1", "7.2"];
+
+/// The first Linux with this ABI.
+pub(crate) fn kernel_of(abi: u32) -> &'static str {
+    let index = usize::try_from(abi).ok().and_then(|abi| abi.checked_sub(1));
+    index.and_then(|index| KERNELS.get(index)).unwrap_or(&"of a later version")
+}
+
 /// Rights that apply to a file; the kernel refuses the others on it.
 const FILE: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{Execute | ReadFile | WriteFile | Truncate | IoctlDev});

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::capabilities::CapSet;
 use super::device::Device;
 use super::landlock;
+use super::network::NetworkRules;
 use super::place::{NamedBy, Place, Rule};
 use super::rlimits;
 use super::seccomp;
@@ -96,11 +97,17 @@ pub struct Landlock {
     pub handled_abi: i32,
     /// What no rule grants is denied.
     pub rules: Vec<Rule>,
+    pub network: NetworkRules,
 }
 
 impl Default for Landlock {
     fn default() -> Self {
-        Self { required_abi: landlock::REQUIRED_ABI, handled_abi: landlock::HANDLED_ABI, rules: Vec::new() }
+        Self {
+            required_abi: landlock::REQUIRED_ABI,
+            handled_abi: landlock::HANDLED_ABI,
+            rules: Vec::new(),
+            network: NetworkRules::default(),
+        }
     }
 }
 

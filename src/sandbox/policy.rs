@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::capabilities::{CapList, CapSet, Capability, hcl};
 use super::defaults::DEFAULTS;
 use super::device::{self, AskedDevice, DeviceError};
+use super::network::{self, AllocatedPort, Lists, NetworkError, NetworkRules, Unsupported};
 use super::place::{Missing, NamedBy, Place, Rule};
 use super::plan::{Landlock, Namespace, Namespaces, Plan, ProcessLimits, Resources, Root, WorkDir};
 use super::rlimits::{NOFILE, NOFILE_SOFT_MAX, Rlimit, Rlimits, Value};
@@ -49,6 +50,10 @@ pub struct Policy<'a> {
     pub memory_swap: i32,
     /// Whether `cpu` is a limit.
     pub cpu_hard_limit: bool,
+    /// Ports for tasks. A job may narrow them.
+    pub network: Lists<'a>,
+    /// What becomes of a limit on ports that the kernel does not know.
+    pub network_unsupported: Unsupported,
     pub allow_root: bool,
     pub denied_uids: &'a IdRanges,
     pub denied_gids: &'a IdRanges,
@@ -73,6 +78,7 @@ pub struct Ask<'a> {
     pub pids_max: Option<i32>,
     pub memory_swap: Option<i32>,
     pub cpu_hard_limit: Option<bool>,
+    pub network: Lists<'a>,
     pub volumes: &'a [AskedVolume],
     pub devices: &'a [AskedDevice],
     /// None: as the agent says.
@@ -97,6 +103,7 @@ impl Default for Ask<'_> {
             pids_max: None,
             memory_swap: None,
             cpu_hard_limit: None,
+            network: Lists([None; 4]),
             volumes: &[],
             devices: &[],
             seccomp: None,
@@ -116,6 +123,9 @@ pub(crate) struct Host<'a> {
     pub limits: Limits,
     /// The network namespace; none = the host's.
     pub network: Option<&'a Path>,
+    /// The ports that Nomad gave the allocation.
+    pub ports: &'a [AllocatedPort],
+    pub landlock_abi: fn() -> u32,
     /// Whether Nomad sends DNS settings.
     pub dns: bool,
     /// What this process can grant.
@@ -211,6 +221,8 @@ pub enum Denied {
     )]
     CpuHardLimit,
     #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
     Volume(#[from] VolumeError),
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -266,7 +278,8 @@ impl Policy<'_> {
         let work_dir = self.work_dir(ask, host.task_dir, &volumes)?;
         let rules = self.rules(ask, &host)?;
         let capabilities = self.capabilities(ask, host.capabilities)?;
-        let seccomp = self.seccomp(ask, capabilities)?;
+        let network = self.network(ask, &host)?;
+        let seccomp = self.seccomp(ask, capabilities, &network)?;
         Ok(Plan {
             task_dir: host.task_dir.to_owned(),
             root: match self.own_root {
@@ -274,7 +287,7 @@ impl Policy<'_> {
                 false => Root::Host,
             },
             namespaces: Namespaces { own: self.namespaces(), network: host.network.map(Path::to_owned) },
-            landlock: Landlock { rules, ..Landlock::default() },
+            landlock: Landlock { rules, network, ..Landlock::default() },
             capabilities,
             rlimits: ProcessLimits { open_files: host.open_files, asked: self.ulimits(ask, &host)? },
             oom_score_adj: ask.oom_score_adj,
@@ -290,7 +303,7 @@ impl Policy<'_> {
     }
 
     /// A job that may have no filter may also have one with any group.
-    fn seccomp(&self, ask: &Ask<'_>, capabilities: CapSet) -> Result<Filter, Denied> {
+    fn seccomp(&self, ask: &Ask<'_>, capabilities: CapSet, network: &NetworkRules) -> Result<Filter, Denied> {
         let allowed = self.allow_seccomp;
         let free = allowed.unconfined || self.seccomp == Profile::Unconfined;
         if ask.seccomp == Some(Profile::Unconfined) && !free {
@@ -302,8 +315,17 @@ impl Policy<'_> {
         }
         Ok(match ask.seccomp.unwrap_or(self.seccomp) {
             Profile::Unconfined => Filter::Unconfined,
-            Profile::Default => Filter::new(ask.seccomp_allow, capabilities),
+            Profile::Default => Filter::new(ask.seccomp_allow, capabilities, network.limits_tcp()),
         })
+    }
+
+    fn network(&self, ask: &Ask<'_>, host: &Host<'_>) -> Result<NetworkRules, NetworkError> {
+        let surroundings = network::Surroundings {
+            ports: host.ports,
+            landlock_abi: host.landlock_abi,
+            unsupported: self.network_unsupported,
+        };
+        surroundings.judge(self.network, ask.network)
     }
 
     fn no_denied_id(&self, user: &User) -> Result<(), Denied> {

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::capabilities::{CapSet, Capability};
 use crate::quote::quote;
 pub(crate) use program::Program;
-pub(crate) use table::GROUPS;
+pub(crate) use table::{GROUPS, TCP_VARIANTS};
 
 /// System calls that are refused for the same reason.
 #[derive(Debug)]
@@ -198,9 +198,11 @@ pub enum Filter {
 }
 
 impl Filter {
-    /// The default filter for a task that may use these groups and has these capabilities.
-    pub(crate) fn new(allow: GroupSet, capabilities: CapSet) -> Self {
-        Self::Default { allow: allow.union(GroupSet::opened_by(capabilities)) }
+    /// The default filter for a task that may use these groups, has these capabilities, and may have limits on the ports of TCP.
+    pub(crate) fn new(allow: GroupSet, capabilities: CapSet, limits_tcp: bool) -> Self {
+        let variants = if limits_tcp { None } else { GroupSet::named(TCP_VARIANTS) };
+        let allow = allow.union(GroupSet::opened_by(capabilities));
+        Self::Default { allow: allow.union(variants.unwrap_or_default()) }
     }
 
     /// As the kernel takes it; none = no filter.

@@ -10,6 +10,7 @@ use super::id::TaskId;
 use super::owners::Foreign;
 use super::signal::SignalNumber;
 use crate::quote::shorten;
+use crate::sandbox::network::Right;
 use crate::sandbox::place::{NamedBy, Rule};
 use crate::sandbox::plan::{Plan, Root};
 
@@ -48,6 +49,8 @@ pub(crate) enum Event {
     Destroyed,
     /// The kill_signal of the job is not a signal.
     BadKillSignal(String),
+    /// The kernel cannot deny what these lists of the network policy were to deny.
+    PortsNotLimited(Vec<Right>),
     /// It has a network namespace, and no name server that can be reached from there.
     NoNameServer,
     /// It was recovered after a restart of the plugin.
@@ -143,6 +146,10 @@ impl std::fmt::Display for Event {
             ),
             Self::Destroyed => f.write_str("Killed: Nomad destroyed the task while it was running"),
             Self::BadKillSignal(why) => write!(f, "kill_signal: {why}; stopping with SIGINT instead"),
+            Self::PortsNotLimited(rights) => {
+                let rights: Vec<_> = rights.iter().map(Right::to_string).collect();
+                write!(f, "Network: this kernel cannot enforce {}; all ports are allowed", rights.join(", "))
+            }
             Self::NoNameServer => f.write_str(
                 "DNS: the task's network namespace cannot reach the host's name servers, which have loopback addresses, and the \
                  host has no list of others; name some in the job: network { dns { servers = [\"192.0.2.53\"] } }",

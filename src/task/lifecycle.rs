@@ -391,6 +391,10 @@ impl Lifecycle {
         if self.0.launcher.lacks_name_server(spec) {
             self.0.bus.send(id, Event::NoNameServer);
         }
+        let ignored = &plan.landlock.network.ignored;
+        if !ignored.is_empty() {
+            self.0.bus.send(id, Event::PortsNotLimited(ignored.clone()));
+        }
         let sandbox = Event::Started {
             user: user.name.clone(),
             uid: user.uid,

@@ -8,10 +8,12 @@ use crate::cgroup::Limits;
 use crate::record::spec::StoredSpec;
 use crate::sandbox::capabilities::{CapSet, own};
 use crate::sandbox::names::Names;
+use crate::sandbox::network::AllocatedPort;
 use crate::sandbox::place::Place;
 use crate::sandbox::plan::{Plan, Root};
 use crate::sandbox::policy::{Ask, Denied, Host, Policy};
 use crate::shim::spec::{Command, Foreground, OwnOutput, Stdio, TaskDirs};
+use crate::sys;
 use crate::task::env::{Whereabouts, environment};
 use crate::task::id::TaskId;
 use crate::task::name_files::name_files;
@@ -34,6 +36,8 @@ pub struct Request<'a> {
     pub logs: Logs<'a>,
     pub network: Option<&'a Path>,
     pub names: Names,
+    /// Those that Nomad gave the allocation.
+    pub ports: &'a [AllocatedPort],
     pub cgroup: Option<&'a Path>,
     pub limits: Limits,
     pub ask: Ask<'a>,
@@ -94,6 +98,8 @@ impl TaskSpec {
             limits: request.limits,
             network: request.network,
             dns: request.names.dns.is_some(),
+            ports: request.ports,
+            landlock_abi: || sys::landlock::abi().unwrap_or(0),
             // Read only for a job that asks for some.
             capabilities: if request.ask.cap_add.is_empty() { CapSet::EMPTY } else { own_capabilities() },
             open_files: open_files::for_tasks(),
@@ -185,6 +191,7 @@ mod tests {
             },
             network: None,
             names: Names::default(),
+            ports: &[],
             cgroup: None,
             limits: Limits::UNLIMITED,
             ask,

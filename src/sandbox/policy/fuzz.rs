@@ -62,6 +62,8 @@ fn host() -> Host<'static> {
         cgroup: None,
         limits: Limits::UNLIMITED,
         network: None,
+        ports: &[],
+        landlock_abi: || 10,
         dns: false,
         capabilities: CapSet::ALL,
         open_files: None,
@@ -120,7 +122,8 @@ fn is_plain(path: &Path) {
 
 fn is_filtered(policy: &Policy<'_>, plan: &Plan) {
     let free = policy.seccomp == Profile::Unconfined || policy.allow_seccomp.unconfined;
-    match (&plan.seccomp, Filter::new(policy.allow_seccomp.groups, plan.capabilities)) {
+    let limits_tcp = plan.landlock.network.limits_tcp();
+    match (&plan.seccomp, Filter::new(policy.allow_seccomp.groups, plan.capabilities, limits_tcp)) {
         (Filter::Unconfined, _) => assert!(free),
         (Filter::Default { allow }, Filter::Default { allow: most }) => {
             assert!(free || allow.difference(most).is_empty(), "{allow} beside {most}");

@@ -18,6 +18,8 @@ fn policy() -> Policy<'static> {
         pids_max: 0,
         memory_swap: -1,
         cpu_hard_limit: true,
+        network: Lists([None; 4]),
+        network_unsupported: Unsupported::Error,
         allow_root: true,
         denied_uids: &NO_IDS,
         denied_gids: &NO_IDS,
@@ -34,6 +36,8 @@ fn host() -> Host<'static> {
         cgroup: Some(Path::new(CGROUP)),
         limits: Limits::UNLIMITED,
         network: None,
+        ports: &[],
+        landlock_abi: || 4,
         dns: false,
         capabilities: CapSet::ALL,
         open_files: None,
@@ -373,7 +377,10 @@ fn a_job_may_open_the_groups_that_the_operator_allows() {
     const DEFAULT: Profile = Profile::Default;
     let of = |agent, job| filter((DEFAULT, agent), job, &[]);
     let allow = |names: &[&str]| {
-        Ok(Filter::Default { allow: names.iter().filter_map(|name| GroupSet::named(name)).collect() })
+        let unlimited = ["tcp_variants"];
+        Ok(Filter::Default {
+            allow: names.iter().chain(&unlimited).filter_map(|name| GroupSet::named(name)).collect(),
+        })
     };
     assert_eq!(of(&[], (None, &[])), allow(&[]));
     assert_eq!(of(&["bpf", "perf"], (None, &["perf"])), allow(&["perf"]));
@@ -400,7 +407,7 @@ fn an_unconfined_agent_has_filters_only_for_the_jobs_that_want_them() {
     assert_eq!(of((Some(Profile::Unconfined), &[])), Filter::Unconfined);
     assert_eq!(
         of((Some(Profile::Default), &["bpf"])),
-        Filter::Default { allow: GroupSet::named("bpf").unwrap() }
+        Filter::Default { allow: ["bpf", "tcp_variants"].into_iter().filter_map(GroupSet::named).collect() }
     );
 }
 

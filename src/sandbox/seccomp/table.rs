@@ -51,12 +51,20 @@ const INET: u32 = AF_INET.cast_unsigned();
 const INET6: u32 = AF_INET6.cast_unsigned();
 const NETLINK: u32 = AF_NETLINK.cast_unsigned();
 const PACKET: u32 = AF_PACKET.cast_unsigned();
+/// `IPPROTO_MPTCP` and, from Linux 6.11, `IPPROTO_SMC` of `linux/in.h`.
+const MPTCP: u32 = 262;
+const SMC: u32 = 256;
+/// `MSG_FASTOPEN` of `linux/socket.h`.
+const FAST_OPEN: u32 = 0x2000_0000;
 /// `AF_VSOCK` of `linux/socket.h`, which the libc crate does not have for musl.
 const VSOCK: u32 = 40;
 
 const SET_ID: u32 = S_ISUID | S_ISGID;
 /// The flags of open(2) that take a mode; O_TMPFILE without O_DIRECTORY, which is part of it.
 const CREATES: u32 = (O_CREAT | O_TMPFILE & !O_DIRECTORY).cast_unsigned();
+
+/// The group that a task without limits on ports may use.
+pub(crate) const TCP_VARIANTS: &str = "tcp_variants";
 
 pub(crate) const GROUPS: &[Group] = &[
     Group {
@@ -282,6 +290,21 @@ pub(crate) const GROUPS: &[Group] = &[
         why: "the swap of the host",
         opened_by: None,
         calls: &[call!(SYS_swapon), call!(SYS_swapoff)],
+    },
+    Group {
+        name: TCP_VARIANTS,
+        why: "MPTCP, SMC and TCP Fast Open pass by the limits on ports; refused only to a task whose network_policy has bind or connect",
+        opened_by: None,
+        calls: &[
+            call!(SYS_socket).when(&[Is(0, INET), Is(2, MPTCP)]).errno(EPROTONOSUPPORT),
+            call!(SYS_socket).when(&[Is(0, INET6), Is(2, MPTCP)]).errno(EPROTONOSUPPORT),
+            call!(SYS_socket).when(&[Is(0, INET), Is(2, SMC)]).errno(EPROTONOSUPPORT),
+            call!(SYS_socket).when(&[Is(0, INET6), Is(2, SMC)]).errno(EPROTONOSUPPORT),
+            // As where the sysctl tcp_fastopen is off.
+            call!(SYS_sendto).when(&[Any(3, FAST_OPEN)]).errno(EOPNOTSUPP),
+            call!(SYS_sendmsg).when(&[Any(2, FAST_OPEN)]).errno(EOPNOTSUPP),
+            call!(SYS_sendmmsg).when(&[Any(3, FAST_OPEN)]).errno(EOPNOTSUPP),
+        ],
     },
     Group {
         name: "terminals",

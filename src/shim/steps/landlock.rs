@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetStatus,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus,
 };
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -133,12 +133,22 @@ fn new_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(of_abi(plan.required_abi))
-        .map_err(failed)?
+        .map_err(failed)?;
+    let ports: BitFlags<AccessNet> = plan.network.limits().map(|(right, _)| right.access()).collect();
+    if !ports.is_empty() {
+        ruleset = ruleset.handle_access(ports).map_err(failed)?;
+    }
+    let mut ruleset = ruleset
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(of_abi(plan.handled_abi))
         .map_err(failed)?
         .create()
         .map_err(failed)?;
+    for (right, ports) in plan.network.limits() {
+        for port in ports.iter() {
+            ruleset = ruleset.add_rule(NetPort::new(port, right.access())).map_err(failed)?;
+        }
+    }
     for log in logs.iter().filter(|logs| logs.fifos).flat_map(|logs| [&logs.stdout, &logs.stderr]) {
         let write = rights(spec, unveil::Access::WRITE, false);
         ruleset = ruleset.add_rule(PathBeneath::new(log, write)).map_err(failed)?;
