@@ -102,7 +102,7 @@ pluginhost: setup-go
 NOT_CHECKED := $(OUT)/not-checked
 
 .PHONY: test
-test: setup-all begin lint-code test-unit test-scenarios test-go test-syscalls fuzz test-packages test-nix-here test-vm lint-nix ## Run everything that CI runs
+test: setup-all begin lint-code advisories-here test-unit test-scenarios test-go test-syscalls fuzz test-packages test-nix-here test-vm lint-nix ## Run everything that CI runs
 	@if [ -s $(NOT_CHECKED) ]; then printf '\nPassed, but NOT CHECKED: %s\n' "$$(paste -sd, $(NOT_CHECKED))"; \
 	else printf '\nEverything passed.\n'; fi
 
@@ -117,7 +117,7 @@ linter = PATH="$$(scripts/setup --lint-dir):$$PATH"
 lint: lint-code lint-nix ## Run all linters: Rust, crates, Python, shell, spelling, Nix
 
 .PHONY: lint-code
-lint-code: setup-lint ## Run rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck; typos; links of the docs; words to avoid
+lint-code: setup-lint ## Run rustfmt, clippy, cargo-deny, the list of crates; ruff, mypy; shellcheck; typos; links of the docs; words to avoid
 	$(call say,rustfmt)
 	cargo fmt --all --check
 	$(call say,ruff and mypy)
@@ -130,6 +130,7 @@ lint-code: setup-lint ## Run rustfmt, clippy, cargo-deny; ruff, mypy; shellcheck
 	scripts/check_prose.py
 	$(call say,cargo-deny)
 	$(linter) cargo-deny --locked check bans licenses sources
+	scripts/check_dependencies.py
 	$(call say,clippy)
 	cargo clippy --locked --all-targets -- -D warnings
 
@@ -145,9 +146,20 @@ lint-prose: ## Find words and phrases to avoid in documentation, comments and me
 	$(call say,prose)
 	scripts/check_prose.py
 
+# A clone of https://github.com/RustSec/advisory-db; empty: fetched from GitHub.
+ADVISORY_DB ?=
+export ADVISORY_DB
+
 .PHONY: advisories
-advisories: setup-lint ## List known vulnerabilities of the crates (needs GitHub)
-	$(linter) cargo-deny --locked check advisories
+advisories: setup-lint ## List known vulnerabilities of the crates (needs ADVISORY_DB or GitHub)
+	$(linter) scripts/check-advisories
+
+# For `make test`, which works without the network.
+.PHONY: advisories-here
+advisories-here: setup-lint
+	$(call say,known vulnerabilities of the crates)
+	@status=0; $(linter) scripts/check-advisories --offline || status=$$?; \
+	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'advisories (no ADVISORY_DB)' >> $(NOT_CHECKED); else exit $$status; fi
 
 .PHONY: test-unit
 test-unit: setup-build ## Run the Rust tests; they need neither root nor a VM
