@@ -12,6 +12,7 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::config::RootKind;
+use crate::sandbox::landlock::ERRATA;
 use crate::sandbox::seccomp::Profile;
 pub(crate) use observe::{CgroupMount, Namespace, Observations};
 
@@ -103,6 +104,8 @@ pub(crate) struct Host {
     pub requirements: Vec<Requirement>,
     /// Landlock ABI, for the attribute `driver.exec2.landlock.abi`.
     pub landlock_abi: Option<u32>,
+    /// Landlock's errata that are fixed, by their numbers; none: the kernel does not say.
+    pub landlock_errata: Option<Vec<u32>>,
     /// Controllers of the root cgroup (v2), for the attribute `driver.exec2.cgroup.controllers`.
     pub controllers: Vec<String>,
     /// Kernel release, as in `uname -r`.
@@ -134,6 +137,7 @@ impl Host {
         Host {
             requirements,
             landlock_abi: seen.landlock.ok(),
+            landlock_errata: seen.landlock_errata.map(fixed),
             controllers: seen.controllers.clone(),
             kernel: seen.kernel.clone(),
         }
@@ -274,13 +278,32 @@ fn cgroup_kill(seen: &Observations) -> Requirement {
     }
 }
 
+/// The numbers of the bits that are set.
+fn fixed(errata: u32) -> Vec<u32> {
+    (1..=u32::BITS).filter(|number| errata & (1 << (number - 1)) != 0).collect()
+}
+
+/// Which errata of Landlock are fixed, and what those that are not mean. They are no reason against the host: its tasks are better off with a
+/// Landlock that has them than with none.
+fn errata(abi: u32, answer: Option<u32>) -> String {
+    let Some(answer) = answer else { return "the kernel does not say which errata are fixed".to_owned() };
+    let numbers: Vec<_> = fixed(answer).iter().map(u32::to_string).collect();
+    let mut text =
+        format!("errata fixed: {}", if numbers.is_empty() { "none".into() } else { numbers.join(", ") });
+    for erratum in ERRATA.iter().filter(|erratum| erratum.since <= abi && !erratum.is_fixed(answer)) {
+        let warning = if erratum.matters { "warning: " } else { "" };
+        text += &format!("; {warning}not fixed: {}, {}", erratum.number, erratum.what);
+    }
+    text
+}
+
 fn landlock(seen: &Observations) -> Requirement {
     const NAME: &str = "Landlock";
     // The kernel lists "capability" too, but it is always active and not accepted in lsm=.
     let active = seen.lsm.as_deref().unwrap_or("").split(',').filter(|m| !matches!(*m, "" | "capability"));
     let lsm = active.fold(String::new(), |list, module| format!("{list},{module}"));
     match seen.landlock {
-        Ok(abi) => ok(NAME, format!("ABI {abi}")),
+        Ok(abi) => ok(NAME, format!("ABI {abi}; {}", errata(abi, seen.landlock_errata))),
         Err(Errno::EOPNOTSUPP) => {
             let parameter = if lsm.is_empty() {
                 "add landlock to the list in the kernel parameter lsm= (CONFIG_LSM has the default list)"

@@ -92,6 +92,8 @@ struct Report<'a> {
     reason: String,
     kernel: &'a str,
     landlock_abi: Option<u32>,
+    /// Numbers of the errata that are fixed; null if the kernel does not say.
+    landlock_errata: Option<&'a [u32]>,
     cgroup_controllers: &'a [String],
     requirements: Vec<Line<'a>>,
 }
@@ -118,6 +120,7 @@ fn write_json(out: &mut impl Write, host: &Host, wanted: Wanted) -> io::Result<(
         reason,
         kernel: &host.kernel,
         landlock_abi: host.landlock_abi,
+        landlock_errata: host.landlock_errata.as_deref(),
         cgroup_controllers: &host.controllers,
         requirements: host
             .requirements
@@ -145,6 +148,7 @@ mod tests {
                 Requirement { name: "kill", found: "not visible".to_owned(), state: State::Unknown },
             ],
             landlock_abi: Some(6),
+            landlock_errata: Some(vec![1, 3]),
             controllers: vec!["cpu".to_owned()],
             kernel: "6.12.0".to_owned(),
         }
@@ -195,6 +199,7 @@ mod tests {
                 "reason": "root: uid 1000; run as root",
                 "kernel": "6.12.0",
                 "landlock_abi": 6,
+                "landlock_errata": [1, 3],
                 "cgroup_controllers": ["cpu"],
                 "requirements": [
                     {"name": "root", "state": "missing", "found": "uid 1000", "fix": "run as root"},

@@ -60,6 +60,8 @@ pub(crate) struct Observations {
     /// Whether a cgroup has `cgroup.kill`; `None` if there is no cgroup to check.
     pub cgroup_kill: Option<bool>,
     pub landlock: Result<u32, Errno>,
+    /// Which errata are fixed, if the kernel says.
+    pub landlock_errata: Option<u32>,
     /// Active security modules (/sys/kernel/security/lsm).
     pub lsm: Option<String>,
     /// Whether system calls can be filtered.
@@ -89,6 +91,7 @@ impl Observations {
                 None
             },
             landlock: landlock::abi(),
+            landlock_errata: landlock::errata().ok(),
             lsm: text(Path::new("/sys/kernel/security/lsm"))?.map(|list| list.trim().to_owned()),
             seccomp: sys::seccomp::probe(),
             namespaces: vec![

@@ -12,6 +12,7 @@ fn good() -> Observations {
         controllers: ["cpuset", "cpu", "io", "memory", "pids"].map(str::to_owned).to_vec(),
         cgroup_kill: Some(true),
         landlock: Ok(6),
+        landlock_errata: Some(0b111),
         lsm: Some("lockdown,capability,landlock,yama".to_owned()),
         seccomp: Ok(()),
         namespaces: vec![
@@ -47,6 +48,23 @@ fn unhealthy(change: impl FnOnce(&mut Observations), words: &[&str]) {
         Health::Unhealthy(reason) => words.iter().for_each(|w| assert!(reason.contains(w), "{w}: {reason}")),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn errata_are_shown_and_only_one_that_matters_is_a_warning() {
+    let found = |abi, errata| {
+        let host = Host::judge(&Observations { landlock: Ok(abi), landlock_errata: errata, ..good() });
+        assert_eq!(host.health(DEFAULT), Health::Healthy);
+        host.requirements.into_iter().find(|r| r.name == "Landlock").unwrap().found
+    };
+    assert_eq!(found(7, Some(0b111)), "ABI 7; errata fixed: 1, 2, 3");
+    assert_eq!(found(7, None), "ABI 7; the kernel does not say which errata are fixed");
+    assert_eq!(
+        found(4, Some(0b1_0000)),
+        "ABI 4; errata fixed: 5; not fixed: 1, limits on TCP ports also deny MPTCP, SMC and SCTP; warning: not fixed: 3, a directory that is \
+         moved out of a mount while it is open may give more rights than were granted"
+    );
+    assert!(found(1, Some(0)).starts_with("ABI 1; errata fixed: none; warning: not fixed: 3, "));
 }
 
 #[test]

@@ -12,13 +12,115 @@ pub(crate) const HANDLED_ABI: i32 = 5;
 /// The rights that the kernel must be able to deny.
 pub(crate) const REQUIRED_ABI: i32 = 1;
 
-/// The first Linux with each ABI, from 1 on.
-const KERNELS: [&str; 10] = ["5.13", "5.19", "6.2", "6.7", "6.10", "6.12", "6.15", "7.0", "7.1", "7.2"];
+/// A version of Landlock: what it added, and what this driver makes of it. `docs/security.md` has the same table; a test compares them.
+#[derive(Debug)]
+pub(crate) struct Version {
+    pub abi: u32,
+    /// The first Linux with it.
+    pub kernel: &'static str,
+    #[cfg_attr(not(test), expect(dead_code, reason = "only the documentation has it"))]
+    adds: &'static str,
+    #[cfg_attr(not(test), expect(dead_code, reason = "only the documentation has it"))]
+    used: &'static str,
+}
+
+const fn version(abi: u32, kernel: &'static str, adds: &'static str, used: &'static str) -> Version {
+    Version { abi, kernel, adds, used }
+}
+
+/// Those that the crate landlock knows. A newer one is treated as the last.
+pub(crate) const VERSIONS: &[Version] = &[
+    version(
+        1,
+        "5.13",
+        "reading, writing, executing, creating and removing files",
+        "yes; the minimum for starting tasks",
+    ),
+    version(2, "5.19", "`REFER`: renaming and linking between directories", "yes, with `c`"),
+    version(3, "6.2", "`TRUNCATE`", "yes, with `w`"),
+    version(4, "6.7", "`BIND_TCP`, `CONNECT_TCP`", "yes, if `network_policy` has `bind` or `connect`"),
+    version(
+        5,
+        "6.10",
+        "`IOCTL_DEV`: ioctl on device files",
+        "yes, with `w`, the default unveils and devices",
+    ),
+    version(
+        6,
+        "6.12",
+        "scopes for abstract unix sockets and for signals",
+        "no: sidecars in one network namespace may talk by abstract sockets; a task has its own PID namespace, and a session, which is a domain beside the task's, must be able to signal it",
+    ),
+    version(
+        7,
+        "6.15",
+        "flags for the audit log",
+        "no: the kernel's default logs nothing of what a task's programs are denied",
+    ),
+    version(
+        8,
+        "7.0",
+        "restricting all threads of a process (`TSYNC`)",
+        "no: the process that becomes the task has one thread",
+    ),
+    version(
+        9,
+        "7.1",
+        "`RESOLVE_UNIX`: connecting to a unix socket by its path",
+        "no: name services and logging would need a rule each; what is not unveiled does not exist in the task's root",
+    ),
+    version(
+        10,
+        "7.2",
+        "`BIND_UDP`, `CONNECT_SEND_UDP`; rules that are not logged",
+        "yes, if `network_policy` has `bind_udp` or `connect_udp`; nothing is logged",
+    ),
+];
 
 /// The first Linux with this ABI.
 pub(crate) fn kernel_of(abi: u32) -> &'static str {
-    let index = usize::try_from(abi).ok().and_then(|abi| abi.checked_sub(1));
-    index.and_then(|index| KERNELS.get(index)).unwrap_or(&"of a later version")
+    let known = VERSIONS.iter().find(|version| version.abi == abi);
+    known.map_or("of a later version", |version| version.kernel)
+}
+
+/// A defect of the kernel, which its answer to `LANDLOCK_CREATE_RULESET_ERRATA` says is fixed.
+#[derive(Debug)]
+pub(crate) struct Erratum {
+    /// From 1: bit `number - 1` of the answer.
+    pub number: u32,
+    /// The first ABI with what the defect is about.
+    pub since: u32,
+    pub what: &'static str,
+    /// Whether a task can gain by it what it was not granted.
+    pub matters: bool,
+}
+
+/// Those that the kernel's documentation lists.
+pub(crate) const ERRATA: &[Erratum] = &[
+    Erratum {
+        number: 1,
+        since: 4,
+        what: "limits on TCP ports also deny MPTCP, SMC and SCTP",
+        matters: false,
+    },
+    Erratum {
+        number: 2,
+        since: 6,
+        what: "scopes for signals deny signals between the threads of a process",
+        matters: false,
+    },
+    Erratum {
+        number: 3,
+        since: 1,
+        what: "a directory that is moved out of a mount while it is open may give more rights than were granted",
+        matters: true,
+    },
+];
+
+impl Erratum {
+    pub(crate) fn is_fixed(&self, errata: u32) -> bool {
+        errata & (1 << (self.number - 1)) != 0
+    }
 }
 
 /// Rights that apply to a file; the kernel refuses the others on it.
@@ -72,6 +174,66 @@ mod tests {
             all | AccessFs::MakeBlock | AccessFs::MakeChar,
             AccessFs::from_all(ABI::from(HANDLED_ABI))
         );
+    }
+
+    const DOCS: &str = include_str!("../../docs/security.md");
+
+    fn table(head: &str) -> Vec<&'static str> {
+        let rows = DOCS.lines().skip_while(|line| *line != head).skip(2);
+        rows.take_while(|line| line.starts_with('|')).collect()
+    }
+
+    #[test]
+    fn the_documentation_has_each_version_and_each_erratum() {
+        let row = |v: &Version| format!("| {} | {} | {} | {} |", v.abi, v.kernel, v.adds, v.used);
+        let rows: Vec<_> = VERSIONS.iter().map(row).collect();
+        assert_eq!(table("| ABI | Linux | adds | used |"), rows, "it has to be\n{}", rows.join("\n"));
+        let row = |e: &Erratum| {
+            let matters = if e.matters { "yes" } else { "no" };
+            format!("| {} | {} | {} | {matters} |", e.number, e.since, e.what)
+        };
+        let rows: Vec<_> = ERRATA.iter().map(row).collect();
+        assert_eq!(
+            table("| erratum | since ABI | defect | matters here |"),
+            rows,
+            "it has to be\n{}",
+            rows.join("\n")
+        );
+    }
+
+    #[test]
+    fn a_newer_abi_is_treated_as_the_newest_that_is_known() {
+        let newest = VERSIONS.last().unwrap().abi;
+        assert!(VERSIONS.iter().map(|version| version.abi).eq(1..=newest));
+        let all = |abi: u32| AccessFs::from_all(ABI::from(abi.cast_signed()));
+        assert_eq!(all(newest + 1), all(newest));
+        assert_ne!(
+            ABI::from(newest.cast_signed()),
+            ABI::from((newest - 1).cast_signed()),
+            "the crate knows it"
+        );
+        assert_eq!(
+            ABI::from((newest + 1).cast_signed()),
+            ABI::from(newest.cast_signed()),
+            "and no newer one"
+        );
+        assert_eq!(kernel_of(newest + 1), "of a later version");
+    }
+
+    #[test]
+    fn errata_are_those_of_the_crate() {
+        use landlock::Erratum as Known;
+        let known = [
+            Known::TcpSocketIdentification,
+            Known::ScopedSignalHandling,
+            Known::DisconnectedDirectoryHandling,
+        ];
+        for (erratum, known) in ERRATA.iter().zip(known) {
+            assert!(erratum.is_fixed(known as u32) && !erratum.is_fixed(!(known as u32)));
+            let of = |abi: u32| BitFlags::<Known>::from(ABI::from(abi.cast_signed())).contains(known);
+            assert!(of(erratum.since) && !of(erratum.since - 1));
+        }
+        assert_eq!(ERRATA.len(), BitFlags::<Known>::from(ABI::V10).len());
     }
 
     #[test]
