@@ -8,6 +8,7 @@ use crate::config::{DriverConfig, PluginConfig};
 use crate::fuzzing::texts;
 use crate::sandbox::capabilities::CapSet;
 use crate::sandbox::device::AskedDevice;
+use crate::sandbox::network::{AllocatedPort, PortName, Right};
 use crate::sandbox::place::NamedBy;
 use crate::sandbox::plan::Plan;
 use crate::sandbox::seccomp::{Filter, Profile};
@@ -18,19 +19,27 @@ const TASK_DIR: &str = "/data/alloc_mounts/1-web";
 /// The hard limits of the plugin itself.
 const MOST: Value = Value(4096);
 
-/// The lines of the input: the agent's options and the job's, as JSON; then volumes and devices, whose fields are separated by tabs.
-pub fn asks(input: &str) {
+/// The lines of the input: the agent's options and the job's, as JSON; then volumes, devices and ports of the allocation, whose
+/// fields are separated by tabs. Whether a plan was made.
+pub fn asks(input: &str) -> bool {
     let mut lines = input.lines();
     let agent = PluginConfig::decode_json(lines.next().unwrap_or_default());
     let job = DriverConfig::decode_json(lines.next().unwrap_or_default());
     let (agent, job) = match (agent, job) {
         (Ok(agent), Ok(job)) => (agent, job),
-        (Err(error), _) | (_, Err(error)) => return assert!(!error.to_string().is_empty()),
+        (Err(error), _) | (_, Err(error)) => {
+            assert!(!error.to_string().is_empty());
+            return false;
+        }
     };
-    let (mut volumes, mut devices) = (Vec::new(), Vec::new());
+    let (mut volumes, mut devices, mut ports) = (Vec::new(), Vec::new(), Vec::new());
     for line in lines {
         let [kind, source, destination, how, label] = texts(line, '\t').map(str::to_owned);
         match kind.as_str() {
+            "port" => {
+                let number = |text: &str| text.parse().unwrap_or(1);
+                ports.push(AllocatedPort { label: source, inside: number(&destination), host: number(&how) });
+            }
             "device" => devices.push(AskedDevice { source, destination, permissions: how }),
             _ => {
                 let read_only = kind == "ro";
@@ -46,13 +55,18 @@ pub fn asks(input: &str) {
     }
     let policy = agent.policy();
     let ask = Ask { volumes: &volumes, devices: &devices, ..job.ask() };
-    match policy.plan(&ask, &User::unknown("nomad-80000", 80_000, 80_000), host()) {
+    match policy.plan(&ask, &User::unknown("nomad-80000", 80_000, 80_000), Host { ports: &ports, ..host() }) {
         Ok(plan) => {
             is_allowed(&policy, &ask, &plan);
+            is_within_ports(&policy, &ports, &plan);
             let stored = serde_json::to_vec(&plan).expect("a plan can be stored");
             assert_eq!(serde_json::from_slice::<Plan>(&stored).expect("and read"), plan);
+            true
         }
-        Err(denied) => is_explained(&denied),
+        Err(denied) => {
+            is_explained(&denied);
+            false
+        }
     }
 }
 
@@ -114,6 +128,29 @@ fn is_allowed(policy: &Policy<'_>, ask: &Ask<'_>, plan: &Plan) {
     is_filtered(policy, plan);
 }
 
+/// What the agent limits stays within its lists, whatever the job says. A limit of UDP has port 0 as well, which the kernel replaces.
+fn is_within_ports(policy: &Policy<'_>, allocated: &[AllocatedPort], plan: &Plan) {
+    let network = &plan.landlock.network;
+    for (right, most) in Right::ALL.into_iter().zip(policy.network.0) {
+        let Some(most) = most else { continue };
+        let is_listed = |port: u16| {
+            let is = |one: &AllocatedPort| one.inside == port || one.host == port;
+            most.iter().any(|name| match name {
+                PortName::Range(low, high) => (*low..=*high).contains(&port),
+                PortName::Label(label) => allocated.iter().any(|one| one.label == *label && is(one)),
+                PortName::Allocated => allocated.iter().any(is),
+            })
+        };
+        match network.limits().find(|(of, _)| *of == right) {
+            Some((_, limit)) => {
+                assert!(limit.iter().all(|port| port == 0 || is_listed(port)), "{right}: {limit}");
+            }
+            // A list of all ports is no limit.
+            None => assert!((1..=u16::MAX).all(is_listed), "{right} has no limit"),
+        }
+    }
+}
+
 /// Absolute and without `..`, so that joining it to a root does not lead out of that.
 fn is_plain(path: &Path) {
     let ordinary = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
@@ -137,5 +174,21 @@ fn is_filtered(policy: &Policy<'_>, plan: &Plan) {
     for (at, instruction) in code.iter().enumerate() {
         let furthest = usize::from(instruction.if_true.max(instruction.if_false));
         assert!(furthest == 0 || at + 1 + furthest < code.len(), "{instruction:?} at {at}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Otherwise the fuzzer begins where no plan is made.
+    #[test]
+    fn the_seeds_are_planned_but_for_those_that_are_refused() {
+        let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/asks"));
+        for file in std::fs::read_dir(directory).unwrap() {
+            let file = file.unwrap();
+            let planned = asks(&std::fs::read_to_string(file.path()).unwrap());
+            assert_eq!(planned, file.file_name() != "refused", "{}", file.file_name().display());
+        }
     }
 }
