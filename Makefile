@@ -128,6 +128,7 @@ lint-code: setup-lint ## Run rustfmt, clippy, cargo-deny, the list of crates; ru
 	$(linter) typos
 	scripts/check_docs.py
 	scripts/check_prose.py
+	scripts/attack_table.py --check
 	$(call say,cargo-deny)
 	$(linter) cargo-deny --locked check bans licenses sources
 	scripts/check_dependencies.py
@@ -182,6 +183,15 @@ test-syscalls: setup-trace build ## Compare the system calls of a task's start w
 	$(call say,system calls of a start)
 	@status=0; scripts/count_syscalls.py $(PLUGIN) || status=$$?; \
 	if [ $$status = 77 ]; then mkdir -p $(OUT); echo 'system calls of a start (not root)' >> $(NOT_CHECKED); else exit $$status; fi
+
+ATTACK_RESULTS := $(OUT)/attacks
+
+.PHONY: attacks
+attacks: setup-vm build pluginhost ## Try the attacks on tasks on all kernels, and write docs/attacks.md
+	rm -rf $(ATTACK_RESULTS)
+	EXEC2_ATTACK_RESULTS=$(ATTACK_RESULTS) nixos-tests/run --kernel 6.1,6.12,sid --nomad pluginhost $(addprefix --jobs ,$(VM_JOBS)) \
+	  --plugin $(PLUGIN) --pluginhost $(PLUGINHOST) attacks
+	scripts/attack_table.py --update $(ATTACK_RESULTS)
 
 # Further plugins for `make bench`, as LABEL=PATH, and options of the program, such as `-tasks 0,100`.
 BENCH_PLUGINS ?=

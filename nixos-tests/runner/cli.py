@@ -220,13 +220,14 @@ class Session:
         needs_host = self.options.nomad != "real" or "pluginhost" in needs
         host = payload.build_pluginhost(self.options.pluginhost) if needs_host else None
         unit_tests = payload.build_unit_tests() if "unit-tests" in needs else None
+        attack = payload.build_attack() if "attack" in needs else None
         for agent in wanted:
             binary = payload.real_nomad() if agent == "nomad" else host
             if binary is None:
                 raise RunnerError("--nomad real needs a nomad; set NOMAD_BIN, or put it on PATH")
             extra = Path(self.options.payload) if self.options.payload else None
             tree, image = scratch / agent, scratch / f"{agent}.erofs"
-            payload.assemble(tree, plugin, binary, host, unit_tests, extra)
+            payload.assemble(tree, plugin, binary, host, unit_tests, attack, extra)
             payload.make_image(self.tools, tree, image)
             shutil.rmtree(tree)
             self.payloads[agent] = image

@@ -21,6 +21,7 @@ GO_BUILD_TIMEOUT_S = 1200
 CARGO_BUILD_TIMEOUT_S = 2400
 
 UNIT_TESTS = "usr/local/libexec/exec2-unit-tests"
+ATTACK = "usr/local/bin/exec2-attack"  # in the default unveils
 
 MACHINE_ID = "0123456789abcdef0123456789abcdef"  # fixed, so that systemd treats no boot as the first
 IMAGE_UUID = "00000000-0000-4000-8000-000000000001"  # any value: nothing uses it
@@ -58,9 +59,18 @@ def build_pluginhost(option: str | None) -> Path:
     source = PROJECT / "tests" / "pluginhost"
     if not (source / "go.mod").exists():
         raise RunnerError(f"{source} does not exist; write --pluginhost PATH, or use real Nomad with --nomad real")
-    result = PROJECT / "target" / "pluginhost"
-    _build("the pluginhost", ["go", "build", "-trimpath", "-o", str(result), "./cmd/pluginhost"], source, {"CGO_ENABLED": "0"}, GO_BUILD_TIMEOUT_S,
-           "--pluginhost PATH, or --nomad real")  # fmt: skip
+    return _go_build("the pluginhost", "pluginhost", "--pluginhost PATH, or --nomad real")
+
+
+def build_attack() -> Path:
+    """The program with the attacks, which is not an option of the command line: it has to fit its scenario."""
+    return _go_build("the attacks", "attack", "other scenarios")
+
+
+def _go_build(what: str, command: str, instead: str) -> Path:
+    result = PROJECT / "target" / command
+    _build(what, ["go", "build", "-trimpath", "-o", str(result), f"./cmd/{command}"], PROJECT / "tests" / "pluginhost", {"CGO_ENABLED": "0"},
+           GO_BUILD_TIMEOUT_S, instead)  # fmt: skip
     return _existing(result, "go build")
 
 
@@ -103,7 +113,7 @@ def _build(what: str, command: list[str], folder: Path, extra: dict[str, str], t
 
 
 def assemble(folder: Path, plugin: Path, agent: Path, pluginhost: Path | None, unit_tests: Path | None,
-             extra: Path | None) -> None:  # fmt: skip
+             attack: Path | None, extra: Path | None) -> None:  # fmt: skip
     """A folder that looks like a root file system."""
     shutil.copytree(HERE / "guest" / "root", folder, symlinks=True)
     units = folder / UNIT_FOLDER
@@ -123,6 +133,8 @@ def assemble(folder: Path, plugin: Path, agent: Path, pluginhost: Path | None, u
         _place(pluginhost, folder / "usr/local/bin/pluginhost")
     if unit_tests:
         _place(unit_tests, folder / UNIT_TESTS)
+    if attack:
+        _place(attack, folder / ATTACK)
     examples = folder / "etc/exec2-examples"
     examples.mkdir(parents=True)
     for job in sorted((PROJECT / "examples").glob("*.nomad.hcl")):

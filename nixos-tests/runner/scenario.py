@@ -17,7 +17,7 @@ CHOICES = {
     "lsm": ("on", "off", "any"),
     "nomad": ("both", "pluginhost", "real", "none"),
     "guests": ("debian", "nixos"),
-    "payload": ("unit-tests", "packages", "pluginhost"),
+    "payload": ("unit-tests", "attack", "packages", "pluginhost"),
 }
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 

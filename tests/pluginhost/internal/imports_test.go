@@ -13,12 +13,12 @@ import (
 // layers are the packages from the bottom to the top: each may import only those
 // of lower layers.
 var layers = []string{
-	"pb internal/ids internal/files internal/hcleval internal/users internal/cgroup internal/logmon internal/api",
+	"pb internal/ids internal/files internal/hcleval internal/users internal/cgroup internal/logmon internal/api internal/attack",
 	"internal/cpu internal/violations internal/schema internal/netns internal/allocdir internal/agentconfig internal/jobspec",
 	"internal/taskenv internal/plugin",
 	"internal/client internal/harness internal/bench internal/testdevice",
 	"internal/cli",
-	"cmd/pluginhost cmd/bench",
+	"cmd/pluginhost cmd/bench cmd/attack",
 }
 
 // helpers are for tests and may be imported by tests only.

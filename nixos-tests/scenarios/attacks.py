@@ -1,0 +1,182 @@
+# /// scenario
+# description = "What a hostile task can try: each attack succeeds on the host, and is refused to tasks as docs/attacks.md says."
+# across = "what each layer of the sandbox covers"
+# nomad = "pluginhost"
+# guests = ["debian"]
+# payload = ["attack"]
+# seconds = 180
+# ///
+# The attacks are in tests/pluginhost/internal/attack. The results are those of nixos-tests/attacks.json, from which
+# scripts/attack_table.py makes docs/attacks.md; with EXEC2_ATTACK_RESULTS=DIR the scenario writes what it found there instead of comparing.
+
+import json
+import os
+from pathlib import Path
+
+import exec2
+from exec2.agent import wait_for_driver
+from exec2.guest import CLEANUP_TIMEOUT_S, kernel, machine, poll, subtest, t, write
+
+wait_for_driver()
+machine.succeed("systemctl stop nomad.service")
+
+FOLDER = "/srv/attacks"
+PROGRAM = "exec2-attack"
+STATE = "/var/lib/pluginhost"
+# A dynamic user, and root.
+USERS = {"user": 80777, "root": 0}
+LAXEST_PLUGIN = [
+    'root = "host"',
+    'allow_caps = ["all"]',
+    'allow_seccomp = ["unconfined"]',
+    "unveil_by_task = true",
+    'denied_host_uids = ""',
+    'denied_host_gids = ""',
+]
+LAXEST_TASK = {"cap_add": ["all"], "seccomp": "unconfined"}
+BOMBS = ("fork", "memory", "fd", "inode", "pipe", "log")
+BOMBS_S = 5
+TABLE = Path(exec2.__file__).resolve().parents[2] / "attacks.json"
+
+
+def plugin(*options):
+    """Starts a plugin with these options, and returns its socket."""
+    machine.succeed("pluginhost task plugin stop")
+    write(f"{FOLDER}/agent.hcl", 'plugin "nomad-driver-exec2" {\nconfig {\n' + "\n".join(options) + "\n}\n}\n")
+    machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
+    return machine.succeed("ls -t /tmp/exec2-*/plugin.sock | head -1").strip()
+
+
+def harness(arguments):
+    return json.loads(machine.succeed(f"pluginhost task {arguments}"))
+
+
+def serve(name, uid, socket, alloc=""):
+    """Makes the targets, and returns the process that does so."""
+    further = f"-socket {alloc}/passing" if alloc else ""
+    targets = f"{alloc or FOLDER}/targets.json"
+    command = f"{PROGRAM} serve -dir {FOLDER}/{name} -uid {uid} -plugin {socket} -data {STATE}/alloc_mounts -targets {targets} {further}"
+    pid = int(machine.succeed(f"rm -f {targets}; setsid {command} > {FOLDER}/{name}.log 2>&1 < /dev/null & echo $!"))
+    poll("the targets are there", lambda: machine.execute(f"grep -q ready {FOLDER}/{name}.log || ! kill -0 {pid}")[0] == 0, CLEANUP_TIMEOUT_S)
+    machine.succeed(f"grep ready {FOLDER}/{name}.log || {{ cat {FOLDER}/{name}.log; false; }}")
+    return pid
+
+
+def end(pid, name):
+    machine.succeed(f"kill -9 {pid}; umount -l {FOLDER}/{name}")
+
+
+def results(text):
+    print(sorted(((each["ms"], each["name"]) for each in json.loads(text)), reverse=True)[:12])
+    return {each["name"]: each["result"] for each in json.loads(text)}
+
+
+def control(name, uid, socket):
+    """The attacks without a sandbox, as the user itself."""
+    pid = serve(name, uid, socket)
+    command = f"{PROGRAM} run -json -targets {FOLDER}/targets.json -inherit {FOLDER}/{name}/writable"
+    found = results(machine.succeed(f"cd {FOLDER}/{name}/open/own && setpriv --reuid {uid} --regid {uid} --clear-groups {command}"))
+    end(pid, name)
+    return found
+
+
+def task(name, uid, config, *args):
+    """A task's file."""
+    path = f"{FOLDER}/{name}.json"
+    user = "root" if uid == 0 else f"nomad-{uid}"
+    write(path, json.dumps({"config": {"command": PROGRAM, "args": list(args), **config}, "user": user, "cpu": 4000, "memory": 512}))
+    return path
+
+
+def finish(path):
+    """The output of a task that has to succeed, and nothing of it is left."""
+    result = harness(f"wait {path}")["result"]
+    text = machine.succeed(f"pluginhost task logs {path}")
+    t.assertEqual(result["exit_code"], 0, text + machine.succeed(f"pluginhost task logs -stderr {path}"))
+    clean(path)
+    return text
+
+
+def clean(path):
+    machine.succeed(f"pluginhost task destroy -force {path} && pluginhost task cleanup {path}")
+
+
+def attack(name, uid, socket, config):
+    """The attacks as a task."""
+    path = task(name, uid, config, "run", "-json")
+    alloc = harness(f"prepare {path}")["alloc_dir"] + "/alloc"
+    pid = serve(name, uid, socket, alloc)
+    harness(f"start {path}")
+    text = finish(path)
+    end(pid, name)
+    return results(text)
+
+
+def attack_in_session(uid, socket):
+    """The attacks as a command in a running task."""
+    path = task("session", uid, {}, "neighbour", "-for", "1h")
+    alloc = harness(f"prepare {path}")["alloc_dir"] + "/alloc"
+    pid = serve("session", uid, socket, alloc)
+    harness(f"start {path}")
+    answer = harness(f"exec -stream {path} -- {PROGRAM} run -json")
+    t.assertEqual(answer["result"]["exit_code"], 0, answer)
+    clean(path)
+    end(pid, "session")
+    return results(answer["stdout"])
+
+
+def expected(column):
+    """What the table says about the kernel of this guest, or about the newest that it knows."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    version = ".".join(map(str, kernel()))
+    version = version if version in table["kernels"] else table["kernels"][-1]
+    cells = {row["name"]: row["results"][column] for row in table["attacks"]}
+    return {name: cell if isinstance(cell, str) else cell[version] for name, cell in cells.items()}
+
+
+def save(folder):
+    version = ".".join(map(str, kernel()))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"kernel": version, "attacks": attacks, "results": found}, indent=1)
+    Path(folder, f"{version}.json").write_text(text, encoding="utf-8")
+
+
+attacks = json.loads(machine.succeed(f"mkdir -p {FOLDER}; {PROGRAM} list -json"))
+found = {}
+
+with subtest("on the host, each attack succeeds as root or as the user"):
+    socket = plugin()
+    for user, uid in USERS.items():
+        found[f"control-{user}"] = control(f"control-{user}", uid, socket)
+
+with subtest("tasks with the default options, and a session"):
+    for user, uid in USERS.items():
+        found[user] = attack(user, uid, socket, {})
+    found["session"] = attack_in_session(USERS["user"], socket)
+
+with subtest("bombs do not harm a neighbour"):
+    beside = task("neighbour", USERS["user"] + 1, {}, "neighbour", "-for", f"{BOMBS_S}s")
+    bombs = [task(f"bomb-{kind}", USERS["user"] + 2 + n, {}, "bomb", kind, "-for", f"{BOMBS_S}s") for n, kind in enumerate(BOMBS)]
+    for path in [beside, *bombs]:
+        harness(f"start {path}")
+    answer = json.loads(finish(beside))
+    print(answer)
+    t.assertGreater(answer["rounds"], 3)
+    for path in bombs:
+        harness(f"stop -timeout 1s {path}")
+        clean(path)
+
+with subtest("tasks with the laxest options"):
+    socket = plugin(*LAXEST_PLUGIN)
+    for user, uid in USERS.items():
+        found[f"{user}-laxest"] = attack(f"{user}-laxest", uid, socket, LAXEST_TASK)
+
+with subtest("docs/attacks.md says the same"):
+    out = os.environ.get("EXEC2_ATTACK_RESULTS")
+    if out:
+        save(out)
+    else:
+        for column, outcome in found.items():
+            wanted = expected(column)
+            differences = {name: f"{value}, not {wanted.get(name)}" for name, value in outcome.items() if value != wanted.get(name)}
+            t.assertEqual(differences, {}, f"{column}; if that is intended, make attacks")
