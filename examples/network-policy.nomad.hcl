@@ -10,14 +10,14 @@
 
 locals {
   server = <<-EOH
-    import http.server, os, socket
-    port = int(os.environ["NOMAD_PORT_http"])
+    import os, socket
     try:
         socket.create_server(("127.0.0.1", 0))
     except PermissionError:
         print("another port: denied", flush=True)
-    handler = http.server.SimpleHTTPRequestHandler
-    http.server.ThreadingHTTPServer(("127.0.0.1", port), handler).serve_forever()
+    server = socket.create_server(("127.0.0.1", int(os.environ["NOMAD_PORT_http"])))
+    while True:
+        server.accept()[0].close()
   EOH
 
   client = <<-EOH
@@ -69,7 +69,7 @@ job "network-policy" {
         data        = local.server
       }
       resources {
-        cpu    = 200
+        cpu    = 500
         memory = 64
       }
     }
@@ -90,7 +90,7 @@ job "network-policy" {
         data        = local.client
       }
       resources {
-        cpu    = 200
+        cpu    = 500
         memory = 64
       }
     }
@@ -121,7 +121,7 @@ job "network-policy" {
         data        = local.server
       }
       resources {
-        cpu    = 200
+        cpu    = 500
         memory = 64
       }
     }
@@ -142,7 +142,7 @@ job "network-policy" {
         data        = local.client
       }
       resources {
-        cpu    = 200
+        cpu    = 500
         memory = 64
       }
     }

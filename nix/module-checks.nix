@@ -109,6 +109,7 @@ let
         memory_swap = 0;
         cpu_hard_limit = true;
         network_policy = { };
+        abstract_sockets = "own";
         allow_root = true;
         denied_host_uids = "65534";
         denied_host_gids = "65534";

@@ -234,6 +234,13 @@ in
                 `ignore`, for what this kernel cannot limit. A job may narrow them.
               '';
             };
+            abstract_sockets = lib.mkOption {
+              type = lib.types.enum [ "own" "host" ];
+              default = "own";
+              description = ''
+                To which abstract unix sockets tasks in the host's network may connect: their `own`, or all of the `host`.
+              '';
+            };
             allow_root = lib.mkOption {
               type = lib.types.bool;
               default = true;

@@ -164,3 +164,51 @@ fn a_limit_that_the_kernel_lacks_is_an_error() {
         "{err}"
     );
 }
+
+/// Connects to an abstract socket, after it has made it if there is a second argument.
+const ABSTRACT: &str = r#"
+import errno, socket, sys
+name = "\0" + sys.argv[1]
+kind = socket.SOCK_DGRAM if name.endswith("-datagram") else socket.SOCK_STREAM
+server = socket.socket(socket.AF_UNIX, kind)
+if len(sys.argv) > 2:
+    server.bind(name)
+    if kind == socket.SOCK_STREAM:
+        server.listen()
+try:
+    client = socket.socket(socket.AF_UNIX, kind)
+    client.connect(name) if kind == socket.SOCK_STREAM else client.sendto(b"x", name)
+    print("ok")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"#;
+
+#[test]
+fn a_task_in_the_hosts_network_connects_to_abstract_sockets_of_its_own_only() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+    if !applies(6) {
+        return;
+    }
+    let name = format!("exec2-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let _listener = UnixListener::bind_addr(&address).unwrap();
+    UnixStream::connect_addr(&address).expect("it is there");
+    let datagram = format!("{name}-datagram");
+    let address = SocketAddr::from_abstract_name(&datagram).unwrap();
+    let _receiver = UnixDatagram::bind_addr(&address).unwrap();
+    UnixDatagram::unbound().unwrap().send_to_addr(b"x", &address).expect("it is there");
+    let of = |options: &[&str], args: &[&str]| {
+        let mut run = Command::new(PLUGIN);
+        run.arg("run").args(options).args(["--", "python3", "-c", ABSTRACT]).args(args).stdin(Stdio::null());
+        let output = run.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    for user in [&[][..], &["--user", "root", "--cap-add", "all"]] {
+        assert_eq!(of(user, &[&name]), "EPERM", "{user:?}");
+        assert_eq!(of(user, &[&datagram]), "EPERM", "{user:?}");
+        assert_eq!(of(user, &[&format!("own-{datagram}"), "make"]), "ok", "{user:?}");
+        assert_eq!(of(user, &[&format!("{name}-own"), "make"]), "ok", "{user:?}");
+    }
+}

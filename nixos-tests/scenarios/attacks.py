@@ -27,6 +27,7 @@ STATE = "/var/lib/pluginhost"
 USERS = {"user": 80777, "root": 0}
 LAXEST_PLUGIN = [
     'root = "host"',
+    'abstract_sockets = "host"',
     'allow_caps = ["all"]',
     'allow_seccomp = ["unconfined"]',
     "unveil_by_task = true",

@@ -68,6 +68,10 @@ plugin "nomad-driver-exec2" {
     # }
     network_policy {}
 
+    # To which abstract unix sockets tasks in the host's network may connect, from
+    # Linux 6.12 on: "own", those that the task has made, or "host", all of the host's.
+    abstract_sockets = "own"
+
     # Whether jobs may have user = "root".
     allow_root = true
 

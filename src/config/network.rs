@@ -5,7 +5,7 @@ use super::row::Form;
 use super::table::{Kind, NULL, options};
 use super::{At, ConfigError, hclspec};
 use crate::quote::quote;
-use crate::sandbox::network::{Lists, PortName, Unsupported};
+use crate::sandbox::network::{AbstractSockets, Lists, PortName, Unsupported};
 
 /// Longest list.
 const NAMES_MAX: usize = 1024;
@@ -96,6 +96,34 @@ impl Kind for PortList {
         let Some(names) = value else { return NULL.to_owned() };
         let names: Vec<_> = names.iter().map(|name| quote(&name.to_string())).collect();
         format!("[{}]", names.join(", "))
+    }
+}
+
+/// `abstract_sockets`.
+pub(super) struct WhoseSockets;
+
+impl Kind for WhoseSockets {
+    type Value = AbstractSockets;
+    const FORM: Form = Form::Attribute(hclspec::STRING);
+    const TAKES: &str = r#"`"own"` or `"host"`"#;
+
+    fn unset(&self) -> Result<AbstractSockets, &'static str> {
+        Ok(AbstractSockets::default())
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<AbstractSockets, ConfigError> {
+        match value.text(at)?.as_str() {
+            "own" => Ok(AbstractSockets::Own),
+            "host" => Ok(AbstractSockets::Host),
+            other => Err(at.bad_value(quote(other), "there is no such choice", r#""own" or "host""#)),
+        }
+    }
+
+    fn show(&self, value: &AbstractSockets) -> String {
+        quote(match value {
+            AbstractSockets::Own => "own",
+            AbstractSockets::Host => "host",
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use super::kinds::{
     Capabilities, Flag, GROUPS_MAX, Idmap, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PIDS_MAX_RANGE,
     PIDS_MAX_WRITE, SeccompProfile, Ulimit, UnveilRules, group,
 };
-use super::network::AgentNetwork;
+use super::network::{AgentNetwork, WhoseSockets};
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
@@ -14,6 +14,7 @@ use crate::host::Wanted;
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapSet, Capability, hcl};
+use crate::sandbox::network::AbstractSockets;
 use crate::sandbox::policy::Policy;
 use crate::sandbox::rlimits::Rlimits;
 use crate::sandbox::seccomp::{Allowed, GroupSet, Profile, UNCONFINED};
@@ -52,6 +53,8 @@ options! {
         pub cpu_hard_limit: bool = Flag { default: true },
         /// [ports](#ports) to which tasks may bind and connect. A job may narrow them
         pub network_policy: Option<AgentNetwork> = Block::<AgentNetwork>::new(),
+        /// to which abstract unix sockets tasks in the host's network may connect: their `"own"`, or those of the `"host"`
+        pub abstract_sockets: AbstractSockets = WhoseSockets,
         /// let jobs have `user = "root"`
         pub allow_root: bool = Flag { default: true },
         /// uids that no task may have: `"65534,100-999"`
@@ -116,6 +119,7 @@ impl PluginConfig {
                 .as_ref()
                 .map(|policy| policy.unsupported)
                 .unwrap_or_default(),
+            abstract_sockets: self.abstract_sockets,
             allow_root: self.allow_root,
             denied_uids: &self.denied_host_uids,
             denied_gids: &self.denied_host_gids,

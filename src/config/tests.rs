@@ -469,6 +469,7 @@ fn schemas_are_those_of_the_documented_options() {
     assert_eq!(
         attributes(&PluginConfig::schema()),
         [
+            row("abstract_sockets", "string", false, Some("\"own\"")),
             row("allow_caps", "list(string)", false, Some("[\"kill\", \"net_bind_service\"]")),
             row("allow_root", "bool", false, Some("true")),
             row("allow_seccomp", "list(string)", false, None),

@@ -49,7 +49,7 @@ pub(crate) const VERSIONS: &[Version] = &[
         6,
         "6.12",
         "scopes for abstract unix sockets and for signals",
-        "no: sidecars in one network namespace may talk by abstract sockets; a task has its own PID namespace, and a session, which is a domain beside the task's, must be able to signal it",
+        "abstract sockets: yes, in the host's network unless `abstract_sockets = \"host\"`, and not in a group's own, where sidecars talk. Signals: no, a task has its own PID namespace, and a session, which is a domain beside the task's, must be able to signal it",
     ),
     version(
         7,

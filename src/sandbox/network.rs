@@ -221,6 +221,16 @@ impl NetworkRules {
     }
 }
 
+/// To which abstract unix sockets a task in the host's network namespace may connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AbstractSockets {
+    /// To those that its own processes have made.
+    #[default]
+    Own,
+    /// To all of the host's.
+    Host,
+}
+
 /// What to do about a limit that the kernel does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Unsupported {

@@ -98,6 +98,8 @@ pub struct Landlock {
     /// What no rule grants is denied.
     pub rules: Vec<Rule>,
     pub network: NetworkRules,
+    /// The task can connect only to abstract unix sockets that its own processes have made.
+    pub own_abstract_sockets: bool,
 }
 
 impl Default for Landlock {
@@ -107,6 +109,7 @@ impl Default for Landlock {
             handled_abi: landlock::HANDLED_ABI,
             rules: Vec::new(),
             network: NetworkRules::default(),
+            own_abstract_sockets: false,
         }
     }
 }

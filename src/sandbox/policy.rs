@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::capabilities::{CapList, CapSet, Capability, hcl};
 use super::defaults::DEFAULTS;
 use super::device::{self, AskedDevice, DeviceError};
-use super::network::{self, AllocatedPort, Lists, NetworkError, NetworkRules, Unsupported};
+use super::network::{self, AbstractSockets, AllocatedPort, Lists, NetworkError, NetworkRules, Unsupported};
 use super::place::{Missing, NamedBy, Place, Rule};
 use super::plan::{Landlock, Namespace, Namespaces, Plan, ProcessLimits, Resources, Root, WorkDir};
 use super::rlimits::{NOFILE, NOFILE_SOFT_MAX, Rlimit, Rlimits, Value};
@@ -54,6 +54,7 @@ pub struct Policy<'a> {
     pub network: Lists<'a>,
     /// What becomes of a limit on ports that the kernel does not know.
     pub network_unsupported: Unsupported,
+    pub abstract_sockets: AbstractSockets,
     pub allow_root: bool,
     pub denied_uids: &'a IdRanges,
     pub denied_gids: &'a IdRanges,
@@ -287,7 +288,13 @@ impl Policy<'_> {
                 false => Root::Host,
             },
             namespaces: Namespaces { own: self.namespaces(), network: host.network.map(Path::to_owned) },
-            landlock: Landlock { rules, network, ..Landlock::default() },
+            landlock: Landlock {
+                rules,
+                network,
+                // In a namespace of the group there are only those of the group.
+                own_abstract_sockets: host.network.is_none() && self.abstract_sockets == AbstractSockets::Own,
+                ..Landlock::default()
+            },
             capabilities,
             rlimits: ProcessLimits { open_files: host.open_files, asked: self.ulimits(ask, &host)? },
             oom_score_adj: ask.oom_score_adj,

@@ -20,6 +20,7 @@ fn policy() -> Policy<'static> {
         cpu_hard_limit: true,
         network: Lists([None; 4]),
         network_unsupported: Unsupported::Error,
+        abstract_sockets: AbstractSockets::Own,
         allow_root: true,
         denied_uids: &NO_IDS,
         denied_gids: &NO_IDS,
@@ -356,6 +357,18 @@ proptest! {
             prop_assert!(set.intersection(list(drop).named).is_empty());
         }
     }
+}
+
+#[test]
+fn abstract_sockets_of_others_are_those_of_the_hosts_network() {
+    let own = |abstract_sockets, network: Option<&str>| {
+        let policy = Policy { abstract_sockets, ..policy() };
+        let host = Host { network: network.map(Path::new), ..host() };
+        policy.plan(&Ask::default(), &user(), host).unwrap().landlock.own_abstract_sockets
+    };
+    assert!(own(AbstractSockets::Own, None));
+    assert!(!own(AbstractSockets::Host, None));
+    assert!(!own(AbstractSockets::Own, Some("/run/netns/1")), "its sidecars are there");
 }
 
 /// The filter of a task with these options of plugin and job.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset,
-    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -138,12 +138,12 @@ fn new_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
     if !ports.is_empty() {
         ruleset = ruleset.handle_access(ports).map_err(failed)?;
     }
-    let mut ruleset = ruleset
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(of_abi(plan.handled_abi))
-        .map_err(failed)?
-        .create()
-        .map_err(failed)?;
+    ruleset = ruleset.set_compatibility(CompatLevel::BestEffort);
+    if plan.own_abstract_sockets {
+        ruleset = ruleset.scope(Scope::AbstractUnixSocket).map_err(failed)?;
+    }
+    let mut ruleset =
+        ruleset.handle_access(of_abi(plan.handled_abi)).map_err(failed)?.create().map_err(failed)?;
     for (right, ports) in plan.network.limits() {
         for port in ports.iter() {
             ruleset = ruleset.add_rule(NetPort::new(port, right.access())).map_err(failed)?;

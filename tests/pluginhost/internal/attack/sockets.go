@@ -25,7 +25,7 @@ func sockets() []Attack {
 		{Name: "stream-socket", Tries: "connect to a stream socket outside", run: func(t *targets) error { return connects(unix.SOCK_STREAM, t.path("stream")) }},
 		{Name: "datagram-socket", Tries: "send to a datagram socket outside", run: func(t *targets) error { return sends(t.path("datagram")) }},
 		{Name: "abstract-stream", Tries: "connect to an abstract socket of the host", run: func(t *targets) error { return connects(unix.SOCK_STREAM, "@"+t.Stream) },
-			ByDesign: "Abstract sockets belong to the network namespace, and this task has the host's. Tasks of a group talk by them."},
+			ByDesign: "Before Linux 6.12 nothing restricts them: they have no permissions, and belong to the network namespace, which is the host's here."},
 		{Name: "abstract-datagram", Tries: "send to an abstract datagram socket of the host", run: func(t *targets) error { return sends("@" + t.Datagram) },
 			ByDesign: "As abstract-stream."},
 		{Name: "plugin-socket", Tries: "connect to the plugin's socket", run: func(t *targets) error { return connects(unix.SOCK_STREAM, t.Plugin) }},
