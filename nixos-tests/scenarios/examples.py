@@ -3,7 +3,7 @@
 # across = "whole jobs: bridge networks, a JDK, limits"
 # packages.debian = ["postgresql"]
 # packages.nix = ["postgresql"]
-# seconds = 192
+# seconds = 260
 # ///
 
 import shlex

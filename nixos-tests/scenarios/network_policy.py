@@ -3,7 +3,7 @@
 # across = "Landlock's rights for ports"
 # nomad = "pluginhost"
 # guests = ["debian"]
-# seconds = 60
+# seconds = 75
 # ///
 # Each way past the limits, on the kernel of the builder, is in tests/run_network.rs.
 
