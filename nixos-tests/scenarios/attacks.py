@@ -4,7 +4,7 @@
 # nomad = "pluginhost"
 # guests = ["debian"]
 # payload = ["attack"]
-# seconds = 180
+# seconds = 120
 # ///
 # The attacks are in tests/pluginhost/internal/attack. The results are those of nixos-tests/attacks.json, from which
 # scripts/attack_table.py makes docs/attacks.md; with EXEC2_ATTACK_RESULTS=DIR the scenario writes what it found there instead of comparing.
@@ -37,6 +37,7 @@ LAXEST_PLUGIN = [
 LAXEST_TASK = {"cap_add": ["all"], "seccomp": "unconfined"}
 BOMBS = ("fork", "memory", "fd", "inode", "pipe", "log")
 BOMBS_S = 5
+SUCCEEDED = "succeeded"
 TABLE = Path(exec2.__file__).resolve().parents[2] / "attacks.json"
 
 
@@ -68,17 +69,16 @@ def end(pid, name):
 
 
 def results(text):
-    print(sorted(((each["ms"], each["name"]) for each in json.loads(text)), reverse=True)[:12])
     return {each["name"]: each["result"] for each in json.loads(text)}
 
 
-def control(name, uid, socket):
-    """The attacks without a sandbox, as the user itself."""
+def control(name, uid, socket, names=()):
+    """The attacks without a sandbox, or those of these names."""
     pid = serve(name, uid, socket)
-    command = f"{PROGRAM} run -json -targets {FOLDER}/targets.json -inherit {FOLDER}/{name}/writable"
-    found = results(machine.succeed(f"cd {FOLDER}/{name}/open/own && setpriv --reuid {uid} --regid {uid} --clear-groups {command}"))
+    command = f"{PROGRAM} run -json -targets {FOLDER}/targets.json -inherit {FOLDER}/{name}/writable {' '.join(names)}"
+    outcome = results(machine.succeed(f"cd {FOLDER}/{name}/open/own && setpriv --reuid {uid} --regid {uid} --clear-groups {command}"))
     end(pid, name)
-    return found
+    return outcome
 
 
 def task(name, uid, config, *args):
@@ -145,10 +145,13 @@ def save(folder):
 attacks = json.loads(machine.succeed(f"mkdir -p {FOLDER}; {PROGRAM} list -json"))
 found = {}
 
-with subtest("on the host, each attack succeeds as root or as the user"):
+with subtest("on the host, each attack succeeds as root, or else as the user"):
     socket = plugin()
-    for user, uid in USERS.items():
-        found[f"control-{user}"] = control(f"control-{user}", uid, socket)
+    found["control"] = control("control-root", USERS["root"], socket)
+    rest = [name for name, value in found["control"].items() if value != SUCCEEDED]
+    if rest:
+        again = control("control-user", USERS["user"], socket, rest)
+        found["control"] |= {name: value for name, value in again.items() if value == SUCCEEDED}
 
 with subtest("tasks with the default options, and a session"):
     for user, uid in USERS.items():
