@@ -100,6 +100,23 @@ let
         unveil_defaults = true;
         unveil_paths = [ ];
         unveil_by_task = false;
+        unveil_allow = [ ];
+        unveil_deny = [
+          "/etc/gshadow"
+          "/etc/gshadow-"
+          "/etc/nomad.d"
+          "/etc/security/opasswd"
+          "/etc/shadow"
+          "/etc/shadow-"
+          "/run/buildkit"
+          "/run/containerd"
+          "/run/crio"
+          "/run/docker.sock"
+          "/run/k3s"
+          "/run/podman"
+          "/run/systemd/private"
+          "/var/backups"
+        ];
         allow_caps = [
           "kill"
           "net_bind_service"
@@ -110,6 +127,10 @@ let
         cpu_hard_limit = true;
         network_policy = { };
         abstract_sockets = "own";
+        cpu_weight_max = 0;
+        cpu_burst = 0;
+        io_weight = 100;
+        io_max = { };
         allow_root = true;
         denied_host_uids = "65534";
         denied_host_gids = "65534";
@@ -117,6 +138,7 @@ let
         volume_idmap = "auto";
         seccomp = "default";
         allow_seccomp = [ ];
+        namespace = { };
         disable_log_collection = false;
       };
     "the plugin's package is the agent's plugin" =

@@ -179,6 +179,31 @@ in
                 within the file permissions of the task's user.
               '';
             };
+            unveil_allow = strings [ "r:/srv" ] ''
+              What jobs may unveil if `unveil_by_task` is false, with these modes or fewer. It is decided on what a path leads to.
+            '';
+            unveil_deny = lib.mkOption {
+              type = lib.types.listOf lib.types.str;
+              default = [
+                "/etc/gshadow"
+                "/etc/gshadow-"
+                "/etc/nomad.d"
+                "/etc/security/opasswd"
+                "/etc/shadow"
+                "/etc/shadow-"
+                "/run/buildkit"
+                "/run/containerd"
+                "/run/crio"
+                "/run/docker.sock"
+                "/run/k3s"
+                "/run/podman"
+                "/run/systemd/private"
+                "/var/backups"
+              ];
+              description = ''
+                What no task may have, by any unveil of it or of a directory above it. `default` in the list stands for the default list.
+              '';
+            };
             allow_caps = lib.mkOption {
               type = lib.types.listOf lib.types.str;
               default = [
@@ -241,6 +266,37 @@ in
                 To which abstract unix sockets tasks in the host's network may connect: their `own`, or all of the `host`.
               '';
             };
+            cpu_weight_max = lib.mkOption {
+              type = lib.types.ints.unsigned;
+              default = 0;
+              description = ''
+                The highest `cpu_weight` that a job may ask for; 0: that of its `cpu`.
+              '';
+            };
+            cpu_burst = lib.mkOption {
+              type = lib.types.ints.unsigned;
+              default = 0;
+              description = ''
+                How much of its CPU quota a task may save for later, percent of the quota of 100 ms. Jobs may ask for less.
+              '';
+            };
+            io_weight = lib.mkOption {
+              type = lib.types.ints.unsigned;
+              default = 100;
+              description = ''
+                The share of a busy disk, 1 to 10000. Jobs may ask for less.
+              '';
+            };
+            io_max = lib.mkOption {
+              type = lib.types.attrsOf lib.types.str;
+              default = { };
+              example = {
+                "/dev/vda" = "rbps=104857600 wiops=1000";
+              };
+              description = ''
+                The most that a task may read and write of a disk. Jobs may ask for less.
+              '';
+            };
             allow_root = lib.mkOption {
               type = lib.types.bool;
               default = true;
@@ -298,6 +354,18 @@ in
             allow_seccomp = strings [ "io_uring" ] ''
               What jobs may ask for: groups of system calls for `seccomp_allow`, and `unconfined` for `seccomp`.
             '';
+            namespace = lib.mkOption {
+              type = lib.types.attrsOf (lib.types.attrsOf lib.types.anything);
+              default = { };
+              example = {
+                build = {
+                  unveil_allow = [ "rx:/opt/toolchains" ];
+                };
+              };
+              description = ''
+                For the jobs of one Nomad namespace, other values of options that are about what jobs may do.
+              '';
+            };
             disable_log_collection = lib.mkOption {
               type = lib.types.bool;
               default = false;

@@ -11,6 +11,7 @@
 
 mod error;
 mod events;
+mod io_max;
 mod kill;
 mod limits;
 mod session;
@@ -24,7 +25,8 @@ pub(crate) use error::CgroupError;
 #[cfg(any(test, fuzzing))]
 pub(crate) use events::flat_keyed;
 pub(crate) use events::{OomCounter, OomCounts, OomWatch};
-pub(crate) use limits::mib_to_bytes;
+pub use io_max::{IoLimits, IoMax};
+pub(crate) use limits::{CPU_WEIGHT_DEFAULT, mib_to_bytes};
 pub use limits::{CpuMax, CpuSet, CpuSetError, Limits, MemoryMax, ResourceRequest};
 pub(crate) use session::{Owner, SessionCgroup};
 pub(crate) use stats::{CpuSampler, CpuUsage, Stats};

@@ -6,11 +6,15 @@
 //! [`plugin`] and [`task`] declare the options, [`kinds`] has the types that options share, [`table`] derives everything else
 //! from a declaration. A new option is one declaration, and rows of the documentation that `tests/packaging.rs` asks for.
 
-#[cfg_attr(not(test), allow(dead_code, reason = "no option is a block of options yet; the tests have some"))]
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "no option is a single block of options yet; the tests have some")
+)]
 mod blocks;
 mod cty;
 mod hclspec;
 mod kinds;
+mod namespace;
 mod network;
 mod plugin;
 mod row;
@@ -21,6 +25,7 @@ mod tests;
 
 use std::fmt;
 
+pub use namespace::NamespaceConfig;
 pub use plugin::{PluginConfig, RootKind};
 pub use row::{Form, Row};
 pub use task::DriverConfig;

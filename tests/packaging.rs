@@ -182,7 +182,13 @@ fn the_example_configuration_sets_every_option_to_its_default() {
         let equals = if matches!(row.form, Form::Entries | Form::Block(_)) { " " } else { " = " };
         format!("{}{equals}{}", row.name, default(row))
     };
-    let mut wanted: Vec<_> = options.iter().map(line).collect();
+    // A block with a label cannot be shown without one: it is in a comment.
+    let (labelled, others): (Vec<_>, Vec<_>) =
+        options.iter().partition(|row| matches!(row.form, Form::Labelled(_)));
+    for row in labelled {
+        assert!(config.contains(&format!("# {} \"", row.name)), "{}", row.name);
+    }
+    let mut wanted: Vec<_> = others.into_iter().map(line).collect();
     set.sort_unstable();
     wanted.sort();
     assert_eq!(set, wanted);
@@ -212,10 +218,14 @@ fn nix_type(row: &Row) -> (String, String) {
         // -1 stands for no limit.
         Form::Attribute("number") if row.summary.contains("-1") => named("lib.types.int", "signed integer"),
         Form::Attribute("number") => named("lib.types.ints.unsigned", "unsigned integer, meaning >=0"),
-        Form::Entries => named("lib.types.attrsOf lib.types.str", "attribute set of string"),
+        Form::Entries | Form::Map => named("lib.types.attrsOf lib.types.str", "attribute set of string"),
         Form::Block(_) => named(
             "lib.types.attrsOf (lib.types.either lib.types.str (lib.types.listOf lib.types.str))",
             "attribute set of (string or list of string)",
+        ),
+        Form::Labelled(_) => named(
+            "lib.types.attrsOf (lib.types.attrsOf lib.types.anything)",
+            "attribute set of attribute set of anything",
         ),
         Form::Attribute("string") => named("lib.types.str", "string"),
         Form::Attribute("list(string)") => named("lib.types.listOf lib.types.str", "list of string"),

@@ -584,3 +584,19 @@ fn the_working_directory_is_in_the_root() {
     assert_eq!(elsewhere.ok(), [""; 0], "nothing is unveiled there, so it is empty");
     pwd(&["--work-dir", &host.at("none")]).refused("No such file");
 }
+
+#[test]
+fn what_root_could_read_of_the_host_in_proc_is_empty() {
+    if host().is_none() {
+        return;
+    }
+    let script =
+        "wc -c < /proc/timer_list; wc -c < /proc/keys; wc -c < /proc/version; echo t > /proc/sysrq-trigger";
+    let seen = run(&["--user", "root"], &["sh", "-c", script]);
+    let sizes: Vec<u32> = seen.out.lines().map(|size| size.trim().parse().unwrap()).collect();
+    assert_eq!(sizes[..2], [0, 0], "{}", seen.err);
+    assert!(sizes[2] > 0 && seen.status != Some(0), "{}", seen.out);
+    // The caller asks for one of them.
+    let seen = run(&["--user", "root", "--unveil", "r:/proc/timer_list"], &["sh", "-c", script]);
+    assert!(seen.out.lines().next().unwrap().trim().parse::<u32>().unwrap() > 0, "{}", seen.err);
+}

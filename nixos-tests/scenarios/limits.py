@@ -1,5 +1,5 @@
 # /// scenario
-# description = "Limits that a job or the operator sets: ulimit, pids_max, memory_swap, cpu_hard_limit; and users that the operator denies."
+# description = "Limits that a job or the operator sets, other ones for a namespace, and users that the operator denies."
 # across = "swap, pids and CPU weights of cgroups"
 # nomad = "both"
 # guests = ["debian"]
@@ -44,9 +44,11 @@ def agent(config):
     run_agent(f"{agent_command()} -config=/run/limits.hcl")
 
 
-def one(name, *command, ulimit=None, user=None, memory=64, **config):
-    """A group with one task. `ulimit` has the lines of that block."""
+def one(name, *command, ulimit=None, io=None, user=None, memory=64, **config):
+    """A group with one task. `ulimit` and `io` have the lines of a block."""
     text = task("t", *command, memory=memory, extra=f"user = {json.dumps(user)}" if user else "", **config)
+    if io:
+        text = text.replace("config {", f"config {{\n io_max = {{ {io} }}\n", 1)
     if ulimit:
         text = text.replace("config {", f"config {{\n ulimit {{\n{ulimit}\n }}\n", 1)
     return group(name, text)
@@ -149,6 +151,53 @@ with subtest("the operator's: limits for all tasks, more for those that ask, and
         "group": f"gid {gid}, which the agent's plugin option denied_host_gids denies",
     }.items():
         t.assertIn(why, found[name][0])
+
+with subtest("weights, bursts, memory.high and disks; and a policy for the job's namespace"):
+    disk = machine.succeed("losetup -n -O NAME -j /var/tmp/swap").strip()
+    number = machine.succeed(f"cat /sys/class/block/{disk.removeprefix('/dev/')}/dev").strip()
+    more = f"for f in cpu.weight cpu.max cpu.max.burst memory.high io.weight io.max; do echo $f; cat {CGROUP}/$f; done"
+    agent(f"""
+      cpu_weight_max = 1
+      cpu_burst      = 10
+      pids_max       = 5
+      io_max         = {{ "{disk}" = "rbps=2097152 wbps=1048576" }}
+      namespace "default" {{
+        cpu_weight_max = 200
+        pids_max       = 77
+      }}
+      namespace "other" {{ pids_max = 9 }}
+    """)
+    asked = {"cpu_weight": 200, "cpu_burst": 5, "memory_high": 32, "io_weight": 50}
+    found = results(
+        "weights",
+        one("plain", "sh", "-c", f"cat {CGROUP}/pids.max; {more}"),
+        one("asked", "sh", "-c", more, io=f'"{disk}" = "rbps=1048576 wbps=2097152 wiops=10"', **asked),
+        one("weight", "true", cpu_weight=201),
+        one("burst", "true", cpu_burst=11),
+        one("share", "true", io_weight=101),
+        one("disk", "true", io='"/dev/null" = "rbps=1"'),
+        one("path", "true", io='"/etc/passwd" = "rbps=1"'),
+    )
+
+    def shown(text):
+        return {name: text.split(f"{name}\n", 1)[1].splitlines()[0] for name in ("cpu.weight", "cpu.max.burst", "memory.high", "io.weight", "io.max")}
+
+    quota = int(found["plain"][0].split("cpu.max\n")[1].split()[0])
+    t.assertEqual(found["plain"][0].split()[0], "77")
+    plain = {"cpu.weight": "58", "cpu.max.burst": str(quota // 100 * 10), "memory.high": "max", "io.weight": "default 100"}
+    t.assertEqual(shown(found["plain"][0]), {**plain, "io.max": f"{number} rbps=2097152 wbps=1048576 riops=max wiops=max"})
+    wanted = {"cpu.weight": "200", "cpu.max.burst": str(quota // 100 * 5), "memory.high": str(32 << 20), "io.weight": "default 50"}
+    t.assertEqual(shown(found["asked"][0]), {**wanted, "io.max": f"{number} rbps=1048576 wbps=1048576 riops=max wiops=10"})
+    for name, why in {
+        "weight": "cpu_weight = 201 is not allowed: the most for this task is 200",
+        "burst": "cpu_burst = 11 is not allowed, because the agent's plugin option cpu_burst is 10",
+        "share": "io_weight = 101 is not allowed, because the agent's plugin option io_weight is 100",
+        "disk": "Block device required",
+        "path": 'task option io_max["/etc/passwd"] "/etc/passwd": it is no disk',
+    }.items():
+        t.assertIn(why, found[name][0])
+        t.assertEqual(found[name][1], None)
+    agent("memory_swap = 256")
 
 with subtest("what the kernel has to reclaim is swapped out, but not from a task that may use no swap"):
     run_job(job("swapping", one("swap", "python3", "-c", HOLD), one("none", "python3", "-c", HOLD, memory_swap=0), kind="service"))

@@ -32,6 +32,14 @@ plugin "nomad-driver-exec2" {
     # permissions of the task's user.
     unveil_by_task = false
 
+    # What jobs may unveil if unveil_by_task is false, with these modes or fewer:
+    # unveil_allow = ["r:/srv", "rwc:/var/lib/jobs"]
+    unveil_allow = []
+
+    # What no task may have, by any unveil of it or of a directory above it. "default"
+    # in the list stands for this list.
+    unveil_deny = ["/etc/gshadow", "/etc/gshadow-", "/etc/nomad.d", "/etc/security/opasswd", "/etc/shadow", "/etc/shadow-", "/run/buildkit", "/run/containerd", "/run/crio", "/run/docker.sock", "/run/k3s", "/run/podman", "/run/systemd/private", "/var/backups"]
+
     # Capabilities that a job may request with cap_add. A task, root included,
     # has only those that it requests. Some of them make a task root on this
     # host: docs/security.md names them. [] allows none.
@@ -72,6 +80,21 @@ plugin "nomad-driver-exec2" {
     # Linux 6.12 on: "own", those that the task has made, or "host", all of the host's.
     abstract_sockets = "own"
 
+    # The highest cpu_weight that a job may ask for; 0: that of its `cpu`.
+    cpu_weight_max = 0
+
+    # How much of its CPU quota a task may save for later, percent of the quota of
+    # 100 ms. A job may ask for less.
+    cpu_burst = 0
+
+    # The share of a busy disk, 1 to 10000, and the most that a task may read and
+    # write of a disk. A job may ask for less.
+    # io_max = {
+    #   "/dev/vda" = "rbps=104857600 wbps=52428800 riops=2000 wiops=1000"
+    # }
+    io_weight = 100
+    io_max = {}
+
     # Whether jobs may have user = "root".
     allow_root = true
 
@@ -97,6 +120,12 @@ plugin "nomad-driver-exec2" {
     # What jobs may ask for: groups for seccomp_allow, for example "io_uring",
     # and "unconfined" for seccomp.
     allow_seccomp = []
+
+    # For the jobs of one Nomad namespace, other values of options that are about
+    # what jobs may do.
+    # namespace "build" {
+    #   unveil_allow = ["rx:/opt/toolchains"]
+    # }
 
     # true: the output of tasks goes to the journal instead of to Nomad's log
     # collector, which is a process for each task. Where there is no journal, it

@@ -11,6 +11,7 @@ use cgroups_rs::memory::{MemController, SetMemory};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::io_max::IoLimits;
 use super::{Cgroup, CgroupError};
 use crate::sys::{IoError, errno_of};
 
@@ -36,14 +37,19 @@ const MEMORY_MAX_UNLIMITED: i64 = -1;
 const CPU_NUMBER_MAX: u32 = u16::MAX as u32;
 
 /// `cpu.weight` that the kernel gives a new cgroup, and the ends of its range (Documentation/admin-guide/cgroup-v2.rst).
-const CPU_WEIGHT_DEFAULT: u64 = 100;
+pub(crate) const CPU_WEIGHT_DEFAULT: u64 = 100;
 const CPU_WEIGHT_MAX: u64 = 10_000;
+/// `io.weight` of a new cgroup.
+const IO_WEIGHT_DEFAULT: u64 = 100;
 
 /// The range of the CPU shares of cgroup v1, 2 to 2^18, which Nomad's MHz are for other drivers. Nomad 2.0 turns them into `cpu.weight` by the curve
 /// of opencontainers/cgroups, on which 1024 shares are the default of 100: the logarithm of the weight is quadratic in that of the shares. With the
 /// same curve, tasks of all drivers compete for the CPUs by their MHz.
 const CPU_SHARES_MIN: u64 = 2;
 const CPU_SHARES_MAX: u64 = 1 << 18;
+
+/// Linux 5.14 has it.
+const CPU_BURST: &str = "cpu.max.burst";
 
 /// The CPUs that a cgroup may use, as a list (Documentation/admin-guide/cgroup-v2.rst).
 const CPUS_EFFECTIVE: &str = "cpuset.cpus.effective";
@@ -175,6 +181,14 @@ pub struct Limits {
     pub cpu_max: Option<CpuMax>,
     /// `cpu.weight`, 1 to 10000: the share of a busy CPU beside the others' weights. `None` is the kernel's 100.
     pub cpu_weight: Option<u64>,
+    /// `cpu.max.burst`, µs: how much of the quota that was not used may be used later.
+    pub cpu_burst_us: u64,
+    /// `memory.high`, bytes: above it the kernel slows the task down and reclaims its memory. `None` is no limit.
+    pub memory_high: Option<u64>,
+    /// `io.weight`, 1 to 10000: the share of a busy disk. `None` is the kernel's 100.
+    pub io_weight: Option<u64>,
+    /// `io.max`.
+    pub io_max: IoLimits,
     /// `memory.swap.max`, bytes; `None` is no limit.
     pub swap_max: Option<u64>,
     /// `pids.max`: processes and threads; `None` is no limit.
@@ -199,6 +213,10 @@ impl Limits {
         memory_low: None,
         cpu_max: None,
         cpu_weight: None,
+        cpu_burst_us: 0,
+        memory_high: None,
+        io_weight: None,
+        io_max: IoLimits::new(),
         swap_max: None,
         pids_max: None,
         cpuset_cpus: None,
@@ -314,6 +332,15 @@ impl Cgroup {
             false,
         )?;
 
+        let high = limits.memory_high.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
+        self.write_limit("memory", "memory.high", &high, limits.memory_high.is_some())?;
+        let io_weight = limits.io_weight.filter(|weight| *weight != IO_WEIGHT_DEFAULT);
+        let weight = format!("default {}", io_weight.unwrap_or(IO_WEIGHT_DEFAULT));
+        self.write_limit("io", "io.weight", &weight, io_weight.is_some())?;
+        self.apply_io_max(&limits.io_max)?;
+
+        // A quota below the burst of an earlier run is EINVAL.
+        self.write_or_skip(CPU_BURST, "0", false)?;
         // The crate writes "max" for a quota that is not positive.
         let (quota, period, value) = match limits.cpu_max {
             Some(m) => (at_most(m.quota_us.max(1), CPU_QUOTA_MAX_US), m.period_us, m.to_string()),
@@ -322,6 +349,9 @@ impl Cgroup {
         self.set("cpu", "cpu.max", &value, limits.cpu_max.is_some(), || {
             cpu.set_cfs_quota_and_period(Some(quota), Some(period))
         })?;
+        if limits.cpu_burst_us > 0 && limits.cpu_max.is_some() {
+            self.write_limit("cpu", CPU_BURST, &limits.cpu_burst_us.to_string(), true)?;
+        }
 
         if let Some(cpus) = &limits.cpuset_cpus {
             let list = cpus.to_string();

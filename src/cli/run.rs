@@ -239,6 +239,8 @@ fn policy<'a>(args: &Args, allow_caps: CapSet, plugin: &'a PluginConfig, ulimit:
         own_root: args.root == RootKind::Private,
         unveil_defaults: !args.no_defaults,
         unveil_by_task: true,
+        unveil_allow: &[],
+        unveil_deny: &[],
         allow_caps,
         ulimit,
         pids_max: 0,

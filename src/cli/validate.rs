@@ -113,8 +113,8 @@ enum Refusal {
     Repeated { key: String },
     #[error("{place} has {}, which Nomad does not accept; write config, and args if needed", quote(key))]
     Key { place: String, key: String },
-    #[error("plugin option {} is unknown; {instead}", quote(option))]
-    Unknown { option: String, instead: String },
+    #[error("plugin option {place}{} is unknown; {}", named(place, option), instead(option, known))]
+    Unknown { place: String, option: String, known: Vec<&'static str> },
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
@@ -290,19 +290,28 @@ fn known(options: &Map<String, Value>) -> Result<(), Refusal> {
     known_in("", options, &PluginConfig::options())
 }
 
-/// `block` names the options before these, each with a dot.
-fn known_in(block: &str, options: &Map<String, Value>, rows: &[Row]) -> Result<(), Refusal> {
+fn known_in(place: &str, options: &Map<String, Value>, rows: &[Row]) -> Result<(), Refusal> {
     for (option, value) in options {
         let Some(row) = rows.iter().find(|row| row.name == option) else {
-            let names: Vec<_> = rows.iter().map(|row| row.name).collect();
-            let (option, instead) = (format!("{block}{option}"), instead(option, &names));
-            return Err(Refusal::Unknown { option, instead });
+            let known = rows.iter().map(|row| row.name).collect();
+            return Err(Refusal::Unknown { place: place.to_owned(), option: option.clone(), known });
         };
-        if let (Form::Block(nested), Value::Object(options)) = (row.form, value) {
-            known_in(&format!("{block}{option}."), options, &nested())?;
+        if let (Form::Block(nested), Some(options)) = (row.form, value.as_object()) {
+            known_in(&format!("{place}{option}."), options, &nested())?;
+        }
+        if let (Form::Labelled(rows), Some(blocks)) = (row.form, value.as_object()) {
+            for (label, block) in blocks {
+                let place = format!("{place}{option}[{}].", quote(label));
+                block.as_object().map_or(Ok(()), |block| known_in(&place, block, &rows()))?;
+            }
         }
     }
     Ok(())
+}
+
+/// In a block, the place is quoted already.
+fn named(place: &str, option: &str) -> String {
+    if place.is_empty() { quote(option) } else { option.to_owned() }
 }
 
 fn instead(option: &str, known: &[&str]) -> String {
@@ -429,12 +438,32 @@ mod tests {
                 "has \"unveil_by_task\", which Nomad does not accept",
             ),
             (json!({"unveil_path": []}), "\"unveil_path\" is unknown; did you mean unveil_paths?"),
-            (json!({"network_policy": {"bnd": []}}), "\"network_policy.bnd\" is unknown; did you mean bind?"),
+            (
+                json!({"network_policy": {"bnd": []}}),
+                "plugin option network_policy.bnd is unknown; did you mean bind?",
+            ),
             (
                 json!({"x": 1}),
-                "write one of root, unveil_defaults, unveil_paths, unveil_by_task, allow_caps, ulimit, pids_max, memory_swap",
+                "write one of root, unveil_defaults, unveil_paths, unveil_by_task, unveil_allow, unveil_deny, allow_caps, ulimit",
             ),
             (agent(json!({PLUGIN: {"config": {"allow_cap": []}}})), "did you mean allow_caps?"),
+            (
+                json!({"namespace": {"prod": {"unveil_path": []}}}),
+                "plugin option namespace[\"prod\"].unveil_path is unknown; did you mean unveil_paths?",
+            ),
+            (
+                json!({"namespace": {"prod": {"root": "host"}}}),
+                "namespace[\"prod\"].root is unknown; write one of unveil_paths, ",
+            ),
+            (
+                json!({"namespace": {"prod": {"pids_max": -1}}}),
+                "namespace[\"prod\"].pids_max -1: it is too small",
+            ),
+            (
+                json!({"namespace": {"prod": true}}),
+                "namespace[\"prod\"] is a boolean; write a block of options",
+            ),
+            (json!({"unveil_deny": ["etc"]}), "unveil_deny[0] \"etc\": it is not an absolute path"),
             (json!({"unveil_by_task": "yes"}), "unveil_by_task is a string; write true or false"),
             (json!({"unveil_paths": ["z:/srv"]}), "unveil_paths[0]"),
             (json!({"unveil_paths": ["r:srv"]}), "unveil_paths[0]"),
@@ -484,12 +513,15 @@ mod tests {
 
     #[test]
     fn the_summary_shows_the_effective_options() {
-        let config = ok(json!({"unveil_paths": ["rx:/opt/bin"], "allow_caps": ["CAP_NET_RAW"]}));
+        let config = ok(json!({
+            "unveil_paths": ["rx:/opt/bin"], "allow_caps": ["CAP_NET_RAW"], "unveil_deny": ["/srv/private"],
+            "namespace": {"prod": {"unveil_by_task": true, "pids_max": 100}},
+        }));
         assert_eq!(
             summary(&config),
             "valid\nroot = \"private\"\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\n\
-             unveil_by_task = false\nallow_caps = [\"net_raw\"]\nulimit = {}\npids_max = 8192\nmemory_swap = 0\ncpu_hard_limit = true\nnetwork_policy = {}\nabstract_sockets = \"own\"\n\
-             allow_root = true\ndenied_host_uids = \"65534\"\ndenied_host_gids = \"65534\"\ndynamic_user_range = \"80000-89999\"\nvolume_idmap = \"auto\"\nseccomp = \"default\"\nallow_seccomp = []\ndisable_log_collection = false\n"
+             unveil_by_task = false\nunveil_allow = []\nunveil_deny = [\"/srv/private\"]\nallow_caps = [\"net_raw\"]\nulimit = {}\npids_max = 8192\nmemory_swap = 0\ncpu_hard_limit = true\nnetwork_policy = {}\nabstract_sockets = \"own\"\ncpu_weight_max = 0\ncpu_burst = 0\nio_weight = 100\nio_max = {}\n\
+             allow_root = true\ndenied_host_uids = \"65534\"\ndenied_host_gids = \"65534\"\ndynamic_user_range = \"80000-89999\"\nvolume_idmap = \"auto\"\nseccomp = \"default\"\nallow_seccomp = []\nnamespace = { \"prod\" = { unveil_by_task = true, pids_max = 100, network_policy = {} } }\ndisable_log_collection = false\n"
         );
     }
 }

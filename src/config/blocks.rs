@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::cty::{Options, Value};
 use super::row::Form;
-use super::table::{Kind, Table};
+use super::table::{Kind, NULL, Table};
 use super::{At, ConfigError};
 use crate::quote::quote;
 
@@ -85,6 +85,68 @@ impl<T: Table> Kind for Block<T> {
                 braces(block.shown().into_iter().map(|(option, value)| (option.to_owned(), value)))
             }
         }
+    }
+}
+
+/// Blocks with the options of `T` by their label, `name "label" { … }`; empty unless set.
+pub(super) struct Labelled<T>(PhantomData<T>);
+
+impl<T> Labelled<T> {
+    pub(super) const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Table> Kind for Labelled<T> {
+    type Value = BTreeMap<String, T>;
+    const FORM: Form = Form::Labelled(T::rows);
+    const TAKES: &str = r#"blocks `"NAME" { … }`"#;
+
+    fn unset(&self) -> Result<Self::Value, &'static str> {
+        Ok(BTreeMap::new())
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Self::Value, ConfigError> {
+        let Value::Map(blocks) = value else { return Err(value.wrong_type(at, "blocks with a name each")) };
+        let block = |(label, value): (String, Value)| {
+            let option = format!("{}[{}]", at.option, quote(&label));
+            match value {
+                Value::Block(values) => {
+                    let read = T::read(&mut Options::new(at.scope, format!("{option}."), values))?;
+                    Ok((label, read))
+                }
+                other => Err(other.wrong_type(&At { scope: at.scope, option }, "a block of options")),
+            }
+        };
+        blocks.into_iter().map(block).collect()
+    }
+
+    fn show(&self, value: &Self::Value) -> String {
+        let set =
+            |block: &T| block.shown().into_iter().filter(|(_, value)| value != NULL).collect::<Vec<_>>();
+        let shown = |block: &T| braces(set(block).into_iter().map(|(name, value)| (name.to_owned(), value)));
+        braces(value.iter().map(|(label, block)| (quote(label), shown(block))))
+    }
+}
+
+/// An option of a block that stands for the one outside of it where it is set.
+pub(super) struct Override<K>(pub(super) K);
+
+impl<K: Kind> Kind for Override<K> {
+    type Value = Option<K::Value>;
+    const FORM: Form = K::FORM;
+    const TAKES: &str = K::TAKES;
+
+    fn unset(&self) -> Result<Self::Value, &'static str> {
+        Ok(None)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Self::Value, ConfigError> {
+        self.0.read(at, value).map(Some)
+    }
+
+    fn show(&self, value: &Self::Value) -> String {
+        value.as_ref().map_or_else(|| NULL.to_owned(), |value| self.0.show(value))
     }
 }
 

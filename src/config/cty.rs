@@ -53,7 +53,7 @@ pub(super) enum Value {
     Text(String),
     /// The elements are never lists or maps.
     List(Vec<Value>),
-    /// Of an option that takes a map. The values are never lists or maps.
+    /// Of an option that takes a map. The values are never lists or maps, but blocks if it is a labelled block.
     Map(BTreeMap<String, Value>),
     /// Of an option that is a block.
     Block(Values),
@@ -221,6 +221,10 @@ impl<'de> Visitor<'de> for OptionsVisitor<'_> {
                     let prefix = &format!("{}{key}.", self.prefix);
                     map.next_value_seed(ValueSeed(Shape::Block { rows: &rows(), prefix }))
                 }
+                Form::Labelled(rows) => {
+                    let prefix = &format!("{}{key}.", self.prefix);
+                    map.next_value_seed(ValueSeed(Shape::Labelled { rows: &rows(), prefix }))
+                }
             }?;
             // There is no way to know which of the two was meant.
             if values.insert(row.name, value).is_some() {
@@ -253,6 +257,11 @@ enum Shape<'a> {
     Map,
     /// A map of these options.
     Block {
+        rows: &'a [Row],
+        prefix: &'a str,
+    },
+    /// A map of such maps.
+    Labelled {
         rows: &'a [Row],
         prefix: &'a str,
     },
@@ -329,7 +338,8 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 Ok(Value::Other("a map"))
             }
-            Shape::Map => entries(map).map(Value::Map),
+            Shape::Map => entries(map, Shape::Scalar).map(Value::Map),
+            Shape::Labelled { rows, prefix } => entries(map, Shape::Block { rows, prefix }).map(Value::Map),
             Shape::Block { rows, prefix } => OptionsVisitor { rows, prefix }.visit_map(map).map(Value::Block),
         }
     }
@@ -342,10 +352,10 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
 }
 
 /// Decodes a map whose keys the author of the config chooses.
-fn entries<'de, A: MapAccess<'de>>(mut map: A) -> Result<BTreeMap<String, Value>, A::Error> {
+fn entries<'de, A: MapAccess<'de>>(mut map: A, of: Shape<'_>) -> Result<BTreeMap<String, Value>, A::Error> {
     let mut entries = BTreeMap::new();
     while let Some(key) = name(&mut map, "an entry")? {
-        let value = map.next_value_seed(ValueSeed(Shape::Scalar))?;
+        let value = map.next_value_seed(ValueSeed(of))?;
         if entries.len() == MAP_ENTRIES_MAX {
             return Err(de::Error::custom(format!("a map has more than {MAP_ENTRIES_MAX} entries")));
         }

@@ -1,7 +1,7 @@
 //! Builders for the schema messages, against which the agent evaluates a `config` block with hcldec.
 
 use crate::proto::hclspec::spec::Block as Node;
-use crate::proto::hclspec::{Attr, Block, BlockAttrs, Default, Literal, Object, Spec};
+use crate::proto::hclspec::{Attr, Block, BlockAttrs, BlockMap, Default, Literal, Object, Spec};
 
 /// An HCL string.
 pub(super) const STRING: &str = "string";
@@ -41,6 +41,16 @@ pub(super) fn entries(name: &str, required: bool) -> Spec {
 pub(super) fn block(name: &str, nested: Spec, required: bool) -> Spec {
     let nested = Some(Box::new(nested));
     spec(Node::BlockValue(Box::new(Block { name: name.to_owned(), required, nested })))
+}
+
+/// `name "label" { … }` with the options of `nested`, once for each label; an empty map if the HCL has no such block.
+pub(super) fn labelled(name: &str, nested: Spec) -> Spec {
+    let nested = Some(Box::new(nested));
+    spec(Node::BlockMap(Box::new(BlockMap {
+        name: name.to_owned(),
+        labels: vec!["name".to_owned()],
+        nested,
+    })))
 }
 
 fn spec(block: Node) -> Spec {

@@ -7,6 +7,7 @@ use super::cty::Value;
 use super::row::Form;
 use super::table::Kind;
 use super::{At, ConfigError, hclspec};
+use crate::cgroup::IoLimits;
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapList, hcl};
 use crate::sandbox::rlimits::{self, Malformed, Rlimits};
@@ -32,6 +33,13 @@ const PIDS_LIMIT: i32 = 4 << 20;
 /// `memory_swap`, MiB. -1 is no limit.
 pub(super) const MEMORY_SWAP_RANGE: RangeInclusive<i32> = -1..=i32::MAX;
 pub(super) const MEMORY_SWAP_WRITE: &str = "a number of MiB, or -1 for no limit";
+
+/// `cpu_weight` and `io_weight`, cgroup v2.
+pub(super) const WEIGHT_RANGE: RangeInclusive<i32> = 1..=10_000;
+pub(super) const WEIGHT_WRITE: &str = "a whole number from 1 to 10000";
+/// `cpu_burst`: more than the quota of a period is refused by the kernel.
+pub(super) const PERCENT_RANGE: RangeInclusive<i32> = 0..=100;
+pub(super) const PERCENT_WRITE: &str = "a whole number from 0 to 100";
 
 /// True or false.
 pub(super) struct Flag {
@@ -170,6 +178,45 @@ impl Kind for Ulimit {
 
     fn show(&self, value: &Rlimits) -> String {
         braces(value.iter().map(|(name, limit)| (name.clone(), quote(&limit.to_string()))))
+    }
+}
+
+/// `io_max`.
+pub(super) struct IoMaxima;
+
+impl Kind for IoMaxima {
+    type Value = IoLimits;
+    const FORM: Form = Form::Map;
+    const TAKES: &str = r#"map `"DISK" = "rbps=N …"`"#;
+
+    fn unset(&self) -> Result<IoLimits, &'static str> {
+        Ok(IoLimits::new())
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<IoLimits, ConfigError> {
+        let limit = |(disk, text): (String, String)| {
+            let at = At { scope: at.scope, option: format!("{}[{}]", at.option, quote(&disk)) };
+            // Which other paths there are is not for a job to find out.
+            let path = std::path::Path::new(&disk);
+            let plain = path.components().all(|part| part != std::path::Component::ParentDir);
+            if !path.starts_with("/dev") || !plain || disk.contains('\0') {
+                return Err(at.bad_value(
+                    quote(&disk),
+                    "it is no disk",
+                    r#"its path below /dev, such as "/dev/vda""#,
+                ));
+            }
+            let limit = text.parse().map_err(|_| {
+                let write = r#"any of rbps, wbps (bytes a second), riops, wiops (a second), such as "rbps=1048576 wiops=100""#;
+                at.bad_value(quote(&text), "it is no limit", write)
+            })?;
+            Ok((disk, limit))
+        };
+        entries(at, value)?.into_iter().map(limit).collect()
+    }
+
+    fn show(&self, value: &IoLimits) -> String {
+        braces(value.iter().map(|(disk, limit)| (quote(disk), quote(&limit.to_string()))))
     }
 }
 

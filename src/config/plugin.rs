@@ -1,15 +1,21 @@
 //! The operator's options: `plugin "nomad-driver-exec2" { config { … } }`.
 
-use super::blocks::Block;
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use super::blocks::{Block, Labelled};
 use super::cty::Value;
 use super::kinds::{
-    Capabilities, Flag, GROUPS_MAX, Idmap, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PIDS_MAX_RANGE,
-    PIDS_MAX_WRITE, SeccompProfile, Ulimit, UnveilRules, group,
+    Capabilities, Flag, GROUPS_MAX, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number,
+    PERCENT_RANGE, PERCENT_WRITE, PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompProfile, Ulimit, UnveilRules,
+    WEIGHT_RANGE, WEIGHT_WRITE, group,
 };
+use super::namespace::NamespaceConfig;
 use super::network::{AgentNetwork, WhoseSockets};
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
+use crate::cgroup::IoLimits;
 use crate::host::Wanted;
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
@@ -41,6 +47,10 @@ options! {
         pub unveil_paths: Vec<Unveil> = UnveilRules,
         /// let jobs unveil paths, and have a `work_dir` outside the alloc
         pub unveil_by_task: bool = Flag { default: false },
+        /// what jobs may unveil if `unveil_by_task` is false, with these modes or fewer
+        pub unveil_allow: Vec<Unveil> = UnveilRules,
+        /// what no task may have, by any unveil of it or of a directory above it; `"default"` stands for the default list
+        pub unveil_deny: Vec<PathBuf> = DeniedPaths,
         /// what jobs may ask for with `cap_add`
         pub allow_caps: CapSet = AllowedCapabilities,
         /// limits of the processes of tasks, getrlimit(2); for those that it names, jobs may ask for no higher hard limit. The others are the agent's own
@@ -55,6 +65,14 @@ options! {
         pub network_policy: Option<AgentNetwork> = Block::<AgentNetwork>::new(),
         /// to which abstract unix sockets tasks in the host's network may connect: their `"own"`, or those of the `"host"`
         pub abstract_sockets: AbstractSockets = WhoseSockets,
+        /// the highest `cpu_weight` that a job may ask for; 0: that of its `cpu`
+        pub cpu_weight_max: i32 = Number { range: 0..=10_000, default: 0, write: "a whole number from 0 to 10000" },
+        /// how much of its CPU quota a task may save for later, percent of 100 ms. Jobs may ask for less
+        pub cpu_burst: i32 = Number { range: PERCENT_RANGE, default: 0, write: PERCENT_WRITE },
+        /// the share of a busy disk. Jobs may ask for less
+        pub io_weight: i32 = Number { range: WEIGHT_RANGE, default: 100, write: WEIGHT_WRITE },
+        /// the most that a task may read and write of a disk; jobs may ask for less
+        pub io_max: IoLimits = IoMaxima,
         /// let jobs have `user = "root"`
         pub allow_root: bool = Flag { default: true },
         /// uids that no task may have: `"65534,100-999"`
@@ -69,6 +87,8 @@ options! {
         pub seccomp: Profile = SeccompProfile,
         /// what jobs may ask for: groups for `seccomp_allow`, and `"unconfined"` for `seccomp`
         pub allow_seccomp: Allowed = AllowedSeccomp,
+        /// for the jobs of one Nomad namespace, other values of options that are about what jobs may do
+        pub namespace: BTreeMap<String, NamespaceConfig> = Labelled::<NamespaceConfig>::new(),
         /// send the output of tasks to the journal, or to files where there is none, instead of to Nomad's log collector
         pub disable_log_collection: bool = Flag { default: false },
     }
@@ -101,13 +121,23 @@ impl PluginConfig {
         table::decode_json(Scope::Plugin, json)
     }
 
-    /// What the operator allows a job.
+    /// What the operator allows a job of this Nomad namespace.
+    pub fn policy_in(&self, namespace: &str) -> Policy<'_> {
+        match self.namespace.get(namespace) {
+            Some(other) => other.over(self.policy()),
+            None => self.policy(),
+        }
+    }
+
+    /// What the operator allows a job of a namespace that has no block of its own.
     pub fn policy(&self) -> Policy<'_> {
         Policy {
             own_root: self.root == RootKind::Private,
             unveil_defaults: self.unveil_defaults,
             unveil_paths: &self.unveil_paths,
             unveil_by_task: self.unveil_by_task,
+            unveil_allow: &self.unveil_allow,
+            unveil_deny: &self.unveil_deny,
             allow_caps: self.allow_caps,
             ulimit: &self.ulimit,
             pids_max: self.pids_max,
@@ -120,6 +150,10 @@ impl PluginConfig {
                 .map(|policy| policy.unsupported)
                 .unwrap_or_default(),
             abstract_sockets: self.abstract_sockets,
+            cpu_weight_max: self.cpu_weight_max,
+            cpu_burst: self.cpu_burst,
+            io_weight: self.io_weight,
+            io_max: &self.io_max,
             allow_root: self.allow_root,
             denied_uids: &self.denied_host_uids,
             denied_gids: &self.denied_host_gids,
@@ -132,7 +166,8 @@ impl PluginConfig {
 
     /// What tasks need of the host.
     pub(crate) fn wanted(&self) -> Wanted {
-        Wanted { root: self.root, seccomp: self.seccomp }
+        let filtered = self.namespace.values().any(|namespace| namespace.seccomp == Some(Profile::Default));
+        Wanted { root: self.root, seccomp: if filtered { Profile::Default } else { self.seccomp } }
     }
 
     /// Whether tasks have roots of their own that show the default unveils.
@@ -148,7 +183,7 @@ impl PluginConfig {
 
 /// `allow_caps`. The default has those of the Go driver's 13 capabilities that neither change nor reach anything of the host:
 /// binding ports below 1024, and signals to the task's own processes of another user (its PID namespace has no others).
-struct AllowedCapabilities;
+pub(super) struct AllowedCapabilities;
 
 impl Kind for AllowedCapabilities {
     type Value = CapSet;
@@ -168,8 +203,87 @@ impl Kind for AllowedCapabilities {
     }
 }
 
+/// `unveil_deny`.
+pub(super) struct DeniedPaths;
+
+/// What [`DENIED`] is called in the list.
+const DEFAULT: &str = "default";
+
+/// Longest `unveil_deny`: each path is looked up at each start of a task that unveils something.
+const DENIED_MAX: usize = 256;
+
+/// Hashes of passwords and their copies, the agent's configuration, and sockets that make their writers root.
+const DENIED: [&str; 14] = [
+    "/etc/gshadow",
+    "/etc/gshadow-",
+    "/etc/nomad.d",
+    "/etc/security/opasswd",
+    "/etc/shadow",
+    "/etc/shadow-",
+    "/run/buildkit",
+    "/run/containerd",
+    "/run/crio",
+    "/run/docker.sock",
+    "/run/k3s",
+    "/run/podman",
+    "/run/systemd/private",
+    "/var/backups",
+];
+
+impl Kind for DeniedPaths {
+    type Value = Vec<PathBuf>;
+    const FORM: Form = Form::Attribute(hclspec::STRINGS);
+    const TAKES: &str = "list of paths";
+
+    fn unset(&self) -> Result<Vec<PathBuf>, &'static str> {
+        Ok(DENIED.map(PathBuf::from).into())
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Vec<PathBuf>, ConfigError> {
+        let texts = value.texts(at)?;
+        at.at_most(texts.len(), DENIED_MAX)?;
+        let mut denied = Vec::new();
+        for (i, text) in texts.iter().enumerate() {
+            match text.as_str() {
+                DEFAULT => denied.extend(DENIED.map(PathBuf::from)),
+                path => denied.push(denied_path(&at.element(i), path)?),
+            }
+        }
+        denied.sort();
+        denied.dedup();
+        Ok(denied)
+    }
+
+    fn show(&self, value: &Vec<PathBuf>) -> String {
+        let paths: Vec<_> = value.iter().map(|path| quote(&path.to_string_lossy())).collect();
+        format!("[{}]", paths.join(", "))
+    }
+}
+
+fn denied_path(at: &At, text: &str) -> Result<PathBuf, ConfigError> {
+    at.without_nul(text, true)?;
+    let bad = |problem, write| Err(at.bad_value(quote(text), problem, write));
+    let path: PathBuf = Path::new(text).components().collect();
+    if !path.is_absolute() {
+        return bad(
+            "it is not an absolute path",
+            r#"a path such as "/srv/private", or "default" for the default list"#,
+        );
+    }
+    if path.components().any(|part| part == Component::ParentDir) {
+        return bad("it has a `..`", "the path itself");
+    }
+    if path.parent().is_none() {
+        return bad("it denies everything", "unveil_by_task = false, and no unveil_allow");
+    }
+    if path.starts_with("/proc") {
+        return bad("a task has a /proc of its own", "paths of the host's file systems");
+    }
+    Ok(path)
+}
+
 /// `allow_seccomp`.
-struct AllowedSeccomp;
+pub(super) struct AllowedSeccomp;
 
 impl Kind for AllowedSeccomp {
     type Value = Allowed;
@@ -236,7 +350,7 @@ impl Kind for RootDirectory {
 }
 
 /// `denied_host_uids` and `denied_host_gids`.
-struct DeniedIds;
+pub(super) struct DeniedIds;
 
 impl Kind for DeniedIds {
     type Value = IdRanges;

@@ -24,4 +24,6 @@ pub enum Form {
     Entries,
     /// `name { … }` with options of its own.
     Block(fn() -> Vec<Row>),
+    /// `name "label" { … }`, once for each label.
+    Labelled(fn() -> Vec<Row>),
 }

@@ -85,6 +85,7 @@ fn spec(scope: Scope, Row { name, form, default, .. }: Row) -> Spec {
         Form::Map => hclspec::attribute(name, hclspec::MAP, required),
         Form::Entries => hclspec::entries(name, required),
         Form::Block(rows) => hclspec::block(name, schema(scope, rows()), required),
+        Form::Labelled(rows) => hclspec::labelled(name, schema(scope, rows())),
     }
 }
 

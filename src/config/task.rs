@@ -6,13 +6,15 @@ use std::path::{Component, Path, PathBuf};
 use super::blocks::Block;
 use super::cty::Value;
 use super::kinds::{
-    Capabilities, Flag, Idmap, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PIDS_MAX_RANGE, PIDS_MAX_WRITE,
-    SeccompGroups, SeccompProfile, Ulimit, UnveilRules,
+    Capabilities, Flag, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PERCENT_RANGE,
+    PERCENT_WRITE, PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompGroups, SeccompProfile, Ulimit, UnveilRules,
+    WEIGHT_RANGE, WEIGHT_WRITE,
 };
 use super::network::TaskNetwork;
 use super::row::{Form, Row};
 use super::table::{self, Kind, Table, options};
 use super::{At, ConfigError, Scope, hclspec};
+use crate::cgroup::IoLimits;
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
 use crate::sandbox::capabilities::CapList;
@@ -70,6 +72,16 @@ options! {
         pub cpu_hard_limit: Option<bool> = FlagOrTheAgents,
         /// [ports](#ports) to which the task may bind and connect, within those that the agent allows
         pub network_policy: Option<TaskNetwork> = Block::<TaskNetwork>::new(),
+        /// the task's share of a busy CPU, instead of that of its `cpu`, up to which it may be, or to the agent's `cpu_weight_max`
+        pub cpu_weight: Option<i32> = TaskWeight,
+        /// how much of its CPU quota the task may save for later, percent of 100 ms; as the agent's option, up to which it may be
+        pub cpu_burst: Option<i32> = OrTheAgents { range: PERCENT_RANGE, write: PERCENT_WRITE },
+        /// MiB above which the kernel slows the task down and reclaims its memory; 0: none
+        pub memory_high: i32 = Number { range: 0..=i32::MAX, default: 0, write: "a number of MiB, or 0 for none" },
+        /// the task's share of a busy disk; as the agent's option, up to which it may be
+        pub io_weight: Option<i32> = OrTheAgents { range: WEIGHT_RANGE, write: WEIGHT_WRITE },
+        /// the most that the task may read and write of a disk: `{ "/dev/vda" = "rbps=1048576 wiops=100" }`; the agent's limits hold as well
+        pub io_max: IoLimits = IoMaxima,
         /// the same as the agent's option, for this task; `"auto"` only if the agent allows it
         pub volume_idmap: Option<VolumeIdmap> = TaskIdmap,
         /// the same as the agent's option, for this task; `"unconfined"` only if the agent allows it
@@ -114,6 +126,11 @@ impl DriverConfig {
             memory_swap: self.memory_swap,
             cpu_hard_limit: self.cpu_hard_limit,
             network: self.network_policy.as_ref().map(TaskNetwork::lists).unwrap_or_default(),
+            cpu_weight: self.cpu_weight,
+            cpu_burst: self.cpu_burst,
+            memory_high: self.memory_high,
+            io_weight: self.io_weight,
+            io_max: &self.io_max,
             volumes: &[],
             devices: &[],
             volume_idmap: self.volume_idmap,
@@ -207,6 +224,27 @@ impl Kind for OrTheAgents {
 
     fn show(&self, value: &Option<i32>) -> String {
         value.map_or_else(the_agents, |number| number.to_string())
+    }
+}
+
+/// `cpu_weight` of a job.
+struct TaskWeight;
+
+impl Kind for TaskWeight {
+    type Value = Option<i32>;
+    const FORM: Form = Number::FORM;
+    const TAKES: &str = Number::TAKES;
+
+    fn unset(&self) -> Result<Option<i32>, &'static str> {
+        Ok(None)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Option<i32>, ConfigError> {
+        value.whole_number(at, &WEIGHT_RANGE, WEIGHT_WRITE).map(Some)
+    }
+
+    fn show(&self, value: &Option<i32>) -> String {
+        value.map_or_else(|| "by cpu".to_owned(), |weight| weight.to_string())
     }
 }
 

@@ -451,6 +451,10 @@ fn attributes(spec: &Spec) -> Vec<(String, String, bool, Option<String>)> {
                 Some(Block::BlockValue(block)) => {
                     ((block.name.clone(), "block".to_owned(), block.required), None)
                 }
+                Some(Block::BlockMap(block)) => {
+                    assert_eq!(block.labels, ["name"]);
+                    ((block.name.clone(), "labelled block".to_owned(), false), None)
+                }
                 _ => (attr(spec), None),
             };
             assert_eq!(*key, name);
@@ -466,6 +470,9 @@ fn schemas_are_those_of_the_documented_options() {
     let row = |name: &str, type_: &str, required, literal: Option<&str>| {
         (name.to_owned(), type_.to_owned(), required, literal.map(str::to_owned))
     };
+    let defaults = PluginConfig::options();
+    let denied = defaults.iter().find(|row| row.name == "unveil_deny").unwrap().default.clone().unwrap();
+    assert!(denied.contains("/etc/shadow"), "{denied}");
     assert_eq!(
         attributes(&PluginConfig::schema()),
         [
@@ -473,19 +480,26 @@ fn schemas_are_those_of_the_documented_options() {
             row("allow_caps", "list(string)", false, Some("[\"kill\", \"net_bind_service\"]")),
             row("allow_root", "bool", false, Some("true")),
             row("allow_seccomp", "list(string)", false, None),
+            row("cpu_burst", "number", false, Some("0")),
             row("cpu_hard_limit", "bool", false, Some("true")),
+            row("cpu_weight_max", "number", false, Some("0")),
             row("denied_host_gids", "string", false, Some("\"65534\"")),
             row("denied_host_uids", "string", false, Some("\"65534\"")),
             row("disable_log_collection", "bool", false, Some("false")),
             row("dynamic_user_range", "string", false, Some("\"80000-89999\"")),
+            row("io_max", "map(string)", false, None),
+            row("io_weight", "number", false, Some("100")),
             row("memory_swap", "number", false, Some("0")),
+            row("namespace", "labelled block", false, None),
             row("network_policy", "block", false, None),
             row("pids_max", "number", false, Some("8192")),
             row("root", "string", false, Some("\"private\"")),
             row("seccomp", "string", false, Some("\"default\"")),
             row("ulimit", "string block", false, None),
+            row("unveil_allow", "list(string)", false, None),
             row("unveil_by_task", "bool", false, Some("false")),
             row("unveil_defaults", "bool", false, Some("true")),
+            row("unveil_deny", "list(string)", false, Some(&denied)),
             row("unveil_paths", "list(string)", false, None),
             row("volume_idmap", "string", false, Some("\"auto\"")),
         ]
@@ -497,7 +511,12 @@ fn schemas_are_those_of_the_documented_options() {
             row("cap_add", "list(string)", false, None),
             row("cap_drop", "list(string)", false, None),
             row("command", "string", true, None),
+            row("cpu_burst", "number", false, None),
             row("cpu_hard_limit", "bool", false, None),
+            row("cpu_weight", "number", false, None),
+            row("io_max", "map(string)", false, None),
+            row("io_weight", "number", false, None),
+            row("memory_high", "number", false, None),
             row("memory_swap", "number", false, None),
             row("network_policy", "block", false, None),
             row("oom_group", "bool", false, None),
@@ -513,6 +532,49 @@ fn schemas_are_those_of_the_documented_options() {
     );
     let bytes = DriverConfig::schema().encode_to_vec();
     assert_eq!(attributes(&Spec::decode(&bytes[..]).unwrap()), attributes(&DriverConfig::schema()));
+}
+
+#[test]
+fn a_namespace_has_its_own_policy() {
+    let config = plugin(json!({
+        "pids_max": 7, "unveil_by_task": true, "allow_root": false,
+        "namespace": {"prod": {"unveil_by_task": false, "unveil_allow": ["r:/srv"], "ulimit": {"nofile": "100"}}, "dev": {}},
+    }))
+    .unwrap();
+    let prod = config.policy_in("prod");
+    assert!(!prod.unveil_by_task && !prod.allow_root);
+    assert_eq!((prod.pids_max, prod.unveil_allow.len(), prod.ulimit.len()), (7, 1, 1));
+    for other in ["dev", "default", "", "prod "] {
+        let policy = config.policy_in(other);
+        assert!(
+            policy.unveil_by_task && policy.unveil_allow.is_empty() && policy.ulimit.is_empty(),
+            "{other}"
+        );
+    }
+    let error = plugin_err(json!({"namespace": {"prod": {"allow_caps": ["net_rwa"]}}}));
+    assert!(error.starts_with("plugin option namespace[\"prod\"].allow_caps[0] \"net_rwa\""), "{error}");
+    assert!(
+        plugin_err(json!({"namespace": ["prod"]}))
+            .starts_with("plugin option namespace is a list; write blocks")
+    );
+}
+
+#[test]
+fn default_stands_for_the_default_list_of_denied_paths() {
+    let denied = |list: serde_json::Value| plugin(json!({"unveil_deny": list})).unwrap().unveil_deny;
+    let default = PluginConfig::default().unveil_deny;
+    assert_eq!(denied(json!(["default"])), default);
+    assert_eq!(denied(json!(["/srv//private/", "default"])).len(), default.len() + 1);
+    assert!(denied(json!(["/srv//private/"])).contains(&"/srv/private".into()));
+    assert!(denied(json!([])).is_empty());
+    for (path, problem) in [
+        ("/", "everything"),
+        ("/proc/kcore", "of its own"),
+        ("/a/../b", "`..`"),
+        ("Default", "not an absolute path"),
+    ] {
+        assert!(plugin_err(json!({"unveil_deny": [path]})).contains(problem), "{path}");
+    }
 }
 
 /// Schemas and messages that operators and jobs rely on: `config TAB form TAB input [TAB outcome]`.

@@ -31,7 +31,7 @@ pub(super) fn task_spec(
     settings: &Settings,
 ) -> Result<TaskSpec, RpcError> {
     let config = DriverConfig::decode(&task.msgpack_driver_config)?;
-    let policy = settings.plugin.policy();
+    let policy = settings.plugin.policy_in(&task.namespace);
     let alloc_dir = Path::new(&task.alloc_dir);
     let root = dirs::root(&task.env, alloc_dir, &task.name, policy.own_root)?;
     let name = user_name(task, &root, &policy);

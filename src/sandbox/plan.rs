@@ -12,6 +12,7 @@ use super::network::NetworkRules;
 use super::place::{NamedBy, Place, Rule};
 use super::rlimits;
 use super::seccomp;
+use super::unveil::Unveil;
 use super::volume::Volume;
 use crate::cgroup::Limits;
 
@@ -100,6 +101,11 @@ pub struct Landlock {
     pub network: NetworkRules,
     /// The task can connect only to abstract unix sockets that its own processes have made.
     pub own_abstract_sockets: bool,
+    /// What neither the agent nor a job can unveil.
+    #[serde(with = "crate::os_path::list")]
+    pub denied: Vec<PathBuf>,
+    /// What the job's rules may grant; none: whatever is not denied.
+    pub allowed: Option<Vec<Unveil>>,
 }
 
 impl Default for Landlock {
@@ -110,6 +116,8 @@ impl Default for Landlock {
             rules: Vec::new(),
             network: NetworkRules::default(),
             own_abstract_sockets: false,
+            denied: Vec::new(),
+            allowed: None,
         }
     }
 }

@@ -17,7 +17,7 @@ use super::rlimits::{NOFILE, NOFILE_SOFT_MAX, Rlimit, Rlimits, Value};
 use super::seccomp::{Allowed, Filter, GroupSet, Profile};
 use super::unveil::{Access, Unveil};
 use super::volume::{AskedVolume, Surroundings, Volume, VolumeError, VolumeIdmap};
-use crate::cgroup::{Limits, mib_to_bytes};
+use crate::cgroup::{CPU_WEIGHT_DEFAULT, IoLimits, Limits, mib_to_bytes};
 use crate::quote::quote;
 use crate::users::{self, DynamicRange, ID_MAX, IdRanges, User};
 
@@ -41,6 +41,10 @@ pub struct Policy<'a> {
     pub unveil_paths: &'a [Unveil],
     /// Whether jobs may unveil paths and start outside the task's own directories.
     pub unveil_by_task: bool,
+    /// What they may unveil if not.
+    pub unveil_allow: &'a [Unveil],
+    /// What no task may have.
+    pub unveil_deny: &'a [PathBuf],
     pub allow_caps: CapSet,
     /// Limits of every task's processes. A job may ask for others, up to these hard limits.
     pub ulimit: &'a Rlimits,
@@ -55,6 +59,13 @@ pub struct Policy<'a> {
     /// What becomes of a limit on ports that the kernel does not know.
     pub network_unsupported: Unsupported,
     pub abstract_sockets: AbstractSockets,
+    /// The highest weight that a job may ask for; 0: that of its `cpu`.
+    pub cpu_weight_max: i32,
+    /// Percent of the quota.
+    pub cpu_burst: i32,
+    pub io_weight: i32,
+    /// Limits of every task. A job may ask for lower ones, and for some of other disks.
+    pub io_max: &'a IoLimits,
     pub allow_root: bool,
     pub denied_uids: &'a IdRanges,
     pub denied_gids: &'a IdRanges,
@@ -80,6 +91,13 @@ pub struct Ask<'a> {
     pub memory_swap: Option<i32>,
     pub cpu_hard_limit: Option<bool>,
     pub network: Lists<'a>,
+    /// None: that of its `cpu`.
+    pub cpu_weight: Option<i32>,
+    pub cpu_burst: Option<i32>,
+    /// MiB; 0 is no limit.
+    pub memory_high: i32,
+    pub io_weight: Option<i32>,
+    pub io_max: &'a IoLimits,
     pub volumes: &'a [AskedVolume],
     pub devices: &'a [AskedDevice],
     /// None: as the agent says.
@@ -91,6 +109,7 @@ pub struct Ask<'a> {
 
 /// No limits.
 static NO_LIMITS: Rlimits = Rlimits::new();
+static NO_IO_LIMITS: IoLimits = IoLimits::new();
 
 impl Default for Ask<'_> {
     fn default() -> Self {
@@ -105,6 +124,11 @@ impl Default for Ask<'_> {
             memory_swap: None,
             cpu_hard_limit: None,
             network: Lists([None; 4]),
+            cpu_weight: None,
+            cpu_burst: None,
+            memory_high: 0,
+            io_weight: None,
+            io_max: &NO_IO_LIMITS,
             volumes: &[],
             devices: &[],
             seccomp: None,
@@ -119,6 +143,8 @@ impl Default for Ask<'_> {
 pub(crate) struct Host<'a> {
     /// The task's own directory: `alloc_mounts/<alloc>-<task>` with `alloc`, `local`, `secrets` and `tmp` in it.
     pub task_dir: &'a Path,
+    /// Nomad's directory of the allocation, and where this driver keeps its records; none: Nomad has made no directory.
+    pub kept: Option<(&'a Path, &'a Path)>,
     /// None: the task has no cgroup.
     pub cgroup: Option<&'a Path>,
     pub limits: Limits,
@@ -154,7 +180,7 @@ pub(crate) enum NetworkMode {
 pub enum Denied {
     #[error(
         "the task sets unveil, which the agent's plugin option unveil_by_task does not allow; remove unveil from the task, \
-         or set unveil_by_task = true in the agent's plugin \"nomad-driver-exec2\" block"
+         or set unveil_by_task = true or unveil_allow in the agent's plugin \"nomad-driver-exec2\" block"
     )]
     UnveilByTask,
     #[error(
@@ -221,6 +247,16 @@ pub enum Denied {
          the agent's plugin \"nomad-driver-exec2\" block"
     )]
     CpuHardLimit,
+    #[error(
+        "cpu_weight = {asked} is not allowed: the most for this task is {most}, by its cpu or by the agent's plugin option cpu_weight_max; write a lower one, or \
+         raise that option in the agent's plugin \"nomad-driver-exec2\" block"
+    )]
+    CpuWeight { asked: u64, most: u64 },
+    #[error(
+        "{option} = {asked} is not allowed, because the agent's plugin option {option} is {most}; write a number up to that, or raise it in the agent's plugin \
+         \"nomad-driver-exec2\" block"
+    )]
+    AboveTheAgents { option: &'static str, asked: i32, most: i32 },
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
@@ -267,7 +303,7 @@ impl Denied {
 impl Policy<'_> {
     /// Judges what the job asks for.
     pub(crate) fn plan(&self, ask: &Ask<'_>, user: &User, host: Host<'_>) -> Result<Plan, Denied> {
-        if !ask.unveil.is_empty() && !self.unveil_by_task {
+        if !ask.unveil.is_empty() && !self.unveil_by_task && self.unveil_allow.is_empty() {
             return Err(Denied::UnveilByTask);
         }
         no_reserved_id(user)?;
@@ -293,6 +329,8 @@ impl Policy<'_> {
                 network,
                 // In a namespace of the group there are only those of the group.
                 own_abstract_sockets: host.network.is_none() && self.abstract_sockets == AbstractSockets::Own,
+                denied: self.denied_paths(&host),
+                allowed: (!self.unveil_by_task).then(|| self.unveil_allow.to_vec()),
                 ..Landlock::default()
             },
             capabilities,
@@ -383,12 +421,39 @@ impl Policy<'_> {
             (true, Some(false)) => return Err(Denied::CpuHardLimit),
             (agent, task) => task.unwrap_or(agent),
         };
+        let cpu_max = planned.cpu_max.filter(|_| hard);
+        let burst = up_to("cpu_burst", self.cpu_burst, ask.cpu_burst)?;
+        let io_weight = up_to("io_weight", self.io_weight, ask.io_weight)?;
         Ok(Limits {
+            cpu_weight: self.cpu_weight(ask, planned.cpu_weight)?,
+            cpu_burst_us: cpu_max.map_or(0, |max| max.quota_us / 100 * u64::try_from(burst).unwrap_or(0)),
+            memory_high: mib_to_bytes(ask.memory_high.into()),
+            io_weight: u64::try_from(io_weight).ok(),
+            io_max: self.io_max(ask),
             pids_max: u64::try_from(pids).ok().filter(|pids| *pids > 0),
             swap_max: (swap >= 0).then(|| mib_to_bytes(swap.into()).unwrap_or(0)),
-            cpu_max: planned.cpu_max.filter(|_| hard),
+            cpu_max,
             ..planned
         })
+    }
+
+    /// A job may ask for less than the weight of its `cpu`, and for more if the agent's option is higher.
+    fn cpu_weight(&self, ask: &Ask<'_>, planned: Option<u64>) -> Result<Option<u64>, Denied> {
+        let Some(asked) = ask.cpu_weight.and_then(|weight| u64::try_from(weight).ok()) else {
+            return Ok(planned);
+        };
+        let own = planned.unwrap_or(CPU_WEIGHT_DEFAULT);
+        let most = u64::try_from(self.cpu_weight_max).map_or(own, |most| most.max(own));
+        if asked > most { Err(Denied::CpuWeight { asked, most }) } else { Ok(Some(asked)) }
+    }
+
+    fn io_max(&self, ask: &Ask<'_>) -> IoLimits {
+        let mut limits = self.io_max.clone();
+        for (disk, limit) in ask.io_max {
+            let found = limits.entry(disk.clone()).or_default();
+            *found = found.lower(*limit);
+        }
+        limits
     }
 
     fn volumes(&self, ask: &Ask<'_>, user: &User, task_dir: &Path) -> Result<Vec<Volume>, Denied> {
@@ -444,7 +509,8 @@ impl Policy<'_> {
     fn work_dir(&self, ask: &Ask<'_>, task_dir: &Path, volumes: &[Volume]) -> Result<WorkDir, Denied> {
         let path = task_dir.join(ask.work_dir.unwrap_or(Path::new("local")));
         let in_volume = volumes.iter().any(|volume| path.starts_with(&volume.path));
-        if !in_volume && !path.starts_with(task_dir) && !self.unveil_by_task {
+        let allowed = self.unveil_allow.iter().any(|unveil| path.starts_with(&unveil.path));
+        if !in_volume && !allowed && !path.starts_with(task_dir) && !self.unveil_by_task {
             return Err(Denied::WorkDir(path));
         }
         Ok(WorkDir {
@@ -501,6 +567,19 @@ impl Policy<'_> {
         own
     }
 
+    /// What no rule may grant: the agent's list, what Nomad keeps of other tasks and of itself, and the driver's records. Those of Nomad's directories
+    /// are found from the allocation's, with Nomad's names for the others: the agent does not tell a driver its data_dir.
+    fn denied_paths(&self, host: &Host<'_>) -> Vec<PathBuf> {
+        let mut denied = self.unveil_deny.to_vec();
+        let Some((alloc_dir, records)) = host.kept else { return denied };
+        let Some(allocs) = alloc_dir.parent() else { return denied };
+        denied.extend([records, allocs].map(Path::to_owned));
+        denied.extend(host.task_dir.parent().map(Path::to_owned));
+        denied.extend(allocs.parent().into_iter().flat_map(|data| OF_NOMAD.map(|name| data.join(name))));
+        denied.retain(|path| path.parent().is_some());
+        denied
+    }
+
     /// Whether another rule grants this access to the whole of /proc.
     fn grants_proc(&self, ask: &Ask<'_>, access: Access) -> bool {
         let proc = Path::new("/proc");
@@ -512,6 +591,9 @@ impl Policy<'_> {
         granted.contains(access)
     }
 }
+
+/// What the agent keeps in its data_dir, beside the directories of allocations.
+const OF_NOMAD: [&str; 2] = ["client", "server"];
 
 /// Links to the directory of whichever process looks, proc(5).
 const PROC_SELF: [&str; 2] = ["/proc/self", "/proc/thread-self"];
@@ -536,6 +618,14 @@ fn default_rules(host: &Host<'_>, writable: &[&Path]) -> Vec<Rule> {
         default.paths().into_iter().map(move |path| rule(default.mode, place(&path), Missing::Skip))
     }));
     rules
+}
+
+/// What a job asks for, which may be up to the agent's value.
+fn up_to(option: &'static str, most: i32, asked: Option<i32>) -> Result<i32, Denied> {
+    match asked {
+        Some(asked) if asked > most => Err(Denied::AboveTheAgents { option, asked, most }),
+        asked => Ok(asked.unwrap_or(most)),
+    }
 }
 
 /// The kernel takes no hard limit of open files above fs.nr_open.

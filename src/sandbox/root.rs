@@ -32,6 +32,21 @@ pub(crate) const DEVICE_NODES: &str = "/.task/devices";
 /// An empty directory.
 pub(crate) const EMPTY: &str = "/.task/empty";
 
+/// An empty file.
+pub(crate) const EMPTY_FILE: &str = "/.task/nothing";
+
+/// What of /proc is about the whole host, and can be read or written by root without capabilities, or by somebody with some: as OCI runtimes mask it.
+/// An ordinary user has no permission for these, so the mounts are made only for others.
+const MASKED_FILES: [&str; 6] = [
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+];
+const MASKED_DIRECTORIES: [&str; 2] = ["/proc/acpi", "/proc/scsi"];
+
 /// Where systemd-resolved can be asked by unix sockets.
 const RESOLVED: &str = "/run/systemd/resolve";
 
@@ -94,6 +109,8 @@ pub(crate) enum Source {
     MessageQueues,
     /// An empty directory.
     Empty,
+    /// An empty file.
+    EmptyFile,
 }
 
 /// A mount, attached after all that are listed before it.
@@ -169,6 +186,8 @@ pub(crate) struct Request<'a> {
     pub names: &'a [&'a str],
     /// Whether it has a network namespace.
     pub in_namespace: bool,
+    /// Whether the task's user may do more in /proc than other users.
+    pub privileged: bool,
     /// Where the task starts. If nothing is unveiled there, it starts in an empty directory.
     pub work_dir: &'a Path,
 }
@@ -213,6 +232,7 @@ impl Request<'_> {
         candidates.extend(self.volumes.iter().enumerate().map(volume));
         candidates.extend(self.devices());
         candidates.extend(self.in_proc.iter().map(in_proc));
+        candidates.extend(self.masks(&mut assembly));
         assembly.add_directory(self.work_dir);
         if let Some(layout) = self.layout {
             self.add_template(layout, &mut candidates, &mut assembly);
@@ -371,6 +391,28 @@ impl Request<'_> {
         let mut all: Vec<_> = self.devices.iter().enumerate().map(node).collect();
         all.push(nodes);
         all
+    }
+
+    /// What hides parts of /proc, unless they were unveiled themselves.
+    fn masks(&self, assembly: &mut Assembly) -> Vec<Candidate> {
+        if !self.privileged {
+            return Vec::new();
+        }
+        let files = MASKED_FILES.map(|path| (path, false));
+        let all = files.into_iter().chain(MASKED_DIRECTORIES.map(|path| (path, true)));
+        let asked = |path: &str| self.in_proc.iter().any(|found| found.path == Path::new(path));
+        let masks: Vec<_> = all.filter(|(path, _)| !asked(path)).collect();
+        assembly.add_directory(Path::new(EMPTY));
+        assembly.files.insert(EMPTY_FILE.into());
+        let mask = |(path, directory): (&str, bool)| Candidate {
+            path: path.into(),
+            source: if directory { Source::Empty } else { Source::EmptyFile },
+            refuse: KERNEL_READ_ONLY,
+            access: None,
+            kind: Kind::Cover,
+            directory,
+        };
+        masks.into_iter().map(mask).collect()
     }
 
     fn is_in_volume(&self, path: &Path) -> bool {

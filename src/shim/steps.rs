@@ -12,6 +12,7 @@ mod record;
 mod root;
 mod seccomp;
 mod session;
+mod unveil_policy;
 mod user;
 mod work_dir;
 

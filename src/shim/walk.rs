@@ -53,7 +53,7 @@ impl From<Errno> for WalkError {
 }
 
 /// A directory, wherever it is mounted: device and inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct DirId(u64, u64);
 
 impl DirId {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup::Limits;
+use crate::record::run_dir::RUN_DIR;
 use crate::record::spec::StoredSpec;
 use crate::sandbox::capabilities::{CapSet, own};
 use crate::sandbox::names::Names;
@@ -94,6 +95,10 @@ impl TaskSpec {
     pub fn new(request: Request<'_>, policy: &Policy<'_>) -> Result<Self, SpecError> {
         let host = Host {
             task_dir: request.root,
+            kept: match &request.dirs {
+                TaskDirs::Nomad { alloc_dir, .. } => Some((alloc_dir, Path::new(RUN_DIR))),
+                TaskDirs::Scratch => None,
+            },
             cgroup: request.cgroup,
             limits: request.limits,
             network: request.network,

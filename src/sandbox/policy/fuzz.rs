@@ -73,6 +73,7 @@ pub fn asks(input: &str) -> bool {
 fn host() -> Host<'static> {
     Host {
         task_dir: Path::new(TASK_DIR),
+        kept: None,
         cgroup: None,
         limits: Limits::UNLIMITED,
         network: None,

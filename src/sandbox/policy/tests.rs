@@ -13,6 +13,8 @@ fn policy() -> Policy<'static> {
         unveil_defaults: true,
         unveil_paths: &[],
         unveil_by_task: true,
+        unveil_allow: &[],
+        unveil_deny: &[],
         allow_caps: CapSet::EMPTY,
         ulimit: &NO_LIMITS,
         pids_max: 0,
@@ -21,6 +23,10 @@ fn policy() -> Policy<'static> {
         network: Lists([None; 4]),
         network_unsupported: Unsupported::Error,
         abstract_sockets: AbstractSockets::Own,
+        cpu_weight_max: 0,
+        cpu_burst: 0,
+        io_weight: 100,
+        io_max: &NO_IO_LIMITS,
         allow_root: true,
         denied_uids: &NO_IDS,
         denied_gids: &NO_IDS,
@@ -34,6 +40,7 @@ fn policy() -> Policy<'static> {
 fn host() -> Host<'static> {
     Host {
         task_dir: Path::new(TASK_DIR),
+        kept: None,
         cgroup: Some(Path::new(CGROUP)),
         limits: Limits::UNLIMITED,
         network: None,
@@ -340,6 +347,7 @@ fn the_plan_has_what_the_host_provides() {
     let own = [Namespace::Pid, Namespace::Mount, Namespace::Ipc, Namespace::Uts].into();
     assert_eq!(plan.namespaces, Namespaces { own, network: network.map(Path::to_owned) });
     assert_eq!(plan.root, Root::Host);
+    let limits = Limits { io_weight: Some(100), ..limits };
     assert_eq!(plan.resources, Resources { cgroup: Some(CGROUP.into()), limits });
     assert_eq!((plan.rlimits.open_files, plan.oom_score_adj), (Some(1024), 500));
     assert_eq!((plan.landlock.required_abi, plan.landlock.handled_abi), (1, 5));
@@ -507,6 +515,53 @@ fn processes_swap_and_cpu_are_limited_as_the_agent_says_or_further() {
 }
 
 #[test]
+fn weights_bursts_and_disks_are_as_the_agent_says_or_lower() {
+    let cpu_max = Some(crate::cgroup::CpuMax { quota_us: 50_000, period_us: 100_000 });
+    let planned = |policy: Policy<'_>, ask: Ask<'_>| {
+        let limits = Limits { cpu_max, cpu_weight: Some(58), ..Limits::UNLIMITED };
+        policy.plan(&ask, &user(), Host { limits, ..host() }).map(|plan| plan.resources.limits)
+    };
+    let weight = |most, asked| {
+        let ask = Ask { cpu_weight: asked, ..Ask::default() };
+        planned(Policy { cpu_weight_max: most, ..policy() }, ask).map(|limits| limits.cpu_weight)
+    };
+    assert_eq!(weight(0, None), Ok(Some(58)));
+    assert_eq!(weight(0, Some(58)), Ok(Some(58)));
+    assert_eq!(weight(0, Some(59)), Err(Denied::CpuWeight { asked: 59, most: 58 }));
+    assert_eq!(weight(200, None), Ok(Some(58)));
+    assert_eq!(weight(200, Some(200)), Ok(Some(200)));
+    assert_eq!(weight(200, Some(201)), Err(Denied::CpuWeight { asked: 201, most: 200 }));
+    assert_eq!(weight(7, Some(58)), Ok(Some(58)), "that of its cpu");
+
+    let burst = |most, asked, hard| {
+        let ask = Ask { cpu_burst: asked, ..Ask::default() };
+        let policy = Policy { cpu_burst: most, cpu_hard_limit: hard, ..policy() };
+        planned(policy, ask).map(|limits| limits.cpu_burst_us)
+    };
+    assert_eq!(burst(50, None, true), Ok(25_000));
+    assert_eq!(burst(50, Some(10), true), Ok(5_000));
+    assert_eq!(burst(50, None, false), Ok(0), "without a quota");
+    let above = |option, asked, most| Denied::AboveTheAgents { option, asked, most };
+    assert_eq!(burst(50, Some(51), true), Err(above("cpu_burst", 51, 50)));
+
+    let io =
+        |asked| planned(policy(), Ask { io_weight: asked, ..Ask::default() }).map(|limits| limits.io_weight);
+    assert_eq!(io(None), Ok(Some(100)));
+    assert_eq!(io(Some(1)), Ok(Some(1)));
+    assert_eq!(io(Some(101)), Err(above("io_weight", 101, 100)));
+
+    let disks = |text: &[(&str, &str)]| -> IoLimits {
+        text.iter().map(|(disk, limit)| ((*disk).to_owned(), limit.parse().unwrap())).collect()
+    };
+    let agent = disks(&[("/dev/a", "rbps=5 wbps=5")]);
+    let job = disks(&[("/dev/a", "rbps=9 wbps=4"), ("/dev/b", "riops=1")]);
+    let ask = Ask { io_max: &job, memory_high: 3, ..Ask::default() };
+    let limits = planned(Policy { io_max: &agent, ..policy() }, ask).unwrap();
+    assert_eq!(limits.io_max, disks(&[("/dev/a", "rbps=5 wbps=4"), ("/dev/b", "riops=1")]));
+    assert_eq!(limits.memory_high, Some(3 << 20));
+}
+
+#[test]
 fn denied_ids_are_refused_by_number() {
     let ids: IdRanges = "100-999,65534".parse().unwrap();
     let ann = User { groups: vec![44], ..User::unknown("ann", 1000, 1001) };
@@ -530,4 +585,42 @@ fn denied_ids_are_refused_by_number() {
     assert_eq!(judged(denied, &root), Ok(()));
     assert_eq!(judged(Policy { allow_root: false, ..denied }, &root), Err(Denied::Root));
     assert_eq!(judged(Policy { allow_root: false, ..denied }, &ann), Ok(()));
+}
+
+#[test]
+fn what_nomad_and_the_driver_keep_is_denied_to_every_task() {
+    let deny = [PathBuf::from("/srv/private")];
+    let planned = |kept| {
+        let policy = Policy { unveil_deny: &deny, ..policy() };
+        let plan = policy.plan(&Ask::default(), &user(), Host { kept, ..host() }).unwrap();
+        plan.landlock.denied
+    };
+    assert_eq!(planned(None), deny, "a task of `run` has nothing of Nomad's");
+    let alloc = Path::new("/data/alloc/1");
+    let all =
+        ["/srv/private", "/run/records", "/data/alloc", "/data/alloc_mounts", "/data/client", "/data/server"];
+    assert_eq!(planned(Some((alloc, Path::new("/run/records")))), all.map(PathBuf::from));
+    let at_the_top = planned(Some((Path::new("/alloc"), Path::new("/run/records"))));
+    assert!(!at_the_top.contains(&"/".into()), "{at_the_top:?}");
+}
+
+#[test]
+fn what_a_job_may_unveil_is_in_the_plan() {
+    let allow = parse(&["r:/srv"]);
+    let landlock = |unveil_by_task, job: &[&str]| {
+        let policy = Policy { unveil_by_task, unveil_allow: &allow, ..policy() };
+        let plan = policy.plan(&Ask { unveil: &parse(job), ..Ask::default() }, &user(), host());
+        plan.map(|plan| plan.landlock.allowed)
+    };
+    assert_eq!(landlock(true, &["r:/etc"]), Ok(None));
+    // Whether that is allowed is decided when it is open.
+    assert_eq!(landlock(false, &["r:/etc"]), Ok(Some(allow.clone())));
+    let nothing = Policy { unveil_by_task: false, ..policy() };
+    let asked = nothing.plan(&Ask { unveil: &parse(&["r:/srv"]), ..Ask::default() }, &user(), host());
+    assert_eq!(asked, Err(Denied::UnveilByTask));
+    for (work_dir, fine) in [("/srv/app", true), ("/opt", false)] {
+        let policy = Policy { unveil_by_task: false, unveil_allow: &allow, ..policy() };
+        let ask = Ask { work_dir: Some(Path::new(work_dir)), ..Ask::default() };
+        assert_eq!(policy.plan(&ask, &user(), host()).is_ok(), fine, "{work_dir}");
+    }
 }

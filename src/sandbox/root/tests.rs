@@ -63,6 +63,7 @@ fn assemble(layout: Option<&Layout>, unveils: &[&str], links: &[Link]) -> Assemb
         links,
         in_proc: &[],
         names: &[],
+        privileged: false,
         in_namespace: false,
         work_dir: Path::new("/data/alloc_mounts/1-web/local"),
     }
@@ -86,6 +87,7 @@ fn with_names(
         links: &[],
         in_proc: &[],
         names,
+        privileged: false,
         in_namespace,
         work_dir: Path::new("/data/alloc_mounts/1-web/local"),
     }
@@ -116,6 +118,7 @@ fn with_volumes(unveils: &[&str], volumes: &[(&str, &str)]) -> Assembly {
         links: &[],
         in_proc: &[],
         names: &[],
+        privileged: false,
         in_namespace: false,
         work_dir: Path::new("/data/alloc_mounts/1-web/local"),
     }
@@ -527,6 +530,7 @@ fn with_device(unveils: &[&str], path: &str, permissions: Permissions) -> Assemb
         unveils: &opened(unveils),
         volumes: &[],
         devices: &[Device { source: "/dev/nvidia0".into(), path: path.into(), permissions }],
+        privileged: false,
         in_namespace: false,
         names: &[],
         links: &[],
@@ -559,4 +563,39 @@ fn a_device_takes_the_place_of_an_unveil_and_of_the_usual_one() {
     let root = with_device(&[], "/dev/null", read);
     assert_eq!(root.mounted("/dev/null")[0].source, Source::Device(0));
     assert_eq!(root.mounted("/dev/null").len(), 1);
+}
+
+/// The default root of root, or of a user with capabilities, with this unveil in /proc.
+fn of_root(in_proc: &[&str]) -> Assembly {
+    Request {
+        layout: Some(&layout()),
+        task_dir: Path::new(TASK_DIR),
+        cgroup: None,
+        unveils: &[],
+        volumes: &[],
+        devices: &[],
+        privileged: true,
+        in_namespace: false,
+        names: &[],
+        links: &[],
+        in_proc: &opened(in_proc),
+        work_dir: Path::new("/data/alloc_mounts/1-web/local"),
+    }
+    .assemble()
+}
+
+#[test]
+fn what_root_could_do_in_proc_is_hidden_from_root_alone() {
+    let root = of_root(&[]);
+    let at = |path: &str| root.mounts.iter().position(|mount| mount.path == Path::new(path)).unwrap();
+    for path in MASKED_FILES.into_iter().chain(MASKED_DIRECTORIES) {
+        let [mask] = root.mounted(path)[..] else { panic!("{path}") };
+        assert!(mask.optional && mask.refuse.write && at(path) > at("/proc"), "{path}");
+        assert_eq!(mask.source == Source::Empty, MASKED_DIRECTORIES.contains(&path), "{path}");
+    }
+    assert!(root.files.contains(Path::new(EMPTY_FILE)) && root.directories.contains(Path::new(EMPTY)));
+    assert!(with(&[]).mounted("/proc/kcore").is_empty());
+    // Somebody has asked for it.
+    let root = of_root(&["w:/proc/sysrq-trigger"]);
+    assert!(root.mounted("/proc/sysrq-trigger").is_empty() && !root.mounted("/proc/kcore").is_empty());
 }

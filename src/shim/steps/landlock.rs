@@ -7,13 +7,15 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset,
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
+use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::Result;
 use super::logs::Logs;
-use super::paths::{is_directory, open_place};
+use super::paths::{file_type, find_place, is_directory};
+use super::unveil_policy::{Judge, Verdict};
 use crate::sandbox::landlock::{DEVICE, rights as rights_of};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::root::RootRule;
@@ -30,8 +32,9 @@ pub(crate) fn build_ruleset(
     writable: &[DirId],
 ) -> Result<RulesetCreated> {
     let mut ruleset = new_ruleset(spec, logs)?;
+    let mut judge = Judge::new(&spec.plan);
     for rule in &spec.plan.landlock.rules {
-        ruleset = add_rule(ruleset, spec, rule, writable)?;
+        ruleset = add_rule(ruleset, spec, rule, writable, &mut judge)?;
     }
     Ok(ruleset)
 }
@@ -168,14 +171,52 @@ fn add_rule(
     spec: &ShimSpec,
     rule: &Rule,
     writable: &[DirId],
+    judge: &mut Judge<'_>,
 ) -> Result<RulesetCreated> {
-    let opened = open_place(spec, &rule.place, rule.named_by, writable)
-        .and_then(|place| Ok((is_directory(&place)?, place)));
-    let (directory, place) = match opened {
-        Ok(opened) => opened,
+    let found = match find_place(spec, &rule.place, rule.named_by, writable) {
+        Ok(found) => found,
         Err(error) if rule.missing == Missing::Skip && is_absent(&error) => return Ok(ruleset),
         Err(error) => return Err(not_unveiled(rule, error)),
     };
+    match judge.judge(&spec.plan, rule, &found)? {
+        Verdict::Whole => grant(ruleset, spec, rule, &found.place),
+        _ => add_entries(ruleset, spec, rule, &found.place, judge),
+    }
+}
+
+/// The rule for all that is in a directory, but for what is denied. The directory itself cannot be listed: that right would hold for what is denied too.
+fn add_entries(
+    mut ruleset: RulesetCreated,
+    spec: &ShimSpec,
+    rule: &Rule,
+    place: &OwnedFd,
+    judge: &mut Judge<'_>,
+) -> Result<RulesetCreated> {
+    let failed = |errno| Failure::new(Step::Unveil, rule.to_string(), errno);
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut listed = Dir::openat(place, ".", flags, Mode::empty()).map_err(failed)?;
+    for entry in listed.iter() {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if [c".", c".."].contains(&name) {
+            continue;
+        }
+        judge.take_entry().map_err(failed)?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let entry = openat(place, name, flags, Mode::empty()).map_err(failed)?;
+        let stat = fstat(&entry).map_err(failed)?;
+        ruleset = match judge.of_entry(DirId::of(&stat)) {
+            Verdict::Nothing => ruleset,
+            _ if file_type(&entry).map_err(failed)? == SFlag::S_IFLNK => ruleset,
+            Verdict::Around => add_entries(ruleset, spec, rule, &entry, judge)?,
+            Verdict::Whole => grant(ruleset, spec, rule, &entry)?,
+        };
+    }
+    Ok(ruleset)
+}
+
+fn grant(ruleset: RulesetCreated, spec: &ShimSpec, rule: &Rule, place: &OwnedFd) -> Result<RulesetCreated> {
+    let directory = is_directory(place).map_err(|errno| not_unveiled(rule, errno.into()))?;
     let mut rights = rights(spec, rule.access, directory);
     if rule.named_by == NamedBy::Driver && rule.place.display().starts_with("/dev") {
         // /dev/urandom and the like, which in a root of the task's own may be written.

@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{SFlag, fstat};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use crate::sandbox::place::{NamedBy, Place};
@@ -121,6 +121,16 @@ fn set_fs_ids(uid: u32, gid: u32) -> nix::Result<()> {
     setfsuid(uid);
     let set = setfsuid(Uid::from_raw(u32::MAX)) == uid && setfsgid(Gid::from_raw(u32::MAX)) == gid;
     if set { Ok(()) } else { Err(Errno::EPERM) }
+}
+
+/// Whether the task's user may list a directory and reach what is in it.
+pub(super) fn may_list(spec: &ShimSpec, place: &OwnedFd) -> nix::Result<bool> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    match as_task(spec, || openat(place, ".", flags, Mode::empty()))? {
+        Ok(_) => Ok(true),
+        Err(Errno::EACCES | Errno::EPERM) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// The directories in which this task's rules and volumes let tasks create.

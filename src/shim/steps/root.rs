@@ -16,12 +16,13 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::stat::{Mode, SFlag};
+use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::Result;
 use super::devices::{Node, find_devices, limit_devices};
 use super::landlock::not_unveiled;
-use super::paths::{file_type, find_place, is_directory};
+use super::paths::{file_type, find_place, is_directory, may_list};
+use super::unveil_policy::{Judge, Verdict};
 use crate::sandbox::names::{NAMES, RESOLV_CONF};
 use crate::sandbox::place::{NamedBy, Rule};
 use crate::sandbox::root::layout::Link;
@@ -58,7 +59,7 @@ pub(crate) fn enter_root(
     single: SingleThreaded,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Vec<RootRule>> {
-    let Unveils { places, opened, links, in_proc } = open_unveils(spec, root, writable)?;
+    let Unveils { places, opened, links, in_proc, .. } = open_unveils(spec, root, writable)?;
     behind_no_link(spec, root, &links)?;
     let mut volumes = Volumes::open(spec, single, writable)?;
     let devices = find_devices(spec, writable)?;
@@ -75,6 +76,7 @@ pub(crate) fn enter_root(
         links: &links,
         in_proc: &in_proc,
         names: &own_names(root),
+        privileged: spec.user.uid == 0 || !spec.plan.capabilities.is_empty(),
         in_namespace: spec.plan.namespaces.network.is_some(),
         work_dir: &spec.plan.work_dir.place.display(),
     }
@@ -138,11 +140,10 @@ fn own_names(root: &PrivateRoot) -> Vec<&str> {
 }
 
 /// Whether an unveil is one of [`NAMES`], to be read, which this root has anyway.
-fn is_name(root: &PrivateRoot, rule: &Rule) -> bool {
-    let path = rule.place.display();
+fn is_name(root: &PrivateRoot, path: &Path, access: Access) -> bool {
     let name = NAMES.iter().find(|name| path == Path::new(ETC).join(name));
     let has = |name: &&str| root.layout.is_some() || own_names(root).contains(name);
-    Access::READ.contains(rule.access) && name.is_some_and(has)
+    Access::READ.contains(access) && name.is_some_and(has)
 }
 
 /// An unveil that puts the host's resolv.conf in the place of the task's own.
@@ -167,8 +168,11 @@ fn too_much(Unbounded { unveil, below, gets }: &Unbounded, opened: &[Opened]) ->
 }
 
 /// What the agent and the job unveiled.
-#[derive(Debug, Default)]
-struct Unveils {
+#[derive(Debug)]
+struct Unveils<'a> {
+    spec: &'a ShimSpec,
+    root: &'a PrivateRoot,
+    judge: Judge<'a>,
     places: Vec<OwnedFd>,
     opened: Vec<Opened>,
     links: Vec<Link>,
@@ -176,16 +180,18 @@ struct Unveils {
 }
 
 /// Opens each with the rights of the party that named it. Of /proc only the names are used: the host's is not the task's.
-fn open_unveils(spec: &ShimSpec, root: &PrivateRoot, writable: &[DirId]) -> Result<Unveils> {
-    let mut unveils = Unveils::default();
+fn open_unveils<'a>(spec: &'a ShimSpec, root: &'a PrivateRoot, writable: &[DirId]) -> Result<Unveils<'a>> {
+    let mut unveils = Unveils::new(spec, root);
     for rule in spec.plan.landlock.rules.iter().filter(|rule| rule.named_by != NamedBy::Driver) {
         let path = rule.place.display();
         let found = find_place(spec, &rule.place, rule.named_by, writable)
             .map_err(|error| not_unveiled(rule, error))?;
-        if is_name(root, rule) {
+        let verdict = unveils.judge.judge(&spec.plan, rule, &found)?;
+        if is_name(root, &path, rule.access) {
             continue;
         }
-        if [&path, &found.path].iter().any(|path| hides_own(root, path)) {
+        let whole = verdict == Verdict::Whole;
+        if whole && [&path, &found.path].iter().any(|path| hides_own(root, path)) {
             let text = "it has the host's resolv.conf, but the job or its network has DNS settings (network dns); remove dns, or unveil only what the task needs of /etc";
             return Err(Failure::text(Step::Unveil, rule.to_string(), text.into()));
         }
@@ -197,8 +203,8 @@ fn open_unveils(spec: &ShimSpec, root: &PrivateRoot, writable: &[DirId]) -> Resu
             let path = if named_in_proc { path } else { found.path };
             let directory = is_directory(&found.place).map_err(|errno| refused(rule, errno))?;
             unveils.in_proc.push(Opened { path, access: rule.access, directory });
-        } else if found.path == Path::new("/") {
-            unveils.add_entries(rule, &found.place).map_err(|errno| refused(rule, errno))?;
+        } else if !whole || found.path == Path::new("/") {
+            unveils.add_entries(rule, &found.path, &found.place).map_err(|errno| too_many(rule, errno))?;
         } else {
             unveils.add(rule, found.path, found.place).map_err(|errno| refused(rule, errno))?;
         }
@@ -206,35 +212,66 @@ fn open_unveils(spec: &ShimSpec, root: &PrivateRoot, writable: &[DirId]) -> Resu
     Ok(unveils)
 }
 
-impl Unveils {
+impl<'a> Unveils<'a> {
+    fn new(spec: &'a ShimSpec, root: &'a PrivateRoot) -> Self {
+        let (places, opened, links, in_proc) = Default::default();
+        Self { spec, root, judge: Judge::new(&spec.plan), places, opened, links, in_proc }
+    }
+
     fn add(&mut self, rule: &Rule, path: PathBuf, place: OwnedFd) -> nix::Result<()> {
         self.opened.push(Opened { path, access: rule.access, directory: is_directory(&place)? });
         self.places.push(place);
         Ok(())
     }
 
-    /// All that is in the host's root directory. The task's root still has its own /proc and /tmp.
-    fn add_entries(&mut self, rule: &Rule, root: &OwnedFd) -> nix::Result<()> {
+    /// All that is in a directory, but for what is denied. The task's root still has its own /proc and /tmp, and its own names in /etc.
+    ///
+    /// What the task's user cannot list is left out: the directories of the root itself do not have the host's permissions.
+    fn add_entries(&mut self, rule: &Rule, directory: &Path, place: &OwnedFd) -> nix::Result<()> {
+        if !may_list(self.spec, place)? {
+            return Ok(());
+        }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut directory = Dir::openat(root, ".", flags, Mode::empty())?;
-        for entry in directory.iter() {
+        let mut listed = Dir::openat(place, ".", flags, Mode::empty())?;
+        for entry in listed.iter() {
             let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
-            let path = Path::new("/").join(&name);
-            if [".", "..", "proc", "tmp"].iter().any(|own| name == *own) || path == Path::new(OWN) {
+            let path = directory.join(&name);
+            if [".", ".."].iter().any(|own| name == *own) || self.is_own(rule, &path) {
                 continue;
             }
+            self.judge.take_entry()?;
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let place = openat(root, name.as_os_str(), flags, Mode::empty())?;
-            if file_type(&place)? == SFlag::S_IFLNK {
-                self.links.push(Link { path, target: readlinkat(&place, "")?.into() });
-            } else {
-                self.add(rule, path, place)?;
+            let entry = openat(place, name.as_os_str(), flags, Mode::empty())?;
+            if file_type(&entry)? == SFlag::S_IFLNK {
+                self.links.push(Link { path, target: readlinkat(&entry, "")?.into() });
+                continue;
+            }
+            match self.judge.of_entry(DirId::of(&fstat(&entry)?)) {
+                Verdict::Nothing => {}
+                Verdict::Around => self.add_entries(rule, &path, &entry)?,
+                Verdict::Whole => self.add(rule, path, entry)?,
             }
         }
         Ok(())
+    }
+
+    /// Whether the task's root has something of its own at this path, whatever is unveiled above.
+    fn is_own(&self, rule: &Rule, path: &Path) -> bool {
+        ["/proc", "/tmp", OWN].iter().any(|own| path == Path::new(own))
+            || is_name(self.root, path, rule.access)
     }
 }
 
 fn refused(rule: &Rule, errno: Errno) -> Failure {
     Failure::new(Step::Unveil, rule.to_string(), errno)
+}
+
+/// E2BIG is [`Judge::take_entry`]'s.
+fn too_many(rule: &Rule, errno: Errno) -> Failure {
+    let failure = refused(rule, errno);
+    match errno {
+        Errno::E2BIG => failure
+            .with_note("beside what unveil_deny denies there is too much in it; unveil directories in it"),
+        _ => failure,
+    }
 }

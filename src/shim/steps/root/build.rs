@@ -13,7 +13,7 @@ use nix::unistd::{Gid, Uid, fchown, symlinkat};
 
 use super::failed;
 use super::sources::{Sources, lacking, new_file_system};
-use crate::sandbox::root::{Assembly, DEVICE_NODES, EMPTY, Ground, Mount, OWN, Source};
+use crate::sandbox::root::{Assembly, DEVICE_NODES, EMPTY, EMPTY_FILE, Ground, Mount, OWN, Source};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
 use crate::shim::steps::Result;
@@ -206,8 +206,9 @@ fn make_source(spec: &ShimSpec, mount: &Mount, directory: BorrowedFd<'_>) -> Res
     match mount.source {
         Source::Tmp => copy(&spec.plan.task_dir.join("tmp")),
         Source::CgroupNames => make_cgroup_names(spec, mount, directory),
-        Source::Empty => {
-            let copy = copy(Path::new(EMPTY))?;
+        Source::Empty | Source::EmptyFile => {
+            let directory = mount.source == Source::Empty;
+            let copy = copy(Path::new(if directory { EMPTY } else { EMPTY_FILE }))?;
             mount::restrict(&copy, mount.refuse, false).map_err(failed(&mount.path))?;
             Ok(copy)
         }

@@ -104,6 +104,7 @@ impl Sources {
                 | Source::Secrets
                 | Source::Tmp
                 | Source::Empty
+                | Source::EmptyFile
                 | Source::CgroupNames
                 | Source::Device(_),
                 None,

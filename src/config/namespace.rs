@@ -1,0 +1,108 @@
+//! What an operator decides otherwise for the jobs of one Nomad namespace: `namespace "prod" { … }`.
+
+use std::path::PathBuf;
+
+use super::blocks::{Block, Override};
+use super::kinds::{
+    Flag, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PERCENT_RANGE, PERCENT_WRITE,
+    PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompProfile, Ulimit, UnveilRules, WEIGHT_RANGE, WEIGHT_WRITE,
+};
+use super::network::{AgentNetwork, WhoseSockets};
+use super::plugin::{AllowedCapabilities, AllowedSeccomp, DeniedIds, DeniedPaths};
+use super::table::options;
+use crate::cgroup::IoLimits;
+use crate::sandbox::capabilities::CapSet;
+use crate::sandbox::network::AbstractSockets;
+use crate::sandbox::policy::Policy;
+use crate::sandbox::rlimits::Rlimits;
+use crate::sandbox::seccomp::{Allowed, Profile};
+use crate::sandbox::unveil::Unveil;
+use crate::sandbox::volume::VolumeIdmap;
+use crate::users::IdRanges;
+
+/// Options that are about what jobs may do. The others are about the host.
+const FLAG: Override<Flag> = Override(Flag { default: false });
+
+options! {
+    /// Options that stand for those of the same name outside of the block.
+    #[derive(Clone, PartialEq, Eq)]
+    pub struct NamespaceConfig {
+        /// more paths for every task
+        pub unveil_paths: Option<Vec<Unveil>> = Override(UnveilRules),
+        /// let jobs unveil paths
+        pub unveil_by_task: Option<bool> = FLAG,
+        /// what jobs may unveil if not
+        pub unveil_allow: Option<Vec<Unveil>> = Override(UnveilRules),
+        /// what no task may have
+        pub unveil_deny: Option<Vec<PathBuf>> = Override(DeniedPaths),
+        /// what jobs may ask for with `cap_add`
+        pub allow_caps: Option<CapSet> = Override(AllowedCapabilities),
+        /// limits of processes
+        pub ulimit: Option<Rlimits> = Override(Ulimit),
+        /// processes and threads of a task
+        pub pids_max: Option<i32> = Override(Number { range: PIDS_MAX_RANGE, default: 0, write: PIDS_MAX_WRITE }),
+        /// MiB of swap of a task
+        pub memory_swap: Option<i32> = Override(Number { range: MEMORY_SWAP_RANGE, default: 0, write: MEMORY_SWAP_WRITE }),
+        /// whether `cpu` is the most that a task gets
+        pub cpu_hard_limit: Option<bool> = FLAG,
+        /// the highest `cpu_weight` that a job may ask for
+        pub cpu_weight_max: Option<i32> =
+            Override(Number { range: 0..=10_000, default: 0, write: "a whole number from 0 to 10000" }),
+        /// how much of its CPU quota a task may save for later
+        pub cpu_burst: Option<i32> = Override(Number { range: PERCENT_RANGE, default: 0, write: PERCENT_WRITE }),
+        /// the share of a busy disk
+        pub io_weight: Option<i32> = Override(Number { range: WEIGHT_RANGE, default: 100, write: WEIGHT_WRITE }),
+        /// the most that a task may read and write of a disk
+        pub io_max: Option<IoLimits> = Override(IoMaxima),
+        /// ports to which tasks may bind and connect
+        pub network_policy: Option<AgentNetwork> = Block::<AgentNetwork>::new(),
+        /// to which abstract unix sockets tasks in the host's network may connect
+        pub abstract_sockets: Option<AbstractSockets> = Override(WhoseSockets),
+        /// let jobs have `user = "root"`
+        pub allow_root: Option<bool> = FLAG,
+        /// uids that no task may have
+        pub denied_host_uids: Option<IdRanges> = Override(DeniedIds),
+        /// gids that no task may have
+        pub denied_host_gids: Option<IdRanges> = Override(DeniedIds),
+        /// whether the owner of a volume appears as the task's dynamic user
+        pub volume_idmap: Option<VolumeIdmap> = Override(Idmap),
+        /// which system calls tasks may make
+        pub seccomp: Option<Profile> = Override(SeccompProfile),
+        /// what jobs may ask for of them
+        pub allow_seccomp: Option<Allowed> = Override(AllowedSeccomp),
+    }
+}
+
+impl NamespaceConfig {
+    /// What the operator allows a job of this namespace.
+    pub(super) fn over<'a>(&'a self, base: Policy<'a>) -> Policy<'a> {
+        Policy {
+            unveil_paths: self.unveil_paths.as_deref().unwrap_or(base.unveil_paths),
+            unveil_by_task: self.unveil_by_task.unwrap_or(base.unveil_by_task),
+            unveil_allow: self.unveil_allow.as_deref().unwrap_or(base.unveil_allow),
+            unveil_deny: self.unveil_deny.as_deref().unwrap_or(base.unveil_deny),
+            allow_caps: self.allow_caps.unwrap_or(base.allow_caps),
+            ulimit: self.ulimit.as_ref().unwrap_or(base.ulimit),
+            pids_max: self.pids_max.unwrap_or(base.pids_max),
+            memory_swap: self.memory_swap.unwrap_or(base.memory_swap),
+            cpu_hard_limit: self.cpu_hard_limit.unwrap_or(base.cpu_hard_limit),
+            cpu_weight_max: self.cpu_weight_max.unwrap_or(base.cpu_weight_max),
+            cpu_burst: self.cpu_burst.unwrap_or(base.cpu_burst),
+            io_weight: self.io_weight.unwrap_or(base.io_weight),
+            io_max: self.io_max.as_ref().unwrap_or(base.io_max),
+            network: self.network_policy.as_ref().map_or(base.network, AgentNetwork::lists),
+            network_unsupported: self
+                .network_policy
+                .as_ref()
+                .map_or(base.network_unsupported, |policy| policy.unsupported),
+            abstract_sockets: self.abstract_sockets.unwrap_or(base.abstract_sockets),
+            allow_root: self.allow_root.unwrap_or(base.allow_root),
+            denied_uids: self.denied_host_uids.as_ref().unwrap_or(base.denied_uids),
+            denied_gids: self.denied_host_gids.as_ref().unwrap_or(base.denied_gids),
+            volume_idmap: self.volume_idmap.unwrap_or(base.volume_idmap),
+            seccomp: self.seccomp.unwrap_or(base.seccomp),
+            allow_seccomp: self.allow_seccomp.unwrap_or(base.allow_seccomp),
+            ..base
+        }
+    }
+}
