@@ -97,7 +97,7 @@ func inProcess(name, path string) string {
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, self, "one", name, path)
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = limit
 	// A session of its own: a terminal that an attack takes must not be the caller's.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Run()
