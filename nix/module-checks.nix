@@ -130,7 +130,7 @@ let
         cpu_weight_max = 0;
         cpu_burst = 0;
         io_weight = 100;
-        io_max = { };
+        io_max = [ ];
         allow_root = true;
         denied_host_uids = "65534";
         denied_host_gids = "65534";

@@ -249,18 +249,21 @@ in
               '';
             };
             network_policy = lib.mkOption {
-              type = lib.types.attrsOf (lib.types.either lib.types.str (lib.types.listOf lib.types.str));
+              type = lib.types.attrsOf lib.types.anything;
               default = { };
               example = {
                 bind = [ "@allocated" ];
               };
               description = ''
-                Ports to which tasks may bind and connect: the lists `bind`, `connect`, `bind_udp` and `connect_udp`, and `unsupported`, `error` or
-                `ignore`, for what this kernel cannot limit. A job may narrow them.
+                Ports to which tasks may bind and connect: the lists `bind`, `connect`, `bind_udp` and `connect_udp`, and `unsupported`,
+                `error` or `ignore`, for what this kernel cannot limit. A job may narrow them.
               '';
             };
             abstract_sockets = lib.mkOption {
-              type = lib.types.enum [ "own" "host" ];
+              type = lib.types.enum [
+                "own"
+                "host"
+              ];
               default = "own";
               description = ''
                 To which abstract unix sockets tasks in the host's network may connect: their `own`, or all of the `host`.
@@ -287,16 +290,9 @@ in
                 The share of a busy disk, 1 to 10000. Jobs may ask for less.
               '';
             };
-            io_max = lib.mkOption {
-              type = lib.types.attrsOf lib.types.str;
-              default = { };
-              example = {
-                "/dev/vda" = "rbps=104857600 wiops=1000";
-              };
-              description = ''
-                The most that a task may read and write of a disk. Jobs may ask for less.
-              '';
-            };
+            io_max = strings [ "/dev/vda rbps=104857600 wiops=1000" ] ''
+              The most that a task may read and write of a disk. Jobs may ask for less.
+            '';
             allow_root = lib.mkOption {
               type = lib.types.bool;
               default = true;

@@ -218,11 +218,8 @@ fn nix_type(row: &Row) -> (String, String) {
         // -1 stands for no limit.
         Form::Attribute("number") if row.summary.contains("-1") => named("lib.types.int", "signed integer"),
         Form::Attribute("number") => named("lib.types.ints.unsigned", "unsigned integer, meaning >=0"),
-        Form::Entries | Form::Map => named("lib.types.attrsOf lib.types.str", "attribute set of string"),
-        Form::Block(_) => named(
-            "lib.types.attrsOf (lib.types.either lib.types.str (lib.types.listOf lib.types.str))",
-            "attribute set of (string or list of string)",
-        ),
+        Form::Entries => named("lib.types.attrsOf lib.types.str", "attribute set of string"),
+        Form::Block(_) => named("lib.types.attrsOf lib.types.anything", "attribute set of anything"),
         Form::Labelled(_) => named(
             "lib.types.attrsOf (lib.types.attrsOf lib.types.anything)",
             "attribute set of attribute set of anything",

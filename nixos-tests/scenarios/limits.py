@@ -44,11 +44,9 @@ def agent(config):
     run_agent(f"{agent_command()} -config=/run/limits.hcl")
 
 
-def one(name, *command, ulimit=None, io=None, user=None, memory=64, **config):
-    """A group with one task. `ulimit` and `io` have the lines of a block."""
+def one(name, *command, ulimit=None, user=None, memory=64, **config):
+    """A group with one task. `ulimit` has the lines of that block."""
     text = task("t", *command, memory=memory, extra=f"user = {json.dumps(user)}" if user else "", **config)
-    if io:
-        text = text.replace("config {", f"config {{\n io_max = {{ {io} }}\n", 1)
     if ulimit:
         text = text.replace("config {", f"config {{\n ulimit {{\n{ulimit}\n }}\n", 1)
     return group(name, text)
@@ -160,7 +158,7 @@ with subtest("weights, bursts, memory.high and disks; and a policy for the job's
       cpu_weight_max = 1
       cpu_burst      = 10
       pids_max       = 5
-      io_max         = {{ "{disk}" = "rbps=2097152 wbps=1048576" }}
+      io_max         = ["{disk} rbps=2097152 wbps=1048576"]
       namespace "default" {{
         cpu_weight_max = 200
         pids_max       = 77
@@ -171,12 +169,12 @@ with subtest("weights, bursts, memory.high and disks; and a policy for the job's
     found = results(
         "weights",
         one("plain", "sh", "-c", f"cat {CGROUP}/pids.max; {more}"),
-        one("asked", "sh", "-c", more, io=f'"{disk}" = "rbps=1048576 wbps=2097152 wiops=10"', **asked),
+        one("asked", "sh", "-c", more, io_max=[f"{disk} rbps=1048576 wbps=2097152 wiops=10"], **asked),
         one("weight", "true", cpu_weight=201),
         one("burst", "true", cpu_burst=11),
         one("share", "true", io_weight=101),
-        one("disk", "true", io='"/dev/null" = "rbps=1"'),
-        one("path", "true", io='"/etc/passwd" = "rbps=1"'),
+        one("disk", "true", io_max=["/dev/null rbps=1"]),
+        one("path", "true", io_max=["/etc/passwd rbps=1"]),
     )
 
     def shown(text):
@@ -193,7 +191,7 @@ with subtest("weights, bursts, memory.high and disks; and a policy for the job's
         "burst": "cpu_burst = 11 is not allowed, because the agent's plugin option cpu_burst is 10",
         "share": "io_weight = 101 is not allowed, because the agent's plugin option io_weight is 100",
         "disk": "Block device required",
-        "path": 'task option io_max["/etc/passwd"] "/etc/passwd": it is no disk',
+        "path": 'task option io_max[0] "/etc/passwd rbps=1": it begins with no disk',
     }.items():
         t.assertIn(why, found[name][0])
         t.assertEqual(found[name][1], None)

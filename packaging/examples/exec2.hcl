@@ -89,11 +89,9 @@ plugin "nomad-driver-exec2" {
 
     # The share of a busy disk, 1 to 10000, and the most that a task may read and
     # write of a disk. A job may ask for less.
-    # io_max = {
-    #   "/dev/vda" = "rbps=104857600 wbps=52428800 riops=2000 wiops=1000"
-    # }
+    # io_max = ["/dev/vda rbps=104857600 wbps=52428800 riops=2000 wiops=1000"]
     io_weight = 100
-    io_max = {}
+    io_max = []
 
     # Whether jobs may have user = "root".
     allow_root = true

@@ -7,7 +7,7 @@ use super::cty::Value;
 use super::row::Form;
 use super::table::Kind;
 use super::{At, ConfigError, hclspec};
-use crate::cgroup::IoLimits;
+use crate::cgroup::{IoLimits, IoMax};
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapList, hcl};
 use crate::sandbox::rlimits::{self, Malformed, Rlimits};
@@ -181,43 +181,62 @@ impl Kind for Ulimit {
     }
 }
 
-/// `io_max`.
+/// `io_max`. A list, because HCL takes no path as a name in a block, and an agent's configuration has no maps but blocks.
 pub(super) struct IoMaxima;
+
+/// Longest `io_max`: as many disks as a host has at most.
+const DISKS_MAX: usize = 256;
 
 impl Kind for IoMaxima {
     type Value = IoLimits;
-    const FORM: Form = Form::Map;
-    const TAKES: &str = r#"map `"DISK" = "rbps=N …"`"#;
+    const FORM: Form = Form::Attribute(hclspec::STRINGS);
+    const TAKES: &str = r#"list of `"DISK LIMIT=N …"`"#;
 
     fn unset(&self) -> Result<IoLimits, &'static str> {
         Ok(IoLimits::new())
     }
 
     fn read(&self, at: &At, value: Value) -> Result<IoLimits, ConfigError> {
-        let limit = |(disk, text): (String, String)| {
-            let at = At { scope: at.scope, option: format!("{}[{}]", at.option, quote(&disk)) };
-            // Which other paths there are is not for a job to find out.
-            let path = std::path::Path::new(&disk);
-            let plain = path.components().all(|part| part != std::path::Component::ParentDir);
-            if !path.starts_with("/dev") || !plain || disk.contains('\0') {
-                return Err(at.bad_value(
-                    quote(&disk),
-                    "it is no disk",
-                    r#"its path below /dev, such as "/dev/vda""#,
+        let texts = value.texts(at)?;
+        at.at_most(texts.len(), DISKS_MAX)?;
+        let mut limits = IoLimits::new();
+        for (i, text) in texts.iter().enumerate() {
+            let (disk, limit) = disk_limit(&at.element(i), text)?;
+            if limits.insert(disk, limit).is_some() {
+                let problem = "the disk is there twice";
+                return Err(at.element(i).bad_value(
+                    quote(text),
+                    problem,
+                    "all limits of a disk in one string",
                 ));
             }
-            let limit = text.parse().map_err(|_| {
-                let write = r#"any of rbps, wbps (bytes a second), riops, wiops (a second), such as "rbps=1048576 wiops=100""#;
-                at.bad_value(quote(&text), "it is no limit", write)
-            })?;
-            Ok((disk, limit))
-        };
-        entries(at, value)?.into_iter().map(limit).collect()
+        }
+        Ok(limits)
     }
 
     fn show(&self, value: &IoLimits) -> String {
-        braces(value.iter().map(|(disk, limit)| (quote(disk), quote(&limit.to_string()))))
+        let limits: Vec<_> = value.iter().map(|(disk, limit)| quote(&format!("{disk} {limit}"))).collect();
+        format!("[{}]", limits.join(", "))
     }
+}
+
+fn disk_limit(at: &At, text: &str) -> Result<(String, IoMax), ConfigError> {
+    let bad = |problem, write| at.bad_value(quote(text), problem, write);
+    let (disk, limit) = text.split_once(' ').unwrap_or((text, ""));
+    // Which other paths there are is not for a job to find out.
+    let path = std::path::Path::new(disk);
+    let plain = path.components().all(|part| part != std::path::Component::ParentDir);
+    if !path.starts_with("/dev") || !plain || disk.contains('\0') {
+        return Err(bad(
+            "it begins with no disk",
+            r#"its path below /dev first, such as "/dev/vda rbps=1048576""#,
+        ));
+    }
+    let limit = limit.parse().map_err(|_| {
+        let write = r#"any of rbps, wbps (bytes a second), riops, wiops (a second), such as "/dev/vda rbps=1048576 wiops=100""#;
+        bad("it has no limit", write)
+    })?;
+    Ok((disk.to_owned(), limit))
 }
 
 /// A whole number.

@@ -80,7 +80,7 @@ options! {
         pub memory_high: i32 = Number { range: 0..=i32::MAX, default: 0, write: "a number of MiB, or 0 for none" },
         /// the task's share of a busy disk; as the agent's option, up to which it may be
         pub io_weight: Option<i32> = OrTheAgents { range: WEIGHT_RANGE, write: WEIGHT_WRITE },
-        /// the most that the task may read and write of a disk: `{ "/dev/vda" = "rbps=1048576 wiops=100" }`; the agent's limits hold as well
+        /// the most that the task may read and write of a disk: `"/dev/vda rbps=1048576 wiops=100"`; the agent's limits hold as well
         pub io_max: IoLimits = IoMaxima,
         /// the same as the agent's option, for this task; `"auto"` only if the agent allows it
         pub volume_idmap: Option<VolumeIdmap> = TaskIdmap,

@@ -37,13 +37,18 @@ pub(crate) const EMPTY_FILE: &str = "/.task/nothing";
 
 /// What of /proc is about the whole host, and can be read or written by root without capabilities, or by somebody with some: as OCI runtimes mask it.
 /// An ordinary user has no permission for these, so the mounts are made only for others.
-const MASKED_FILES: [&str; 6] = [
+const MASKED_FILES: [&str; 11] = [
     "/proc/kcore",
     "/proc/keys",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
     "/proc/latency_stats",
     "/proc/sched_debug",
+    "/proc/slabinfo",
     "/proc/sysrq-trigger",
     "/proc/timer_list",
+    "/proc/vmallocinfo",
 ];
 const MASKED_DIRECTORIES: [&str; 2] = ["/proc/acpi", "/proc/scsi"];
 

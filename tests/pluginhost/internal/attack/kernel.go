@@ -130,16 +130,15 @@ func information() []Attack {
 			return nil
 		}
 	}
-	const forRoot = "Root may read it on every host, without a capability: it has figures of the kernel, and no data of others."
 	const figures = "Figures of the whole host, which /proc has for every user: runtimes read some of them."
 	return []Attack{
-		{Name: "kcore", Tries: "read the kernel's memory by /proc/kcore", run: func(*targets) error { return open("/proc/kcore", unix.O_RDONLY) }},
-		{Name: "kpagecount", ByDesignRoot: forRoot, Tries: "read how memory pages are used", run: func(*targets) error { return open("/proc/kpagecount", unix.O_RDONLY) }, Needs: "CONFIG_PROC_PAGE_MONITOR"},
+		{Name: "kcore", Tries: "read the kernel's memory by /proc/kcore", run: file("/proc/kcore", "ELF")},
+		{Name: "kpagecount", Tries: "read how memory pages are used", run: file("/proc/kpagecount", `(?s).`), Needs: "CONFIG_PROC_PAGE_MONITOR"},
 		{Name: "kallsyms", Tries: "read the kernel's addresses", run: file("/proc/kallsyms", `(?m)^[0-9a-f]*[1-9a-f][0-9a-f]* `)},
 		{Name: "iomem", Tries: "read physical addresses in /proc/iomem", run: file("/proc/iomem", `(?m)^0*[1-9a-f]`)},
-		{Name: "slabinfo", ByDesignRoot: forRoot, Tries: "read the kernel's allocations in /proc/slabinfo", run: file("/proc/slabinfo", "slab")},
-		{Name: "vmallocinfo", ByDesignRoot: forRoot, Tries: "read addresses in /proc/vmallocinfo", run: file("/proc/vmallocinfo", "0x")},
-		{Name: "timer-list", ByDesignRoot: forRoot, Tries: "read the kernel's timers in /proc/timer_list", run: func(*targets) error { return open("/proc/timer_list", unix.O_RDONLY) }},
+		{Name: "slabinfo", Tries: "read the kernel's allocations in /proc/slabinfo", run: file("/proc/slabinfo", "slab")},
+		{Name: "vmallocinfo", Tries: "read addresses in /proc/vmallocinfo", run: file("/proc/vmallocinfo", "0x")},
+		{Name: "timer-list", Tries: "read the kernel's timers in /proc/timer_list", run: file("/proc/timer_list", "timer")},
 		{Name: "proc-keys", ByDesign: "The kernel shows only keys that the task's uid may see, and no contents. A dynamic uid belongs to one allocation at a time.", Tries: "read the descriptions of keys in /proc/keys", run: file("/proc/keys", "exec2-attack")},
 		{Name: "proc-cmdline", Tries: "read the kernel's command line in /proc/cmdline", run: file("/proc/cmdline", "."), ByDesign: figures},
 		{Name: "proc-meminfo", Tries: "read how much memory the host has", run: file("/proc/meminfo", "MemTotal"), ByDesign: figures},
