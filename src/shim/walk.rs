@@ -21,7 +21,7 @@ use crate::sandbox::root::layout::Link;
 use crate::sys::open::retry;
 
 /// The most symbolic links on the way to a place, MAXSYMLINKS of path_resolution(7).
-const MAX_LINKS: usize = 40;
+pub(super) const MAX_LINKS: usize = 40;
 
 /// Why a path could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -213,7 +213,7 @@ fn open_root() -> nix::Result<OwnedFd> {
 }
 
 /// The names on the way, the last one first.
-fn components(path: &Path) -> Vec<OsString> {
+pub(super) fn components(path: &Path) -> Vec<OsString> {
     let named = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
     named.rev().map(|part| part.as_os_str().to_owned()).collect()
 }

@@ -1,6 +1,8 @@
 //! The Landlock ruleset: landlock(7).
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use landlock::{
@@ -195,6 +197,7 @@ fn add_entries(
     let failed = |errno| Failure::new(Step::Unveil, rule.to_string(), errno);
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut listed = Dir::openat(place, ".", flags, Mode::empty()).map_err(failed)?;
+    let directory = DirId::of(&fstat(place).map_err(failed)?);
     for entry in listed.iter() {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
@@ -203,9 +206,14 @@ fn add_entries(
         }
         judge.take_entry().map_err(failed)?;
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let entry = openat(place, name, flags, Mode::empty()).map_err(failed)?;
-        let stat = fstat(&entry).map_err(failed)?;
-        ruleset = match judge.of_entry(DirId::of(&stat)) {
+        let entry = match openat(place, name, flags, Mode::empty()) {
+            // Removed in the meantime.
+            Err(Errno::ENOENT) => continue,
+            opened => opened.map_err(failed)?,
+        };
+        let id = DirId::of(&fstat(&entry).map_err(failed)?);
+        let name = OsStr::from_bytes(name.to_bytes());
+        ruleset = match judge.of_entry(directory, name, id) {
             Verdict::Nothing => ruleset,
             _ if file_type(&entry).map_err(failed)? == SFlag::S_IFLNK => ruleset,
             Verdict::Around => add_entries(ruleset, spec, rule, &entry, judge)?,

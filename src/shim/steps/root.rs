@@ -233,6 +233,7 @@ impl<'a> Unveils<'a> {
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut listed = Dir::openat(place, ".", flags, Mode::empty())?;
+        let id = DirId::of(&fstat(place)?);
         for entry in listed.iter() {
             let name = OsStr::from_bytes(entry?.file_name().to_bytes()).to_owned();
             let path = directory.join(&name);
@@ -241,12 +242,16 @@ impl<'a> Unveils<'a> {
             }
             self.judge.take_entry()?;
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let entry = openat(place, name.as_os_str(), flags, Mode::empty())?;
+            let entry = match openat(place, name.as_os_str(), flags, Mode::empty()) {
+                // Removed in the meantime.
+                Err(Errno::ENOENT) => continue,
+                opened => opened?,
+            };
             if file_type(&entry)? == SFlag::S_IFLNK {
                 self.links.push(Link { path, target: readlinkat(&entry, "")?.into() });
                 continue;
             }
-            match self.judge.of_entry(DirId::of(&fstat(&entry)?)) {
+            match self.judge.of_entry(id, &name, DirId::of(&fstat(&entry)?)) {
                 Verdict::Nothing => {}
                 Verdict::Around => self.add_entries(rule, &path, &entry)?,
                 Verdict::Whole => self.add(rule, path, entry)?,

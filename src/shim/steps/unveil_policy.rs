@@ -5,6 +5,7 @@
 //! the file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +19,7 @@ use crate::sandbox::place::{NamedBy, Place, Rule};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::unveil::{Access, Unveil};
 use crate::shim::report::{Failure, Step};
-use crate::shim::walk::{DirId, Found};
+use crate::shim::walk::{self, DirId, Found, MAX_LINKS};
 
 /// The most entries of directories that contain something denied: each is a mount, or a rule. /etc has some 200.
 const ENTRIES_MAX: usize = 4096;
@@ -39,7 +40,11 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Judge<'a> {
     denied: BTreeMap<DirId, &'a Path>,
-    /// The directories on the way to a denied path, whether that is there or not.
+    /// The denied paths, and those that links on them lead to: what is put there while the task starts has another inode.
+    ways: Vec<(PathBuf, &'a Path)>,
+    /// The same as names in directories. Of a path that is not there, it is the first name that is missing.
+    names: BTreeSet<(DirId, OsString)>,
+    /// The directories on these ways.
     above: BTreeSet<DirId>,
     /// None: whatever is not denied.
     allowed: Option<Vec<(DirId, Access)>>,
@@ -53,6 +58,8 @@ impl<'a> Judge<'a> {
         let landlock = &plan.landlock;
         let mut judge = Self {
             denied: BTreeMap::new(),
+            ways: Vec::new(),
+            names: BTreeSet::new(),
             above: BTreeSet::new(),
             allowed: None,
             allow: landlock.allowed.as_deref().unwrap_or_default(),
@@ -61,22 +68,27 @@ impl<'a> Judge<'a> {
         if !landlock.rules.iter().any(|rule| is_judged(plan, rule)) {
             return judge;
         }
-        let mut seen = BTreeSet::new();
         for path in &landlock.denied {
-            let real = real(path);
-            if let Ok(found) = stat(&real) {
-                judge.denied.insert(DirId::of(&found), path);
-            }
-            let new = |above: &&Path| seen.insert(above.to_path_buf());
-            let above =
-                real.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()).take_while(new);
-            judge.above.extend(above.filter_map(|above| Some(DirId::of(&stat(above).ok()?))));
+            judge.deny(path);
         }
-        judge.allowed = landlock.allowed.as_ref().map(|allowed| {
-            let known = |unveil: &Unveil| Some((DirId::of(&stat(&unveil.path).ok()?), unveil.access));
-            allowed.iter().filter_map(known).collect()
-        });
+        judge.allowed = landlock.allowed.as_deref().map(allowed);
         judge
+    }
+
+    fn deny(&mut self, path: &'a Path) {
+        if let Ok(found) = stat(path) {
+            self.denied.insert(DirId::of(&found), path);
+        }
+        for way in ways(path) {
+            let above: Vec<_> =
+                way.ancestors().skip(1).filter_map(|above| Some((above, id_of(above)?))).collect();
+            let next = above
+                .first()
+                .and_then(|(above, id)| Some((*id, way.strip_prefix(above).ok()?.iter().next()?)));
+            self.names.extend(next.map(|(id, name)| (id, name.to_owned())));
+            self.above.extend(above.into_iter().map(|(_, id)| id));
+            self.ways.push((way, path));
+        }
     }
 
     /// How much of the rule is granted of what its path led to.
@@ -86,7 +98,11 @@ impl<'a> Judge<'a> {
         }
         let refused = |text| Failure::text(Step::Unveil, rule.to_string(), text);
         let way = way_up(found).map_err(|errno| Failure::new(Step::Unveil, rule.to_string(), errno))?;
-        if let Some(denied) = way.iter().find_map(|id| self.denied.get(id)) {
+        let named = rule.place.display();
+        let is_way =
+            |(way, _): &&(PathBuf, &Path)| [&named, &found.path].iter().any(|path| path.starts_with(way));
+        let by_name = || self.ways.iter().find(is_way).map(|(_, denied)| denied);
+        if let Some(denied) = way.iter().find_map(|id| self.denied.get(id)).or_else(by_name) {
             return Err(refused(format!(
                 "{} is denied to all tasks, by the agent's plugin option unveil_deny or because Nomad or this driver keeps its own files there; unveil another path",
                 denied.display()
@@ -101,7 +117,7 @@ impl<'a> Judge<'a> {
                 return Err(refused(not_allowed(self.allow)));
             }
         }
-        let verdict = way.first().map_or(Verdict::Nothing, |id| self.of_entry(*id));
+        let verdict = way.first().map_or(Verdict::Nothing, |id| self.of(*id));
         if verdict == Verdict::Around && rule.access.create() && found.path != Path::new("/") {
             return Err(refused(format!(
                 "{} contains a path that the agent's plugin option unveil_deny denies, so nothing can be created in it; unveil directories in it, or remove c",
@@ -112,7 +128,11 @@ impl<'a> Judge<'a> {
     }
 
     /// The same of something in a directory that was judged.
-    pub(super) fn of_entry(&self, id: DirId) -> Verdict {
+    pub(super) fn of_entry(&self, directory: DirId, name: &OsStr, id: DirId) -> Verdict {
+        if self.names.contains(&(directory, name.to_owned())) { Verdict::Nothing } else { self.of(id) }
+    }
+
+    fn of(&self, id: DirId) -> Verdict {
         match id {
             _ if self.denied.contains_key(&id) => Verdict::Nothing,
             _ if self.above.contains(&id) => Verdict::Around,
@@ -141,14 +161,48 @@ fn is_judged(plan: &Plan, rule: &Rule) -> bool {
     rule.named_by != NamedBy::Driver && !own && rule.place.display() != plan.task_dir
 }
 
-/// The path without links, as far as it is there.
-fn real(path: &Path) -> PathBuf {
-    path.ancestors()
-        .find_map(|above| {
-            let real = std::fs::canonicalize(above).ok()?;
-            Some(real.join(path.strip_prefix(above).ok()?))
-        })
-        .map_or_else(|| path.to_owned(), |real| real.components().collect())
+fn id_of(path: &Path) -> Option<DirId> {
+    Some(DirId::of(&stat(path).ok()?))
+}
+
+/// What a list of unveils allows. A job may have made a link below a directory in which the list lets it create, so links are followed only as for
+/// what is unveiled.
+fn allowed(list: &[Unveil]) -> Vec<(DirId, Access)> {
+    let id = |unveil: &Unveil, writable: &[DirId]| {
+        let found = walk::find(&unveil.path, writable).ok()?;
+        Some(DirId::of(&fstat(&found.place).ok()?))
+    };
+    let writable: Vec<_> =
+        list.iter().filter(|unveil| unveil.access.create()).filter_map(|unveil| id(unveil, &[])).collect();
+    list.iter().filter_map(|unveil| Some((id(unveil, &writable)?, unveil.access))).collect()
+}
+
+/// The path, and those that the symbolic links on it lead to, as far as it is there. The last one has no link.
+fn ways(path: &Path) -> Vec<PathBuf> {
+    let mut ways = vec![path.to_owned()];
+    let mut here = PathBuf::from("/");
+    let mut left = walk::components(path);
+    while let Some(name) = left.pop() {
+        if name == ".." {
+            here.pop();
+            continue;
+        }
+        here.push(&name);
+        let Ok(target) = std::fs::read_link(&here) else { continue };
+        if ways.len() > MAX_LINKS {
+            break;
+        }
+        here.pop();
+        if target.is_absolute() {
+            here = PathBuf::from("/");
+        }
+        left.extend(walk::components(&target));
+        ways.push(left.iter().rev().fold(here.clone(), |way, name| way.join(name)));
+    }
+    if ways.len() > 1 {
+        ways.push(here);
+    }
+    ways
 }
 
 /// What was found and all directories in which it is, up to the root directory.
@@ -199,6 +253,11 @@ mod tests {
         tree
     }
 
+    fn rule(mode: &str, path: &Path) -> Rule {
+        let access = format!("{mode}:/x").parse::<Unveil>().unwrap().access;
+        Rule { access, place: Place::host(path), named_by: NamedBy::Job, missing: Missing::Fail }
+    }
+
     fn judged(
         tree: &tempfile::TempDir,
         denied: &[&str],
@@ -208,8 +267,7 @@ mod tests {
     ) -> Result<Verdict, String> {
         let (mode, name) = unveil.split_once(':').unwrap();
         let path = tree.path().join(name);
-        let access = format!("{mode}:/x").parse::<Unveil>().unwrap().access;
-        let rule = Rule { access, place: Place::host(&path), named_by, missing: Missing::Fail };
+        let rule = Rule { named_by, ..rule(mode, &path) };
         let allow = |text: &&str| {
             let (mode, name) = text.split_once(':').unwrap();
             format!("{mode}:{}", tree.path().join(name).display()).parse().unwrap()
@@ -257,6 +315,62 @@ mod tests {
             let error = judged(&tree, &[denied], None, NamedBy::Job, "rc:srv").unwrap_err();
             assert!(error.contains("nothing can be created in it"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_takes_the_place_of_something_denied_is_denied() {
+        let tree = tree();
+        let path = |name: &str| tree.path().join(name);
+        std::os::unix::fs::symlink("../secret/key", path("srv/app/link")).unwrap();
+        // So that its inode is not used again.
+        std::fs::hard_link(path("srv/secret/key"), path("old")).unwrap();
+        let plan = Plan {
+            landlock: Landlock {
+                denied: ["srv/secret/key", "srv/app/link", "srv/app/none/key"].map(path).into(),
+                rules: vec![rule("r", &path("srv/secret/key"))],
+                ..Landlock::default()
+            },
+            ..Plan::default()
+        };
+        let judge = Judge::new(&plan);
+        for replaced in ["srv/secret/key", "srv/app/link", "srv/app/none"] {
+            // Beside the old one, so that the inode is another one.
+            std::fs::write(path("new"), "").unwrap();
+            std::fs::rename(path("new"), path(replaced)).unwrap();
+            let [directory, id] =
+                [path(replaced).parent().unwrap(), &path(replaced)].map(|path| id_of(path).unwrap());
+            let name = path(replaced).file_name().unwrap().to_owned();
+            assert_eq!(judge.of_entry(directory, &name, id), Verdict::Nothing, "{replaced}");
+            assert_eq!(judge.of_entry(directory, OsStr::new("other"), id), Verdict::Whole, "{replaced}");
+            assert_eq!(judge.of(directory), Verdict::Around, "{replaced}");
+        }
+        for named in ["srv/secret/key", "srv/app/link"] {
+            let found = walk::find(&path(named), &[]).unwrap();
+            assert!(judge.judge(&plan, &rule("r", &path(named)), &found).is_err(), "{named}");
+        }
+    }
+
+    #[test]
+    fn a_link_of_a_job_allows_nothing() {
+        let tree = tree();
+        let link = tree.path().join("srv/app/link");
+        std::os::unix::fs::symlink("../secret", &link).unwrap();
+        let ask = |allowed: &[&str]| judged(&tree, &[], Some(allowed), NamedBy::Job, "r:srv/secret/key");
+        assert_eq!(ask(&["r:srv/app/link"]), Ok(Verdict::Whole), "nobody can have changed it");
+        assert!(ask(&["rwc:srv/app", "r:srv/app/link"]).is_err());
+    }
+
+    #[test]
+    #[ignore = "needs root, to make files of several owners"]
+    fn a_link_of_another_user_allows_nothing() {
+        let tree = tree();
+        let link = tree.path().join("srv/app/link");
+        std::os::unix::fs::symlink("../secret", &link).unwrap();
+        let ask = || judged(&tree, &[], Some(&["r:srv/app/link"]), NamedBy::Job, "r:srv/secret/key");
+        assert_eq!(ask(), Ok(Verdict::Whole));
+        std::os::unix::fs::lchown(&link, Some(1234), Some(1234)).unwrap();
+        std::os::unix::fs::chown(tree.path().join("srv/app"), Some(1234), Some(1234)).unwrap();
+        assert!(ask().is_err());
     }
 
     #[test]
