@@ -192,8 +192,7 @@ fn open_unveils<'a>(spec: &'a ShimSpec, root: &'a PrivateRoot, writable: &[DirId
         }
         let whole = verdict == Verdict::Whole;
         if whole && [&path, &found.path].iter().any(|path| hides_own(root, path)) {
-            let text = "it has the host's resolv.conf, but the job or its network has DNS settings (network dns); remove dns, or unveil only what the task needs of /etc";
-            return Err(Failure::text(Step::Unveil, rule.to_string(), text.into()));
+            return Err(other_names(rule));
         }
         let named_in_proc = path.starts_with("/proc");
         if !named_in_proc {
@@ -204,7 +203,11 @@ fn open_unveils<'a>(spec: &'a ShimSpec, root: &'a PrivateRoot, writable: &[DirId
             let directory = is_directory(&found.place).map_err(|errno| refused(rule, errno))?;
             unveils.in_proc.push(Opened { path, access: rule.access, directory });
         } else if !whole || found.path == Path::new("/") {
+            let before = unveils.opened.len();
             unveils.add_entries(rule, &found.path, &found.place).map_err(|errno| too_many(rule, errno))?;
+            if unveils.opened[before..].iter().any(|entry| hides_own(root, &entry.path)) {
+                return Err(other_names(rule));
+            }
         } else {
             unveils.add(rule, found.path, found.place).map_err(|errno| refused(rule, errno))?;
         }
@@ -267,6 +270,11 @@ impl<'a> Unveils<'a> {
     }
 }
 
+fn other_names(rule: &Rule) -> Failure {
+    let text = "it has the host's resolv.conf, but the job or its network has DNS settings (network dns); remove dns, or unveil only what the task needs of /etc";
+    Failure::text(Step::Unveil, rule.to_string(), text.into())
+}
+
 fn refused(rule: &Rule, errno: Errno) -> Failure {
     Failure::new(Step::Unveil, rule.to_string(), errno)
 }
@@ -278,5 +286,53 @@ fn too_many(rule: &Rule, errno: Errno) -> Failure {
         Errno::E2BIG => failure
             .with_note("beside what unveil_deny denies there is too much in it; unveil directories in it"),
         _ => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::place::{Missing, Place};
+    use crate::sandbox::plan::{Landlock, Plan};
+    use crate::sandbox::unveil::Unveil;
+    use crate::shim::spec::{Command, Stdio, TaskDirs};
+    use crate::users::User;
+
+    #[test]
+    #[ignore = "needs root, to look as the task's user"]
+    fn the_hosts_name_servers_do_not_replace_those_of_the_job() {
+        let rule = Rule {
+            access: "r:/".parse::<Unveil>().unwrap().access,
+            place: Place::host("/"),
+            named_by: NamedBy::Job,
+            missing: Missing::Fail,
+        };
+        let denied = vec!["/not_there".into()];
+        let landlock = Landlock { rules: vec![rule], denied, ..Landlock::default() };
+        let command = Command {
+            program: "true".into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            stdio: Stdio::Null,
+            foreground: None,
+        };
+        let spec = ShimSpec {
+            user: User::unknown("nomad-80000", 80_000, 80_000),
+            plan: Plan { landlock, ..Plan::default() },
+            command,
+            root: None,
+        };
+        let mut root = PrivateRoot {
+            layout: None,
+            dirs: TaskDirs::Scratch,
+            files: Vec::new(),
+            hostname: None,
+            shm_size: None,
+            cgroup_root: None,
+        };
+        assert!(open_unveils(&spec, &root, &[]).is_ok());
+        root.files = vec![(RESOLV_CONF.into(), "nameserver 192.0.2.1".into())];
+        let error = open_unveils(&spec, &root, &[]).unwrap_err();
+        assert!(error.note.unwrap().contains("DNS settings"));
     }
 }
