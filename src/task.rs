@@ -3,6 +3,7 @@
 
 pub mod blocking;
 pub(crate) mod dirs;
+mod elsewhere;
 pub(crate) mod end;
 pub(crate) mod env;
 pub mod events;

@@ -10,11 +10,12 @@ use crate::record::spec::StoredSpec;
 use crate::sandbox::capabilities::{CapSet, own};
 use crate::sandbox::names::Names;
 use crate::sandbox::network::AllocatedPort;
-use crate::sandbox::place::Place;
-use crate::sandbox::plan::{Plan, Root};
+use crate::sandbox::place::{NamedBy, Place};
+use crate::sandbox::plan::{Landlock, Plan, Root};
 use crate::sandbox::policy::{Ask, Denied, Host, Policy};
 use crate::shim::spec::{Command, Foreground, OwnOutput, Stdio, TaskDirs};
 use crate::sys;
+use crate::task::elsewhere::{MOUNTS, elsewhere};
 use crate::task::env::{Whereabouts, environment};
 use crate::task::id::TaskId;
 use crate::task::name_files::name_files;
@@ -87,6 +88,8 @@ pub enum SpecError {
     Denied(#[from] Denied),
     #[error("the log path {0:?} has no file name")]
     LogPath(PathBuf),
+    #[error("failed to read {MOUNTS}: {0}")]
+    Mounts(std::io::Error),
     #[error("the {0} has a NUL byte, which cannot be passed to a program; remove it")]
     Nul(String),
 }
@@ -111,7 +114,8 @@ impl TaskSpec {
             hard_limits: open_files::hard_limit,
             open_files_max: open_files::most,
         };
-        let plan = policy.plan(&request.ask, &request.user, host)?;
+        let mut plan = policy.plan(&request.ask, &request.user, host)?;
+        deny_elsewhere(&mut plan.landlock)?;
         let work_dir = plan.work_dir.place.display();
         let whereabouts = Whereabouts { user: &request.user, root: request.root, work_dir: &work_dir };
         // What a task of `run` gets, its caller has chosen.
@@ -153,6 +157,15 @@ impl TaskSpec {
             plan: Cow::Borrowed(&self.plan),
         }
     }
+}
+
+/// What is denied stays so by the other paths at which the host has mounted it.
+fn deny_elsewhere(landlock: &mut Landlock) -> Result<(), SpecError> {
+    if landlock.rules.iter().any(|rule| rule.named_by != NamedBy::Driver) {
+        let others = elsewhere(&landlock.denied).map_err(SpecError::Mounts)?;
+        landlock.denied.extend(others);
+    }
+    Ok(())
 }
 
 fn stdio(logs: Logs<'_>, root: &Path) -> Result<(Stdio, Option<Foreground>), SpecError> {

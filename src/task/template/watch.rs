@@ -12,6 +12,7 @@ use nix::unistd::pipe2;
 
 use super::{Retry, Templates};
 use crate::sys;
+use crate::task::elsewhere::MOUNTS;
 
 /// How long after a change the host is looked at. A program that changes /etc does so in several steps.
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -22,8 +23,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const INTERVAL: Duration = Duration::from_secs(30);
 /// Stack size of the thread in bytes; as that of the others.
 const STACK: usize = 512 * 1024;
-/// A list of mounts that can be polled: proc_pid_mounts(5).
-const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// What a watcher keeps up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
