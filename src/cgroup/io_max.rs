@@ -99,17 +99,27 @@ impl Cgroup {
         for disk in now.lines().filter_map(|line| line.split_ascii_whitespace().next()) {
             self.write(FILE, &format!("{disk} {NONE}"))?;
         }
-        for (disk, limit) in limits {
-            let value = format!("{disk} {limit}");
-            let number = number(Path::new(disk)).map_err(|errno| CgroupError::Write {
-                path: path.clone(),
-                value: value.clone(),
-                errno,
-            })?;
+        let by_number =
+            by_number(limits, number).map_err(|(value, errno)| CgroupError::Write { path, value, errno })?;
+        for (number, limit) in by_number {
             self.write(FILE, &format!("{number} {limit}"))?;
         }
         Ok(())
     }
+}
+
+/// The lowest limits of each disk: a job may name one by another path than the agent does. An error comes with the limit that it is about.
+fn by_number(
+    limits: &IoLimits,
+    number: impl Fn(&Path) -> nix::Result<String>,
+) -> Result<BTreeMap<String, IoMax>, (String, Errno)> {
+    let mut found: BTreeMap<_, IoMax> = BTreeMap::new();
+    for (disk, limit) in limits {
+        let number = number(Path::new(disk)).map_err(|errno| (format!("{disk} {limit}"), errno))?;
+        let lowest = found.entry(number).or_default();
+        *lowest = lowest.lower(*limit);
+    }
+    Ok(found)
 }
 
 /// The number of a block device, as the kernel writes it.
@@ -143,6 +153,18 @@ mod tests {
         let agent = "rbps=100 wbps=100".parse::<IoMax>().unwrap();
         let job = "rbps=200 wbps=50 riops=7".parse().unwrap();
         assert_eq!(agent.lower(job).to_string(), "rbps=100 wbps=50 riops=7");
+    }
+
+    #[test]
+    fn another_path_of_a_disk_lifts_no_limit() {
+        let limits: IoLimits =
+            [("/dev/mapper/data", "rbps=100 wbps=100"), ("/dev/vg/data", "rbps=200 wbps=50")]
+                .map(|(disk, limit)| (disk.to_owned(), limit.parse().unwrap()))
+                .into();
+        let found = by_number(&limits, |_| Ok("253:0".to_owned())).unwrap();
+        assert_eq!(found, [("253:0".to_owned(), "rbps=100 wbps=50".parse().unwrap())].into());
+        let error = by_number(&limits, |_| Err(Errno::ENOENT)).unwrap_err();
+        assert_eq!(error, ("/dev/mapper/data rbps=100 wbps=100".to_owned(), Errno::ENOENT));
     }
 
     #[test]
