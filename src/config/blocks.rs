@@ -88,7 +88,7 @@ impl<T: Table> Kind for Block<T> {
     }
 }
 
-/// Blocks with the options of `T` by their label, `name "label" { … }`; empty unless set.
+/// Blocks with the options of `T` by a Nomad namespace, `name "label" { … }`; empty unless set.
 pub(super) struct Labelled<T>(PhantomData<T>);
 
 impl<T> Labelled<T> {
@@ -110,6 +110,10 @@ impl<T: Table> Kind for Labelled<T> {
         let Value::Map(blocks) = value else { return Err(value.wrong_type(at, "blocks with a name each")) };
         let block = |(label, value): (String, Value)| {
             let option = format!("{}[{}]", at.option, quote(&label));
+            if !is_namespace(&label) {
+                let write = "1 to 128 letters, digits and dashes, without wildcards";
+                return Err(at.bad_value(quote(&label), "Nomad has no namespace of this name", write));
+            }
             match value {
                 Value::Block(values) => {
                     let read = T::read(&mut Options::new(at.scope, format!("{option}."), values))?;
@@ -127,6 +131,11 @@ impl<T: Table> Kind for Labelled<T> {
         let shown = |block: &T| braces(set(block).into_iter().map(|(name, value)| (name.to_owned(), value)));
         braces(value.iter().map(|(label, block)| (quote(label), shown(block))))
     }
+}
+
+/// What Nomad takes as the name of a namespace. The policy for another name would be of no effect.
+fn is_namespace(label: &str) -> bool {
+    (1..=128).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// An option of a block that stands for the one outside of it where it is set.

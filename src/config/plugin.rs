@@ -164,6 +164,12 @@ impl PluginConfig {
         }
     }
 
+    /// Whether the owner of a task's directory identifies its user: a task of any namespace could have changed it.
+    pub(crate) fn trusts_owner(&self) -> bool {
+        let namespaces = self.namespace.keys().map(|name| self.policy_in(name));
+        namespaces.chain([self.policy()]).all(|policy| policy.trusts_owner())
+    }
+
     /// What tasks need of the host.
     pub(crate) fn wanted(&self) -> Wanted {
         let filtered = self.namespace.values().any(|namespace| namespace.seccomp == Some(Profile::Default));

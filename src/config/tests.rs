@@ -560,6 +560,23 @@ fn a_namespace_has_its_own_policy() {
 }
 
 #[test]
+fn a_policy_for_a_name_that_no_namespace_can_have_is_refused() {
+    for name in ["", "*", "prod-*", "a b", "a/b", "ä", &"x".repeat(129)] {
+        let error = plugin_err(json!({"namespace": {name: {}}}));
+        assert!(error.contains("without wildcards"), "{error}");
+    }
+    assert!(plugin(json!({"namespace": {"Prod-1": {}, "default": {}}})).is_ok());
+}
+
+#[test]
+fn a_capability_of_one_namespace_can_change_owners_for_all() {
+    let trusts = |config: serde_json::Value| plugin(config).unwrap().trusts_owner();
+    assert!(trusts(json!({"namespace": {"dev": {"pids_max": 7}}})));
+    assert!(!trusts(json!({"namespace": {"dev": {"allow_caps": ["chown"]}}})));
+    assert!(!trusts(json!({"allow_caps": ["chown"], "namespace": {"dev": {"allow_caps": []}}})));
+}
+
+#[test]
 fn default_stands_for_the_default_list_of_denied_paths() {
     let denied = |list: serde_json::Value| plugin(json!({"unveil_deny": list})).unwrap().unveil_deny;
     let default = PluginConfig::default().unveil_deny;

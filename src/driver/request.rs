@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::{Settings, status::RpcError};
 use crate::cgroup::{Cgroup, CpuSet, Limits, ResourceRequest};
-use crate::config::DriverConfig;
+use crate::config::{DriverConfig, PluginConfig};
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, NetworkIsolationSpec};
 use crate::sandbox::device::AskedDevice;
 use crate::sandbox::names::{Dns, Hosts, Names};
 use crate::sandbox::network::AllocatedPort;
-use crate::sandbox::policy::{self, Ask, NetworkMode, Policy};
+use crate::sandbox::policy::{self, Ask, NetworkMode};
 use crate::sandbox::volume::AskedVolume;
 use crate::shim::spec::TaskDirs;
 use crate::sys::bpf;
@@ -34,7 +34,7 @@ pub(super) fn task_spec(
     let policy = settings.plugin.policy_in(&task.namespace);
     let alloc_dir = Path::new(&task.alloc_dir);
     let root = dirs::root(&task.env, alloc_dir, &task.name, policy.own_root)?;
-    let name = user_name(task, &root, &policy);
+    let name = user_name(task, &root, &settings.plugin);
     if let Some(uid) = users::dynamic_id(&name)? {
         policy.dynamic_user(&name, uid).map_err(SpecError::from)?;
     }
@@ -77,8 +77,8 @@ pub(super) fn job(task: &proto::TaskConfig) -> Job {
 
 /// The user of the task. An empty name means a task whose dynamic user the agent forgot when it was restarted: the owner of its
 /// directory is still that user.
-fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, policy: &Policy<'_>) -> Cow<'a, str> {
-    let forgotten = task.user.is_empty() && policy.trusts_owner();
+fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, plugin: &PluginConfig) -> Cow<'a, str> {
+    let forgotten = task.user.is_empty() && plugin.trusts_owner();
     match root.dynamic_user().filter(|_| forgotten) {
         Some(user) => {
             tracing::info!(task = task.id, user, "using the owner of the task directory as the user");
