@@ -180,7 +180,7 @@ fn add_rule(
         Err(error) if rule.missing == Missing::Skip && is_absent(&error) => return Ok(ruleset),
         Err(error) => return Err(not_unveiled(rule, error)),
     };
-    match judge.judge(&spec.plan, rule, &found)? {
+    match judge.judge(spec, rule, &found)? {
         Verdict::Whole => grant(ruleset, spec, rule, &found.place),
         _ => add_entries(ruleset, spec, rule, &found.place, judge),
     }

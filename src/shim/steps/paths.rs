@@ -101,7 +101,7 @@ pub(crate) fn open_beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Re
 }
 
 /// Calls `open` with the task's file system ids and capabilities, setfsuid(2).
-fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
+pub(super) fn as_task<T>(spec: &ShimSpec, open: impl FnOnce() -> T) -> nix::Result<T> {
     let own = sys::caps::get()?;
     let effective = spec.plan.capabilities.bits() & own.permitted;
     // What is opened as root does not depend on groups: capabilities decide.

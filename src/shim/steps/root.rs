@@ -186,7 +186,7 @@ fn open_unveils<'a>(spec: &'a ShimSpec, root: &'a PrivateRoot, writable: &[DirId
         let path = rule.place.display();
         let found = find_place(spec, &rule.place, rule.named_by, writable)
             .map_err(|error| not_unveiled(rule, error))?;
-        let verdict = unveils.judge.judge(&spec.plan, rule, &found)?;
+        let verdict = unveils.judge.judge(spec, rule, &found)?;
         if is_name(root, &path, rule.access) {
             continue;
         }

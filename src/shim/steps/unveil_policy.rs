@@ -14,11 +14,12 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, stat};
 
 use super::Result;
-use super::paths::{is_directory, open_trusted};
+use super::paths::{as_task, is_directory, open_trusted};
 use crate::sandbox::place::{NamedBy, Place, Rule};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::unveil::{Access, Unveil};
 use crate::shim::report::{Failure, Step};
+use crate::shim::spec::ShimSpec;
 use crate::shim::walk::{self, DirId, Found, MAX_LINKS};
 
 /// The most entries of directories that contain something denied: each is a mount, or a rule. /etc has some 200.
@@ -92,12 +93,15 @@ impl<'a> Judge<'a> {
     }
 
     /// How much of the rule is granted of what its path led to.
-    pub(super) fn judge(&self, plan: &Plan, rule: &Rule, found: &Found) -> Result<Verdict> {
-        if !is_judged(plan, rule) {
+    pub(super) fn judge(&self, spec: &ShimSpec, rule: &Rule, found: &Found) -> Result<Verdict> {
+        if !is_judged(&spec.plan, rule) {
             return Ok(Verdict::Whole);
         }
         let refused = |text| Failure::text(Step::Unveil, rule.to_string(), text);
-        let way = way_up(found).map_err(|errno| Failure::new(Step::Unveil, rule.to_string(), errno))?;
+        // As the task second: a file server that does not trust root admits only the task's user.
+        let way = way_up(found)
+            .or_else(|_| as_task(spec, || way_up(found))?)
+            .map_err(|errno| Failure::new(Step::Unveil, rule.to_string(), errno))?;
         let named = rule.place.display();
         let is_way =
             |(way, _): &&(PathBuf, &Path)| [&named, &found.path].iter().any(|path| path.starts_with(way));
@@ -237,10 +241,14 @@ fn directory_of(found: &Found) -> nix::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::sandbox::place::Missing;
     use crate::sandbox::plan::Landlock;
-    use crate::shim::walk;
+    use crate::shim::spec::{Command, Stdio};
+    use crate::sys::caps;
+    use crate::users::User;
 
     /// `srv/app/file`, `srv/secret/key`, and `alias`, a link to `srv`.
     fn tree() -> tempfile::TempDir {
@@ -251,6 +259,12 @@ mod tests {
         }
         std::os::unix::fs::symlink(tree.path().join("srv"), tree.path().join("alias")).unwrap();
         tree
+    }
+
+    fn spec(plan: Plan) -> ShimSpec {
+        let (args, env) = Default::default();
+        let command = Command { program: "true".into(), args, env, stdio: Stdio::Null, foreground: None };
+        ShimSpec { user: User::unknown("1234", 1234, 1234), plan, command, root: None }
     }
 
     fn rule(mode: &str, path: &Path) -> Rule {
@@ -282,7 +296,7 @@ mod tests {
             ..Plan::default()
         };
         let found = walk::find(&path.canonicalize().unwrap(), &[]).unwrap();
-        Judge::new(&plan).judge(&plan, &rule, &found).map_err(|failure| failure.note.unwrap())
+        Judge::new(&plan).judge(&spec(plan.clone()), &rule, &found).map_err(|failure| failure.note.unwrap())
     }
 
     #[test]
@@ -344,9 +358,10 @@ mod tests {
             assert_eq!(judge.of_entry(directory, OsStr::new("other"), id), Verdict::Whole, "{replaced}");
             assert_eq!(judge.of(directory), Verdict::Around, "{replaced}");
         }
+        let spec = spec(plan.clone());
         for named in ["srv/secret/key", "srv/app/link"] {
             let found = walk::find(&path(named), &[]).unwrap();
-            assert!(judge.judge(&plan, &rule("r", &path(named)), &found).is_err(), "{named}");
+            assert!(judge.judge(&spec, &rule("r", &path(named)), &found).is_err(), "{named}");
         }
     }
 
@@ -371,6 +386,34 @@ mod tests {
         std::os::unix::fs::lchown(&link, Some(1234), Some(1234)).unwrap();
         std::os::unix::fs::chown(tree.path().join("srv/app"), Some(1234), Some(1234)).unwrap();
         assert!(ask().is_err());
+    }
+
+    #[test]
+    #[ignore = "needs root, to look as the task's user"]
+    fn where_root_has_no_permission_the_task_looks() {
+        let tree = tree();
+        for (name, owner, mode) in [("", 0, 0o755), ("srv", 1234, 0o700), ("srv/app", 1234, 0o700)] {
+            let path = tree.path().join(name);
+            std::os::unix::fs::chown(&path, Some(owner), None).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        }
+        let rule = rule("r", &tree.path().join("srv/app/file"));
+        let plan = Plan {
+            landlock: Landlock { rules: vec![rule.clone()], ..Landlock::default() },
+            ..Plan::default()
+        };
+        let found = walk::find(&rule.place.display(), &[]).unwrap();
+        // Root on a file server that does not trust it has no CAP_DAC_OVERRIDE and no CAP_DAC_READ_SEARCH.
+        let judged = std::thread::scope(|scope| {
+            let look = || {
+                let own = caps::get().unwrap();
+                caps::set(caps::Sets { effective: own.effective & !0b110, ..own }).unwrap();
+                assert_eq!(way_up(&found).unwrap_err(), Errno::EACCES);
+                Judge::new(&plan).judge(&spec(plan.clone()), &rule, &found).map_err(|failure| failure.note)
+            };
+            scope.spawn(look).join().unwrap()
+        });
+        assert_eq!(judged, Ok(Verdict::Whole));
     }
 
     #[test]
