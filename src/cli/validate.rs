@@ -167,12 +167,64 @@ fn validate(text: &str) -> Result<PluginConfig, Refusal> {
         if top.keys().any(|key| AGENT_KEYS.contains(&key.as_str())) {
             return Err(Refusal::NoBlock);
         }
-        known(&top)?;
-        return Ok(PluginConfig::decode_json(text)?);
+        return decode(&top);
     }
-    let Some(options) = options_of_agent(&top)? else { return Ok(PluginConfig::default()) };
-    known(options)?;
-    Ok(PluginConfig::decode_json(&Value::from(options.clone()).to_string())?)
+    options_of_agent(&top)?.map_or_else(|| Ok(PluginConfig::default()), decode)
+}
+
+fn decode(options: &Map<String, Value>) -> Result<PluginConfig, Refusal> {
+    let options = with_plain_blocks("plugin option ", options, &PluginConfig::options())?;
+    known(&options)?;
+    Ok(PluginConfig::decode_json(&Value::from(options).to_string())?)
+}
+
+/// The options with an object for each block, as the decoder takes them. In HCL's JSON form it may be a list of objects, at each level.
+fn with_plain_blocks(
+    place: &str,
+    options: &Map<String, Value>,
+    rows: &[Row],
+) -> Result<Map<String, Value>, Refusal> {
+    let plain = |(option, value): (&String, &Value)| {
+        let place = format!("{place}{option}");
+        let value = match rows.iter().find(|row| row.name == option).map(|row| row.form) {
+            Some(Form::Block(rows)) => plain_block(&place, value, &rows()),
+            Some(Form::Entries) => plain_block(&place, value, &[]),
+            Some(Form::Labelled(rows)) => plain_blocks(&place, value, &rows()),
+            Some(Form::Attribute(_) | Form::Map) | None => Ok(value.clone()),
+        };
+        Ok((option.clone(), value?))
+    };
+    options.iter().map(plain).collect()
+}
+
+fn plain_block(place: &str, value: &Value, rows: &[Row]) -> Result<Value, Refusal> {
+    match all_objects(value).as_deref() {
+        None => Ok(value.clone()),
+        Some([]) => Ok(Value::Null),
+        Some([one]) => with_plain_blocks(&format!("{place}."), one, rows).map(Value::from),
+        Some(more) => Err(Refusal::Twice { place: place.to_owned(), count: more.len() }),
+    }
+}
+
+fn plain_blocks(place: &str, value: &Value, rows: &[Row]) -> Result<Value, Refusal> {
+    let Some(objects) = all_objects(value) else { return Ok(value.clone()) };
+    let mut blocks = Map::new();
+    for (label, block) in objects.into_iter().flatten() {
+        let place = format!("{place}[{}]", quote(label));
+        if blocks.insert(label.clone(), plain_block(&place, block, rows)?).is_some() {
+            return Err(Refusal::Twice { place, count: 2 });
+        }
+    }
+    Ok(blocks.into())
+}
+
+/// The objects that a value is, or is a list of.
+fn all_objects(value: &Value) -> Option<Vec<&Map<String, Value>>> {
+    match value {
+        Value::Object(one) => Some(vec![one]),
+        Value::Array(list) => list.iter().map(Value::as_object).collect(),
+        _ => None,
+    }
 }
 
 /// A JSON value, and the first key that occurs twice in one of its objects; a plain `Value` would silently keep the last one.
@@ -387,6 +439,37 @@ mod tests {
             json!({PLUGIN: {"args": [], "config": block["config"]}}),
         ] {
             assert_eq!(ok(agent(plugin.clone())), wanted, "{plugin}");
+        }
+    }
+
+    #[test]
+    fn blocks_are_objects_or_lists_of_them() {
+        let wanted = ok(json!({
+            "ulimit": {"nofile": "100"}, "network_policy": {"bind": ["80"]},
+            "namespace": {"dev": {}, "prod": {"pids_max": 7, "network_policy": {"bind": []}}},
+        }));
+        assert_eq!(wanted.policy_in("prod").pids_max, 7);
+        let prod = json!([{"pids_max": 7, "network_policy": [{"bind": []}]}]);
+        for namespace in [
+            json!({"dev": [{}], "prod": prod}),
+            json!([{"dev": {}, "prod": prod}]),
+            json!([{"dev": {}}, {"prod": prod}]),
+        ] {
+            let lists = json!({"ulimit": [{"nofile": "100"}], "network_policy": [{"bind": ["80"]}], "namespace": namespace});
+            assert_eq!(ok(lists), wanted, "{namespace}");
+        }
+        assert_eq!(ok(json!({"namespace": [], "network_policy": []})), PluginConfig::default());
+        for (json, message) in [
+            (
+                json!({"namespace": [{"dev": {}}, {"dev": {}}]}),
+                "plugin option namespace[\"dev\"] occurs 2 times",
+            ),
+            (json!({"network_policy": [{}, {}]}), "plugin option network_policy occurs 2 times"),
+            (json!({"namespace": [{"dev": [{"pids_mx": 7}]}]}), "did you mean pids_max?"),
+            (json!({"namespace": [{"dev": {}}, "prod"]}), "namespace is a list; write blocks"),
+        ] {
+            let refusal = refused(json.clone());
+            assert!(refusal.contains(message), "{json}: {refusal}");
         }
     }
 
