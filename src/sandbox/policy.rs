@@ -573,9 +573,14 @@ impl Policy<'_> {
         let mut denied = self.unveil_deny.to_vec();
         let Some((alloc_dir, records)) = host.kept else { return denied };
         let Some(allocs) = alloc_dir.parent() else { return denied };
-        denied.extend([records, allocs].map(Path::to_owned));
-        denied.extend(host.task_dir.parent().map(Path::to_owned));
-        denied.extend(allocs.parent().into_iter().flat_map(|data| OF_NOMAD.map(|name| data.join(name))));
+        let mounts = host.task_dir.parent();
+        denied.extend([Some(records), Some(allocs), mounts].into_iter().flatten().map(Path::to_owned));
+        // An operator may have put one of them elsewhere, where the names beside it are not Nomad's.
+        let beside = |dir: Option<&Path>, name| {
+            dir.filter(|dir| dir.ends_with(name)).and_then(Path::parent).map(Path::to_owned)
+        };
+        let data = BTreeSet::from([beside(Some(allocs), ALLOCS), beside(mounts, ALLOC_MOUNTS)]);
+        denied.extend(data.into_iter().flatten().flat_map(|data| OF_NOMAD.map(|name| data.join(name))));
         denied.retain(|path| path.parent().is_some());
         denied
     }
@@ -591,6 +596,10 @@ impl Policy<'_> {
         granted.contains(access)
     }
 }
+
+/// The directories of allocations in the agent's data_dir, unless its options alloc_dir and alloc_mounts_dir say otherwise.
+const ALLOCS: &str = "alloc";
+const ALLOC_MOUNTS: &str = "alloc_mounts";
 
 /// What the agent keeps in its data_dir, beside the directories of allocations.
 const OF_NOMAD: [&str; 2] = ["client", "server"];

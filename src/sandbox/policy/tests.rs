@@ -602,6 +602,10 @@ fn what_nomad_and_the_driver_keep_is_denied_to_every_task() {
     assert_eq!(planned(Some((alloc, Path::new("/run/records")))), all.map(PathBuf::from));
     let at_the_top = planned(Some((Path::new("/alloc"), Path::new("/run/records"))));
     assert!(!at_the_top.contains(&"/".into()), "{at_the_top:?}");
+    let elsewhere = planned(Some((Path::new("/srv/allocs/1"), Path::new("/run/records"))));
+    let all =
+        ["/srv/private", "/run/records", "/srv/allocs", "/data/alloc_mounts", "/data/client", "/data/server"];
+    assert_eq!(elsewhere, all.map(PathBuf::from), "/srv/client may be anybody's");
 }
 
 #[test]
