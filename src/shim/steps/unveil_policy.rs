@@ -78,7 +78,8 @@ impl<'a> Judge<'a> {
 
     fn deny(&mut self, path: &'a Path) {
         if let Ok(found) = stat(path) {
-            self.denied.insert(DirId::of(&found), path);
+            // Errors name the path of the list: other paths of the same object come behind it.
+            self.denied.entry(DirId::of(&found)).or_insert(path);
         }
         for way in ways(path) {
             let above: Vec<_> =
@@ -314,6 +315,9 @@ mod tests {
             assert_eq!(judged(&tree, &[denied], None, NamedBy::Job, "r:alias/app/file"), Ok(Verdict::Whole));
         }
         assert!(judged(&tree, &["srv/secret/key"], None, NamedBy::Job, "r:srv/app/key").is_err());
+        let error =
+            judged(&tree, &["srv/secret", "alias/secret"], None, NamedBy::Job, "r:alias/secret").unwrap_err();
+        assert!(error.contains("/srv/secret is denied"), "{error}");
         assert_eq!(judged(&tree, &["srv/secret"], None, NamedBy::Driver, "r:srv/secret"), Ok(Verdict::Whole));
     }
 
