@@ -110,12 +110,17 @@ let
           "/etc/shadow-"
           "/run/buildkit"
           "/run/containerd"
+          "/run/cri-dockerd.sock"
           "/run/crio"
           "/run/docker.sock"
           "/run/k3s"
+          "/run/libvirt"
           "/run/podman"
           "/run/systemd/private"
           "/var/backups"
+          "/var/lib/incus"
+          "/var/lib/lxd"
+          "/var/snap/lxd/common/lxd"
         ];
         allow_caps = [
           "kill"

@@ -193,12 +193,17 @@ in
                 "/etc/shadow-"
                 "/run/buildkit"
                 "/run/containerd"
+                "/run/cri-dockerd.sock"
                 "/run/crio"
                 "/run/docker.sock"
                 "/run/k3s"
+                "/run/libvirt"
                 "/run/podman"
                 "/run/systemd/private"
                 "/var/backups"
+                "/var/lib/incus"
+                "/var/lib/lxd"
+                "/var/snap/lxd/common/lxd"
               ];
               description = ''
                 What no task may have, by any unveil of it or of a directory above it. `default` in the list stands for the default list.

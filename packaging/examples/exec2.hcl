@@ -38,7 +38,7 @@ plugin "nomad-driver-exec2" {
 
     # What no task may have, by any unveil of it or of a directory above it. "default"
     # in the list stands for this list.
-    unveil_deny = ["/etc/gshadow", "/etc/gshadow-", "/etc/nomad.d", "/etc/security/opasswd", "/etc/shadow", "/etc/shadow-", "/run/buildkit", "/run/containerd", "/run/crio", "/run/docker.sock", "/run/k3s", "/run/podman", "/run/systemd/private", "/var/backups"]
+    unveil_deny = ["/etc/gshadow", "/etc/gshadow-", "/etc/nomad.d", "/etc/security/opasswd", "/etc/shadow", "/etc/shadow-", "/run/buildkit", "/run/containerd", "/run/cri-dockerd.sock", "/run/crio", "/run/docker.sock", "/run/k3s", "/run/libvirt", "/run/podman", "/run/systemd/private", "/var/backups", "/var/lib/incus", "/var/lib/lxd", "/var/snap/lxd/common/lxd"]
 
     # Capabilities that a job may request with cap_add. A task, root included,
     # has only those that it requests. Some of them make a task root on this

@@ -219,7 +219,7 @@ const DEFAULT: &str = "default";
 const DENIED_MAX: usize = 256;
 
 /// Hashes of passwords and their copies, the agent's configuration, and sockets that make their writers root.
-const DENIED: [&str; 14] = [
+const DENIED: [&str; 19] = [
     "/etc/gshadow",
     "/etc/gshadow-",
     "/etc/nomad.d",
@@ -228,12 +228,17 @@ const DENIED: [&str; 14] = [
     "/etc/shadow-",
     "/run/buildkit",
     "/run/containerd",
+    "/run/cri-dockerd.sock",
     "/run/crio",
     "/run/docker.sock",
     "/run/k3s",
+    "/run/libvirt",
     "/run/podman",
     "/run/systemd/private",
     "/var/backups",
+    "/var/lib/incus",
+    "/var/lib/lxd",
+    "/var/snap/lxd/common/lxd",
 ];
 
 impl Kind for DeniedPaths {
