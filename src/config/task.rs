@@ -65,21 +65,22 @@ options! {
         /// In the kernel's units: bytes, seconds, or numbers.
         pub ulimit: Rlimits = Ulimit,
         /// how many processes and threads the task may have; as the agent's option, up to which it may be
-        pub pids_max: Option<i32> = OrTheAgents { range: PIDS_MAX_RANGE, write: PIDS_MAX_WRITE },
+        pub pids_max: Option<i32> = OptionalNumber { range: PIDS_MAX_RANGE, write: PIDS_MAX_WRITE, unset: THE_AGENTS },
         /// MiB of swap that the task may use; as the agent's option, up to which it may be
-        pub memory_swap: Option<i32> = OrTheAgents { range: MEMORY_SWAP_RANGE, write: MEMORY_SWAP_WRITE },
+        pub memory_swap: Option<i32> = OptionalNumber { range: MEMORY_SWAP_RANGE, write: MEMORY_SWAP_WRITE, unset: THE_AGENTS },
         /// `false`: `cpu` is a share, not a limit; only if the agent allows it
         pub cpu_hard_limit: Option<bool> = FlagOrTheAgents,
         /// [ports](#ports) to which the task may bind and connect, within those that the agent allows
         pub network_policy: Option<TaskNetwork> = Block::<TaskNetwork>::new(),
         /// the task's share of a busy CPU, instead of that of its `cpu`, up to which it may be, or to the agent's `cpu_weight_max`
-        pub cpu_weight: Option<i32> = TaskWeight,
+        pub cpu_weight: Option<i32> =
+            OptionalNumber { range: WEIGHT_RANGE, write: WEIGHT_WRITE, unset: "by cpu" },
         /// how much of its CPU quota the task may save for later, percent of 100 ms; as the agent's option, up to which it may be
-        pub cpu_burst: Option<i32> = OrTheAgents { range: PERCENT_RANGE, write: PERCENT_WRITE },
+        pub cpu_burst: Option<i32> = OptionalNumber { range: PERCENT_RANGE, write: PERCENT_WRITE, unset: THE_AGENTS },
         /// MiB above which the kernel slows the task down and reclaims its memory; 0: none
         pub memory_high: i32 = Number { range: 0..=i32::MAX, default: 0, write: "a number of MiB, or 0 for none" },
         /// the task's share of a busy disk; as the agent's option, up to which it may be
-        pub io_weight: Option<i32> = OrTheAgents { range: WEIGHT_RANGE, write: WEIGHT_WRITE },
+        pub io_weight: Option<i32> = OptionalNumber { range: WEIGHT_RANGE, write: WEIGHT_WRITE, unset: THE_AGENTS },
         /// the most that the task may read and write of a disk: `"/dev/vda rbps=1048576 wiops=100"`; the agent's limits hold as well
         pub io_max: IoLimits = IoMaxima,
         /// the same as the agent's option, for this task; `"auto"` only if the agent allows it
@@ -199,17 +200,21 @@ impl Kind for Args {
 }
 
 /// What a job does not set is as the agent says.
+const THE_AGENTS: &str = "the agent's";
+
 fn the_agents() -> String {
-    "the agent's".to_owned()
+    THE_AGENTS.to_owned()
 }
 
 /// A whole number.
-struct OrTheAgents {
+struct OptionalNumber {
     range: RangeInclusive<i32>,
     write: &'static str,
+    /// What stands for it if the job does not set it.
+    unset: &'static str,
 }
 
-impl Kind for OrTheAgents {
+impl Kind for OptionalNumber {
     type Value = Option<i32>;
     const FORM: Form = Number::FORM;
     const TAKES: &str = Number::TAKES;
@@ -223,28 +228,7 @@ impl Kind for OrTheAgents {
     }
 
     fn show(&self, value: &Option<i32>) -> String {
-        value.map_or_else(the_agents, |number| number.to_string())
-    }
-}
-
-/// `cpu_weight` of a job.
-struct TaskWeight;
-
-impl Kind for TaskWeight {
-    type Value = Option<i32>;
-    const FORM: Form = Number::FORM;
-    const TAKES: &str = Number::TAKES;
-
-    fn unset(&self) -> Result<Option<i32>, &'static str> {
-        Ok(None)
-    }
-
-    fn read(&self, at: &At, value: Value) -> Result<Option<i32>, ConfigError> {
-        value.whole_number(at, &WEIGHT_RANGE, WEIGHT_WRITE).map(Some)
-    }
-
-    fn show(&self, value: &Option<i32>) -> String {
-        value.map_or_else(|| "by cpu".to_owned(), |weight| weight.to_string())
+        value.map_or_else(|| self.unset.to_owned(), |number| number.to_string())
     }
 }
 
