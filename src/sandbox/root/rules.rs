@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Kind};
+use super::candidate::{Candidate, Kind};
 use crate::sandbox::unveil::Access;
 
 /// Access to a path of the root, which is opened when the root is complete.

@@ -3,19 +3,19 @@ use super::*;
 use crate::sandbox::device::Permissions;
 use crate::sandbox::volume::Propagation;
 
-const TASK_DIR: &str = "/data/alloc_mounts/1-web";
+pub(super) const TASK_DIR: &str = "/data/alloc_mounts/1-web";
 const CGROUP: &str = "/sys/fs/cgroup/nomad.slice/share.slice/1.web.scope";
 
-fn part(mode: &str, path: &str) -> Part {
+pub(super) fn part(mode: &str, path: &str) -> Part {
     let rule: crate::sandbox::unveil::Unveil = format!("{mode}:{path}").parse().unwrap();
     Part { path: path.into(), access: rule.access, directory: !path.contains('.') && path != "/dev/null" }
 }
 
-fn link(path: &str, target: &str) -> Link {
+pub(super) fn link(path: &str, target: &str) -> Link {
     Link { path: path.into(), target: target.into() }
 }
 
-fn layout() -> Layout {
+pub(super) fn layout() -> Layout {
     let usr = Tree {
         path: "/usr".into(),
         parts: vec![part("rx", "/usr/bin"), part("rx", "/usr/lib"), part("rx", "/usr/local/bin")],
@@ -43,7 +43,7 @@ fn layout() -> Layout {
     }
 }
 
-fn opened(rules: &[&str]) -> Vec<Opened> {
+pub(super) fn opened(rules: &[&str]) -> Vec<Opened> {
     let opened = |rule: &&str| {
         let (mode, path) = rule.split_once(':').unwrap();
         let Part { path, access, directory } = part(mode, path);
@@ -52,50 +52,30 @@ fn opened(rules: &[&str]) -> Vec<Opened> {
     rules.iter().map(opened).collect()
 }
 
-fn assemble(layout: Option<&Layout>, unveils: &[&str], links: &[Link]) -> Assembly {
+/// Of an ordinary user's task, without defaults.
+pub(super) fn request() -> Request<'static> {
     Request {
-        layout,
+        layout: None,
         task_dir: Path::new(TASK_DIR),
         cgroup: Some((Path::new("/sys/fs/cgroup"), Path::new(CGROUP))),
-        unveils: &opened(unveils),
+        unveils: &[],
         volumes: &[],
         devices: &[],
-        links,
+        links: &[],
         in_proc: &[],
         names: &[],
         privileged: false,
         in_namespace: false,
         work_dir: Path::new("/data/alloc_mounts/1-web/local"),
     }
-    .assemble()
 }
 
-/// Of a task that has these files of [`NAMES`] of its own.
-fn with_names(
-    layout: Option<&Layout>,
-    unveils: &[&str],
-    names: &[&'static str],
-    in_namespace: bool,
-) -> Assembly {
-    Request {
-        layout,
-        task_dir: Path::new(TASK_DIR),
-        cgroup: None,
-        unveils: &opened(unveils),
-        volumes: &[],
-        devices: &[],
-        links: &[],
-        in_proc: &[],
-        names,
-        privileged: false,
-        in_namespace,
-        work_dir: Path::new("/data/alloc_mounts/1-web/local"),
-    }
-    .assemble()
+fn assemble(layout: Option<&Layout>, unveils: &[&str], links: &[Link]) -> Assembly {
+    Request { layout, unveils: &opened(unveils), links, ..request() }.assemble()
 }
 
 /// The default root with these unveils, and with directories as volumes: `r`, `rw` or `r later` (host-to-task), and the destination.
-fn with_volumes(unveils: &[&str], volumes: &[(&str, &str)]) -> Assembly {
+pub(super) fn with_volumes(unveils: &[&str], volumes: &[(&str, &str)]) -> Assembly {
     let volumes: Vec<_> = volumes
         .iter()
         .map(|(mode, path)| Volume {
@@ -108,44 +88,31 @@ fn with_volumes(unveils: &[&str], volumes: &[(&str, &str)]) -> Assembly {
         .collect();
     let opened_volumes: Vec<_> =
         volumes.iter().map(|volume| OpenedVolume { volume, directory: true }).collect();
-    Request {
-        layout: Some(&layout()),
-        task_dir: Path::new(TASK_DIR),
-        cgroup: Some((Path::new("/sys/fs/cgroup"), Path::new(CGROUP))),
-        unveils: &opened(unveils),
-        volumes: &opened_volumes,
-        devices: &[],
-        links: &[],
-        in_proc: &[],
-        names: &[],
-        privileged: false,
-        in_namespace: false,
-        work_dir: Path::new("/data/alloc_mounts/1-web/local"),
-    }
-    .assemble()
+    Request { layout: Some(&layout()), unveils: &opened(unveils), volumes: &opened_volumes, ..request() }
+        .assemble()
 }
 
-fn with(unveils: &[&str]) -> Assembly {
+pub(super) fn with(unveils: &[&str]) -> Assembly {
     assemble(Some(&layout()), unveils, &[])
 }
 
 impl Assembly {
-    fn mounted(&self, path: &str) -> Vec<&Mount> {
+    pub(super) fn mounted(&self, path: &str) -> Vec<&Mount> {
         self.mounts.iter().filter(|mount| mount.path == Path::new(path)).collect()
     }
 
     /// What the rules grant at a path and below it.
-    fn granted(&self, path: &str) -> Access {
+    pub(super) fn granted(&self, path: &str) -> Access {
         let above = self.rules.iter().filter(|rule| Path::new(path).starts_with(&rule.path));
         above.map(|rule| rule.access).fold(Access::NONE, Access::union)
     }
 
-    fn has_link(&self, path: &str) -> bool {
+    pub(super) fn has_link(&self, path: &str) -> bool {
         self.links.iter().any(|link| link.path == Path::new(path))
     }
 }
 
-fn access(mode: &str) -> Access {
+pub(super) fn access(mode: &str) -> Access {
     part(mode, "/x").access
 }
 
@@ -197,26 +164,6 @@ fn the_same_with_no_more_rights_needs_no_mount_of_its_own() {
     assert_eq!(root.mounted("/usr")[0].source, Source::Tree("/usr".into()), "both lie in /usr/lib");
     assert_eq!(root.granted("/usr/lib/y"), access("rwxc"));
     assert_eq!(root.granted("/usr/lib/z"), access("rx"));
-}
-
-#[test]
-fn an_unveil_inside_a_tree_takes_it_apart_for_this_task() {
-    let root = with(&["r:/etc/app"]);
-    assert_eq!(root.mounted("/etc"), [] as [&Mount; 0]);
-    assert_eq!(root.mounted("/etc/ssl/certs")[0].source, Source::Part("/etc/ssl/certs".into()));
-    assert_eq!(root.mounted("/.task/etc")[0].source, Source::Part("/etc".into()));
-    assert!(root.links.contains(&link("/etc/hosts", "/.task/etc/hosts")));
-    assert!(root.has_link("/etc/localtime"));
-    assert!(root.directories.contains(Path::new("/etc/app")));
-    assert_eq!(root.mounted("/usr")[0].source, Source::Tree("/usr".into()), "the others stay whole");
-}
-
-#[test]
-fn an_unveil_above_a_tree_shows_the_hosts() {
-    let root = with(&["r:/etc"]);
-    assert_eq!(root.mounted("/etc")[0].source, Source::Unveil(0));
-    assert_eq!(root.mounted("/etc/ssl/certs"), [] as [&Mount; 0]);
-    assert!(!root.has_link("/etc/hosts") && !root.has_link("/etc/localtime"));
 }
 
 #[test]
@@ -327,64 +274,6 @@ fn a_single_file_has_a_file_to_be_mounted_on() {
 }
 
 #[test]
-fn what_is_in_a_directory_comes_directly_behind_it() {
-    let mut paths = ["/a-b", "/a/b", "/a", "/a.b/c", "/ab", "/a/b/c", "/a/b-c", "/"].map(Path::new);
-    let mut expected = paths;
-    expected.sort();
-    paths.sort_by(|a, b| by_components(a, b));
-    assert_eq!(paths, expected);
-    assert_eq!(paths[..5], ["/", "/a", "/a/b", "/a/b/c", "/a/b-c"].map(Path::new));
-}
-
-/// Whether a mount of the root refuses writing and executing.
-fn refuses(root: &Assembly, path: &str) -> (bool, bool) {
-    let refuse = root.mounted(path)[0].refuse;
-    (refuse.write, refuse.exec)
-}
-
-#[test]
-fn an_unveil_below_the_tasks_own_tmp_gets_no_more_than_its_modes() {
-    for (mode, flags) in
-        [("r", (true, true)), ("rx", (true, false)), ("rwc", (false, true)), ("rwxc", (false, false))]
-    {
-        for path in ["/tmp/shared", "/var/tmp/a/b"] {
-            let root = with(&[&format!("{mode}:{path}")]);
-            assert_eq!(root.unbounded, None, "{mode}");
-            assert_eq!(refuses(&root, path), flags, "{mode}:{path}");
-        }
-        let root = with(&[&format!("{mode}:/srv/shared")]);
-        assert!(!refuses(&root, "/srv/shared").1, "elsewhere Landlock refuses exec");
-    }
-    for (mode, gets) in
-        [("w", "rwc"), ("c", "rwc"), ("rw", "rwc"), ("x", "rx"), ("wx", "rwxc"), ("rwx", "rwxc")]
-    {
-        let root = with(&[&format!("{mode}:/tmp/shared")]);
-        let found = root.unbounded.expect("it cannot be held to its modes");
-        assert_eq!(
-            (found.unveil, found.below.as_path(), found.gets),
-            (0, Path::new("/tmp"), access(gets)),
-            "{mode}"
-        );
-        assert_eq!(with(&[&format!("{mode}:/srv/shared")]).unbounded, None, "{mode}");
-        assert_eq!(with(&[&format!("{mode}:/tmp")]).unbounded, None, "in place of the task's own");
-    }
-}
-
-#[test]
-fn a_single_file_below_the_tasks_own_tmp_needs_no_c() {
-    for mode in ["r", "rw"] {
-        assert_eq!(with(&[&format!("{mode}:/tmp/app.sock")]).unbounded, None, "{mode}");
-    }
-    assert!(with(&["w:/tmp/app.sock"]).unbounded.is_some());
-}
-
-#[test]
-fn what_lies_in_an_unveil_below_the_tasks_own_tmp_is_held_to_its_modes_too() {
-    let root = with(&["r:/tmp/a", "rx:/tmp/a/bin"]);
-    assert_eq!((refuses(&root, "/tmp/a"), refuses(&root, "/tmp/a/bin")), ((true, true), (true, false)));
-}
-
-#[test]
 fn a_volume_is_at_its_path_and_its_source_is_not() {
     let root = with_volumes(&[], &[("rw", "/data/db"), ("r", "/opt/app")]);
     assert_eq!(root.mounted("/data/db")[0].source, Source::Volume(0));
@@ -400,16 +289,6 @@ fn a_volume_is_at_its_path_and_its_source_is_not() {
     assert!(
         root.directories.contains(Path::new("/opt/app")) && !root.directories.contains(Path::new("/srv"))
     );
-}
-
-#[test]
-fn a_volume_in_a_tree_takes_it_apart_unless_the_host_has_the_directory() {
-    let root = with_volumes(&[], &[("rw", "/etc/app")]);
-    assert_eq!(root.mounted("/etc"), [] as [&Mount; 0]);
-    assert_eq!(root.mounted("/etc/app")[0].ground, Ground::Own);
-    let root = with_volumes(&[], &[("rw", "/usr/lib/app")]);
-    assert_eq!(root.mounted("/usr")[0].source, Source::Tree("/usr".into()));
-    assert_eq!(root.mounted("/usr/lib/app")[0].ground, Ground::Lasting("/usr/lib".into()));
 }
 
 #[test]
@@ -443,101 +322,16 @@ fn a_volume_lasts_in_another_volume_and_in_an_unveil() {
 }
 
 #[test]
-fn an_unveil_that_a_link_leads_into_a_volume_gets_no_more_than_its_modes() {
-    let root = with_volumes(&["r:/data/in"], &[("rw", "/data")]);
-    assert_eq!(refuses(&root, "/data/in"), (true, true));
-    assert_eq!(root.mounted("/data/in")[0].ground, Ground::Lasting("/data".into()));
-    assert!(with_volumes(&["rw:/data/in"], &[("rw", "/data")]).unbounded.is_some());
-}
-
-#[test]
-fn names_lead_to_the_hosts_files_unless_the_task_has_its_own() {
-    let target = |root: &Assembly, name: &str| {
-        let link = root.links.iter().find(|link| link.path == Path::new("/.task").join(name));
-        link.map(|link| link.target.display().to_string())
-    };
-    let layout = layout();
-    let host = with_names(Some(&layout), &[], &[], false);
-    assert_eq!(target(&host, "resolv.conf").unwrap(), "/etc/.host/resolv.conf");
-    assert_eq!(target(&host, "hosts").unwrap(), "/etc/.host/hosts");
-    let bridge = with_names(Some(&layout), &[], &[], true);
-    assert_eq!(target(&bridge, "resolv.conf").unwrap(), "/etc/.host/resolv.conf.netns");
-    assert_eq!(target(&bridge, "hosts").unwrap(), "/etc/.host/hosts");
-    let own = with_names(Some(&layout), &[], &["resolv.conf"], true);
-    assert_eq!((target(&own, "resolv.conf"), target(&own, "hosts").is_some()), (None, true));
-    assert_eq!(own.mounts.len(), bridge.mounts.len(), "no mount more");
-    let opened_up = with_names(Some(&layout), &["r:/etc/app"], &[], true);
-    assert_eq!(target(&opened_up, "resolv.conf").unwrap(), "/.task/etc/.host/resolv.conf.netns");
-}
-
-#[test]
-fn without_defaults_only_a_file_of_its_own_is_there() {
-    let own = with_names(None, &["r:/srv"], &["resolv.conf"], true);
-    assert!(own.links.contains(&link("/etc/resolv.conf", "/.task/resolv.conf")));
-    assert!(!own.has_link("/etc/hosts"));
-    assert!(own.directories.contains(Path::new(OWN)));
-    assert!(own.granted("/.task/resolv.conf").contains(Access::READ));
-    assert_eq!(own.granted("/etc/shadow"), Access::NONE);
-    let none = with_names(None, &["r:/srv"], &[], true);
-    assert!(!none.has_link("/etc/resolv.conf") && !none.directories.contains(Path::new(OWN)));
-}
-
-#[test]
 fn the_tasks_own_files_can_be_read_whatever_is_unveiled() {
     for unveils in [&["w:/srv/drop"][..], &["x:/opt/tool"], &[]] {
         assert!(with(unveils).granted("/.task/passwd").contains(Access::READ), "{unveils:?}");
     }
 }
 
-#[test]
-fn a_task_with_name_servers_of_its_own_cannot_ask_the_hosts_resolver() {
-    let mut layout = layout();
-    layout.parts.push(part("r", "/run/systemd/resolve"));
-    let shown = |root: &Assembly| !root.mounted("/run/systemd/resolve").is_empty();
-    assert!(shown(&with_names(Some(&layout), &[], &[], true)));
-    assert!(shown(&with_names(Some(&layout), &[], &["hosts"], true)));
-    assert!(!shown(&with_names(Some(&layout), &[], &["resolv.conf"], true)));
-    assert!(shown(&with_names(Some(&layout), &["rw:/run/systemd/resolve"], &["resolv.conf"], true)));
-}
-
-#[test]
-fn what_the_host_mounts_later_in_a_read_only_volume_must_not_be_writable() {
-    let below = |unveils: &[&str], volumes: &[(&str, &str)]| with_volumes(unveils, volumes).writable_later;
-    let local = format!("{TASK_DIR}/local");
-    assert_eq!(below(&[], &[("r later", "/data")]), None);
-    assert_eq!(below(&["r:/srv"], &[("r later", "/srv/data")]), None);
-    assert_eq!(below(&[], &[("r", &format!("{local}/data"))]), None, "nothing is mounted later");
-    assert_eq!(below(&[], &[("r later", &format!("{local}/data"))]), Some((0, local.into())));
-    assert_eq!(below(&[], &[("rw", "/a"), ("r later", "/tmp/data")]), Some((1, "/tmp".into())));
-    assert_eq!(below(&["rw:/srv"], &[("r later", "/srv/data")]), Some((0, "/srv".into())));
-    assert_eq!(below(&[], &[("rw", "/data"), ("r later", "/data/in")]), Some((1, "/data".into())));
-}
-
-#[test]
-fn an_unveil_in_nested_volumes_is_bounded_by_all_of_them() {
-    let root = with_volumes(&["rw:/data/in/x"], &[("r", "/data"), ("rw", "/data/in")]);
-    let found = root.unbounded.unwrap();
-    assert_eq!((found.below, found.gets), ("/data/in".into(), access("rwc")));
-    assert_eq!(with_volumes(&["rw:/data/in/x"], &[("r", "/data"), ("r", "/data/in")]).unbounded, None);
-}
-
 /// The default root with this device.
 fn with_device(unveils: &[&str], path: &str, permissions: Permissions) -> Assembly {
-    Request {
-        layout: Some(&layout()),
-        task_dir: Path::new(TASK_DIR),
-        cgroup: None,
-        unveils: &opened(unveils),
-        volumes: &[],
-        devices: &[Device { source: "/dev/nvidia0".into(), path: path.into(), permissions }],
-        privileged: false,
-        in_namespace: false,
-        names: &[],
-        links: &[],
-        in_proc: &[],
-        work_dir: Path::new("/data/alloc_mounts/1-web/local"),
-    }
-    .assemble()
+    let device = Device { source: "/dev/nvidia0".into(), path: path.into(), permissions };
+    Request { layout: Some(&layout()), unveils: &opened(unveils), devices: &[device], ..request() }.assemble()
 }
 
 #[test]
@@ -563,39 +357,4 @@ fn a_device_takes_the_place_of_an_unveil_and_of_the_usual_one() {
     let root = with_device(&[], "/dev/null", read);
     assert_eq!(root.mounted("/dev/null")[0].source, Source::Device(0));
     assert_eq!(root.mounted("/dev/null").len(), 1);
-}
-
-/// The default root of root, or of a user with capabilities, with this unveil in /proc.
-fn of_root(in_proc: &[&str]) -> Assembly {
-    Request {
-        layout: Some(&layout()),
-        task_dir: Path::new(TASK_DIR),
-        cgroup: None,
-        unveils: &[],
-        volumes: &[],
-        devices: &[],
-        privileged: true,
-        in_namespace: false,
-        names: &[],
-        links: &[],
-        in_proc: &opened(in_proc),
-        work_dir: Path::new("/data/alloc_mounts/1-web/local"),
-    }
-    .assemble()
-}
-
-#[test]
-fn what_root_could_do_in_proc_is_hidden_from_root_alone() {
-    let root = of_root(&[]);
-    let at = |path: &str| root.mounts.iter().position(|mount| mount.path == Path::new(path)).unwrap();
-    for path in MASKED_FILES.into_iter().chain(MASKED_DIRECTORIES) {
-        let [mask] = root.mounted(path)[..] else { panic!("{path}") };
-        assert!(mask.optional && mask.refuse.write && at(path) > at("/proc"), "{path}");
-        assert_eq!(mask.source == Source::Empty, MASKED_DIRECTORIES.contains(&path), "{path}");
-    }
-    assert!(root.files.contains(Path::new(EMPTY_FILE)) && root.directories.contains(Path::new(EMPTY)));
-    assert!(with(&[]).mounted("/proc/kcore").is_empty());
-    // Somebody has asked for it.
-    let root = of_root(&["w:/proc/sysrq-trigger"]);
-    assert!(root.mounted("/proc/sysrq-trigger").is_empty() && !root.mounted("/proc/kcore").is_empty());
 }
