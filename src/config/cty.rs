@@ -365,3 +365,6 @@ fn entries<'de, A: MapAccess<'de>>(mut map: A, of: Shape<'_>) -> Result<BTreeMap
     }
     Ok(entries)
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,3 +106,52 @@ impl NamespaceConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::config::tests::{plugin, plugin_err};
+
+    #[test]
+    fn a_namespace_has_its_own_policy() {
+        let config = plugin(json!({
+            "pids_max": 7, "unveil_by_task": true, "allow_root": false,
+            "namespace": {"prod": {"unveil_by_task": false, "unveil_allow": ["r:/srv"], "ulimit": {"nofile": "100"}}, "dev": {}},
+        }))
+        .unwrap();
+        let prod = config.policy_in("prod");
+        assert!(!prod.unveil_by_task && !prod.allow_root);
+        assert_eq!((prod.pids_max, prod.unveil_allow.len(), prod.ulimit.len()), (7, 1, 1));
+        for other in ["dev", "default", "", "prod "] {
+            let policy = config.policy_in(other);
+            assert!(
+                policy.unveil_by_task && policy.unveil_allow.is_empty() && policy.ulimit.is_empty(),
+                "{other}"
+            );
+        }
+        let error = plugin_err(json!({"namespace": {"prod": {"allow_caps": ["net_rwa"]}}}));
+        assert!(error.starts_with("plugin option namespace[\"prod\"].allow_caps[0] \"net_rwa\""), "{error}");
+        assert!(
+            plugin_err(json!({"namespace": ["prod"]}))
+                .starts_with("plugin option namespace is a list; write blocks")
+        );
+    }
+
+    #[test]
+    fn a_policy_for_a_name_that_no_namespace_can_have_is_refused() {
+        for name in ["", "*", "prod-*", "a b", "a/b", "ä", &"x".repeat(129)] {
+            let error = plugin_err(json!({"namespace": {name: {}}}));
+            assert!(error.contains("without wildcards"), "{error}");
+        }
+        assert!(plugin(json!({"namespace": {"Prod-1": {}, "default": {}}})).is_ok());
+    }
+
+    #[test]
+    fn a_capability_of_one_namespace_can_change_owners_for_all() {
+        let trusts = |config: Value| plugin(config).unwrap().trusts_owner();
+        assert!(trusts(json!({"namespace": {"dev": {"pids_max": 7}}})));
+        assert!(!trusts(json!({"namespace": {"dev": {"allow_caps": ["chown"]}}})));
+        assert!(!trusts(json!({"allow_caps": ["chown"], "namespace": {"dev": {"allow_caps": []}}})));
+    }
+}

@@ -409,3 +409,29 @@ impl Kind for UidRange {
         quote(&value.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::tests::{plugin, plugin_err};
+
+    #[test]
+    fn default_stands_for_the_default_list_of_denied_paths() {
+        let denied = |list: serde_json::Value| plugin(json!({"unveil_deny": list})).unwrap().unveil_deny;
+        let default = PluginConfig::default().unveil_deny;
+        assert_eq!(denied(json!(["default"])), default);
+        assert_eq!(denied(json!(["/srv//private/", "default"])).len(), default.len() + 1);
+        assert!(denied(json!(["/srv//private/"])).contains(&"/srv/private".into()));
+        assert!(denied(json!([])).is_empty());
+        for (path, problem) in [
+            ("/", "everything"),
+            ("/proc/kcore", "of its own"),
+            ("/a/../b", "`..`"),
+            ("Default", "not an absolute path"),
+        ] {
+            assert!(plugin_err(json!({"unveil_deny": [path]})).contains(problem), "{path}");
+        }
+    }
+}
