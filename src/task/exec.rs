@@ -3,34 +3,40 @@
 //! Each has a helper process, `nomad-driver-exec2 enter`, which outlives its command by a moment and this plugin by none: when the
 //! [`Session`] is dropped, or this process dies, the helper kills all that the command has started.
 
+mod error;
+mod session;
 pub(crate) mod streams;
+mod wiring;
 
-use std::io::{PipeWriter, pipe};
+use std::io::pipe;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use rustix::termios::Winsize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
+
+use wiring::register;
 
 use super::blocking::blocking;
 use super::launch::{Launcher, sealed, shims_cgroup};
-use crate::cgroup::{Cgroup, CgroupError, Owner, SessionCgroup};
-use crate::record::run_dir::{RunDir, RunDirError};
+use crate::cgroup::{Cgroup, Owner, SessionCgroup};
+use crate::record::run_dir::RunDir;
 use crate::record::session::SessionRecord;
 use crate::record::spec::StoredSpec;
 use crate::sandbox::plan::Root;
 use crate::shim::enter::spec::{EnterSpec, SessionStdio};
 use crate::shim::fds;
-use crate::shim::report::{self, Failure, Received, SessionEnd, StartError};
+use crate::shim::report;
 use crate::shim::spec::{Command, Foreground, Stdio};
 use crate::sys::{self, CallError};
+
+pub(crate) use error::{ExecError, NotRun};
+pub(crate) use session::Session;
+pub(crate) use wiring::{Ends, Wiring};
 
 /// Sessions of one task at a time. Each takes a process, and a few descriptors and some 70 KiB of the plugin.
 pub(crate) const SESSIONS_PER_TASK: usize = 64;
@@ -43,9 +49,6 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(3);
 const TERM: &str = "xterm";
 /// Size of a terminal until the client sends its own.
 const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-/// Exit codes of a command that could not be run, as in shells.
-const NOT_FOUND: i32 = 127;
-const NOT_RUN: i32 = 126;
 
 /// A running task in which a session begins.
 #[derive(Debug)]
@@ -64,70 +67,6 @@ pub(crate) struct Wanted {
     /// The command and its arguments.
     pub command: Vec<String>,
     pub wiring: Wiring,
-}
-
-/// Where standard input, output and error of the command lead.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Wiring {
-    /// A pipe for each.
-    Pipes,
-    /// Input from /dev/null, and one pipe for output and error: their order is kept.
-    Merged,
-    /// A terminal, of this type and size if they are known.
-    Terminal { term: Option<String>, size: Option<Winsize> },
-}
-
-/// Why a session could not begin. Nothing is left of it.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ExecError {
-    #[error("the task has ended; a command can only be run in a running task")]
-    Ended,
-    #[error("the task has {SESSIONS_PER_TASK} sessions, which is the limit; end one of them first")]
-    TooMany,
-    #[error("the command is empty; write the name or the path of a program")]
-    NoCommand,
-    #[error(
-        "the task was started by a version of this driver that stored too little for sessions; restart the task"
-    )]
-    NotStored,
-    #[error(transparent)]
-    RunDir(#[from] RunDirError),
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    #[error(transparent)]
-    System(#[from] CallError),
-    #[error("failed to encode the session: {0}")]
-    Encode(#[from] rmp_serde::encode::Error),
-}
-
-/// Why the command of a session did not run.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NotRun {
-    #[error("failed to start the command: {0}")]
-    Failed(Failure),
-    #[error(
-        "failed to start the command: it was not running after {START_LIMIT:?}; a path to unveil does not respond, or a process \
-         of the task has stopped it"
-    )]
-    TimedOut,
-    #[error(
-        "failed to start the command: it was killed before it ran; the task has ended, or its memory limit is too low"
-    )]
-    Killed,
-    #[error("failed to start the session's helper process: {0}")]
-    Helper(StartError),
-    #[error("the exit status is unknown: the session's helper process was killed")]
-    Lost,
-}
-
-impl NotRun {
-    /// The exit code that stands for it.
-    pub(crate) fn code(&self) -> i32 {
-        match self {
-            Self::Failed(failure) if failure.exec_errno() == Some(Errno::ENOENT) => NOT_FOUND,
-            _ => NOT_RUN,
-        }
-    }
 }
 
 impl Launcher {
@@ -185,12 +124,8 @@ impl Launcher {
         let helper = register(child.pidfd, Interest::READABLE)?;
         let report = receiver.into_nonblocking().map_err(CallError::on("set up the report socket"))?;
         let report = register(report, Interest::READABLE)?;
-        Ok((helper, Session { report, alive: Some(alive), ends, terminal: None, failure: None, ran: false }))
+        Ok((helper, Session::new(report, alive, ends)))
     }
-}
-
-fn register(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>, CallError> {
-    sys::async_fd::register(fd, interest).map_err(|(_, error)| CallError::new("watch a descriptor", error))
 }
 
 /// The command with the task's own user, plan, rules and environment.
@@ -225,132 +160,6 @@ fn enter_spec(
         stdio,
         cgroup,
     })
-}
-
-/// This process's ends of the command's standard input, output and error.
-#[derive(Debug, Default)]
-pub(crate) struct Ends {
-    pub stdin: Option<AsyncFd<OwnedFd>>,
-    pub stdout: Option<AsyncFd<OwnedFd>>,
-    pub stderr: Option<AsyncFd<OwnedFd>>,
-}
-
-impl Ends {
-    /// The ends, and what the helper starts with as its descriptors 0, 1 and 2.
-    fn new(wiring: &Wiring) -> Result<(Self, [OwnedFd; 3]), ExecError> {
-        let high = |fd: OwnedFd| {
-            sys::fd::duplicate_from(fd.as_fd(), sys::clone::FIRST_FREE_FD)
-                .map_err(CallError::on("duplicate a descriptor"))
-        };
-        let null = |flags| sys::fd::open_high("/dev/null", flags).map_err(CallError::on("open /dev/null"));
-        let make = || pipe().map_err(CallError::on("make a pipe"));
-        let ours = |fd: OwnedFd, interest| {
-            sys::fd::set_nonblocking(&fd).map_err(CallError::on("set up a pipe"))?;
-            register(fd, interest)
-        };
-        Ok(match wiring {
-            Wiring::Terminal { .. } => {
-                (Self::default(), [null(OFlag::O_RDONLY)?, null(OFlag::O_WRONLY)?, null(OFlag::O_WRONLY)?])
-            }
-            Wiring::Merged => {
-                let (reader, writer) = make()?;
-                let again = writer.try_clone().map_err(CallError::on("duplicate a descriptor"))?;
-                let stdout = Some(ours(reader.into(), Interest::READABLE)?);
-                let stdio = [null(OFlag::O_RDONLY)?, high(writer.into())?, high(again.into())?];
-                (Self { stdout, ..Self::default() }, stdio)
-            }
-            Wiring::Pipes => {
-                let ((input, stdin), (stdout, output), (stderr, error)) = (make()?, make()?, make()?);
-                let ends = Self {
-                    stdin: Some(ours(stdin.into(), Interest::WRITABLE)?),
-                    stdout: Some(ours(stdout.into(), Interest::READABLE)?),
-                    stderr: Some(ours(stderr.into(), Interest::READABLE)?),
-                };
-                (ends, [high(input.into())?, high(output.into())?, high(error.into())?])
-            }
-        })
-    }
-}
-
-/// A command in a task. Dropping it kills all that the command has started.
-#[derive(Debug)]
-pub(crate) struct Session {
-    report: AsyncFd<OwnedFd>,
-    /// The helper sees its end.
-    alive: Option<PipeWriter>,
-    ends: Ends,
-    terminal: Option<OwnedFd>,
-    failure: Option<Failure>,
-    /// Whether the command has been executed, or at least that was about to be tried.
-    ran: bool,
-}
-
-impl Session {
-    /// The pipes to the command.
-    pub(crate) fn take_ends(&mut self) -> Ends {
-        std::mem::take(&mut self.ends)
-    }
-
-    /// Returns when the command runs; with the master of its terminal, if it has one.
-    pub(crate) async fn started(&mut self) -> Result<Option<AsyncFd<OwnedFd>>, NotRun> {
-        let running = async {
-            while !self.ran {
-                if let Some(end) = self.next().await? {
-                    return Err(self.not_run(end));
-                }
-            }
-            Ok(())
-        };
-        timeout(START_LIMIT, running).await.unwrap_or(Err(NotRun::TimedOut))?;
-        let both = Interest::READABLE | Interest::WRITABLE;
-        let lost = |error: CallError| NotRun::Helper(StartError::Socket(error.errno));
-        self.terminal.take().map(|master| register(master, both).map_err(lost)).transpose()
-    }
-
-    /// Returns when nothing is left of the command. May be dropped and called again.
-    pub(crate) async fn ended(&mut self) -> Result<SessionEnd, NotRun> {
-        loop {
-            if let Some(end) = self.next().await? {
-                return if self.failure.is_some() || !self.ran { Err(self.not_run(end)) } else { Ok(end) };
-            }
-        }
-    }
-
-    /// Kills the command, and waits until nothing is left of it.
-    pub(crate) async fn cancel(mut self) {
-        self.alive = None;
-        let gone = async { while matches!(self.next().await, Ok(None)) {} };
-        let _ = timeout(CANCEL_LIMIT, gone).await;
-    }
-
-    fn not_run(&mut self, end: SessionEnd) -> NotRun {
-        match self.failure.take() {
-            Some(failure) => NotRun::Failed(failure),
-            None if end.status & 0x7f != 0 => NotRun::Killed,
-            None => NotRun::Lost,
-        }
-    }
-
-    /// Takes note of the next message; the end of the command if it is that.
-    async fn next(&mut self) -> Result<Option<SessionEnd>, NotRun> {
-        loop {
-            let mut ready = self.report.readable().await.map_err(|_| NotRun::Lost)?;
-            match report::receive(self.report.get_ref().as_fd()) {
-                Err(StartError::Socket(Errno::EAGAIN)) => ready.clear_ready(),
-                Err(error) => return Err(NotRun::Helper(error)),
-                Ok(Received::ShimExec(errno)) => return Err(NotRun::Helper(StartError::ShimExec(errno))),
-                Ok(Received::End) => return Err(self.failure.take().map_or(NotRun::Lost, NotRun::Failed)),
-                Ok(Received::Ended(end)) => return Ok(Some(end)),
-                Ok(Received::Failed(failure)) => self.failure = Some(failure),
-                Ok(Received::Terminal(master)) => self.terminal = Some(master),
-                Ok(Received::Exec) => {
-                    self.ran = true;
-                    return Ok(None);
-                }
-                Ok(Received::Nothing | Received::Task(_)) => {}
-            }
-        }
-    }
 }
 
 /// Removes the cgroups of sessions in a task that has ended. Their helpers do that themselves, unless they were killed.
@@ -400,7 +209,6 @@ mod tests {
     use crate::sandbox::plan::Plan;
     use crate::sandbox::root::RootRule;
     use crate::sandbox::unveil::Access;
-    use crate::shim::report::Step;
     use crate::users::User;
 
     fn spec(root: Root) -> StoredSpec<'static> {
@@ -466,80 +274,5 @@ mod tests {
     fn an_empty_command_is_refused() {
         let error = enter_spec(spec(Root::Host), record(false), &wanted(&[], Wiring::Merged), None);
         assert!(matches!(error, Err(ExecError::NoCommand)));
-    }
-
-    #[test]
-    fn exit_codes_of_a_command_that_did_not_run_are_those_of_a_shell() {
-        let failed = |step, errno| NotRun::Failed(Failure::new(step, "x", errno)).code();
-        assert_eq!(failed(Step::Exec, Errno::ENOENT), NOT_FOUND);
-        assert_eq!(failed(Step::Exec, Errno::EACCES), NOT_RUN);
-        assert_eq!(failed(Step::WorkDir, Errno::ENOENT), NOT_RUN);
-        assert_eq!((NotRun::TimedOut.code(), NotRun::Lost.code()), (NOT_RUN, NOT_RUN));
-    }
-
-    /// A session whose helper is this test, and the helper's end of the report socket and of the pipe.
-    fn session() -> (Session, report::Reporter, std::io::PipeReader) {
-        let (receiver, theirs) = report::pair().unwrap();
-        let (watched, alive) = pipe().unwrap();
-        let report = register(receiver.into_nonblocking().unwrap(), Interest::READABLE).unwrap();
-        let session = Session {
-            report,
-            alive: Some(alive),
-            ends: Ends::default(),
-            terminal: None,
-            failure: None,
-            ran: false,
-        };
-        (session, report::Reporter::new(theirs), watched)
-    }
-
-    fn end(status: i32) -> SessionEnd {
-        SessionEnd { status, oom_killed: false }
-    }
-
-    #[tokio::test]
-    async fn a_command_runs_from_its_announcement_to_its_end() {
-        let (mut session, helper, _watched) = session();
-        helper.about_to_exec().unwrap();
-        assert!(session.started().await.unwrap().is_none());
-        let early = timeout(Duration::from_millis(20), session.ended()).await;
-        assert!(early.is_err(), "{early:?}");
-        helper.ended(end(7 << 8)).unwrap();
-        assert_eq!(session.ended().await.unwrap(), end(7 << 8));
-    }
-
-    #[tokio::test]
-    async fn a_failed_exec_overrides_its_announcement() {
-        let (mut session, helper, _watched) = session();
-        helper.about_to_exec().unwrap();
-        helper.failed(Failure::new(Step::Exec, "/x", Errno::ENOENT));
-        helper.ended(end(127 << 8)).unwrap();
-        session.started().await.unwrap();
-        assert!(matches!(session.ended().await, Err(NotRun::Failed(failure)) if failure.subject == "/x"));
-    }
-
-    #[tokio::test]
-    async fn a_command_that_is_killed_before_it_runs_did_not_run() {
-        let (mut session, helper, _watched) = session();
-        helper.ended(end(9)).unwrap();
-        assert!(matches!(session.started().await, Err(NotRun::Killed)));
-        let (mut session, helper, _watched) = self::session();
-        drop(helper);
-        assert!(matches!(session.started().await, Err(NotRun::Lost)));
-    }
-
-    #[tokio::test]
-    async fn the_helper_sees_that_a_session_is_cancelled_or_dropped() {
-        use std::io::Read;
-        let (session, helper, mut watched) = session();
-        let waits = std::thread::spawn(move || {
-            watched.read_exact(&mut [0]).unwrap_err();
-            helper.ended(end(9)).unwrap();
-        });
-        session.cancel().await;
-        waits.join().unwrap();
-        let (session, _helper, mut watched) = self::session();
-        drop(session);
-        assert_eq!(watched.read(&mut [0]).unwrap(), 0);
     }
 }
