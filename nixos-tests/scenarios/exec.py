@@ -12,7 +12,8 @@ import shlex
 import time
 
 from exec2.agent import PLUGIN_NAME, wait_for_driver
-from exec2.guest import CLEANUP_TIMEOUT_S, machine, pgrep, poll, subtest, t, write
+from exec2.guest import CLEANUP_TIMEOUT_S, landlock_abi, machine, pgrep, poll, subtest, t, write
+from exec2.probes import PROBE, compare, listen
 from exec2.tasks import SHIMS
 
 wait_for_driver()
@@ -28,6 +29,32 @@ SESSIONS_PER_TASK = 64
 DIGEST = """
 import base64, hashlib, json, sys
 print(hashlib.sha256(base64.b64decode(json.load(sys.stdin)["stdout"]["base64"])).hexdigest())
+"""
+
+# Python. Listens in each of the task's directories, then waits for a socket that a session makes.
+SOCKETS = """
+import os, socket, time
+here = {name: os.environ[name] + "/socket" for name in ("NOMAD_TASK_DIR", "NOMAD_ALLOC_DIR", "NOMAD_SECRETS_DIR", "TMPDIR")}
+listeners = [socket.socket(socket.AF_UNIX) for _ in here]
+for listener, path in zip(listeners, here.values()):
+    listener.bind(path)
+    listener.listen()
+while True:
+    try:
+        socket.socket(socket.AF_UNIX).connect(os.environ["NOMAD_ALLOC_DIR"] + "/of-the-session")
+        open(os.environ["NOMAD_TASK_DIR"] + "/reached", "w").close()
+        break
+    except FileNotFoundError:
+        time.sleep(0.2)
+time.sleep(4321)
+"""
+OF_SESSION = """
+import os, socket, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(os.environ["NOMAD_ALLOC_DIR"] + "/of-the-session")
+listener.listen()
+listener.accept()
+time.sleep(1)
 """
 
 
@@ -117,7 +144,8 @@ def plugin_memory():
 
 
 machine.succeed(f"mkdir -p {FOLDER}; echo granted > {FOLDER}/granted; echo kept > {FOLDER}/kept")
-agent(f'unveil_paths = ["r:{FOLDER}/granted"]', 'allow_caps = ["net_bind_service", "kill"]')
+listen(f"{FOLDER}/socket")
+agent(f'unveil_paths = ["r:{FOLDER}/granted", "r:{FOLDER}/socket"]', 'allow_caps = ["net_bind_service", "kill"]')
 web = write_task("web", "sh", "-c", f"echo $$ > $NOMAD_TASK_DIR/pid; exec sleep {LONG}", config={"cap_add": ["net_bind_service"], "oom_score_adj": 300})
 other = write_task("other", "sleep", str(LONG))
 cgroup, pid = start(web)
@@ -169,6 +197,19 @@ with subtest("it sees the task's processes and the shim as PID 1, can signal the
     t.assertNotEqual(sh(web, "kill -9 1")[0], 0)
     code, out, _ = sh(web, "for n in /proc/self/fd/*; do readlink $n; done")
     t.assertEqual([line for line in out.splitlines() if not line.startswith(("pipe:", "/proc/"))], [])
+
+with subtest("a session and the task reach each other's sockets, and not one of the host that can only be read"):
+    sockets = write_task("sockets", "python3", "-ISc", SOCKETS)
+    start(sockets)
+    folders = "$NOMAD_TASK_DIR", "$NOMAD_ALLOC_DIR", "$NOMAD_SECRETS_DIR", "$TMPDIR"
+    wanted = {f"connect {folder}/socket": "ok" for folder in folders}
+    poll("the task listens", lambda: sh(sockets, "test -S $TMPDIR/socket")[0] == 0, CLEANUP_TIMEOUT_S)
+    # ABI 9, Linux 7.1
+    wanted |= {f"stat {FOLDER}/socket": "ok", f"connect {FOLDER}/socket": "ok" if landlock_abi() < 9 else "EACCES"}
+    compare(json.loads(output(sockets, "python3", "-ISc", PROBE, json.dumps(list(wanted)))), wanted)
+    t.assertEqual(output(sockets, "python3", "-ISc", OF_SESSION), "")
+    t.assertEqual(sh(sockets, "cat $NOMAD_TASK_DIR/reached"), (0, "", ""))
+    machine.succeed(f"pluginhost task destroy -force {sockets}", f"pluginhost task cleanup {sockets}")
 
 with subtest("exit codes, and what a command that does not run says"):
     t.assertEqual(sh(web, "exit 7")[0], 7)

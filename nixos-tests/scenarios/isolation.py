@@ -17,7 +17,7 @@ from exec2.probes import check_outside, check_probes, listen, probe
 HIDDEN = {"private": "ENOENT", "host": "EACCES"}
 # Writing where only reading was granted, if file modes allow it: a mount of the task's own root refuses it before Landlock does.
 READ_ONLY = {"private": "EROFS", "host": "EACCES"}
-OK, DENIED = "ok", "EACCES"
+OK, DENIED, MISSING = "ok", "EACCES", "ENOENT"
 # File modes refuse it to a dynamic user, the mount to root.
 NOT_WRITABLE = "EACCES|EROFS"
 UID = 95000  # in no user database, as a dynamic user is
@@ -39,6 +39,8 @@ FOLDERS = "/ /dev /dev/shm /sys /sys/fs/cgroup /sys/kernel /run/nomad-driver-exe
 
 wait_for_driver()
 abi = landlock_abi()
+# To connect to a socket in sight, without `w`. ABI 9, Linux 7.1
+SOCKETS = OK if abi < 9 else DENIED
 shell = machine.succeed("readlink -f /bin/sh").strip()
 
 
@@ -234,7 +236,7 @@ def calls(root):
         "stat /srv/exec2/hidden/file": hidden,
         "chdir /srv/exec2/hidden": hidden,
         "readlink /srv/exec2/hidden/link": hidden,
-        "connect /srv/exec2/hidden/socket": hidden,
+        "connect /srv/exec2/hidden/socket": MISSING if root == "private" else SOCKETS,
         "bind /srv/exec2/hidden/new": "ENOENT" if root == "private" else DENIED,
     }
 
@@ -259,6 +261,7 @@ def make_files():
         f" mkdir a:b files; for f in a:b/file files/read files/write files/exec files/run files/none; do cp {shell} $f; done;"
         " chmod -R 777 .; : > log; chmod 600 log"
     )
+    listen(*(f"/srv/exec2/{mode}/socket" for mode in [*modes, "none"]))
 
 
 make_files()
@@ -266,7 +269,7 @@ make_files()
 with subtest("files that are not unveiled, which every user can reach outside"):
     machine.succeed("mkdir /srv/exec2/hidden; cd /srv/exec2/hidden; touch file; ln -s file link; chmod 777 .")
     listen("/srv/exec2/hidden/socket")
-    check_outside(UID, dict.fromkeys(calls("host"), OK))
+    check_outside(UID, dict.fromkeys([*calls("host"), *(f"connect /srv/exec2/{mode}/socket" for mode in [*modes, "none"])], OK))
     machine.succeed("rm -f /srv/exec2/hidden/new")
     complete()
 
@@ -293,6 +296,7 @@ def granted(mode, root):
         f"fifo {path}/fifo": may("c"),
         f"rename {path}/old {path}/renamed": may("c"),
         f"remove {path}/gone": may("c"),
+        f"connect {path}/socket": may("w", otherwise=MISSING if (mode, root) == ("none", "private") else SOCKETS),
         # ABI 3, Linux 6.2
         f"truncate {path}/file": OK if abi < 3 and refused == DENIED else may("w"),
     }

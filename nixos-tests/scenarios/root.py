@@ -12,7 +12,7 @@ import shlex
 from exec2.agent import wait_for_driver
 from exec2.cli import PLUGIN, run
 from exec2.defaults import patterns
-from exec2.guest import machine, nixos, subtest, t, write
+from exec2.guest import landlock_abi, machine, nixos, subtest, t, write
 from exec2.probes import PROBE, compare, listen
 
 OK, DENIED, MISSING, READ_ONLY = "ok", "EACCES", "ENOENT", "EROFS"
@@ -141,11 +141,12 @@ with subtest("a single file, a socket, a device, and a path below a link"):
         f"cd {HERE}; mkdir -p real/folder; echo x | tee one two real/folder/file real/folder/other > /dev/null; ln -s real link",
         f"mknod -m 666 {HERE}/device c 1 5; mknod -m 666 /dev/exec2-device c 1 5; chmod 666 {HERE}/one",
     )
-    listen(f"{HERE}/socket")
-    unveils = [f"r:{HERE}/one", f"rw:{HERE}/socket", "r:/dev/exec2-device", f"r:{HERE}/device", f"r:{HERE}/link/folder/file"]
+    listen(f"{HERE}/socket", f"{HERE}/seen-socket")
+    unveils = [f"r:{HERE}/one", f"w:{HERE}/socket", f"r:{HERE}/seen-socket", "r:/dev/exec2-device", f"r:{HERE}/device", f"r:{HERE}/link/folder/file"]
     wanted = {
         f"read {HERE}/one": OK,
         f"connect {HERE}/socket": OK,
+        f"stat {HERE}/seen-socket": OK,
         "read /dev/exec2-device": OK,
         f"readlink {HERE}/link": OK,
         f"read {HERE}/link/folder/file": OK,
@@ -156,6 +157,8 @@ with subtest("a single file, a socket, a device, and a path below a link"):
         f"read {HERE}/two": MISSING,
         f"write {HERE}/two": MISSING,
         f"read {HERE}/link/folder/other": MISSING,
+        # ABI 9, Linux 7.1
+        f"connect {HERE}/seen-socket": OK if landlock_abi() < 9 else DENIED,
         # a device works below /dev only
         f"read {HERE}/device": DENIED,
     }

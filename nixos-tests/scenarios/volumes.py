@@ -12,8 +12,8 @@ import json
 
 from exec2.agent import wait_for_driver
 from exec2.disks import filesystem
-from exec2.guest import CLEANUP_TIMEOUT_S, machine, poll, subtest, t, write
-from exec2.probes import PROBE, compare
+from exec2.guest import CLEANUP_TIMEOUT_S, landlock_abi, machine, poll, subtest, t, write
+from exec2.probes import PROBE, compare, listen
 
 wait_for_driver()
 machine.succeed("systemctl stop nomad.service")
@@ -123,6 +123,12 @@ with subtest("a volume is written, one that is read-only is not, and without it 
         "rmdir /data": "EBUSY|EROFS|EACCES",
     }
     tried(wanted, mount("/data", data))
+    listen(f"{data}/socket")
+    machine.succeed(f"chown {UID}:{UID} {data}/socket")
+    # ABI 9, Linux 7.1: to connect to a socket is to write
+    tried({"connect /data/socket": OK}, mount("/data", data))
+    tried({"stat /data/socket": OK, "connect /data/socket": OK if landlock_abi() < 9 else DENIED}, mount("/data", data, readonly=True))
+    machine.succeed(f"rm {data}/socket")
     only_read = {"read /data/file": OK, "list /data": OK, "write /data/file": READ_ONLY, "create /data/x": READ_ONLY, "remove /data/file": READ_ONLY,
                  "chmod /data/file": READ_ONLY, f"stat {data}": MISSING}  # fmt: skip
     tried(only_read, mount("/data", data, readonly=True))

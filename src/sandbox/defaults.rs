@@ -160,6 +160,17 @@ pub(crate) const DEFAULTS: &[Default] = &[
     d(R, "/sys/fs/cgroup/cgroup.controllers"),
 ];
 
+/// Sockets, and directories of sockets, by which programs look up names and write to the journal. A task that sees one may connect to it: with
+/// the host's root, or if it is unveiled for reading.
+pub(crate) const SOCKETS: &[&str] = &[
+    "/run/systemd/resolve",
+    "/run/systemd/userdb",
+    "/run/nscd",
+    "/var/lib/sss/pipes",
+    "/run/systemd/journal/socket",
+    "/run/systemd/journal/stdout",
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,6 +340,14 @@ mod tests {
             assert!(!default.mode.create(), "{}", default.path);
             assert!(!default.mode.write() || default.path.starts_with("/dev/"), "{}", default.path);
         }
+    }
+
+    #[test]
+    fn the_sockets_in_the_documentation_are_the_same() {
+        let text = include_str!("../../docs/security.md");
+        let rows = text.lines().skip_while(|line| *line != "| socket of the host | why |").skip(2);
+        let documented = rows.map_while(|line| line.strip_prefix("| `")?.split('`').next());
+        assert!(documented.eq(SOCKETS.iter().copied()));
     }
 
     /// The rows `| mode | path | why |` of docs/security.md between its two markers are this table.

@@ -6,9 +6,9 @@ use landlock::{AccessFs, BitFlags, make_bitflags};
 
 use super::unveil::Access;
 
-/// The rights that are denied unless granted: those of Landlock ABI 5, which added ioctl on devices. On a kernel with an
+/// The rights that are denied unless granted: those of Landlock ABI 9, which added connecting to unix sockets. On a kernel with an
 /// older ABI the rights that it does not know cannot be denied; ABI 1 is the minimum for starting tasks.
-pub(crate) const HANDLED_ABI: i32 = 5;
+pub(crate) const HANDLED_ABI: i32 = 9;
 /// The rights that the kernel must be able to deny.
 pub(crate) const REQUIRED_ABI: i32 = 1;
 
@@ -67,7 +67,7 @@ pub(crate) const VERSIONS: &[Version] = &[
         9,
         "7.1",
         "`RESOLVE_UNIX`: connecting to a unix socket by its path",
-        "no: name services and logging would need a rule each; what is not unveiled does not exist in the task's root",
+        "yes, with `w` and the [sockets of the host](#unix-sockets); one that a process of the task has made needs no right",
     ),
     version(
         10,
@@ -125,7 +125,7 @@ impl Erratum {
 
 /// Rights that apply to a file; the kernel refuses the others on it.
 const FILE: BitFlags<AccessFs> =
-    make_bitflags!(AccessFs::{Execute | ReadFile | WriteFile | Truncate | IoctlDev});
+    make_bitflags!(AccessFs::{Execute | ReadFile | WriteFile | Truncate | IoctlDev | ResolveUnix});
 
 /// What `c` grants below a directory. No devices: no task may use mknod.
 const CREATE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
@@ -135,15 +135,20 @@ const CREATE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
 /// What a task may do with a device that a device plugin gives it, beside reading and writing.
 pub(crate) const DEVICE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{IoctlDev});
 
+/// What a task may do with the sockets of the host that come with the default unveils: connect to them.
+pub(crate) const SOCKETS: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ResolveUnix});
+/// The first ABI with that right.
+pub(crate) const SOCKETS_ABI: u32 = 9;
+
 /// The rights that `access` means for a directory (and all below it) or for a single file. An ioctl may change a device or what others get from
-/// it, so that is a part of `w`.
+/// it, so that is a part of `w`; and so is connecting to a socket, for which the kernel asks for the permission to write as well.
 pub(crate) fn rights(access: Access, directory: bool) -> BitFlags<AccessFs> {
     let mut rights = BitFlags::empty();
     if access.read() {
         rights |= AccessFs::ReadFile | AccessFs::ReadDir;
     }
     if access.write() {
-        rights |= AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev;
+        rights |= AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev | AccessFs::ResolveUnix;
     }
     if access.execute() {
         rights |= AccessFs::Execute;
@@ -240,7 +245,8 @@ mod tests {
     fn each_mode_grants_its_rights_and_no_other() {
         assert_eq!(of("r", true), AccessFs::ReadFile | AccessFs::ReadDir);
         assert_eq!(of("r", false), BitFlags::from(AccessFs::ReadFile));
-        assert_eq!(of("w", true), AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev);
+        let write = AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev | AccessFs::ResolveUnix;
+        assert_eq!(of("w", true), write);
         assert_eq!(of("w", false), of("w", true));
         assert_eq!(of("x", false), BitFlags::from(AccessFs::Execute));
         assert_eq!(of("c", true), CREATE);

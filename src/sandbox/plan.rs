@@ -106,6 +106,9 @@ pub struct Landlock {
     pub denied: Vec<PathBuf>,
     /// What the job's rules may grant; none: whatever is not denied.
     pub allowed: Option<Vec<Unveil>>,
+    /// The sockets of the host, and directories of them, to which the task may connect where it sees them.
+    #[serde(with = "crate::os_path::list")]
+    pub sockets: Vec<PathBuf>,
 }
 
 impl Default for Landlock {
@@ -118,6 +121,7 @@ impl Default for Landlock {
             own_abstract_sockets: false,
             denied: Vec::new(),
             allowed: None,
+            sockets: Vec::new(),
         }
     }
 }

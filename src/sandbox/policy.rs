@@ -126,6 +126,7 @@ impl Policy<'_> {
         let capabilities = self.capabilities(ask, host.capabilities)?;
         let network = self.network(ask, &host)?;
         let seccomp = self.seccomp(ask, capabilities, &network)?;
+        let denied = self.denied_paths(&host);
         Ok(Plan {
             task_dir: host.task_dir.to_owned(),
             root: match self.own_root {
@@ -138,7 +139,8 @@ impl Policy<'_> {
                 network,
                 // In a namespace of the group there are only those of the group.
                 own_abstract_sockets: host.network.is_none() && self.abstract_sockets == AbstractSockets::Own,
-                denied: self.denied_paths(&host),
+                sockets: self.sockets(&host, &denied),
+                denied,
                 allowed: (!self.unveil_by_task).then(|| self.unveil_allow.to_vec()),
                 ..Landlock::default()
             },

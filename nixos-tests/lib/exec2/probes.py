@@ -107,22 +107,23 @@ def probe(name: str, wanted: Mapping[str, str], cpu: int = 1000, **options: Any)
     return task(name, "python3", "-ISc", PROBE, json.dumps(list(wanted)), cpu=cpu, **options)
 
 
-# Python. Accepts connections of every user.
+# Python. Takes connections of every user: as many as wait to be accepted.
 LISTEN = """
-import os, socket, sys
+import os, signal, socket, sys
 os.umask(0)
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[1])
-listener.listen()
-while True:
-    listener.accept()
+listeners = [socket.socket(socket.AF_UNIX) for _ in sys.argv[1:]]
+for listener, path in zip(listeners, sys.argv[1:]):
+    listener.bind(path)
+    listener.listen()
+signal.pause()
 """
 
 
-def listen(path: str) -> None:
-    """Starts a process of the guest that accepts connections at the path."""
-    machine.succeed(f"systemd-run python3 -ISc {shlex.quote(LISTEN)} {path}")
-    machine.wait_for_file(path)
+def listen(*paths: str) -> None:
+    """Starts a process of the guest that takes connections at the paths."""
+    machine.succeed(f"systemd-run python3 -ISc {shlex.quote(LISTEN)} {shlex.join(paths)}")
+    for path in paths:
+        machine.wait_for_file(path)
 
 
 def compare(found: Mapping[str, str], wanted: Mapping[str, str]) -> None:

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::{Ask, Denied, Host, Policy};
-use crate::sandbox::defaults::DEFAULTS;
+use crate::sandbox::defaults::{DEFAULTS, SOCKETS};
+use crate::sandbox::landlock::SOCKETS_ABI;
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::plan::WorkDir;
 use crate::sandbox::unveil::Access;
@@ -97,6 +98,15 @@ impl Policy<'_> {
         denied.extend(data.into_iter().flatten().flat_map(|data| OF_NOMAD.map(|name| data.join(name))));
         denied.retain(|path| path.parent().is_some());
         denied
+    }
+
+    /// The sockets of the host that come with the default unveils. A kernel that cannot deny others needs no list.
+    pub(super) fn sockets(&self, host: &Host<'_>, denied: &[PathBuf]) -> Vec<PathBuf> {
+        if !self.unveil_defaults || (host.landlock_abi)() < SOCKETS_ABI {
+            return Vec::new();
+        }
+        let apart = |path: &Path| !denied.iter().any(|d| path.starts_with(d) || d.starts_with(path));
+        SOCKETS.iter().map(PathBuf::from).filter(|path| apart(path)).collect()
     }
 
     /// The directories in which tasks can create and rename, as far as they are known here: the task's own, and those of the

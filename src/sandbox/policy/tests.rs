@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::ask::{NO_IO_LIMITS, NO_LIMITS};
 use super::*;
 use crate::sandbox::capabilities::CapList;
+use crate::sandbox::defaults::SOCKETS;
 use crate::sandbox::rlimits::NOFILE;
 use crate::sandbox::seccomp::GroupSet;
 
@@ -157,7 +158,7 @@ fn the_plan_has_what_the_host_provides() {
     let limits = Limits { io_weight: Some(100), ..limits };
     assert_eq!(plan.resources, Resources { cgroup: Some(CGROUP.into()), limits });
     assert_eq!((plan.rlimits.open_files, plan.oom_score_adj), (Some(1024), 500));
-    assert_eq!((plan.landlock.required_abi, plan.landlock.handled_abi), (1, 5));
+    assert_eq!((plan.landlock.required_abi, plan.landlock.handled_abi), (1, 9));
 }
 
 proptest! {
@@ -172,6 +173,22 @@ proptest! {
             prop_assert!(set.intersection(list(drop).named).is_empty());
         }
     }
+}
+
+#[test]
+fn the_sockets_of_the_host_come_with_the_default_unveils_where_others_can_be_denied() {
+    let sockets = |defaults, abi, deny: &[&str]| {
+        let deny: Vec<PathBuf> = deny.iter().map(PathBuf::from).collect();
+        let policy = Policy { unveil_defaults: defaults, unveil_deny: &deny, ..policy() };
+        let host = Host { landlock_abi: abi, ..host() };
+        policy.plan(&Ask::default(), &user(), host).unwrap().landlock.sockets
+    };
+    assert_eq!(sockets(true, || 9, &[]), SOCKETS.iter().map(PathBuf::from).collect::<Vec<_>>());
+    assert!(sockets(true, || 8, &[]).is_empty());
+    assert!(sockets(false, || 9, &[]).is_empty());
+    let denied = sockets(true, || 9, &["/run/nscd/socket", "/run/systemd/journal"]);
+    assert_eq!(denied.len(), SOCKETS.len() - 3);
+    assert!(!denied.iter().any(|path| path.ends_with("nscd") || path.starts_with("/run/systemd/journal")));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::Result;
 use super::logs::Logs;
 use super::paths::{file_type, find_place, is_directory};
 use super::unveil_policy::{Judge, Verdict};
-use crate::sandbox::landlock::{DEVICE, rights as rights_of};
+use crate::sandbox::landlock::{DEVICE, SOCKETS, rights as rights_of};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
 use crate::sandbox::root::RootRule;
 use crate::sandbox::unveil;
@@ -37,6 +37,13 @@ pub(crate) fn build_ruleset(
     let mut judge = Judge::new(&spec.plan);
     for rule in &spec.plan.landlock.rules {
         ruleset = add_rule(ruleset, spec, rule, writable, &mut judge)?;
+    }
+    for path in &spec.plan.landlock.sockets {
+        let place = match find_place(spec, &Place::host(path), NamedBy::Driver, writable) {
+            Err(error) if is_absent(&error) => continue,
+            found => found.map_err(|error| no_socket(path, error.to_string()))?.place,
+        };
+        ruleset = add_socket_rule(ruleset, spec, path, place)?;
     }
     Ok(ruleset)
 }
@@ -87,7 +94,37 @@ fn add_root_rules(
             .add_rule(PathBeneath::new(place, rights))
             .map_err(|error| Failure::text(Step::Unveil, subject(), error.to_string()))?;
     }
-    add_device_rules(ruleset, spec, &root, gone)
+    let ruleset = add_device_rules(ruleset, spec, &root, gone)?;
+    add_socket_rules(ruleset, spec, &root)
+}
+
+/// The sockets of the host that are in the task's root.
+fn add_socket_rules(mut ruleset: RulesetCreated, spec: &ShimSpec, root: &OwnedFd) -> Result<RulesetCreated> {
+    for path in spec.plan.landlock.sockets.iter().filter(|path| !spec.plan.is_in_volume(path)) {
+        let place = match open_in(root, path) {
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => continue,
+            opened => opened.map_err(|errno| no_socket(path, errno.desc().into()))?,
+        };
+        ruleset = add_socket_rule(ruleset, spec, path, place)?;
+    }
+    Ok(ruleset)
+}
+
+fn add_socket_rule(
+    ruleset: RulesetCreated,
+    spec: &ShimSpec,
+    path: &Path,
+    place: OwnedFd,
+) -> Result<RulesetCreated> {
+    let rights = SOCKETS & handled(spec);
+    if rights.is_empty() {
+        return Ok(ruleset);
+    }
+    ruleset.add_rule(PathBeneath::new(place, rights)).map_err(|error| no_socket(path, error.to_string()))
+}
+
+fn no_socket(path: &Path, cause: String) -> Failure {
+    Failure::text(Step::Unveil, path.display().to_string(), cause)
 }
 
 /// What a device grants beside its permissions. Root alone can change the directories that it is in; one of the host's that is unveiled loses a device
@@ -280,5 +317,30 @@ pub(crate) fn restrict(ruleset: RulesetCreated) -> Result<()> {
             Err(Failure::text(Step::Landlock, "restrict_self", "the kernel does not enforce Landlock".into()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::plan::{Landlock, Plan};
+    use crate::sandbox::unveil::Access;
+    use crate::shim::spec::{Command, Stdio};
+    use crate::users::User;
+
+    #[test]
+    fn a_session_has_the_rights_that_its_task_was_started_with() {
+        let of = |handled_abi| {
+            let landlock = Landlock { handled_abi, ..Landlock::default() };
+            let (args, env) = Default::default();
+            let command = Command { program: "true".into(), args, env, stdio: Stdio::Null, foreground: None };
+            let user = User::unknown("1234", 1234, 1234);
+            let spec = ShimSpec { user, plan: Plan { landlock, ..Plan::default() }, command, root: None };
+            (rights(&spec, Access::WRITE, false), handled(&spec) & SOCKETS)
+        };
+        let (before, sockets) = of(5);
+        assert!(!before.contains(AccessFs::ResolveUnix) && sockets.is_empty());
+        let (now, sockets) = of(9);
+        assert_eq!((now, sockets), (before | AccessFs::ResolveUnix, SOCKETS));
     }
 }
