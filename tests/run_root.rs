@@ -600,3 +600,27 @@ fn what_root_could_read_of_the_host_in_proc_is_empty() {
     let seen = run(&["--user", "root", "--unveil", "r:/proc/timer_list"], &["sh", "-c", script]);
     assert!(seen.out.lines().next().unwrap().trim().parse::<u32>().unwrap() > 0, "{}", seen.err);
 }
+
+#[test]
+fn what_root_could_write_in_proc_is_read_only() {
+    if host().is_none() {
+        return;
+    }
+    let root = |unveils: &[&str], script: &str| sh_with(&["--user", "root"], unveils, script);
+    let found = mounts(root(&[], "cat /proc/self/mountinfo").ok().join("\n").as_str());
+    for path in ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"] {
+        if Path::new(path).exists() {
+            assert!(options_of(&found, path).contains(&"ro".to_owned()), "{path}");
+        }
+    }
+    // Of the task's own UTS namespace.
+    let (name, write) =
+        ("/proc/sys/kernel/domainname", "echo written > /proc/sys/kernel/domainname && cat $_");
+    root(&[], write).refused("Read-only file system");
+    root(&["w:/proc/sys/kernel/ostype"], write).refused("Permission denied");
+    let script = format!("echo written > {name} && cat {name}");
+    assert_eq!(root(&[&format!("rw:{name}")], &script).ok(), ["written"]);
+    // An ordinary user has no permission, and no mount.
+    sh(&[], write).refused("Permission denied");
+    assert_eq!(sh(&[], "grep -c ' /proc/' /proc/self/mountinfo; true").ok(), ["0"]);
+}

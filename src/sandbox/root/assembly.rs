@@ -38,6 +38,8 @@ pub(crate) enum Source {
     /// The task's cgroup.
     Cgroup,
     Proc,
+    /// A directory of the task's own /proc.
+    PartOfProc,
     Pts,
     Shm,
     MessageQueues,

@@ -206,9 +206,12 @@ fn make_source(spec: &ShimSpec, mount: &Mount, directory: BorrowedFd<'_>) -> Res
     match mount.source {
         Source::Tmp => copy(&spec.plan.task_dir.join("tmp")),
         Source::CgroupNames => make_cgroup_names(spec, mount, directory),
-        Source::Empty | Source::EmptyFile => {
-            let directory = mount.source == Source::Empty;
-            let copy = copy(Path::new(if directory { EMPTY } else { EMPTY_FILE }))?;
+        Source::Empty | Source::EmptyFile | Source::PartOfProc => {
+            let copy = copy(match mount.source {
+                Source::Empty => Path::new(EMPTY),
+                Source::EmptyFile => Path::new(EMPTY_FILE),
+                _ => &mount.path,
+            })?;
             mount::restrict(&copy, mount.refuse, false).map_err(failed(&mount.path))?;
             Ok(copy)
         }

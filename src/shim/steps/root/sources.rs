@@ -105,6 +105,7 @@ impl Sources {
                 | Source::Tmp
                 | Source::Empty
                 | Source::EmptyFile
+                | Source::PartOfProc
                 | Source::CgroupNames
                 | Source::Device(_),
                 None,
