@@ -350,7 +350,7 @@ def by_default(root):
         "read /proc/1/environ": DENIED,
         "read /proc/self/environ": OK,
         "read /proc/sys/kernel/core_pattern": OK,
-        "write /proc/sys/kernel/core_pattern": DENIED,
+        "write /proc/sys/kernel/core_pattern": DENIED if root == "host" else NOT_WRITABLE,
     }
     if root == "private":
         wanted.update({**own_folder("/tmp", "tmp-"), **own_folder("/var/tmp", "var-tmp-"), **own_root(mounts)})
