@@ -1,6 +1,6 @@
 // Package attack tries what a hostile task could try, and reports what stopped it. Each
-// attack runs in a process of its own: as a task, and as a control on the host without
-// a sandbox, where it has to succeed.
+// attack runs as a task, and as a control on the host without a sandbox, where it has to
+// succeed.
 package attack
 
 import (
@@ -28,6 +28,9 @@ type Attack struct {
 
 	// run returns nil if the attack succeeded.
 	run func(t *targets) error
+	// alone asks for a process of its own: an attack that changes what later ones in the
+	// same process would see, such as its root directory or a namespace.
+	alone bool
 }
 
 // absent is the answer of an attack that has nothing to attack.
@@ -77,27 +80,30 @@ func Attacks() []Attack {
 	groups := []struct {
 		name    string
 		attacks []Attack
+		// alone is that of all attacks of the group.
+		alone bool
 	}{
-		{"files", files()},
-		{"other processes' files", procFiles()},
-		{"descriptors", descriptors()},
-		{"sockets", sockets()},
-		{"processes", processes()},
-		{"the shim", shim()},
-		{"cgroups", cgroups()},
-		{"privileges", privileges()},
-		{"set-id files", setID()},
-		{"mounts and namespaces", mounts()},
-		{"kernel", kernel()},
-		{"information", information()},
-		{"keyrings", keyrings()},
-		{"terminals and devices", devices()},
-		{"network", network()},
+		{"files", files(), false},
+		{"other processes' files", procFiles(), false},
+		{"descriptors", descriptors(), false},
+		{"sockets", sockets(), false},
+		{"processes", processes(), false},
+		{"processes of a user or group", many(), false},
+		{"the shim", shim(), false},
+		{"cgroups", cgroups(), false},
+		{"privileges", privileges(), false},
+		{"set-id files", setID(), false},
+		{"mounts and namespaces", mounts(), true},
+		{"kernel", kernel(), false},
+		{"information", information(), false},
+		{"keyrings", keyrings(), false},
+		{"terminals and devices", devices(), false},
+		{"network", network(), false},
 	}
 	var all []Attack
 	for _, group := range groups {
 		for _, attack := range group.attacks {
-			attack.Group = group.name
+			attack.Group, attack.alone = group.name, attack.alone || group.alone
 			all = append(all, attack)
 		}
 	}

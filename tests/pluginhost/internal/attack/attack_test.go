@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +35,7 @@ func TestAttacksAreThoseOfTheTable(t *testing.T) {
 	}
 	all := Attacks()
 	for _, attack := range all {
-		attack.run = nil
+		attack.run, attack.alone = nil, false
 		if !reflect.DeepEqual(attack, known[attack.Name]) {
 			t.Errorf("nixos-tests/attacks.json differs for %s; run make attacks", attack.Name)
 		}
@@ -87,5 +89,67 @@ func TestOneAttackFindsOnlyItsGroup(t *testing.T) {
 	}
 	if _, err := chosen("nosuch", nil); err == nil {
 		t.Error("an unknown group is accepted")
+	}
+}
+
+func TestAttacksShareAProcessInTheirGroupOnly(t *testing.T) {
+	a, b := Attack{Group: "a"}, Attack{Group: "b"}
+	alone := Attack{Group: "a", alone: true}
+	var sizes []int
+	for _, each := range batches(append([]Attack{a, alone, a, b}, slices.Repeat([]Attack{b}, batch)...)) {
+		sizes = append(sizes, len(each))
+	}
+	if want := []int{1, 2, batch, 1}; !slices.Equal(sizes, want) {
+		t.Errorf("%v, not %v", sizes, want)
+	}
+}
+
+func TestABombReportsWhetherItReachedEnough(t *testing.T) {
+	for until, enough := range map[string]bool{"1048576": true, "1099511627776": false} {
+		err := bomb([]string{"memory", "-for", "50ms", "-until", until}, io.Discard)
+		if (err == nil) != enough {
+			t.Errorf("until %s: %v", until, err)
+		}
+	}
+	held = nil
+}
+
+func TestEachTrapLeadsOutsideOrIsNoPipeAndBack(t *testing.T) {
+	outside := t.TempDir()
+	t.Chdir(t.TempDir())
+	for _, dir := range shared {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{"logs/.task.stdout.fifo", "logs/.task.stderr.fifo", outside + "/pipe"} {
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(outside+"/secret", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	traps, err := lay("task", outside)
+	if err != nil || len(traps) != 4+2*len(shared) {
+		t.Fatal(traps, err)
+	}
+	for _, each := range traps {
+		before, err := os.Lstat(each.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := each.exchange(); err != nil {
+			t.Fatal(err)
+		}
+		if swapped, err := os.Lstat(each.name); err != nil || os.SameFile(before, swapped) {
+			t.Errorf("%s is what it was: %v", each.name, err)
+		}
+		if err := each.exchange(); err != nil {
+			t.Fatal(err)
+		}
+		if after, err := os.Lstat(each.name); err != nil || !os.SameFile(before, after) {
+			t.Errorf("%s is not what it was: %v", each.name, err)
+		}
 	}
 }

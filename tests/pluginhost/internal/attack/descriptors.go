@@ -21,7 +21,7 @@ func descriptors() []Attack {
 		return withPassed("directory", attempt)
 	}
 	return []Attack{
-		{Name: "inherited", Tries: "find a descriptor besides 0 to 2 that the task was started with", run: inherited},
+		{Name: "inherited", Tries: "find a descriptor besides 0 to 2 that the task was started with", run: inherited, alone: true},
 		{Name: "passed-file", Tries: "read a file that another process opened and passed", ByDesign: givenAway,
 			run: withPassed("file", func(_ *targets, fd int) error { return readsFd(fd) })},
 		{Name: "passed-reopen", Tries: "open a passed O_PATH descriptor again for reading", run: withPassed("path", func(_ *targets, fd int) error {
@@ -63,7 +63,7 @@ func descriptors() []Attack {
 		}), ByDesign: givenAway},
 		{Name: "passed-handle", Tries: "open a file by its handle, on the file system of a passed directory", run: withDirectory(opensHandle)},
 		{Name: "passed-tree", Tries: "read a file of a detached mount that was passed", run: withPassed("tree", func(_ *targets, fd int) error { return readsAt(fd, "secret") })},
-		{Name: "passed-mount", Tries: "mount it in the task's directory", run: withPassed("tree", mountsPassed)},
+		{Name: "passed-mount", Tries: "mount it in the task's directory", run: withPassed("tree", mountsPassed), alone: true},
 		{Name: "passed-cgroup", Tries: "start a process in a cgroup whose directory was passed (clone3)", run: withPassed("cgroup", func(_ *targets, fd int) error {
 			return forks(&cloneArgs{flags: unix.CLONE_INTO_CGROUP, exitSignal: uint64(unix.SIGCHLD), cgroup: uint64(fd)})
 		})},

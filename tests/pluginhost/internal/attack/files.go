@@ -15,7 +15,7 @@ func files() []Attack {
 		{Name: "read", Tries: "read a file of the task's user outside the task", run: func(t *targets) error { return reads(t.path("secret")) }},
 		{Name: "read-dotdot", Tries: "the same, by .. from the task's directory", run: readDotdot},
 		{Name: "read-symlink", Tries: "the same, by a symbolic link in the task's directory", run: readSymlink},
-		{Name: "read-bind", Tries: "the same, by a bind mount on a directory of the task", run: readBind},
+		{Name: "read-bind", Tries: "the same, by a bind mount on a directory of the task", run: readBind, alone: true},
 		{Name: "read-shadow", Tries: "read /etc/shadow", run: func(*targets) error { return open("/etc/shadow", unix.O_RDONLY) }},
 		{Name: "list", Tries: "list a directory outside", run: func(t *targets) error { return lists(t.path("open")) }},
 		{Name: "list-root-home", Tries: "list /root", run: func(*targets) error { return lists("/root") }},

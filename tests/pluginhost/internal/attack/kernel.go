@@ -74,6 +74,12 @@ func kernel() []Attack {
 		{Name: "swapoff", Tries: "remove a swap file", run: func(*targets) error {
 			return reached(call(unix.SYS_SWAPOFF, text("/nonexistent")), unix.ENOENT)
 		}},
+		{Name: "quota", Tries: "change disk quotas (quotactl)", Needs: "a file system with quotas", run: func(t *targets) error {
+			if t.QuotaNode == "" {
+				return absent("no file system with quotas")
+			}
+			return setsQuota(t.QuotaNode)
+		}},
 		{Name: "kernel-log", Tries: "read the kernel's messages", run: func(*targets) error {
 			const readAll = 3
 			return call(unix.SYS_SYSLOG, readAll, address(new([4096]byte)), 4096)
@@ -92,6 +98,13 @@ func kernel() []Attack {
 		}},
 	}
 	return append(all, machine()...)
+}
+
+// setsQuota succeeds where only the quota itself is missing: file systems without quotas answer before
+// the kernel asks for a permission.
+func setsQuota(node string) error {
+	const setQuota = 0x800008 << 8 // of a user
+	return reached(call(unix.SYS_QUOTACTL, setQuota, text(node), 0, address(new([72]byte))), unix.ESRCH)
 }
 
 func writesTo(path string, value []byte) error {

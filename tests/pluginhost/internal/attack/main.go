@@ -10,15 +10,20 @@ import (
 	"runtime"
 	"slices"
 	"text/tabwriter"
+	"time"
 )
 
 const usage = `usage: attack VERB
   list [-json]                                the attacks
-  run [-json] [-group G] [-targets F] [NAME…]  try them, each in a process of its own
+  run [-json] [-group G] [-targets F] [NAME…] try them
   serve -dir DIR -uid UID -targets F [-socket S] [-plugin S]
                                               make what is attacked, on the host as root, and stay
-  bomb KIND [-for D]                          use up a resource of the host: fork, memory, fd, inode, pipe, log
+  bomb KIND [-for D] [-until N]               use up a resource of the host, and report how far that went:
+                                              fork, memory, fd, inode, pipe, log, event, kill
   neighbour -for D                            a task that must not suffer from bombs
+  swap -task NAME -outside DIR                in the alloc directory, put links to DIR in place of what another task
+                                              uses there, until it is stopped
+  look -outside DIR                           a task that is started meanwhile, and looks for the secret of DIR
 The targets are in $NOMAD_ALLOC_DIR/targets.json unless -targets names a file.
 `
 
@@ -27,7 +32,7 @@ func Main(args []string, out, errs io.Writer) int {
 	// Namespaces, ids and priorities belong to a thread.
 	runtime.LockOSThread()
 	verbs := map[string]func([]string, io.Writer) error{
-		"list": list, "run": run, "one": one, "serve": serve, "victim": victim, "bomb": bomb, "neighbour": neighbour,
+		"list": list, "run": run, "some": some, "serve": serve, "victim": victim, "bystander": bystander, "bomb": bomb, "neighbour": neighbour, "swap": swap, "look": look,
 		"true": func([]string, io.Writer) error { return nil }, "status": status,
 	}
 	if len(args) == 0 || verbs[args[0]] == nil {
@@ -58,20 +63,27 @@ func list(args []string, out io.Writer) error {
 	return table.Flush()
 }
 
-// one runs a single attack, in the process that run started for it.
-func one(args []string, out io.Writer) error {
-	if len(args) != 2 {
-		return errors.New("usage: attack one NAME TARGETS")
+// some runs attacks one after the other, in the process that run started for them.
+func some(args []string, out io.Writer) error {
+	if len(args) < 2 {
+		return errors.New("usage: attack some TARGETS NAME...")
 	}
-	attack, err := find(args[0])
+	t, err := readTargets(args[0])
 	if err != nil {
 		return err
 	}
-	t, err := readTargets(args[1])
-	if err != nil {
-		return err
+	answers := json.NewEncoder(out)
+	for _, name := range args[1:] {
+		attack, err := find(name)
+		if err != nil {
+			return err
+		}
+		begin := time.Now()
+		answer := outcome{name, result(attack.run(t)), time.Since(begin).Milliseconds()}
+		if err := answers.Encode(answer); err != nil {
+			return err
+		}
 	}
-	fmt.Fprintln(out, result(attack.run(t)))
 	return nil
 }
 

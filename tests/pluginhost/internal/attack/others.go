@@ -31,7 +31,18 @@ func keyrings() []Attack {
 			_, err := unix.KeyctlInt(unix.KEYCTL_GET_PERSISTENT, -1, unix.KEY_SPEC_PROCESS_KEYRING, 0, 0)
 			return err
 		}},
-		{Name: "key-session", Tries: "join a session keyring by its name", run: func(*targets) error {
+		{Name: "key-other-user", Tries: "read a key that another user lets everybody read", run: func(t *targets) error {
+			buffer := make([]byte, 64)
+			if _, err := unix.KeyctlBuffer(unix.KEYCTL_READ, t.OtherKey, buffer, 0); err != nil {
+				return err
+			}
+			return contains(buffer)
+		}},
+		{Name: "key-persistent-other", Tries: "open the persistent keyring of another user", run: func(t *targets) error {
+			_, err := unix.KeyctlInt(unix.KEYCTL_GET_PERSISTENT, t.Other, unix.KEY_SPEC_PROCESS_KEYRING, 0, 0)
+			return err
+		}},
+		{Name: "key-session", alone: true, Tries: "join a session keyring by its name", run: func(*targets) error {
 			_, err := unix.KeyctlJoinSessionKeyring(keyName)
 			return err
 		}},
@@ -50,20 +61,20 @@ func devices() []Attack {
 		return func(*targets) error { return open(path, unix.O_RDWR) }
 	}
 	return []Attack{
-		{Name: "tiocsti", Tries: "type into a terminal (TIOCSTI)", run: onTerminal(func(fd int) error {
+		{Name: "tiocsti", alone: true, Tries: "type into a terminal (TIOCSTI)", run: onTerminal(func(fd int) error {
 			letter := byte('x')
 			return call(unix.SYS_IOCTL, uintptr(fd), unix.TIOCSTI, address(&letter))
 		})},
-		{Name: "line-discipline", Tries: "load a line discipline (TIOCSETD)", run: onTerminal(func(fd int) error {
+		{Name: "line-discipline", alone: true, Tries: "load a line discipline (TIOCSETD)", run: onTerminal(func(fd int) error {
 			discipline := int32(0)
 			return call(unix.SYS_IOCTL, uintptr(fd), unix.TIOCSETD, address(&discipline))
 		})},
-		{Name: "tioclinux", Tries: "paste into a console (TIOCLINUX)", run: onTerminal(func(fd int) error {
+		{Name: "tioclinux", alone: true, Tries: "paste into a console (TIOCLINUX)", run: onTerminal(func(fd int) error {
 			return reached(call(unix.SYS_IOCTL, uintptr(fd), unix.TIOCLINUX, address(new([64]byte))), unix.ENOTTY, unix.EINVAL)
 		})},
-		{Name: "console-output", Tries: "take the console's output (TIOCCONS)", run: onTerminal(takesConsole)},
-		{Name: "terminal-open", Tries: "open a terminal of a user of the host", run: func(t *targets) error { return open(t.Terminal, unix.O_RDWR) }},
-		{Name: "terminal-steal", Tries: "make it the controlling terminal", run: func(t *targets) error {
+		{Name: "console-output", alone: true, Tries: "take the console's output (TIOCCONS)", run: onTerminal(takesConsole)},
+		{Name: "terminal-open", alone: true, Tries: "open a terminal of a user of the host", run: func(t *targets) error { return open(t.Terminal, unix.O_RDWR) }},
+		{Name: "terminal-steal", alone: true, Tries: "make it the controlling terminal", run: func(t *targets) error {
 			fd, err := unix.Open(t.Terminal, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return err
@@ -151,6 +162,13 @@ func network() []Attack {
 	socket := func(family, kind, protocol int) func(*targets) error {
 		return func(*targets) error { return closing(unix.Socket(family, kind|unix.SOCK_CLOEXEC, protocol)) }
 	}
+	// The kernel refuses a type that does not exist before it looks for the family, which not every kernel has.
+	asks := func(family, protocol int) func(*targets) error {
+		return func(*targets) error {
+			const noType = 15
+			return reached(closing(unix.Socket(family, noType, protocol)), unix.EINVAL)
+		}
+	}
 	const host = "In the host's network, which is what the job asked for, a task reaches what the host reaches. Use bridge mode."
 	return []Attack{
 		{Name: "raw-socket", Tries: "send raw packets", run: socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP)},
@@ -160,6 +178,18 @@ func network() []Attack {
 			ByDesign: "Programs need the addresses of their network namespace; that of this task is the host's."},
 		{Name: "netlink-generic", Tries: "use generic netlink", run: socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_GENERIC)},
 		{Name: "netlink-netfilter", Tries: "talk to the packet filter", run: socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER), Needs: "netfilter's netlink"},
+		{Name: "netlink-audit", Tries: "ask the kernel for a socket of its audit system", run: asks(unix.AF_NETLINK, unix.NETLINK_AUDIT)},
+		{Name: "netlink-uevent", Tries: "receive the host's device events", run: socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_KOBJECT_UEVENT),
+			ByDesign: "Programs that use libudev need them. They are the names of devices and their drivers, which every user of the host may read."},
+		{Name: "netlink-diag", Tries: "list the host's sockets with their owners (sock_diag)", run: socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG),
+			ByDesign: "As proc-net: programs such as ss use it, and it is about the task's network namespace."},
+		{Name: "netlink-xfrm", Tries: "configure IPsec", run: socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_XFRM), Needs: "IPsec"},
+		{Name: "af-can", Tries: "ask the kernel for AF_CAN, whose module it would load", run: asks(unix.AF_CAN, unix.CAN_RAW)},
+		{Name: "af-bluetooth", Tries: "the same for AF_BLUETOOTH", run: asks(unix.AF_BLUETOOTH, 0)},
+		{Name: "af-tipc", Tries: "the same for AF_TIPC", run: asks(unix.AF_TIPC, 0)},
+		{Name: "af-rds", Tries: "the same for AF_RDS", run: asks(unix.AF_RDS, 0)},
+		{Name: "af-key", Tries: "read the keys of IPsec (AF_KEY)", run: socket(unix.AF_KEY, unix.SOCK_RAW, 2), Needs: "AF_KEY"},
+		{Name: "af-smc", Tries: "use shared memory of other hosts (AF_SMC)", run: socket(unix.AF_SMC, unix.SOCK_STREAM, 0), Needs: "AF_SMC"},
 		{Name: "af-alg", Tries: "use the kernel's cryptography (AF_ALG)", run: socket(unix.AF_ALG, unix.SOCK_SEQPACKET, 0), Needs: "AF_ALG"},
 		{Name: "af-vsock", Tries: "talk to the hypervisor (AF_VSOCK)", run: socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0), Needs: "AF_VSOCK"},
 		{Name: "af-xdp", Tries: "bypass the network stack (AF_XDP)", run: socket(unix.AF_XDP, unix.SOCK_RAW, 0), Needs: "AF_XDP"},

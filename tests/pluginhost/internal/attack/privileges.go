@@ -13,17 +13,17 @@ import (
 // privileges are attacks that would make the task another user, or give it capabilities.
 func privileges() []Attack {
 	return []Attack{
-		{Name: "setuid", Tries: "become another user", run: func(t *targets) error {
+		{Name: "setuid", alone: true, Tries: "become another user", run: func(t *targets) error {
 			return call(unix.SYS_SETRESUID, uintptr(t.Other), uintptr(t.Other), uintptr(t.Other))
 		}},
-		{Name: "setgid", Tries: "become another group", run: func(t *targets) error {
+		{Name: "setgid", alone: true, Tries: "become another group", run: func(t *targets) error {
 			return call(unix.SYS_SETRESGID, uintptr(t.Other), uintptr(t.Other), uintptr(t.Other))
 		}},
-		{Name: "setgroups", Tries: "join a supplementary group", run: func(t *targets) error {
+		{Name: "setgroups", alone: true, Tries: "join a supplementary group", run: func(t *targets) error {
 			group := uint32(t.Other)
 			return call(unix.SYS_SETGROUPS, 1, address(&group))
 		}},
-		{Name: "capset", Tries: "gain all capabilities (capset)", run: func(*targets) error {
+		{Name: "capset", alone: true, Tries: "gain all capabilities (capset)", run: func(*targets) error {
 			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 			data := [2]unix.CapUserData{{Effective: 1 << unix.CAP_SYS_ADMIN, Permitted: 1 << unix.CAP_SYS_ADMIN}}
 			return call(unix.SYS_CAPSET, address(&header), address(&data[0]))
@@ -47,7 +47,7 @@ func privileges() []Attack {
 			_, err := starts(&syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: mine}, self(), "true")
 			return err
 		}},
-		{Name: "personality", Tries: "make its memory executable for all it reads (personality)", run: func(*targets) error {
+		{Name: "personality", alone: true, Tries: "make its memory executable for all it reads (personality)", run: func(*targets) error {
 			const readImpliesExec = 0x0400000
 			return call(unix.SYS_PERSONALITY, readImpliesExec)
 		}},

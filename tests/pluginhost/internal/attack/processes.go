@@ -21,7 +21,7 @@ func processes() []Attack {
 			return unix.PidfdSendSignal(fd, 0, nil, 0)
 		})},
 		{Name: "pidfd-open", Tries: "open a pidfd of it", run: func(t *targets) error { _, err := unix.PidfdOpen(t.Pid, 0); return err }},
-		{Name: "ptrace", Tries: "trace it", run: func(t *targets) error { return ptrace(t.Pid) }},
+		{Name: "ptrace", alone: true, Tries: "trace it", run: func(t *targets) error { return ptrace(t.Pid) }},
 		{Name: "process-vm", Tries: "read its memory (process_vm_readv)", run: func(t *targets) error { return readsVM(t, t.Pid) }},
 		{Name: "pidfd-getfd", Tries: "take a descriptor of it, by a passed pidfd", run: byPidfd(func(t *targets, fd int) error {
 			got, err := unix.PidfdGetfd(fd, t.Fd, 0)
@@ -49,13 +49,13 @@ func processes() []Attack {
 		{Name: "move-pages", Tries: "move its memory between nodes", run: func(t *targets) error {
 			return call(unix.SYS_MOVE_PAGES, uintptr(t.Pid), 0, 0, 0, 0, 0)
 		}},
-		{Name: "own-nice", Tries: "raise the task's own priority above others", run: func(*targets) error { return unix.Setpriority(unix.PRIO_PROCESS, 0, -5) }},
-		{Name: "own-realtime", Tries: "use a real-time scheduling policy", run: func(*targets) error { return schedules(0, unix.SCHED_FIFO, 1) }},
-		{Name: "own-io-realtime", Tries: "use the real-time I/O class", run: func(*targets) error { return ioprio(0, 1<<13|4) }},
-		{Name: "own-oom-score", Tries: "exempt itself from the OOM killer", run: func(*targets) error {
+		{Name: "own-nice", alone: true, Tries: "raise the task's own priority above others", run: func(*targets) error { return unix.Setpriority(unix.PRIO_PROCESS, 0, -5) }},
+		{Name: "own-realtime", alone: true, Tries: "use a real-time scheduling policy", run: func(*targets) error { return schedules(0, unix.SCHED_FIFO, 1) }},
+		{Name: "own-io-realtime", alone: true, Tries: "use the real-time I/O class", run: func(*targets) error { return ioprio(0, 1<<13|4) }},
+		{Name: "own-oom-score", alone: true, Tries: "exempt itself from the OOM killer", run: func(*targets) error {
 			return os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 		}},
-		{Name: "own-limits", Tries: "raise a hard limit of its own", run: raisesLimit},
+		{Name: "own-limits", alone: true, Tries: "raise a hard limit of its own", run: raisesLimit},
 	}
 }
 
@@ -97,8 +97,10 @@ func limits(pid int) error {
 	return unix.Prlimit(pid, unix.RLIMIT_CORE, &now, nil)
 }
 
+// whoProcess is IOPRIO_WHO_PROCESS; the others follow.
+const whoProcess, whoGroup, whoUser = 1, 2, 3
+
 func ioprio(pid int, value uintptr) error {
-	const whoProcess = 1
 	return call(unix.SYS_IOPRIO_SET, whoProcess, uintptr(pid), value)
 }
 
@@ -127,7 +129,7 @@ func raisesLimit(*targets) error {
 func shim() []Attack {
 	return []Attack{
 		{Name: "shim-signal", Tries: "send the shim a signal", run: func(t *targets) error { return unix.Kill(t.shimPid(), 0) }},
-		{Name: "shim-ptrace", Tries: "trace it", run: func(t *targets) error { return ptrace(t.shimPid()) }},
+		{Name: "shim-ptrace", alone: true, Tries: "trace it", run: func(t *targets) error { return ptrace(t.shimPid()) }},
 		{Name: "shim-memory", Tries: "read its memory", run: func(t *targets) error { return open(procDir(t.shimPid())+"/mem", unix.O_RDONLY) }},
 		{Name: "shim-environ", Tries: "read its environment", run: func(t *targets) error { return open(procDir(t.shimPid())+"/environ", unix.O_RDONLY) }},
 		{Name: "shim-descriptors", Tries: "forge the exit status by a descriptor of it", run: opensDescriptors},

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// limit is how long one attack may take; an emulated CPU is slow.
+// limit is how long the attacks of one process may take; an emulated CPU is slow.
 const limit = 30 * time.Second
 
 // outcome is the answer to one attack.
@@ -62,53 +62,111 @@ func run(args []string, out io.Writer) error {
 	return nil
 }
 
-// runAll keeps every CPU busy: most of the time is the start of processes.
+// batch is how many attacks share a process: most of the time is the start of processes.
+const batch = 12
+
+// batches divides the attacks into those that run in one process, in their order.
+func batches(attacks []Attack) [][]Attack {
+	var all [][]Attack
+	var open []Attack
+	for _, each := range attacks {
+		if each.alone {
+			all = append(all, []Attack{each})
+			continue
+		}
+		// One group's attacks are about the same targets, and must not race each other.
+		if len(open) == batch || len(open) > 0 && open[0].Group != each.Group {
+			all, open = append(all, open), nil
+		}
+		open = append(open, each)
+	}
+	if len(open) > 0 {
+		all = append(all, open)
+	}
+	return all
+}
+
+// runAll keeps every CPU busy.
 func runAll(attacks []Attack, path string) []outcome {
-	outcomes := make([]outcome, len(attacks))
-	next := make(chan int)
+	found := map[string]outcome{}
+	var lock sync.Mutex
+	next := make(chan []Attack)
 	var workers sync.WaitGroup
 	for range runtime.NumCPU() {
 		workers.Add(1)
 		go func() {
 			defer workers.Done()
-			for i := range next {
-				begin := time.Now()
-				outcomes[i] = outcome{attacks[i].Name, inProcess(attacks[i].Name, path), 0}
-				outcomes[i].Ms = time.Since(begin).Milliseconds()
+			for each := range next {
+				outcomes := inProcess(each, path)
+				lock.Lock()
+				for _, outcome := range outcomes {
+					found[outcome.Name] = outcome
+				}
+				lock.Unlock()
 			}
 		}()
 	}
-	for i := range attacks {
-		next <- i
+	for _, each := range batches(attacks) {
+		next <- each
 	}
 	close(next)
 	workers.Wait()
+	outcomes := make([]outcome, len(attacks))
+	for i, each := range attacks {
+		outcomes[i] = found[each.Name]
+	}
 	return outcomes
 }
 
-// inProcess runs an attack in a process of its own, and ends that at the limit.
-func inProcess(name, path string) string {
-	self, err := os.Executable()
-	if err != nil {
-		return "error: " + err.Error()
+// inProcess runs attacks in one process. Those that it did not come to, because an earlier one
+// ended it, get a process each.
+func inProcess(attacks []Attack, path string) []outcome {
+	var outcomes []outcome
+	begin := time.Now()
+	answers, failure := tries(attacks, path)
+	for _, each := range attacks {
+		answer, ok := answers[each.Name]
+		switch {
+		case ok:
+			outcomes = append(outcomes, answer)
+		case len(attacks) == 1:
+			outcomes = append(outcomes, outcome{each.Name, failure, time.Since(begin).Milliseconds()})
+		default:
+			outcomes = append(outcomes, inProcess([]Attack{each}, path)...)
+		}
+	}
+	return outcomes
+}
+
+// tries starts a process for attacks, and ends it at the limit. It returns what the process
+// answered, and what became of it if that is not all.
+func tries(attacks []Attack, path string) (map[string]outcome, string) {
+	answers := map[string]outcome{}
+	args := []string{"some", path}
+	for _, each := range attacks {
+		args = append(args, each.Name)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(ctx, self, "one", name, path)
+	cmd := exec.CommandContext(ctx, self(), args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.WaitDelay = limit
 	// A session of its own: a terminal that an attack takes must not be the caller's.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Run()
+	err := cmd.Run()
+	for line := range strings.Lines(out.String()) {
+		var answer outcome
+		if json.Unmarshal([]byte(line), &answer) == nil {
+			answers[answer.Name] = answer
+		}
+	}
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Sprintf("error: no answer within %s", limit)
+		return answers, fmt.Sprintf("error: no answer within %s", limit)
 	case errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signaled():
-		return refused + unix.SignalName(exit.Sys().(syscall.WaitStatus).Signal())
-	case err != nil:
-		return strings.TrimSpace("error: " + err.Error() + ": " + errs.String())
+		return answers, refused + unix.SignalName(exit.Sys().(syscall.WaitStatus).Signal())
 	}
-	return strings.TrimSpace(out.String())
+	return answers, strings.TrimSpace(fmt.Sprintf("error: %v: %s", err, errs.String()))
 }

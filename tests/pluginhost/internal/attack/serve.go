@@ -9,7 +9,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"unsafe"
@@ -36,7 +38,7 @@ func serve(args []string, out io.Writer) error {
 	if t.Dir == "" || *file == "" {
 		return errors.New("-dir and -targets are required")
 	}
-	steps := []func() error{t.makeFiles, t.makePrograms, t.makeHostsFiles, t.makeSockets, t.findDevices, t.startVictim}
+	steps := []func() error{t.makeFiles, t.makePrograms, t.makeHostsFiles, t.makeSockets, t.findDevices, t.startVictim, t.startBystanders, t.makeOthersKey}
 	for i, step := range steps {
 		if err := step(); err != nil {
 			return fmt.Errorf("step %d: %w", i, err)
@@ -51,7 +53,7 @@ func serve(args []string, out io.Writer) error {
 		sockets = append(sockets, *socket)
 	}
 	for _, path := range sockets {
-		if err := pass(path, passed); err != nil {
+		if err := pass(path, passed, t.state); err != nil {
 			return err
 		}
 	}
@@ -89,7 +91,7 @@ func (t *targets) makeFiles() error {
 	files := []struct {
 		name string
 		mode os.FileMode
-	}{{"secret", 0o600}, {"writable", 0o666}, {"open/old", 0o666}, {"open/removed", 0o666}, {"open/unlinked", 0o666}, {"open/out", 0o666}}
+	}{{"secret", 0o600}, {"writable", 0o666}, {"open/old", 0o666}, {"open/removed", 0o666}, {"open/unlinked", 0o666}, {"open/out", 0o666}, {signalled, 0o666}}
 	for _, dir := range []string{"open", "open/own"} {
 		if err := os.Mkdir(t.path(dir), 0o777); err != nil {
 			return err
@@ -230,6 +232,9 @@ func (t *targets) findDevices() error {
 		return err
 	}
 	t.DiskNode, t.Disk = disks[0], stat.Rdev
+	if i := slices.IndexFunc(disks, func(disk string) bool { return setsQuota(disk) == nil }); i >= 0 {
+		t.QuotaNode = disks[i]
+	}
 	// A number that the tasks' own terminals do not have.
 	number := 0
 	for number < 20 {
@@ -280,6 +285,99 @@ func (t *targets) startVictim() error {
 		return fmt.Errorf("the victim has the number %d, which a process of a task could have too", t.Pid)
 	}
 	return nil
+}
+
+// startBystanders starts a process of the task's user and one of another user.
+func (t *targets) startBystanders() error {
+	for _, uid := range []int{t.Other, t.UID} {
+		cmd := exec.Command(t.path("program"), "bystander", t.path(signalled))
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}, Pdeathsig: syscall.SIGKILL, Setpgid: true,
+		}
+		cmd.Stderr = os.Stderr
+		pipe, err := cmd.StdoutPipe()
+		if err != nil {
+			return err
+		}
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		// It is ready to count signals.
+		if _, err := pipe.Read(make([]byte, 1)); err != nil {
+			return err
+		}
+		t.Bystander = cmd.Process.Pid
+	}
+	return nil
+}
+
+// signalled is a file that grows with each signal.
+const signalled = "signalled"
+
+// bystander appends to a file for each SIGWINCH, which harms nobody who does not expect it.
+func bystander(args []string, out io.Writer) error {
+	if len(args) != 1 {
+		return errors.New("usage: attack bystander FILE")
+	}
+	file, err := os.OpenFile(args[0], os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGWINCH)
+	fmt.Fprint(out, ".")
+	for range signals {
+		if _, err := file.WriteString("."); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// state is what becomes of the bystander. The task cannot see it, so the accomplice passes it as a file.
+type state struct {
+	Nice, IOPriority int
+	Signals          int64
+}
+
+func (t *targets) state() (int, error) {
+	var now state
+	var err error
+	if now.Nice, err = niceOf(unix.PRIO_PROCESS, t.Bystander); err != nil {
+		return -1, err
+	}
+	if now.IOPriority, err = callFd(unix.SYS_IOPRIO_GET, whoProcess, uintptr(t.Bystander)); err != nil {
+		return -1, err
+	}
+	info, err := os.Stat(t.path(signalled))
+	if err != nil {
+		return -1, err
+	}
+	now.Signals = info.Size()
+	text, err := json.Marshal(now)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := unix.MemfdCreate("state", unix.MFD_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	_, err = unix.Write(fd, text)
+	return fd, err
+}
+
+// makeOthersKey makes a key in the process keyring of this thread, and gives it away.
+func (t *targets) makeOthersKey() error {
+	key, err := unix.AddKey("user", keyName+"-other", []byte(word), unix.KEY_SPEC_PROCESS_KEYRING)
+	if err != nil {
+		return err
+	}
+	const all = 0x3f3f3f3f
+	if err := unix.KeyctlSetperm(key, all); err != nil {
+		return err
+	}
+	t.OtherKey = key
+	return call(unix.SYS_KEYCTL, unix.KEYCTL_CHOWN, uintptr(key), uintptr(t.Other), uintptr(t.Other))
 }
 
 // makeKey puts a key into the user keyring. All of the uid, and others, may read it.
@@ -346,8 +444,8 @@ func (t *targets) openPassed() (map[string]int, error) {
 	return passed, nil
 }
 
-// pass answers each word with the descriptor of that name.
-func pass(path string, passed map[string]int) error {
+// pass answers each word with the descriptor of that name, and `state` with a new one.
+func pass(path string, passed map[string]int, state func() (int, error)) error {
 	// Longer than the name of a socket can be; nothing else depends on the working directory.
 	if err := os.Chdir(filepath.Dir(path)); err != nil {
 		return err
@@ -369,6 +467,9 @@ func pass(path string, passed map[string]int) error {
 			n, _ := conn.Read(name)
 			if fd, ok := passed[string(name[:n])]; ok {
 				conn.WriteMsgUnix([]byte("."), unix.UnixRights(fd), nil)
+			} else if fd, err := state(); err == nil {
+				conn.WriteMsgUnix([]byte("."), unix.UnixRights(fd), nil)
+				unix.Close(fd)
 			}
 			conn.Close()
 		}

@@ -30,6 +30,9 @@ type targets struct {
 	Address uintptr `json:"address"`
 	// Fd is the descriptor of the secret in that process.
 	Fd int `json:"fd"`
+	// Bystander is another process of UID, with a process group of its own, and a process of
+	// Other is beside it.
+	Bystander int `json:"bystander"`
 	// Stream and Datagram are abstract sockets, Passing the one that sends descriptors.
 	Stream   string `json:"stream"`
 	Datagram string `json:"datagram"`
@@ -41,11 +44,15 @@ type targets struct {
 	HandleType int32  `json:"handle_type"`
 	// Key is in the user keyring of UID.
 	Key int `json:"key"`
+	// OtherKey belongs to Other, who lets everybody read it.
+	OtherKey int `json:"other_key"`
 	// Terminal is one that a session of root has.
 	Terminal string `json:"terminal"`
 	// Disk is the number of a block device of the host, with its node.
 	Disk     uint64 `json:"disk"`
 	DiskNode string `json:"disk_node"`
+	// QuotaNode is the node of a file system that could have quotas; empty if there is none.
+	QuotaNode string `json:"quota_node"`
 	// Plugin is the plugin's socket; Data a directory that only Nomad's client may enter.
 	Plugin string `json:"plugin"`
 	Data   string `json:"data"`
