@@ -4,7 +4,7 @@
 # nomad = "pluginhost"
 # guests = ["debian"]
 # payload = ["attack"]
-# seconds = 120
+# seconds = 60
 # ///
 # The attacks are in tests/pluginhost/internal/attack. The results are those of nixos-tests/attacks.json, from which
 # scripts/attack_table.py makes docs/attacks.md; with EXEC2_ATTACK_RESULTS=DIR the scenario writes what it found there instead of comparing.
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import exec2
 from exec2.agent import wait_for_driver
-from exec2.guest import CLEANUP_TIMEOUT_S, kernel, machine, poll, subtest, t, write
+from exec2.guest import CLEANUP_TIMEOUT_S, kernel, machine, subtest, t
+from exec2.single import ATTACK, STATE, clean, finish, harness, plugin, write_task
 
 wait_for_driver()
 machine.succeed("systemctl stop nomad.service")
 
 FOLDER = "/srv/attacks"
-PROGRAM = "exec2-attack"
-STATE = "/var/lib/pluginhost"
+OUT = os.environ.get("EXEC2_ATTACK_RESULTS")
 # A dynamic user, and root.
 USERS = {"user": 80777, "root": 0}
 LAXEST_PLUGIN = [
@@ -34,33 +34,21 @@ LAXEST_PLUGIN = [
     'denied_host_uids = ""',
     'denied_host_gids = ""',
 ]
+# The kernel on which all columns are compared.
+FULL = (6, 12)
 LAXEST_TASK = {"cap_add": ["all"], "seccomp": "unconfined"}
-BOMBS = ("fork", "memory", "fd", "inode", "pipe", "log")
-BOMBS_S = 5
 SUCCEEDED = "succeeded"
 TABLE = Path(exec2.__file__).resolve().parents[2] / "attacks.json"
-
-
-def plugin(*options):
-    """Starts a plugin with these options, and returns its socket."""
-    machine.succeed("pluginhost task plugin stop")
-    write(f"{FOLDER}/agent.hcl", 'plugin "nomad-driver-exec2" {\nconfig {\n' + "\n".join(options) + "\n}\n}\n")
-    machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
-    return machine.succeed("ls -t /tmp/exec2-*/plugin.sock | head -1").strip()
-
-
-def harness(arguments):
-    return json.loads(machine.succeed(f"pluginhost task {arguments}"))
 
 
 def serve(name, uid, socket, alloc=""):
     """Makes the targets, and returns the process that does so."""
     further = f"-socket {alloc}/passing" if alloc else ""
     targets = f"{alloc or FOLDER}/targets.json"
-    command = f"{PROGRAM} serve -dir {FOLDER}/{name} -uid {uid} -plugin {socket} -data {STATE}/alloc_mounts -targets {targets} {further}"
+    command = f"{ATTACK} serve -dir {FOLDER}/{name} -uid {uid} -plugin {socket} -data {STATE}/alloc_mounts -targets {targets} {further}"
     pid = int(machine.succeed(f"rm -f {targets}; setsid {command} > {FOLDER}/{name}.log 2>&1 < /dev/null & echo $!"))
-    poll("the targets are there", lambda: machine.execute(f"grep -q ready {FOLDER}/{name}.log || ! kill -0 {pid}")[0] == 0, CLEANUP_TIMEOUT_S)
-    machine.succeed(f"grep ready {FOLDER}/{name}.log || {{ cat {FOLDER}/{name}.log; false; }}")
+    waits = f"until grep -q ready {FOLDER}/{name}.log || ! kill -0 {pid}; do sleep 0.1; done"
+    machine.succeed(f"timeout {CLEANUP_TIMEOUT_S} sh -c '{waits}'; grep ready {FOLDER}/{name}.log || {{ cat {FOLDER}/{name}.log; false; }}")
     return pid
 
 
@@ -75,7 +63,7 @@ def results(text):
 def control(name, uid, socket, names=()):
     """The attacks without a sandbox, or those of these names."""
     pid = serve(name, uid, socket)
-    command = f"{PROGRAM} run -json -targets {FOLDER}/targets.json -inherit {FOLDER}/{name}/writable {' '.join(names)}"
+    command = f"{ATTACK} run -json -targets {FOLDER}/targets.json -inherit {FOLDER}/{name}/writable {' '.join(names)}"
     outcome = results(machine.succeed(f"cd {FOLDER}/{name}/open/own && setpriv --reuid {uid} --regid {uid} --clear-groups {command}"))
     end(pid, name)
     return outcome
@@ -83,23 +71,7 @@ def control(name, uid, socket, names=()):
 
 def task(name, uid, config, *args):
     """A task's file."""
-    path = f"{FOLDER}/{name}.json"
-    user = "root" if uid == 0 else f"nomad-{uid}"
-    write(path, json.dumps({"config": {"command": PROGRAM, "args": list(args), **config}, "user": user, "cpu": 4000, "memory": 512}))
-    return path
-
-
-def finish(path):
-    """The output of a task that has to succeed, and nothing of it is left."""
-    result = harness(f"wait {path}")["result"]
-    text = machine.succeed(f"pluginhost task logs {path}")
-    t.assertEqual(result["exit_code"], 0, text + machine.succeed(f"pluginhost task logs -stderr {path}"))
-    clean(path)
-    return text
-
-
-def clean(path):
-    machine.succeed(f"pluginhost task destroy -force {path} && pluginhost task cleanup {path}")
+    return write_task(f"{FOLDER}/{name}.json", uid, args, config)
 
 
 def attack(name, uid, socket, config):
@@ -119,7 +91,7 @@ def attack_in_session(uid, socket):
     alloc = harness(f"prepare {path}")["alloc_dir"] + "/alloc"
     pid = serve("session", uid, socket, alloc)
     harness(f"start {path}")
-    answer = harness(f"exec -stream {path} -- {PROGRAM} run -json")
+    answer = harness(f"exec -stream {path} -- {ATTACK} run -json")
     t.assertEqual(answer["result"]["exit_code"], 0, answer)
     clean(path)
     end(pid, "session")
@@ -142,11 +114,11 @@ def save(folder):
     Path(folder, f"{version}.json").write_text(text, encoding="utf-8")
 
 
-attacks = json.loads(machine.succeed(f"mkdir -p {FOLDER}; {PROGRAM} list -json"))
+attacks = json.loads(machine.succeed(f"mkdir -p {FOLDER}; {ATTACK} list -json"))
 found = {}
 
 with subtest("on the host, each attack succeeds as root, or else as the user"):
-    socket = plugin()
+    socket = plugin(FOLDER)
     found["control"] = control("control-root", USERS["root"], socket)
     rest = [name for name, value in found["control"].items() if value != SUCCEEDED]
     if rest:
@@ -158,27 +130,16 @@ with subtest("tasks with the default options, and a session"):
         found[user] = attack(user, uid, socket, {})
     found["session"] = attack_in_session(USERS["user"], socket)
 
-with subtest("bombs do not harm a neighbour"):
-    beside = task("neighbour", USERS["user"] + 1, {}, "neighbour", "-for", f"{BOMBS_S}s")
-    bombs = [task(f"bomb-{kind}", USERS["user"] + 2 + n, {}, "bomb", kind, "-for", f"{BOMBS_S}s") for n, kind in enumerate(BOMBS)]
-    for path in [beside, *bombs]:
-        harness(f"start {path}")
-    answer = json.loads(finish(beside))
-    print(answer)
-    t.assertGreater(answer["rounds"], 3)
-    for path in bombs:
-        harness(f"stop -timeout 1s {path}")
-        clean(path)
-
 with subtest("tasks with the laxest options"):
-    socket = plugin(*LAXEST_PLUGIN)
+    socket = plugin(FOLDER, LAXEST_PLUGIN)
     for user, uid in USERS.items():
-        found[f"{user}-laxest"] = attack(f"{user}-laxest", uid, socket, LAXEST_TASK)
+        # With all capabilities a user can do what root can: one kernel is enough to compare them.
+        if user != "root" or OUT or kernel() == FULL:
+            found[f"{user}-laxest"] = attack(f"{user}-laxest", uid, socket, LAXEST_TASK)
 
 with subtest("docs/attacks.md says the same"):
-    out = os.environ.get("EXEC2_ATTACK_RESULTS")
-    if out:
-        save(out)
+    if OUT:
+        save(OUT)
     else:
         for column, outcome in found.items():
             wanted = expected(column)
