@@ -12,7 +12,7 @@ pub mod id;
 pub mod launch;
 pub(crate) mod lifecycle;
 mod name_files;
-mod null;
+pub(crate) mod null;
 mod oom;
 pub mod open_files;
 pub(crate) mod owners;

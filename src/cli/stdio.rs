@@ -4,6 +4,7 @@
 //! * Output to a pipe, a file, a socket or a second terminal goes through a pipe that belongs to the task's user. So the task
 //!   can open /dev/stdout again, as under Nomad, without a change to the owner of the caller's pipe or file. The task does not
 //!   notice a full disk, so `run` fails instead.
+//! * /dev/null is opened again as for every task, see [`crate::task::null`].
 //! * Everything else, such as standard input from a pipe or a file, is the caller's own.
 
 use std::io::pipe;
@@ -11,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::Context;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::{FileStat, SFlag, fstat};
+use nix::sys::stat::{FileStat, SFlag, fstat, stat};
 use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, isatty};
 use tokio::sync::oneshot;
 
@@ -19,6 +20,7 @@ use super::relay::{Gone, OnChange, Relay};
 use super::say;
 use super::terminal::Terminal;
 use crate::sys;
+use crate::task::null;
 use crate::users::User;
 
 /// Above the descriptor numbers that the launch assigns in the shim.
@@ -59,7 +61,21 @@ impl Stdio {
         };
         this.replace_terminals(user)?;
         this.replace_outputs(user)?;
+        this.replace_null()?;
         Ok(this)
+    }
+
+    /// The sandbox has its own way to the host's /dev/null.
+    fn replace_null(&mut self) -> anyhow::Result<()> {
+        let known = stat("/dev/null").context("failed to stat /dev/null")?;
+        for (given, own) in self.given.iter_mut().zip(&self.own).filter(|(given, _)| given.is_none()) {
+            if fstat(own).context("failed to stat a standard stream")?.st_rdev == known.st_rdev {
+                let flags = fcntl(own, FcntlArg::F_GETFL).context("failed to look at a standard stream")?;
+                let mode = OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE;
+                *given = Some(null::open(mode).context("failed to open /dev/null")?);
+            }
+        }
+        Ok(())
     }
 
     fn replace_terminals(&mut self, user: &User) -> anyhow::Result<()> {

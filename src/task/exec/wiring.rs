@@ -37,7 +37,7 @@ impl Ends {
             sys::fd::duplicate_from(fd.as_fd(), sys::clone::FIRST_FREE_FD)
                 .map_err(CallError::on("duplicate a descriptor"))
         };
-        let null = |flags| sys::fd::open_high("/dev/null", flags).map_err(CallError::on("open /dev/null"));
+        let null = |flags| crate::task::null::open(flags).map_err(CallError::on("open /dev/null"));
         let make = || pipe().map_err(CallError::on("make a pipe"));
         let ours = |fd: OwnedFd, interest| {
             sys::fd::set_nonblocking(&fd).map_err(CallError::on("set up a pipe"))?;
