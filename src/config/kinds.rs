@@ -20,7 +20,7 @@ use crate::sandbox::volume::VolumeIdmap;
 const UNVEILS_MAX: usize = 1024;
 
 /// Longest list of capabilities: there are 41, each with a few spellings.
-const CAPABILITIES_MAX: usize = 256;
+pub(super) const CAPABILITIES_MAX: usize = 256;
 
 /// Longest list of groups of system calls: there are about thirty.
 pub(super) const GROUPS_MAX: usize = 256;
@@ -309,12 +309,7 @@ impl Kind for Capabilities {
         let names = value.texts(at)?;
         at.at_most(names.len(), CAPABILITIES_MAX)?;
         names.iter().enumerate().try_fold(CapList::default(), |list, (i, name)| {
-            let At { scope, option } = at.element(i);
-            let one = CapList::from_names([name]).map_err(|error| ConfigError::Capability {
-                scope,
-                option,
-                error,
-            })?;
+            let one = capability(&at.element(i), name)?;
             Ok(CapList { named: list.named.union(one.named), all: list.all || one.all })
         })
     }
@@ -322,4 +317,13 @@ impl Kind for Capabilities {
     fn show(&self, value: &CapList) -> String {
         hcl(value.set())
     }
+}
+
+/// A capability's name, or `all`.
+pub(super) fn capability(at: &At, name: &str) -> Result<CapList, ConfigError> {
+    CapList::from_names([name]).map_err(|error| ConfigError::Capability {
+        scope: at.scope,
+        option: at.option.clone(),
+        error,
+    })
 }

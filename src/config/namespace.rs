@@ -11,7 +11,7 @@ use super::network::{AgentNetwork, WhoseSockets};
 use super::plugin::{AllowedCapabilities, AllowedSeccomp, DeniedIds, DeniedPaths};
 use super::table::options;
 use crate::cgroup::IoLimits;
-use crate::sandbox::capabilities::CapSet;
+use crate::sandbox::capabilities::AllowedCaps;
 use crate::sandbox::network::AbstractSockets;
 use crate::sandbox::policy::Policy;
 use crate::sandbox::rlimits::Rlimits;
@@ -36,7 +36,7 @@ options! {
         /// what no task may have
         pub unveil_deny: Option<Vec<PathBuf>> = Override(DeniedPaths),
         /// what jobs may ask for with `cap_add`
-        pub allow_caps: Option<CapSet> = Override(AllowedCapabilities),
+        pub allow_caps: Option<AllowedCaps> = Override(AllowedCapabilities),
         /// limits of processes
         pub ulimit: Option<Rlimits> = Override(Ulimit),
         /// processes and threads of a task
@@ -148,10 +148,31 @@ mod tests {
     }
 
     #[test]
+    fn the_default_of_allow_caps_is_that_of_each_namespace() {
+        let config = plugin(json!({"namespace": {
+            "strict": {"allow_root": false}, "open": {"allow_seccomp": ["set_id"]}, "own": {"allow_caps": []}, "same": {},
+            "more": {"allow_caps": ["default", "net_raw"]}
+        }}))
+        .unwrap();
+        let allowed = |namespace| config.policy_in(namespace).allowed_caps().len();
+        assert_eq!(["default", "same", "more", "strict", "open", "own"].map(allowed), [11, 11, 12, 2, 2, 0]);
+        assert!(config.to_hcl().contains("\nallow_caps = [\"chown\", \"dac_override\", "), "{}", config.to_hcl());
+    }
+
+    #[test]
     fn a_capability_of_one_namespace_can_change_owners_for_all() {
-        let trusts = |config: Value| plugin(config).unwrap().trusts_owner();
-        assert!(trusts(json!({"namespace": {"dev": {"pids_max": 7}}})));
-        assert!(!trusts(json!({"namespace": {"dev": {"allow_caps": ["chown"]}}})));
-        assert!(!trusts(json!({"allow_caps": ["chown"], "namespace": {"dev": {"allow_caps": []}}})));
+        let trusts = |config: serde_json::Value| {
+            let plugin = plugin(config).unwrap();
+            (plugin.trusts_owner(), plugin.trusts_record())
+        };
+        assert_eq!(trusts(json!({})), (false, true), "the default has chown");
+        let dev = |caps| json!({"allow_caps": ["kill"], "namespace": {"dev": {"allow_caps": caps}}});
+        assert_eq!(trusts(dev(json!([]))), (true, true));
+        assert_eq!(trusts(dev(json!(["chown"]))), (false, true));
+        assert_eq!(trusts(dev(json!(["sys_admin"]))), (true, false));
+        assert_eq!(
+            trusts(json!({"allow_caps": ["all"], "namespace": {"dev": {"allow_caps": []}}})),
+            (false, false)
+        );
     }
 }

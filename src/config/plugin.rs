@@ -6,9 +6,9 @@ use std::path::{Component, Path, PathBuf};
 use super::blocks::{Block, Labelled};
 use super::cty::Value;
 use super::kinds::{
-    Capabilities, Flag, GROUPS_MAX, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number,
-    PERCENT_RANGE, PERCENT_WRITE, PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompProfile, Ulimit, UnveilRules,
-    WEIGHT_RANGE, WEIGHT_WRITE, group,
+    CAPABILITIES_MAX, Capabilities, Flag, GROUPS_MAX, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE,
+    Number, PERCENT_RANGE, PERCENT_WRITE, PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompProfile, Ulimit,
+    UnveilRules, WEIGHT_RANGE, WEIGHT_WRITE, capability, group,
 };
 use super::namespace::NamespaceConfig;
 use super::network::{AgentNetwork, WhoseSockets};
@@ -19,7 +19,7 @@ use crate::cgroup::IoLimits;
 use crate::host::Wanted;
 use crate::proto::hclspec::Spec;
 use crate::quote::quote;
-use crate::sandbox::capabilities::{CapSet, Capability, hcl};
+use crate::sandbox::capabilities::{AllowedCaps, CapSet, DEFAULT_NAME};
 use crate::sandbox::network::AbstractSockets;
 use crate::sandbox::policy::Policy;
 use crate::sandbox::rlimits::Rlimits;
@@ -31,9 +31,6 @@ use crate::users::{DynamicRange, IdRanges};
 /// `pids_max`: twice what the makers of Elasticsearch (4096 threads) and a Jenkins or WildFly ask for, and a quarter of the 32768 ids that a
 /// host has whose kernel.pid_max was never raised.
 const PIDS_MAX: i32 = 8192;
-
-/// `nobody`, to whom Nomad gives the shared directory of every allocation.
-const NOBODY: &str = "65534";
 
 options! {
     /// The options that an operator sets for all tasks of a client.
@@ -51,8 +48,8 @@ options! {
         pub unveil_allow: Vec<Unveil> = UnveilRules,
         /// what no task may have, by any unveil of it or of a directory above it; `"default"` stands for the default list
         pub unveil_deny: Vec<PathBuf> = DeniedPaths,
-        /// what jobs may ask for with `cap_add`
-        pub allow_caps: CapSet = AllowedCapabilities,
+        /// what jobs may ask for with `cap_add`; `"default"` stands for [those that follow from the other options](docs/security.md#capabilities)
+        pub allow_caps: AllowedCaps = AllowedCapabilities,
         /// limits of the processes of tasks, getrlimit(2); for those that it names, jobs may ask for no higher hard limit. The others are the agent's own
         pub ulimit: Rlimits = Ulimit,
         /// how many processes and threads a task may have; 0: no limit. Jobs may ask for fewer
@@ -166,8 +163,16 @@ impl PluginConfig {
 
     /// Whether the owner of a task's directory identifies its user: a task of any namespace could have changed it.
     pub(crate) fn trusts_owner(&self) -> bool {
-        let namespaces = self.namespace.keys().map(|name| self.policy_in(name));
-        namespaces.chain([self.policy()]).all(|policy| policy.trusts_owner())
+        self.policies().all(|policy| policy.trusts_owner())
+    }
+
+    /// The same for the user that this driver recorded there.
+    pub(crate) fn trusts_record(&self) -> bool {
+        self.policies().all(|policy| policy.trusts_record())
+    }
+
+    fn policies(&self) -> impl Iterator<Item = Policy<'_>> {
+        self.namespace.keys().map(|name| self.policy_in(name)).chain([self.policy()])
     }
 
     /// What tasks need of the host.
@@ -181,39 +186,47 @@ impl PluginConfig {
         self.root == RootKind::Private && self.unveil_defaults
     }
 
-    /// The whole config as HCL, one option a line.
+    /// The whole config as HCL, one option a line, with the defaults that follow from other options.
     pub(crate) fn to_hcl(&self) -> String {
-        self.shown().into_iter().map(|(option, value)| format!("{option} = {value}\n")).collect()
+        let resolved = Self { allow_caps: AllowedCaps::only(self.policy().allowed_caps()), ..self.clone() };
+        resolved.shown().into_iter().map(|(option, value)| format!("{option} = {value}\n")).collect()
     }
 }
 
-/// `allow_caps`. The default has those of the Go driver's 13 capabilities that neither change nor reach anything of the host:
-/// binding ports below 1024, and signals to the task's own processes of another user (its PID namespace has no others).
+/// What the default of a list is called in the list.
+const DEFAULT: &str = DEFAULT_NAME;
+
+/// `allow_caps`.
 pub(super) struct AllowedCapabilities;
 
 impl Kind for AllowedCapabilities {
-    type Value = CapSet;
+    type Value = AllowedCaps;
     const FORM: Form = Capabilities::FORM;
-    const TAKES: &str = Capabilities::TAKES;
+    const TAKES: &str = r#"list of capabilities and `"default"`"#;
 
-    fn unset(&self) -> Result<CapSet, &'static str> {
-        Ok([Capability::KILL, Capability::NET_BIND_SERVICE].into_iter().collect())
+    fn unset(&self) -> Result<AllowedCaps, &'static str> {
+        Ok(AllowedCaps::DEFAULT)
     }
 
-    fn read(&self, at: &At, value: Value) -> Result<CapSet, ConfigError> {
-        Capabilities.read(at, value).map(|list| list.set())
+    fn read(&self, at: &At, value: Value) -> Result<AllowedCaps, ConfigError> {
+        let names = value.texts(at)?;
+        at.at_most(names.len(), CAPABILITIES_MAX)?;
+        names.iter().enumerate().try_fold(AllowedCaps::default(), |allowed, (i, name)| {
+            if name == DEFAULT {
+                return Ok(AllowedCaps { default: true, ..allowed });
+            }
+            let one = capability(&at.element(i), name)?.set();
+            Ok(AllowedCaps { named: allowed.named.union(one), ..allowed })
+        })
     }
 
-    fn show(&self, value: &CapSet) -> String {
-        hcl(*value)
+    fn show(&self, value: &AllowedCaps) -> String {
+        value.hcl(CapSet::EMPTY)
     }
 }
 
 /// `unveil_deny`.
 pub(super) struct DeniedPaths;
-
-/// What [`DENIED`] is called in the list.
-const DEFAULT: &str = "default";
 
 /// Longest `unveil_deny`: each path is looked up at each start of a task that unveils something.
 const DENIED_MAX: usize = 256;
@@ -369,7 +382,7 @@ impl Kind for DeniedIds {
     const TAKES: &str = r#"`"ID,MIN-MAX,…"`"#;
 
     fn unset(&self) -> Result<IdRanges, &'static str> {
-        Ok(NOBODY.parse().unwrap_or_default())
+        Ok(IdRanges::nobody())
     }
 
     fn read(&self, at: &At, value: Value) -> Result<IdRanges, ConfigError> {

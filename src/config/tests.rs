@@ -96,7 +96,7 @@ fn reads_what_go_cty_writes() {
     .unwrap();
     assert!(config.unveil_defaults && config.unveil_by_task);
     assert_eq!(config.unveil_paths, ["r:/etc/mime.types".parse().unwrap()]);
-    assert_eq!(config.allow_caps.names(), ["net_bind_service"]);
+    assert_eq!(config.policy().allowed_caps().names(), ["net_bind_service"]);
     let config = PluginConfig::decode(&hex(
         "84aa616c6c6f775f63617073c0ae756e7665696c5f62795f7461736bc2af756e7665696c5f64656661756c7473c3ac756e7665696c5f70\
          61746873c0",
@@ -109,7 +109,7 @@ fn defaults_when_nothing_is_set() {
     let defaults = PluginConfig::default();
     assert!(defaults.unveil_defaults && !defaults.unveil_by_task);
     assert!(defaults.unveil_paths.is_empty());
-    assert_eq!(defaults.allow_caps.names(), ["kill", "net_bind_service"]);
+    assert_eq!(defaults.policy().allowed_caps().len(), 11);
     assert_eq!(defaults.dynamic_user_range.to_string(), "80000-89999");
     assert_eq!(PluginConfig::decode(&[]), Ok(defaults.clone()));
     for unset in [
@@ -137,11 +137,11 @@ fn plugin_options() {
     .unwrap();
     assert!(!config.unveil_defaults && config.unveil_by_task);
     assert_eq!(config.unveil_paths, ["r:/etc/ssl".parse().unwrap(), "rx:/opt/a:b".parse().unwrap()]);
-    assert_eq!(config.allow_caps.names(), ["chown", "net_raw"]);
+    assert_eq!(config.policy().allowed_caps().names(), ["chown", "net_raw"]);
     assert_eq!(config.dynamic_user_range, "50000-50999".parse().unwrap());
     // An empty list is different from an unset one.
-    assert!(plugin(json!({"allow_caps": []})).unwrap().allow_caps.is_empty());
-    assert_eq!(plugin(json!({"allow_caps": ["all"]})).unwrap().allow_caps, CapSet::ALL);
+    assert!(plugin(json!({"allow_caps": []})).unwrap().policy().allowed_caps().is_empty());
+    assert_eq!(plugin(json!({"allow_caps": ["all"]})).unwrap().policy().allowed_caps(), CapSet::ALL);
 }
 
 #[test]
@@ -351,7 +351,7 @@ fn schemas_are_those_of_the_documented_options() {
         attributes(&PluginConfig::schema()),
         [
             row("abstract_sockets", "string", false, Some("\"own\"")),
-            row("allow_caps", "list(string)", false, Some("[\"kill\", \"net_bind_service\"]")),
+            row("allow_caps", "list(string)", false, Some("[\"default\"]")),
             row("allow_root", "bool", false, Some("true")),
             row("allow_seccomp", "list(string)", false, None),
             row("cpu_burst", "number", false, Some("0")),

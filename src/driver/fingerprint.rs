@@ -98,7 +98,7 @@ fn attributes(host: &Host, settings: &Settings) -> HashMap<String, Attribute> {
         ("driver.exec2.version".into(), text(env!("CARGO_PKG_VERSION").into())),
         ("driver.exec2.unveil.defaults".into(), of(Value::BoolVal(plugin.unveil_defaults))),
         ("driver.exec2.unveil.tasks".into(), of(Value::BoolVal(plugin.unveil_by_task))),
-        ("driver.exec2.caps.allowlist".into(), text(plugin.allow_caps.names().join(","))),
+        ("driver.exec2.caps.allowlist".into(), text(plugin.policy().allowed_caps().names().join(","))),
         ("driver.exec2.landlock.abi".into(), of(Value::IntVal(host.landlock_abi.unwrap_or(0).into()))),
         ("driver.exec2.cgroup.controllers".into(), text(host.controllers.join(","))),
     ])

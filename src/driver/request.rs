@@ -35,7 +35,8 @@ pub(super) fn task_spec(
     let alloc_dir = Path::new(&task.alloc_dir);
     let root = dirs::root(&task.env, alloc_dir, &task.name, policy.own_root)?;
     let name = user_name(task, &root, &settings.plugin);
-    if let Some(uid) = users::dynamic_id(&name)? {
+    let dynamic = users::dynamic_id(&name)?;
+    if let Some(uid) = dynamic {
         policy.dynamic_user(&name, uid).map_err(SpecError::from)?;
     }
     let user = users::lookup(&name)?;
@@ -67,7 +68,20 @@ pub(super) fn task_spec(
         limits: limits(resources, &config, settings)?,
         ask: Ask { volumes: &volumes, devices: &devices, ..config.ask() },
     };
-    Ok(TaskSpec::new(request, &policy)?)
+    let spec = TaskSpec::new(request, &policy)?;
+    if let Some(uid) = dynamic {
+        root.record_user(uid);
+    }
+    Ok(spec)
+}
+
+/// Records the dynamic user of a task that runs already: a version that recorded none may have started it.
+pub(super) fn record_user(task: &proto::TaskConfig, plugin: &PluginConfig) {
+    let own_root = plugin.policy_in(&task.namespace).own_root;
+    let root = dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name, own_root);
+    if let (Ok(root), Ok(Some(uid))) = (root, users::dynamic_id(&task.user)) {
+        root.record_user(uid);
+    }
 }
 
 /// The job whose task starts are limited together.
@@ -75,16 +89,24 @@ pub(super) fn job(task: &proto::TaskConfig) -> Job {
     Job { namespace: task.namespace.clone(), id: task.job_id.clone() }
 }
 
-/// The user of the task. An empty name means a task whose dynamic user the agent forgot when it was restarted: the owner of its
-/// directory is still that user.
+/// The user of the task. An empty name means a task whose dynamic user the agent forgot when it was restarted: it is recorded at its
+/// directory, and is still the owner of it.
 fn user_name<'a>(task: &'a proto::TaskConfig, root: &dirs::Root, plugin: &PluginConfig) -> Cow<'a, str> {
-    let forgotten = task.user.is_empty() && plugin.trusts_owner();
-    match root.dynamic_user().filter(|_| forgotten) {
+    if !task.user.is_empty() {
+        return task.user.as_str().into();
+    }
+    let recorded = plugin.trusts_record().then(|| root.recorded_user()).flatten();
+    let known = recorded.map(|uid| format!("nomad-{uid}"));
+    match known.or_else(|| root.dynamic_user().filter(|_| plugin.trusts_owner())) {
         Some(user) => {
-            tracing::info!(task = task.id, user, "using the owner of the task directory as the user");
+            tracing::info!(
+                task = task.id,
+                user,
+                "the agent has forgotten the user; using that of the last start"
+            );
             user.into()
         }
-        None => task.user.as_str().into(),
+        None => "".into(),
     }
 }
 

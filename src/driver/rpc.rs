@@ -214,7 +214,9 @@ impl Driver {
 
     async fn recover(&self, handle: TaskHandle) -> Result<(), RpcError> {
         let config = handle.config.ok_or(RpcError::Absent("config in its handle"))?;
-        Ok(self.0.tasks.recover(task_id(&config)?, handle.version, &handle.driver_state).await?)
+        self.0.tasks.recover(task_id(&config)?, handle.version, &handle.driver_state).await?;
+        request::record_user(&config, &self.settings().plugin);
+        Ok(())
     }
 }
 

@@ -87,6 +87,15 @@ impl CapSet {
     /// No capability.
     pub const EMPTY: Self = Self(0);
     /// Every capability that this driver knows.
+    pub(crate) const fn of(members: &[Capability]) -> Self {
+        let (mut bits, mut i) = (0, 0);
+        while i < members.len() {
+            bits |= 1 << members[i].0;
+            i += 1;
+        }
+        Self(bits)
+    }
+
     pub const ALL: Self = Self((1 << NAMES.len()) - 1);
 
     /// The set as the kernel's mask.
@@ -223,6 +232,34 @@ impl CapList {
     }
 }
 
+/// What an operator lets jobs request, as written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AllowedCaps {
+    pub named: CapSet,
+    /// The list has `default`: those that follow from the other options.
+    pub default: bool,
+}
+
+/// The name in `allow_caps` of those that follow from the other options.
+pub(crate) const DEFAULT_NAME: &str = "default";
+
+impl AllowedCaps {
+    pub(crate) const DEFAULT: Self = Self { named: CapSet::EMPTY, default: true };
+
+    pub(crate) const fn only(named: CapSet) -> Self {
+        Self { named, default: false }
+    }
+
+    /// As a list of HCL, with these capabilities in addition.
+    pub(crate) fn hcl(self, more: CapSet) -> String {
+        let named = self.named.union(more);
+        let default = self.default && named != CapSet::ALL;
+        let names = if named == CapSet::ALL { vec![ALL_NAME.to_ascii_lowercase()] } else { named.names() };
+        let names: Vec<_> = default.then(|| DEFAULT_NAME.to_owned()).into_iter().chain(names).collect();
+        format!("[{}]", names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "))
+    }
+}
+
 /// No capability has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -238,8 +275,7 @@ pub struct UnknownCapability {
 
 /// A set as a list of HCL.
 pub(crate) fn hcl(set: CapSet) -> String {
-    let names = if set == CapSet::ALL { vec!["all".to_owned()] } else { set.names() };
-    format!("[{}]", names.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "))
+    AllowedCaps::only(set).hcl(CapSet::EMPTY)
 }
 
 /// What a process with this /proc/PID/status can grant: capabilities in its permitted and bounding sets. All if

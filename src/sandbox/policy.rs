@@ -4,6 +4,7 @@
 //! the task's, the shim only what the kernel answers.
 
 mod ask;
+mod capabilities;
 mod denied;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -16,7 +17,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use super::capabilities::CapSet;
+use super::capabilities::{AllowedCaps, CapSet};
 use super::device;
 use super::network::{AbstractSockets, AllocatedPort, Lists, NetworkRules, Unsupported};
 use super::plan::{Landlock, Namespace, Namespaces, Plan, ProcessLimits, Resources, Root};
@@ -52,7 +53,7 @@ pub struct Policy<'a> {
     pub unveil_allow: &'a [Unveil],
     /// What no task may have.
     pub unveil_deny: &'a [PathBuf],
-    pub allow_caps: CapSet,
+    pub allow_caps: AllowedCaps,
     /// Limits of every task's processes. A job may ask for others, up to these hard limits.
     pub ulimit: &'a Rlimits,
     /// Processes and threads of a task; 0 is no limit.
@@ -189,25 +190,6 @@ impl Policy<'_> {
             mapped: dynamic && idmap == VolumeIdmap::Auto,
         };
         Ok(surroundings.judge(ask.volumes)?)
-    }
-
-    /// `cap_add` less `cap_drop`, for every user. Root gets no others, so that a job shows what its task can do.
-    ///
-    /// A name in `cap_drop` always takes that member away. `all` in `cap_drop` takes away only what `cap_add`
-    /// did not name, so that `cap_drop = ["all"]`, `cap_add = ["chown"]` leaves `chown`. `all` in `cap_add` means all that the
-    /// plugin has; one that it names must be there.
-    fn capabilities(&self, ask: &Ask<'_>, own: CapSet) -> Result<CapSet, Denied> {
-        let added = if ask.cap_drop.all { ask.cap_add.named } else { ask.cap_add.set() };
-        let wanted = added.difference(ask.cap_drop.named);
-        let refused = wanted.difference(self.allow_caps);
-        if !refused.is_empty() {
-            return Err(Denied::Capability { refused, allowed: self.allow_caps });
-        }
-        let lacking = wanted.intersection(ask.cap_add.named).difference(own);
-        if !lacking.is_empty() {
-            return Err(Denied::LackingCapability { lacking });
-        }
-        Ok(wanted.intersection(own))
     }
 
     /// A root of its own is assembled in a mount namespace that the shim makes itself.

@@ -172,11 +172,20 @@ pub struct Allowed {
     pub unconfined: bool,
 }
 
+/// The groups by which a task makes files that outlive it and give more than its own files do.
+const MAKING_FILES: [&str; 3] = ["device_nodes", "io_uring", "set_id"];
+
 /// The name in `allow_seccomp` that allows a job to have no filter.
 pub(crate) const UNCONFINED: &str = "unconfined";
 
 impl Allowed {
     pub(crate) const EVERYTHING: Self = Self { groups: GroupSet::EMPTY, unconfined: true };
+
+    /// Whether no job can make set-id files and device nodes, itself or by operations that no filter sees.
+    pub(crate) fn keeps_files_plain(self) -> bool {
+        let making: GroupSet = MAKING_FILES.into_iter().filter_map(GroupSet::named).collect();
+        !self.unconfined && self.groups.difference(making) == self.groups
+    }
 
     /// As a list of HCL, with these groups in addition.
     pub(crate) fn hcl(self, more: GroupSet) -> String {

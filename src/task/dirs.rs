@@ -5,13 +5,14 @@
 //! used only after comparing it, by device and inode, with the directories that Nomad names outside the environment.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use rustix::fs::XattrFlags;
 
 use crate::sys::IoError;
 
@@ -51,22 +52,68 @@ const TASK_DIR: &str = "NOMAD_TASK_DIR";
 const ALLOC_DIR: &str = "NOMAD_ALLOC_DIR";
 const SECRETS_DIR: &str = "NOMAD_SECRETS_DIR";
 
+/// The extended attribute of the task's directory that holds the uid of its dynamic user, in decimal digits. The name space "trusted" is for
+/// processes with CAP_SYS_ADMIN alone, xattr(7), and the record is gone with the directory.
+const USER_RECORD: &str = "trusted.nomad-driver-exec2.uid";
+
+/// As many digits as a uid can have.
+const UID_DIGITS: usize = 10;
+
 /// The directory that holds the task's `alloc`, `local`, `secrets` and `tmp`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Root {
     pub path: PathBuf,
-    /// Its owner: Nomad gives it to the task's user when it creates it, and only root can change that.
-    pub uid: u32,
-    pub gid: u32,
+    owner: Owner,
+    directory: OwnedFd,
+}
+
+/// To whom Nomad gave the task's directory when it created it; only CAP_CHOWN can change that.
+#[derive(Debug, Clone, Copy)]
+struct Owner {
+    uid: u32,
+    gid: u32,
 }
 
 impl Root {
+    /// The dynamic user of an earlier start, which [`Root::record_user`] recorded. None if there was none, or if the file system has no such
+    /// attributes.
+    pub(crate) fn recorded_user(&self) -> Option<u32> {
+        let mut value = [0; UID_DIGITS];
+        let length = rustix::fs::getxattr(self.by_number(), USER_RECORD, &mut value).ok()?;
+        str::from_utf8(value.get(..length)?).ok()?.parse().ok()
+    }
+
+    /// Records the task's dynamic user. Only a start of the task whose user Nomad has forgotten needs it, so that an error is none of this
+    /// start.
+    pub(crate) fn record_user(&self, uid: u32) {
+        if self.recorded_user() == Some(uid) {
+            return;
+        }
+        let value = uid.to_string();
+        let done = rustix::fs::setxattr(self.by_number(), USER_RECORD, value.as_bytes(), XattrFlags::empty());
+        if let Err(error) = done {
+            let error = Errno::from_raw(error.raw_os_error());
+            tracing::debug!("failed to record the user at {:?}: {error}", self.path);
+        }
+    }
+
+    /// A path of the verified directory: these system calls take no descriptor with O_PATH.
+    fn by_number(&self) -> String {
+        format!("/proc/self/fd/{}", self.directory.as_raw_fd())
+    }
+
     /// The dynamic user to whom Nomad gave the directory, as Nomad names such users; none if it belongs to root, or to
     /// different ids, which a dynamic user never has.
     ///
     /// Nomad 2.0 forgets a task's dynamic user when the agent is restarted, and then asks for a start of the task with an
     /// empty user.
     pub(crate) fn dynamic_user(&self) -> Option<String> {
+        self.owner.dynamic_user()
+    }
+}
+
+impl Owner {
+    fn dynamic_user(self) -> Option<String> {
         (self.uid != 0 && self.uid == self.gid).then(|| format!("nomad-{}", self.uid))
     }
 }
@@ -104,7 +151,7 @@ pub(crate) fn root(
     if !same(&ours, &kept) {
         let local_there = beneath(&ours, root, Path::new("local"));
         return match local_there {
-            Err(DirsError::Io(IoError { errno: Errno::ENOENT, .. })) if own_root => owned(root, &kept),
+            Err(DirsError::Io(IoError { errno: Errno::ENOENT, .. })) if own_root => owned(root, kept),
             Err(DirsError::Io(IoError { errno: Errno::ENOENT, .. })) => {
                 Err(DirsError::NotMounted(root.to_owned()))
             }
@@ -116,13 +163,13 @@ pub(crate) fn root(
     if !same(&mounted, &shared) {
         return Err(foreign(ALLOC_DIR, alloc, "alloc directory"));
     }
-    owned(root, &ours)
+    owned(root, ours)
 }
 
 /// The root at `path`, with the owner of the task's directory.
-fn owned(path: &Path, directory: &OwnedFd) -> Result<Root, DirsError> {
-    let found = fstat(directory).map_err(IoError::on("look at the task directory", path))?;
-    Ok(Root { path: path.to_owned(), uid: found.st_uid, gid: found.st_gid })
+fn owned(path: &Path, directory: OwnedFd) -> Result<Root, DirsError> {
+    let found = fstat(&directory).map_err(IoError::on("look at the task directory", path))?;
+    Ok(Root { path: path.to_owned(), owner: Owner { uid: found.st_uid, gid: found.st_gid }, directory })
 }
 
 /// Opens a directory that the shim, a process of another PID namespace, opens again by the same path: so the path must mean
@@ -193,11 +240,34 @@ mod tests {
 
     #[test]
     fn only_a_dynamic_user_is_known_by_its_directory() {
-        let of = |uid, gid| Root { path: "/m".into(), uid, gid }.dynamic_user();
+        let of = |uid, gid| Owner { uid, gid }.dynamic_user();
         assert_eq!(of(80_123, 80_123).as_deref(), Some("nomad-80123"));
         assert_eq!(of(0, 0), None);
         assert_eq!(of(80_123, 0), None);
         assert_eq!(of(1000, 100), None);
+    }
+
+    #[test]
+    fn the_recorded_user_is_that_of_the_last_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = || owned(dir.path(), directory("open", dir.path()).unwrap()).unwrap();
+        assert_eq!(root().recorded_user(), None);
+        let write =
+            |value: &[u8]| rustix::fs::setxattr(root().by_number(), USER_RECORD, value, XattrFlags::empty());
+        if write(b"") == Err(rustix::io::Errno::PERM) {
+            // An ordinary user can neither write nor read it.
+            root().record_user(80_123);
+            assert_eq!(root().recorded_user(), None);
+            return;
+        }
+        for malformed in [&b""[..], b"-1", b"80123 ", b"4294967296", b"80123801238", b"\xff"] {
+            write(malformed).unwrap();
+            assert_eq!(root().recorded_user(), None, "{malformed:?}");
+        }
+        for uid in [80_123, 80_123, 80_124, u32::MAX] {
+            root().record_user(uid);
+            assert_eq!(root().recorded_user(), Some(uid));
+        }
     }
 
     #[test]

@@ -49,6 +49,9 @@ impl fmt::Display for DynamicRange {
     }
 }
 
+/// The kernel's overflow uid and gid, and `nobody`, to whom Nomad gives the shared directory of every allocation.
+const NOBODY: u32 = 65_534;
+
 /// Ids that are listed one by one and as ranges: `0,100-999`. None unless listed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct IdRanges(Vec<(u32, u32)>);
@@ -60,6 +63,15 @@ pub struct IdRangesError;
 
 impl IdRanges {
     pub(crate) const NONE: Self = Self(Vec::new());
+
+    pub(crate) fn nobody() -> Self {
+        Self(vec![(NOBODY, NOBODY)])
+    }
+
+    /// Whether nobody but `nobody` is listed, if anyone.
+    pub(crate) fn are_nobodys(&self) -> bool {
+        self.0.iter().all(|range| *range == (NOBODY, NOBODY))
+    }
 
     pub(crate) fn contains(&self, id: u32) -> bool {
         self.0.iter().any(|(min, max)| (*min..=*max).contains(&id))

@@ -9,7 +9,7 @@ use super::Args;
 use crate::cgroup::{Limits, ResourceRequest};
 use crate::cli::cpu::mhz_per_core;
 use crate::config::{PluginConfig, RootKind};
-use crate::sandbox::capabilities::{CapList, CapSet};
+use crate::sandbox::capabilities::{AllowedCaps, CapList, CapSet};
 use crate::sandbox::network::{Lists, PortName};
 use crate::sandbox::policy::{Ask, Policy};
 use crate::sandbox::rlimits::Rlimits;
@@ -59,7 +59,7 @@ pub(super) fn policy<'a>(
         unveil_by_task: true,
         unveil_allow: &[],
         unveil_deny: &[],
-        allow_caps,
+        allow_caps: AllowedCaps::only(allow_caps),
         ulimit,
         pids_max: 0,
         memory_swap: -1,

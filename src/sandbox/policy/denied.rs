@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::quote::quote;
-use crate::sandbox::capabilities::{CapSet, hcl};
+use crate::sandbox::capabilities::{AllowedCaps, CapSet};
 use crate::sandbox::device::DeviceError;
 use crate::sandbox::network::NetworkError;
 use crate::sandbox::rlimits::{Rlimit, Value};
@@ -38,9 +38,9 @@ pub enum Denied {
     #[error(
         "cap_add asks for {refused}, which allow_caps does not allow (it allows: {allowed}); remove it from cap_add, or set \
          allow_caps = {} in the agent's plugin \"nomad-driver-exec2\" block",
-        hcl(.allowed.union(*.refused))
+        .written.hcl(*.refused)
     )]
-    Capability { refused: CapSet, allowed: CapSet },
+    Capability { refused: CapSet, allowed: CapSet, written: AllowedCaps },
     #[error(
         "cap_add asks for {lacking}, which the plugin itself does not have: give it to the agent's service \
          (CapabilityBoundingSet=) or container, or remove it from cap_add"

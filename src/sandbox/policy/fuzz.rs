@@ -94,7 +94,7 @@ fn is_explained(denied: &Denied) {
 }
 
 fn is_allowed(policy: &Policy<'_>, ask: &Ask<'_>, plan: &Plan) {
-    assert!(plan.capabilities.difference(policy.allow_caps).is_empty(), "{:?}", plan.capabilities);
+    assert!(plan.capabilities.difference(policy.allowed_caps()).is_empty(), "{:?}", plan.capabilities);
     let by_job = plan.landlock.rules.iter().filter(|rule| rule.named_by == NamedBy::Job).count();
     assert!(by_job == 0 || policy.unveil_by_task);
     for (name, limit) in &plan.rlimits.asked {

@@ -4,6 +4,7 @@ use super::ask::{NO_IO_LIMITS, NO_LIMITS};
 use super::*;
 use crate::sandbox::capabilities::CapList;
 use crate::sandbox::defaults::SOCKETS;
+use crate::sandbox::capabilities::{AllowedCaps, CapList};
 use crate::sandbox::rlimits::NOFILE;
 use crate::sandbox::seccomp::GroupSet;
 
@@ -20,7 +21,7 @@ pub(super) fn policy() -> Policy<'static> {
         unveil_by_task: true,
         unveil_allow: &[],
         unveil_deny: &[],
-        allow_caps: CapSet::EMPTY,
+        allow_caps: AllowedCaps::default(),
         ulimit: &NO_LIMITS,
         pids_max: 0,
         memory_swap: -1,
@@ -73,7 +74,7 @@ pub(super) fn set(names: &[&str]) -> CapSet {
 
 /// The capabilities of a job with these options, of a plugin that has `own`.
 fn capabilities(add: CapList, drop: CapList, allow_caps: CapSet, own: CapSet) -> Result<CapSet, Denied> {
-    let policy = Policy { allow_caps, ..policy() };
+    let policy = Policy { allow_caps: AllowedCaps::only(allow_caps), ..policy() };
     let ask = Ask { cap_add: add, cap_drop: drop, ..Ask::default() };
     policy.plan(&ask, &user(), Host { capabilities: own, ..host() }).map(|plan| plan.capabilities)
 }
@@ -211,7 +212,8 @@ fn filter(
 ) -> Result<Filter, Denied> {
     let groups = |names: &[&str]| names.iter().filter_map(|name| GroupSet::named(name)).collect();
     let allow_seccomp = Allowed { groups: groups(agent.1), unconfined: agent.1.contains(&"unconfined") };
-    let policy = Policy { seccomp: agent.0, allow_seccomp, allow_caps: CapSet::ALL, ..policy() };
+    let policy =
+        Policy { seccomp: agent.0, allow_seccomp, allow_caps: AllowedCaps::only(CapSet::ALL), ..policy() };
     let ask =
         Ask { seccomp: job.0, seccomp_allow: groups(job.1), cap_add: list(capabilities), ..Ask::default() };
     policy.plan(&ask, &user(), host()).map(|plan| plan.seccomp)

@@ -1,7 +1,6 @@
 //! The user of a task.
 
 use super::{Denied, Policy};
-use crate::sandbox::capabilities::Capability;
 use crate::users::{ID_MAX, User};
 
 impl Policy<'_> {
@@ -12,12 +11,6 @@ impl Policy<'_> {
             return Ok(());
         }
         Err(Denied::DynamicUser { user: user.to_owned(), range })
-    }
-
-    /// Whether the owner of a task's directory identifies the task's user. If jobs may have CAP_CHOWN, a task could have given its
-    /// directory to the user of another task.
-    pub(crate) fn trusts_owner(&self) -> bool {
-        !self.allow_caps.contains(Capability::CHOWN)
     }
 
     pub(super) fn no_denied_id(&self, user: &User) -> Result<(), Denied> {
@@ -54,7 +47,7 @@ pub(crate) fn may_share_uid(user: &User) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::Ask;
-    use super::super::tests::{NO_IDS, host, policy, set, user};
+    use super::super::tests::{NO_IDS, host, policy, user};
     use super::*;
     use crate::users::IdRanges;
 
@@ -85,12 +78,6 @@ mod tests {
             assert!(text.contains("dynamic_user_range") && text.contains("dynamic_user_min"), "{text}");
             assert!(!denied.may_change(), "{text}");
         }
-    }
-
-    #[test]
-    fn the_owner_of_a_directory_is_not_trusted_where_jobs_may_change_it() {
-        assert!(policy().trusts_owner());
-        assert!(!Policy { allow_caps: set(&["chown"]), ..policy() }.trusts_owner());
     }
 
     #[test]
