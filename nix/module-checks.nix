@@ -122,10 +122,7 @@ let
           "/var/lib/lxd"
           "/var/snap/lxd/common/lxd"
         ];
-        allow_caps = [
-          "kill"
-          "net_bind_service"
-        ];
+        allow_caps = [ "default" ];
         ulimit = { };
         pids_max = 8192;
         memory_swap = 0;

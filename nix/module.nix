@@ -211,14 +211,14 @@ in
             };
             allow_caps = lib.mkOption {
               type = lib.types.listOf lib.types.str;
-              default = [
-                "kill"
-                "net_bind_service"
+              default = [ "default" ];
+              example = [
+                "default"
+                "net_raw"
               ];
-              example = [ "net_raw" ];
               description = ''
-                Capabilities that jobs may request with `cap_add`; a task has only those that it requests. docs/security.md names those
-                that make a task root on the host.
+                Capabilities that jobs may request with `cap_add`; a task has only those that it requests. `default` in the list stands for
+                those that give a task no more than the other options do. docs/security.md names those that make a task root on the host.
               '';
             };
             ulimit = lib.mkOption {

@@ -59,8 +59,7 @@ def existing(*lists):
 def plant(folders):
     """Puts both files into each folder that is writable, and returns those folders."""
     return machine.succeed(
-        f"for d in {' '.join(folders)}; do"
-        f" cp {shell} $d/{PROGRAM} 2>/dev/null && echo x > $d/{DATA} && chmod 777 $d/{PROGRAM} $d/{DATA} && echo $d; done; true"
+        f"for d in {' '.join(folders)}; do cp {shell} $d/{PROGRAM} 2>/dev/null && echo x > $d/{DATA} && chmod 777 $d/{PROGRAM} $d/{DATA} && echo $d; done; true"
     ).split()
 
 
@@ -241,7 +240,7 @@ def calls(root):
     }
 
 
-MARK = 'for d in $NOMAD_TASK_DIR $NOMAD_ALLOC_DIR $NOMAD_SECRETS_DIR $TMPDIR; do echo x > $d/mark; chmod 666 $d/mark; chmod 777 $d; done'
+MARK = "for d in $NOMAD_TASK_DIR $NOMAD_ALLOC_DIR $NOMAD_SECRETS_DIR $TMPDIR; do echo x > $d/mark; chmod 666 $d/mark; chmod 777 $d; done"
 
 with subtest("a neighbour with files that every user may read"):
     stay = "; echo $NOMAD_TASK_DIR; cut -d: -f3 /proc/self/cgroup; echo ready; exec sleep 3600"
@@ -370,6 +369,7 @@ while True:
     time.sleep(0.005)
 """
 
+
 def probes(root):
     """The groups of a job that tries everything, and what they are expected to find."""
     wanted, modes = by_default(root), unveiled(root)
@@ -389,8 +389,10 @@ def probes(root):
 link = "ln -s /etc/shadow $NOMAD_ALLOC_DIR/link"
 
 with subtest("the jobs"):
+
     def replaced(how):
         return f"{how} $NOMAD_ALLOC_DIR/logs/.t.stdout.fifo"
+
     groups, wanted, wanted_of_modes = probes("private")
     run_job(
         job(
@@ -445,17 +447,22 @@ with subtest("jobs may not change the policy: unveil_by_task = false"):
         "unveil": {"unveil": ["r:/etc/hosts"]},
         "work-dir": {"work_dir": "/srv/exec2"},
         "caps": {"cap_add": ["net_raw"]},
+        "mknod": {"cap_add": ["mknod"]},
+        "setfcap": {"cap_add": ["setfcap"]},
         "none": {},
+        # The default of allow_caps.
+        "default": {"cap_add": ["audit_write", "chown", "dac_override", "fowner", "fsetid", "kill", "net_bind_service", "setgid", "setpcap", "setuid", "sys_chroot"]},
     }
+    allowed = ("none", "default")
     run_job(job("policy", *(group(name, task("t", "true", **options)) for name, options in asks.items())))
-    done = wait_for_groups("policy", {name: "failed" if options else "complete" for name, options in asks.items()})
+    done = wait_for_groups("policy", {name: "complete" if name in allowed else "failed" for name in asks})
     (error,) = driver_errors(done["unveil"])
     t.assertIn("the task sets unveil, which the agent's plugin option unveil_by_task does not allow", error)
     t.assertIn("; remove unveil from the task, or set unveil_by_task = true", error)
     (error,) = driver_errors(done["work-dir"])
     t.assertIn('work_dir "/srv/exec2" is outside the task\'s own directories', error)
     (error,) = driver_errors(done["caps"])
-    t.assertRegex(error, r'net_raw.*set allow_caps = \["kill", "net_bind_service", "net_raw"\]')
+    t.assertRegex(error, r'net_raw.*set allow_caps = \["default", "net_raw"\]')
 
 with subtest("unveil_defaults = false: only what is unveiled is reachable"):
     configure(unveil_by_task=True, unveil_defaults=False, unveil_paths=["r:/srv/exec2/files/read"])

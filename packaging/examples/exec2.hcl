@@ -41,9 +41,10 @@ plugin "nomad-driver-exec2" {
     unveil_deny = ["/etc/gshadow", "/etc/gshadow-", "/etc/nomad.d", "/etc/security/opasswd", "/etc/shadow", "/etc/shadow-", "/run/buildkit", "/run/containerd", "/run/cri-dockerd.sock", "/run/crio", "/run/docker.sock", "/run/k3s", "/run/libvirt", "/run/podman", "/run/systemd/private", "/var/backups", "/var/lib/incus", "/var/lib/lxd", "/var/snap/lxd/common/lxd"]
 
     # Capabilities that a job may request with cap_add. A task, root included,
-    # has only those that it requests. Some of them make a task root on this
-    # host: docs/security.md names them. [] allows none.
-    allow_caps = ["kill", "net_bind_service"]
+    # has only those that it requests. "default" stands for those that give a
+    # task no more than the other options do. Some others make a task root on
+    # this host: docs/security.md names them. [] allows none.
+    allow_caps = ["default"]
 
     # Limits of every task's processes, getrlimit(2), as "SOFT:HARD" or one value
     # for both. A job may ask for others, up to these hard limits; limits that are

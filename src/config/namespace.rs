@@ -109,7 +109,7 @@ impl NamespaceConfig {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use crate::config::tests::{plugin, plugin_err};
 
@@ -156,7 +156,11 @@ mod tests {
         .unwrap();
         let allowed = |namespace| config.policy_in(namespace).allowed_caps().len();
         assert_eq!(["default", "same", "more", "strict", "open", "own"].map(allowed), [11, 11, 12, 2, 2, 0]);
-        assert!(config.to_hcl().contains("\nallow_caps = [\"chown\", \"dac_override\", "), "{}", config.to_hcl());
+        assert!(
+            config.to_hcl().contains("\nallow_caps = [\"chown\", \"dac_override\", "),
+            "{}",
+            config.to_hcl()
+        );
     }
 
     #[test]
