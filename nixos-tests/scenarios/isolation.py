@@ -451,7 +451,9 @@ with subtest("jobs may not change the policy: unveil_by_task = false"):
         "setfcap": {"cap_add": ["setfcap"]},
         "none": {},
         # The default of allow_caps.
-        "default": {"cap_add": ["audit_write", "chown", "dac_override", "fowner", "fsetid", "kill", "net_bind_service", "setgid", "setpcap", "setuid", "sys_chroot"]},
+        "default": {
+            "cap_add": ["audit_write", "chown", "dac_override", "fowner", "fsetid", "kill", "net_bind_service", "setgid", "setpcap", "setuid", "sys_chroot"]
+        },
     }
     allowed = ("none", "default")
     run_job(job("policy", *(group(name, task("t", "true", **options)) for name, options in asks.items())))

@@ -2,9 +2,8 @@ use proptest::prelude::*;
 
 use super::ask::{NO_IO_LIMITS, NO_LIMITS};
 use super::*;
-use crate::sandbox::capabilities::CapList;
-use crate::sandbox::defaults::SOCKETS;
 use crate::sandbox::capabilities::{AllowedCaps, CapList};
+use crate::sandbox::defaults::SOCKETS;
 use crate::sandbox::rlimits::NOFILE;
 use crate::sandbox::seccomp::GroupSet;
 
