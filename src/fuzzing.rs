@@ -6,7 +6,8 @@ pub use crate::sandbox::policy::fuzz::asks;
 pub use crate::users::fuzz::users;
 
 use crate::cgroup::{CpuSet, flat_keyed};
-use crate::record::identity::{START_TIME, field};
+use crate::record::identity::START_TIME;
+use crate::sys::stat::field;
 use crate::task::signal::SignalNumber;
 
 /// The parts of an input, separated by a byte that no part contains: as many as asked for, the missing ones empty.

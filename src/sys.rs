@@ -22,6 +22,7 @@ pub(crate) mod read;
 pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod slots;
+pub(crate) mod stat;
 pub(crate) mod terminal;
 pub(crate) mod title;
 pub(crate) mod userns;

@@ -11,6 +11,7 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::sys;
+use crate::sys::stat::field;
 
 /// A process of this boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,13 +100,6 @@ pub(crate) const START_TIME: usize = 22;
 /// In [`FLAGS`], `linux/sched.h`: it is exiting, or has ended.
 const PF_EXITING: u64 = 0x4;
 
-pub(crate) fn field<T: std::str::FromStr>(stat: &[u8], number: usize) -> Option<T> {
-    // The second field is the name in parentheses: any bytes, including spaces and parentheses.
-    let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(&stat[name_ends + 1..]).ok()?;
-    rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
-}
-
 /// The identity of this boot: /proc/sys/kernel/random/boot_id, random(4). Read once.
 pub fn boot_id() -> io::Result<String> {
     static BOOT_ID: OnceLock<String> = OnceLock::new();
@@ -122,15 +116,6 @@ mod tests {
 
     use super::*;
     use crate::record::testing::FakeProcess;
-
-    #[test]
-    fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let fields: Vec<String> = (3..=52).map(|n| n.to_string()).collect();
-        let stat = format!("7 (a) (b c) {}", fields.join(" "));
-        assert_eq!(field(stat.as_bytes(), START_TIME), Some(22));
-        assert_eq!(field(stat.as_bytes(), FLAGS), Some(9));
-        assert_eq!(field::<u64>(b"7 (a", START_TIME), None);
-    }
 
     #[test]
     fn a_name_that_is_cut_within_a_letter_hides_nobody() {

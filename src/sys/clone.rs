@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 
 use super::signals;
 use super::slots::{COPIED, Placed};
+use super::stat::field;
 
 /// `CLONE_INTO_CGROUP` of `linux/sched.h`; the libc crate's constant is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -168,16 +169,9 @@ impl SingleThreaded {
         let file = openat(AT_FDCWD, "/proc/self/stat", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         let mut stat = [0; STAT_SIZE];
         let length = nix::unistd::read(&file, &mut stat)?;
-        let stat = &stat[..length];
-        // The second field is the name in parentheses, which may have spaces and parentheses of its own.
-        let after_name = stat.rsplit(|byte| *byte == b')').next().unwrap_or_default();
-        let mut fields = after_name.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
-        match fields.nth(NUM_THREADS - 3) {
-            Some(b"1") => Ok(Self(PhantomData)),
-            threads => {
-                let threads = threads.map(String::from_utf8_lossy);
-                Err(std::io::Error::other(format!("this process has {threads:?} threads, not 1")))
-            }
+        match field::<u32>(&stat[..length], NUM_THREADS) {
+            Some(1) => Ok(Self(PhantomData)),
+            threads => Err(std::io::Error::other(format!("this process has {threads:?} threads, not 1"))),
         }
     }
 }

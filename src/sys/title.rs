@@ -6,6 +6,7 @@ use std::io::Read;
 use std::ptr::{self, NonNull};
 
 use super::clone::SingleThreaded;
+use super::stat::field;
 
 /// Fields of proc_pid_stat(5): the addresses of the first byte of the arguments, and of the one behind the last.
 const ARG_START: usize = 48;
@@ -23,13 +24,10 @@ impl LastArgument {
     /// None if it is another one, or if the kernel does not say where it is.
     pub(crate) fn find(_: SingleThreaded, expected: &'static CStr) -> Option<Self> {
         let expected = expected.to_bytes_with_nul();
-        let mut stat = String::new();
-        File::open("/proc/self/stat").and_then(|mut file| file.read_to_string(&mut stat)).ok()?;
-        // The second field is the name in parentheses, which may have spaces and parentheses of its own.
-        let (_, after_name) = stat.rsplit_once(')')?;
-        let mut fields = after_name.split_ascii_whitespace();
-        let start: usize = fields.nth(ARG_START - 3)?.parse().ok()?;
-        let end: usize = fields.nth(ARG_END - ARG_START - 1)?.parse().ok()?;
+        let mut stat = Vec::new();
+        File::open("/proc/self/stat").and_then(|mut file| file.read_to_end(&mut stat)).ok()?;
+        let start: usize = field(&stat, ARG_START)?;
+        let end: usize = field(&stat, ARG_END)?;
         if start == 0 || end.checked_sub(start)? < expected.len() {
             return None;
         }

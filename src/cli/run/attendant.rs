@@ -212,17 +212,14 @@ async fn pass_on(terminal: Option<&mut (Terminal, Watch)>) {
 
 /// Whether the process was stopped by a signal: state T in proc_pid_stat(5).
 fn is_stopped(pid: i32) -> bool {
-    state(pid) == Some(b'T')
+    state(pid) == Some('T')
 }
 
 fn has_ended(pid: i32) -> bool {
-    matches!(state(pid), None | Some(b'Z' | b'X'))
+    matches!(state(pid), None | Some('Z' | 'X'))
 }
 
 /// The state in proc_pid_stat(5); none if there is no such process.
-fn state(pid: i32) -> Option<u8> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the command name in parentheses, which may hold any bytes.
-    let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
-    stat.get(name_ends + 2).copied()
+fn state(pid: i32) -> Option<char> {
+    sys::stat::field(&std::fs::read(format!("/proc/{pid}/stat")).ok()?, 3)
 }

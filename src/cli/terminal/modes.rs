@@ -191,10 +191,7 @@ fn any_process(is: impl Fn(&str, [&str; 5]) -> bool) -> bool {
             return false;
         };
         let Ok(stat) = std::fs::read(entry.path().join("stat")) else { return false };
-        // The second field is the command name in parentheses, which may hold any bytes.
-        let Some(end) = stat.iter().rposition(|byte| *byte == b')') else { return false };
-        let Ok(fields) = std::str::from_utf8(&stat[end + 1..]) else { return false };
-        let mut fields = fields.split_whitespace();
+        let Some(mut fields) = sys::stat::after_name(&stat) else { return false };
         let fields = std::array::from_fn(|_| fields.next().unwrap_or_default());
         is(pid, fields)
     })
