@@ -138,27 +138,6 @@ fn is_namespace(label: &str) -> bool {
     (1..=128).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-/// An option of a block that stands for the one outside of it where it is set.
-pub(super) struct Override<K>(pub(super) K);
-
-impl<K: Kind> Kind for Override<K> {
-    type Value = Option<K::Value>;
-    const FORM: Form = K::FORM;
-    const TAKES: &str = K::TAKES;
-
-    fn unset(&self) -> Result<Self::Value, &'static str> {
-        Ok(None)
-    }
-
-    fn read(&self, at: &At, value: Value) -> Result<Self::Value, ConfigError> {
-        self.0.read(at, value).map(Some)
-    }
-
-    fn show(&self, value: &Self::Value) -> String {
-        value.as_ref().map_or_else(|| NULL.to_owned(), |value| self.0.show(value))
-    }
-}
-
 /// `{ a = 1, b = 2 }`.
 pub(super) fn braces(pairs: impl Iterator<Item = (String, String)>) -> String {
     let pairs: Vec<_> = pairs.map(|(key, value)| format!("{key} = {value}")).collect();

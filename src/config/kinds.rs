@@ -327,3 +327,28 @@ pub(super) fn capability(at: &At, name: &str) -> Result<CapList, ConfigError> {
         error,
     })
 }
+
+/// An option that may be left out.
+pub(super) struct Optional<K> {
+    pub(super) kind: K,
+    /// What is shown for it then.
+    pub(super) unset: &'static str,
+}
+
+impl<K: Kind> Kind for Optional<K> {
+    type Value = Option<K::Value>;
+    const FORM: Form = K::FORM;
+    const TAKES: &str = K::TAKES;
+
+    fn unset(&self) -> Result<Self::Value, &'static str> {
+        Ok(None)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<Self::Value, ConfigError> {
+        self.kind.read(at, value).map(Some)
+    }
+
+    fn show(&self, value: &Self::Value) -> String {
+        value.as_ref().map_or_else(|| self.unset.to_owned(), |value| self.kind.show(value))
+    }
+}

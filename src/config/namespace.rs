@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::blocks::{Block, Override};
+use super::blocks::Block;
 use super::kinds::{
-    Flag, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PERCENT_RANGE, PERCENT_WRITE,
-    PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompProfile, Ulimit, UnveilRules, WEIGHT_RANGE, WEIGHT_WRITE,
+    Flag, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, Optional, PERCENT_RANGE,
+    PERCENT_WRITE, PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompProfile, Ulimit, UnveilRules, WEIGHT_RANGE,
+    WEIGHT_WRITE,
 };
 use super::network::{AgentNetwork, WhoseSockets};
 use super::plugin::{AllowedCapabilities, AllowedSeccomp, DeniedIds, DeniedPaths};
-use super::table::options;
+use super::table::{NULL, options};
 use crate::cgroup::IoLimits;
 use crate::sandbox::capabilities::AllowedCaps;
 use crate::sandbox::network::AbstractSockets;
@@ -20,56 +21,61 @@ use crate::sandbox::unveil::Unveil;
 use crate::sandbox::volume::VolumeIdmap;
 use crate::users::IdRanges;
 
+/// As the option of the same name outside of the block says, if it is left out.
+const fn over<K>(kind: K) -> Optional<K> {
+    Optional { kind, unset: NULL }
+}
+
 /// Options that are about what jobs may do. The others are about the host.
-const FLAG: Override<Flag> = Override(Flag { default: false });
+const FLAG: Optional<Flag> = over(Flag { default: false });
 
 options! {
     /// Options that stand for those of the same name outside of the block.
     #[derive(Clone, PartialEq, Eq)]
     pub struct NamespaceConfig {
         /// more paths for every task
-        pub unveil_paths: Option<Vec<Unveil>> = Override(UnveilRules),
+        pub unveil_paths: Option<Vec<Unveil>> = over(UnveilRules),
         /// let jobs unveil paths
         pub unveil_by_task: Option<bool> = FLAG,
         /// what jobs may unveil if not
-        pub unveil_allow: Option<Vec<Unveil>> = Override(UnveilRules),
+        pub unveil_allow: Option<Vec<Unveil>> = over(UnveilRules),
         /// what no task may have
-        pub unveil_deny: Option<Vec<PathBuf>> = Override(DeniedPaths),
+        pub unveil_deny: Option<Vec<PathBuf>> = over(DeniedPaths),
         /// what jobs may ask for with `cap_add`
-        pub allow_caps: Option<AllowedCaps> = Override(AllowedCapabilities),
+        pub allow_caps: Option<AllowedCaps> = over(AllowedCapabilities),
         /// limits of processes
-        pub ulimit: Option<Rlimits> = Override(Ulimit),
+        pub ulimit: Option<Rlimits> = over(Ulimit),
         /// processes and threads of a task
-        pub pids_max: Option<i32> = Override(Number { range: PIDS_MAX_RANGE, default: 0, write: PIDS_MAX_WRITE }),
+        pub pids_max: Option<i32> = over(Number { range: PIDS_MAX_RANGE, default: 0, write: PIDS_MAX_WRITE }),
         /// MiB of swap of a task
-        pub memory_swap: Option<i32> = Override(Number { range: MEMORY_SWAP_RANGE, default: 0, write: MEMORY_SWAP_WRITE }),
+        pub memory_swap: Option<i32> = over(Number { range: MEMORY_SWAP_RANGE, default: 0, write: MEMORY_SWAP_WRITE }),
         /// whether `cpu` is the most that a task gets
         pub cpu_hard_limit: Option<bool> = FLAG,
         /// the highest `cpu_weight` that a job may ask for
         pub cpu_weight_max: Option<i32> =
-            Override(Number { range: 0..=10_000, default: 0, write: "a whole number from 0 to 10000" }),
+            over(Number { range: 0..=10_000, default: 0, write: "a whole number from 0 to 10000" }),
         /// how much of its CPU quota a task may save for later
-        pub cpu_burst: Option<i32> = Override(Number { range: PERCENT_RANGE, default: 0, write: PERCENT_WRITE }),
+        pub cpu_burst: Option<i32> = over(Number { range: PERCENT_RANGE, default: 0, write: PERCENT_WRITE }),
         /// the share of a busy disk
-        pub io_weight: Option<i32> = Override(Number { range: WEIGHT_RANGE, default: 100, write: WEIGHT_WRITE }),
+        pub io_weight: Option<i32> = over(Number { range: WEIGHT_RANGE, default: 100, write: WEIGHT_WRITE }),
         /// the most that a task may read and write of a disk
-        pub io_max: Option<IoLimits> = Override(IoMaxima),
+        pub io_max: Option<IoLimits> = over(IoMaxima),
         /// ports to which tasks may bind and connect
         pub network_policy: Option<AgentNetwork> = Block::<AgentNetwork>::new(),
         /// to which abstract unix sockets tasks in the host's network may connect
-        pub abstract_sockets: Option<AbstractSockets> = Override(WhoseSockets),
+        pub abstract_sockets: Option<AbstractSockets> = over(WhoseSockets),
         /// let jobs have `user = "root"`
         pub allow_root: Option<bool> = FLAG,
         /// uids that no task may have
-        pub denied_host_uids: Option<IdRanges> = Override(DeniedIds),
+        pub denied_host_uids: Option<IdRanges> = over(DeniedIds),
         /// gids that no task may have
-        pub denied_host_gids: Option<IdRanges> = Override(DeniedIds),
+        pub denied_host_gids: Option<IdRanges> = over(DeniedIds),
         /// whether the owner of a volume appears as the task's dynamic user
-        pub volume_idmap: Option<VolumeIdmap> = Override(Idmap),
+        pub volume_idmap: Option<VolumeIdmap> = over(Idmap),
         /// which system calls tasks may make
-        pub seccomp: Option<Profile> = Override(SeccompProfile),
+        pub seccomp: Option<Profile> = over(SeccompProfile),
         /// what jobs may ask for of them
-        pub allow_seccomp: Option<Allowed> = Override(AllowedSeccomp),
+        pub allow_seccomp: Option<Allowed> = over(AllowedSeccomp),
     }
 }
 

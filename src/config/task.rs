@@ -1,14 +1,13 @@
 //! A job's options: `task { driver = "exec2"; config { … } }`.
 
-use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 
 use super::blocks::Block;
 use super::cty::Value;
 use super::kinds::{
-    Capabilities, Flag, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, PERCENT_RANGE,
-    PERCENT_WRITE, PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompGroups, SeccompProfile, Ulimit, UnveilRules,
-    WEIGHT_RANGE, WEIGHT_WRITE,
+    Capabilities, Flag, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, Optional,
+    PERCENT_RANGE, PERCENT_WRITE, PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompGroups, SeccompProfile, Ulimit,
+    UnveilRules, WEIGHT_RANGE, WEIGHT_WRITE,
 };
 use super::network::TaskNetwork;
 use super::row::{Form, Row};
@@ -23,6 +22,11 @@ use crate::sandbox::rlimits::Rlimits;
 use crate::sandbox::seccomp::{GroupSet, Profile};
 use crate::sandbox::unveil::Unveil;
 use crate::sandbox::volume::VolumeIdmap;
+
+/// As the agent's option of the same name says, if a job leaves it out.
+const fn or_the_agents<K>(kind: K) -> Optional<K> {
+    Optional { kind, unset: "the agent's" }
+}
 
 options! {
     /// The options that a job sets. Nomad has already replaced `${…}`.
@@ -65,28 +69,28 @@ options! {
         /// In the kernel's units: bytes, seconds, or numbers.
         pub ulimit: Rlimits = Ulimit,
         /// how many processes and threads the task may have; as the agent's option, up to which it may be
-        pub pids_max: Option<i32> = OptionalNumber { range: PIDS_MAX_RANGE, write: PIDS_MAX_WRITE, unset: THE_AGENTS },
+        pub pids_max: Option<i32> = or_the_agents(Number { range: PIDS_MAX_RANGE, default: 0, write: PIDS_MAX_WRITE }),
         /// MiB of swap that the task may use; as the agent's option, up to which it may be
-        pub memory_swap: Option<i32> = OptionalNumber { range: MEMORY_SWAP_RANGE, write: MEMORY_SWAP_WRITE, unset: THE_AGENTS },
+        pub memory_swap: Option<i32> = or_the_agents(Number { range: MEMORY_SWAP_RANGE, default: 0, write: MEMORY_SWAP_WRITE }),
         /// `false`: `cpu` is a share, not a limit; only if the agent allows it
-        pub cpu_hard_limit: Option<bool> = FlagOrTheAgents,
+        pub cpu_hard_limit: Option<bool> = or_the_agents(Flag { default: false }),
         /// [ports](#ports) to which the task may bind and connect, within those that the agent allows
         pub network_policy: Option<TaskNetwork> = Block::<TaskNetwork>::new(),
         /// the task's share of a busy CPU, instead of that of its `cpu`, up to which it may be, or to the agent's `cpu_weight_max`
         pub cpu_weight: Option<i32> =
-            OptionalNumber { range: WEIGHT_RANGE, write: WEIGHT_WRITE, unset: "by cpu" },
+            Optional { kind: Number { range: WEIGHT_RANGE, default: 0, write: WEIGHT_WRITE }, unset: "by cpu" },
         /// how much of its CPU quota the task may save for later, percent of 100 ms; as the agent's option, up to which it may be
-        pub cpu_burst: Option<i32> = OptionalNumber { range: PERCENT_RANGE, write: PERCENT_WRITE, unset: THE_AGENTS },
+        pub cpu_burst: Option<i32> = or_the_agents(Number { range: PERCENT_RANGE, default: 0, write: PERCENT_WRITE }),
         /// MiB above which the kernel slows the task down and reclaims its memory; 0: none
         pub memory_high: i32 = Number { range: 0..=i32::MAX, default: 0, write: "a number of MiB, or 0 for none" },
         /// the task's share of a busy disk; as the agent's option, up to which it may be
-        pub io_weight: Option<i32> = OptionalNumber { range: WEIGHT_RANGE, write: WEIGHT_WRITE, unset: THE_AGENTS },
+        pub io_weight: Option<i32> = or_the_agents(Number { range: WEIGHT_RANGE, default: 0, write: WEIGHT_WRITE }),
         /// the most that the task may read and write of a disk: `"/dev/vda rbps=1048576 wiops=100"`; the agent's limits hold as well
         pub io_max: IoLimits = IoMaxima,
         /// the same as the agent's option, for this task; `"auto"` only if the agent allows it
-        pub volume_idmap: Option<VolumeIdmap> = TaskIdmap,
+        pub volume_idmap: Option<VolumeIdmap> = or_the_agents(Idmap),
         /// the same as the agent's option, for this task; `"unconfined"` only if the agent allows it
-        pub seccomp: Option<Profile> = TaskSeccomp,
+        pub seccomp: Option<Profile> = or_the_agents(SeccompProfile),
         /// groups of system calls that the task may use; each must be in `allow_seccomp`
         pub seccomp_allow: GroupSet = SeccompGroups,
         .. sealed
@@ -196,102 +200,6 @@ impl Kind for Args {
 
     fn show(&self, value: &Vec<String>) -> String {
         if value.is_empty() { "[]".to_owned() } else { format!("[({} not shown)]", value.len()) }
-    }
-}
-
-/// What a job does not set is as the agent says.
-const THE_AGENTS: &str = "the agent's";
-
-fn the_agents() -> String {
-    THE_AGENTS.to_owned()
-}
-
-/// A whole number.
-struct OptionalNumber {
-    range: RangeInclusive<i32>,
-    write: &'static str,
-    /// What stands for it if the job does not set it.
-    unset: &'static str,
-}
-
-impl Kind for OptionalNumber {
-    type Value = Option<i32>;
-    const FORM: Form = Number::FORM;
-    const TAKES: &str = Number::TAKES;
-
-    fn unset(&self) -> Result<Option<i32>, &'static str> {
-        Ok(None)
-    }
-
-    fn read(&self, at: &At, value: Value) -> Result<Option<i32>, ConfigError> {
-        value.whole_number(at, &self.range, self.write).map(Some)
-    }
-
-    fn show(&self, value: &Option<i32>) -> String {
-        value.map_or_else(|| self.unset.to_owned(), |number| number.to_string())
-    }
-}
-
-/// True or false.
-struct FlagOrTheAgents;
-
-impl Kind for FlagOrTheAgents {
-    type Value = Option<bool>;
-    const FORM: Form = Flag::FORM;
-    const TAKES: &str = Flag::TAKES;
-
-    fn unset(&self) -> Result<Option<bool>, &'static str> {
-        Ok(None)
-    }
-
-    fn read(&self, at: &At, value: Value) -> Result<Option<bool>, ConfigError> {
-        value.flag(at).map(Some)
-    }
-
-    fn show(&self, value: &Option<bool>) -> String {
-        value.map_or_else(the_agents, |flag| flag.to_string())
-    }
-}
-
-/// `volume_idmap` of a job.
-struct TaskIdmap;
-
-impl Kind for TaskIdmap {
-    type Value = Option<VolumeIdmap>;
-    const FORM: Form = Idmap::FORM;
-    const TAKES: &str = Idmap::TAKES;
-
-    fn unset(&self) -> Result<Option<VolumeIdmap>, &'static str> {
-        Ok(None)
-    }
-
-    fn read(&self, at: &At, value: Value) -> Result<Option<VolumeIdmap>, ConfigError> {
-        Idmap.read(at, value).map(Some)
-    }
-
-    fn show(&self, value: &Option<VolumeIdmap>) -> String {
-        value.as_ref().map_or_else(the_agents, |idmap| Idmap.show(idmap))
-    }
-}
-
-/// `seccomp` of a job.
-struct TaskSeccomp;
-
-impl Kind for TaskSeccomp {
-    type Value = Option<Profile>;
-    const FORM: Form = SeccompProfile::FORM;
-    const TAKES: &str = SeccompProfile::TAKES;
-
-    fn unset(&self) -> Result<Option<Profile>, &'static str> {
-        Ok(None)
-    }
-
-    fn read(&self, at: &At, value: Value) -> Result<Option<Profile>, ConfigError> {
-        SeccompProfile.read(at, value).map(Some)
-    }
-
-    fn show(&self, value: &Option<Profile>) -> String {
-        value.as_ref().map_or_else(|| "the agent's".to_owned(), |profile| SeccompProfile.show(profile))
     }
 }
 
