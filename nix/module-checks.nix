@@ -138,6 +138,7 @@ let
         denied_host_gids = "65534";
         dynamic_user_range = "80000-89999";
         volume_idmap = "auto";
+        proc_hidepid = "off";
         seccomp = "default";
         allow_seccomp = [ ];
         namespace = { };

@@ -341,6 +341,18 @@ in
                 as they are.
               '';
             };
+            proc_hidepid = lib.mkOption {
+              type = lib.types.enum [
+                "off"
+                "noaccess"
+                "invisible"
+                "ptraceable"
+              ];
+              default = "off";
+              description = ''
+                Which processes of other users a task sees in its `/proc`: `off`, all of the task, or fewer.
+              '';
+            };
             seccomp = lib.mkOption {
               type = lib.types.enum [
                 "default"

@@ -211,7 +211,12 @@ fn nix_type(row: &Row) -> (String, String) {
     let named = |type_: &str, name: &str| (type_.to_owned(), name.to_owned());
     match row.form {
         Form::Attribute("string") if row.takes.contains(ALTERNATIVE) => {
-            let values: Vec<_> = row.takes.split(ALTERNATIVE).map(|value| value.replace('`', "")).collect();
+            let values: Vec<_> = row
+                .takes
+                .split(ALTERNATIVE)
+                .flat_map(|some| some.split(", "))
+                .map(|value| value.replace('`', ""))
+                .collect();
             (format!("lib.types.enum [ {} ]", values.join(" ")), format!("one of {}", values.join(", ")))
         }
         Form::Attribute("bool") => named("lib.types.bool", "boolean"),

@@ -385,6 +385,25 @@ with subtest("a task with the host's root has sessions within its rules as well"
     t.assertRegex(out, r"^/dev/pts/\d+\r\n0 600\r\nx\r\n$")
     t.assertEqual(status(output(whole, "cat", "/proc/self/status")), status(machine.succeed(f"cat /proc/{first}/status")))
 
+with subtest("proc_hidepid: which processes a session sees, in both kinds of root, also when the option has changed since"):
+    look = "cd /proc; ls -d [0-9]* | tr '\\n' ' '; cat 1/status > /dev/null 2>&1 && echo read"
+    kept = None
+    for root, hidden in (("private", "noaccess"), ("private", "ptraceable"), ("private", "invisible"), ("host", "invisible"), ("private", "off")):
+        agent(f'root = "{root}"', f'proc_hidepid = "{hidden}"')
+        if kept:
+            # that of the agent's earlier option
+            t.assertNotRegex(sh(kept, look)[1], r"^1 ")
+        seen = write_task(f"hidden-{root}-{hidden}", "sleep", str(LONG))
+        _, first = start(seen)
+        code, out, _ = sh(seen, look)
+        numbers = out.removesuffix("read\n").split()
+        t.assertEqual((numbers[0] == "1", out.endswith("read\n")), (hidden in ("off", "noaccess"), hidden == "off"), (root, hidden, out))
+        # the session's own are there
+        t.assertEqual(sh(seen, "test -e /proc/self/status -a -e /proc/$$/status")[0], 0)
+        options = machine.succeed(f"grep ' - proc ' /proc/{first}/mountinfo | awk '$5 == \"/proc\"' | tail -n 1").split()[-1].split(",")
+        t.assertEqual(f"hidepid={hidden}" in options, hidden != "off", options)
+        kept = seen if hidden == "invisible" else None
+
 with subtest("the plugin broke no rule of the protocol, and nothing is left"):
     t.assertEqual(harness("violations"), [])
     for path in machine.succeed(f"ls {FOLDER}/*.json").split():

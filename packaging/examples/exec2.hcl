@@ -112,6 +112,10 @@ plugin "nomad-driver-exec2" {
     # task's dynamic user. "never": volumes are mounted as they are.
     volume_idmap = "auto"
 
+    # Which processes of other users a task sees in its /proc: "off", all of the
+    # task, or fewer: "noaccess", "invisible", "ptraceable".
+    proc_hidepid = "off"
+
     # "default": tasks may make all system calls but those of some groups, which
     # docs/security.md lists. "unconfined": all.
     seccomp = "default"

@@ -10,6 +10,7 @@ use super::{At, ConfigError, hclspec};
 use crate::cgroup::{IoLimits, IoMax};
 use crate::quote::quote;
 use crate::sandbox::capabilities::{CapList, hcl};
+use crate::sandbox::plan::HidePid;
 use crate::sandbox::rlimits::{self, Malformed, Rlimits};
 use crate::sandbox::seccomp::{GroupSet, Profile, UNCONFINED};
 use crate::sandbox::unveil::Unveil;
@@ -89,6 +90,31 @@ impl Kind for Idmap {
             VolumeIdmap::Auto => "auto",
             VolumeIdmap::Never => "never",
         })
+    }
+}
+
+/// `proc_hidepid`.
+pub(super) struct Hidden;
+
+impl Kind for Hidden {
+    type Value = HidePid;
+    const FORM: Form = Form::Attribute(hclspec::STRING);
+    const TAKES: &str = r#"`"off"`, `"noaccess"`, `"invisible"` or `"ptraceable"`"#;
+
+    fn unset(&self) -> Result<HidePid, &'static str> {
+        Ok(HidePid::Off)
+    }
+
+    fn read(&self, at: &At, value: Value) -> Result<HidePid, ConfigError> {
+        let text = value.text(at)?;
+        HidePid::ALL.into_iter().find(|choice| choice.name() == text).ok_or_else(|| {
+            let write = r#""off", "noaccess", "invisible" or "ptraceable""#;
+            at.bad_value(quote(&text), "there is no such choice", write)
+        })
+    }
+
+    fn show(&self, value: &HidePid) -> String {
+        quote(value.name())
     }
 }
 

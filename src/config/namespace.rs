@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::blocks::Block;
 use super::kinds::{
-    Flag, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, Optional, PERCENT_RANGE,
+    Flag, Hidden, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE, Number, Optional, PERCENT_RANGE,
     PERCENT_WRITE, PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompProfile, Ulimit, UnveilRules, WEIGHT_RANGE,
     WEIGHT_WRITE,
 };
@@ -14,6 +14,7 @@ use super::table::{NULL, options};
 use crate::cgroup::IoLimits;
 use crate::sandbox::capabilities::AllowedCaps;
 use crate::sandbox::network::AbstractSockets;
+use crate::sandbox::plan::HidePid;
 use crate::sandbox::policy::Policy;
 use crate::sandbox::rlimits::Rlimits;
 use crate::sandbox::seccomp::{Allowed, Profile};
@@ -72,6 +73,8 @@ options! {
         pub denied_host_gids: Option<IdRanges> = over(DeniedIds),
         /// whether the owner of a volume appears as the task's dynamic user
         pub volume_idmap: Option<VolumeIdmap> = over(Idmap),
+        /// which processes of other users a task sees in its `/proc`
+        pub proc_hidepid: Option<HidePid> = over(Hidden),
         /// which system calls tasks may make
         pub seccomp: Option<Profile> = over(SeccompProfile),
         /// what jobs may ask for of them
@@ -106,6 +109,7 @@ impl NamespaceConfig {
             denied_uids: self.denied_host_uids.as_ref().unwrap_or(base.denied_uids),
             denied_gids: self.denied_host_gids.as_ref().unwrap_or(base.denied_gids),
             volume_idmap: self.volume_idmap.unwrap_or(base.volume_idmap),
+            proc_hidepid: self.proc_hidepid.unwrap_or(base.proc_hidepid),
             seccomp: self.seccomp.unwrap_or(base.seccomp),
             allow_seccomp: self.allow_seccomp.unwrap_or(base.allow_seccomp),
             ..base

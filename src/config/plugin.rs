@@ -6,9 +6,9 @@ use std::path::{Component, Path, PathBuf};
 use super::blocks::{Block, Labelled};
 use super::cty::Value;
 use super::kinds::{
-    CAPABILITIES_MAX, Capabilities, Flag, GROUPS_MAX, Idmap, IoMaxima, MEMORY_SWAP_RANGE, MEMORY_SWAP_WRITE,
-    Number, PERCENT_RANGE, PERCENT_WRITE, PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompProfile, Ulimit,
-    UnveilRules, WEIGHT_RANGE, WEIGHT_WRITE, capability, group,
+    CAPABILITIES_MAX, Capabilities, Flag, GROUPS_MAX, Hidden, Idmap, IoMaxima, MEMORY_SWAP_RANGE,
+    MEMORY_SWAP_WRITE, Number, PERCENT_RANGE, PERCENT_WRITE, PIDS_MAX_RANGE, PIDS_MAX_WRITE, SeccompProfile,
+    Ulimit, UnveilRules, WEIGHT_RANGE, WEIGHT_WRITE, capability, group,
 };
 use super::namespace::NamespaceConfig;
 use super::network::{AgentNetwork, WhoseSockets};
@@ -21,6 +21,7 @@ use crate::proto::hclspec::Spec;
 use crate::quote::quote;
 use crate::sandbox::capabilities::{AllowedCaps, CapSet, DEFAULT_NAME};
 use crate::sandbox::network::AbstractSockets;
+use crate::sandbox::plan::HidePid;
 use crate::sandbox::policy::Policy;
 use crate::sandbox::rlimits::Rlimits;
 use crate::sandbox::seccomp::{Allowed, GroupSet, Profile, UNCONFINED};
@@ -80,6 +81,8 @@ options! {
         pub dynamic_user_range: DynamicRange = UidRange,
         /// `"auto"`: if a job names no user, the owner of a volume appears as the task's dynamic user. `"never"`: volumes are mounted as they are
         pub volume_idmap: VolumeIdmap = Idmap,
+        /// which processes of other users a task sees in its `/proc` (`hidepid`): `"off"`, all of the task, or fewer
+        pub proc_hidepid: HidePid = Hidden,
         /// which system calls tasks may make: `"default"`, all but those of [some groups](docs/security.md#system-calls), or `"unconfined"`, all
         pub seccomp: Profile = SeccompProfile,
         /// what jobs may ask for: groups for `seccomp_allow`, and `"unconfined"` for `seccomp`
@@ -156,6 +159,7 @@ impl PluginConfig {
             denied_gids: &self.denied_host_gids,
             dynamic_user_range: self.dynamic_user_range,
             volume_idmap: self.volume_idmap,
+            proc_hidepid: self.proc_hidepid,
             seccomp: self.seccomp,
             allow_seccomp: self.allow_seccomp,
         }

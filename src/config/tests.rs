@@ -367,6 +367,7 @@ fn schemas_are_those_of_the_documented_options() {
             row("namespace", "labelled block", false, None),
             row("network_policy", "block", false, None),
             row("pids_max", "number", false, Some("8192")),
+            row("proc_hidepid", "string", false, Some("\"off\"")),
             row("root", "string", false, Some("\"private\"")),
             row("seccomp", "string", false, Some("\"default\"")),
             row("ulimit", "string block", false, None),

@@ -15,7 +15,7 @@ use crate::cgroup::{CpuMax, Limits, MemoryMax};
 use crate::sandbox::capabilities::Capability;
 use crate::sandbox::device::{Device, Permissions};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
-use crate::sandbox::plan::{Landlock, Namespaces, Plan, ProcessLimits, Resources, Root, WorkDir};
+use crate::sandbox::plan::{HidePid, Landlock, Namespaces, Plan, ProcessLimits, Resources, Root, WorkDir};
 use crate::sandbox::root::RootRule;
 use crate::sandbox::seccomp::{Filter, GroupSet};
 use crate::sandbox::unveil::Access;
@@ -90,6 +90,7 @@ fn spec() -> StoredSpec<'static> {
                 mapped: true,
             }],
             root: Root::Private { defaults: true },
+            proc_hidepid: HidePid::Noaccess,
             task_dir: "/data/alloc_mounts/alloc-web".into(),
             namespaces: Namespaces { network, ..Namespaces::default() },
             landlock: Landlock {

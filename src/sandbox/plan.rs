@@ -27,6 +27,7 @@ pub struct Plan {
     #[serde(with = "crate::os_path")]
     pub task_dir: PathBuf,
     pub root: Root,
+    pub proc_hidepid: HidePid,
     pub namespaces: Namespaces,
     pub landlock: Landlock,
     /// What the task starts with (ambient for an ordinary user, permitted for root) and the most that it and its
@@ -59,6 +60,35 @@ pub enum Root {
     Host,
     /// One of its own, in which there is nothing but what was granted: also what all tasks get, if `defaults`.
     Private { defaults: bool },
+}
+
+/// Which processes of other users a task sees in its /proc: proc(5), `hidepid`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HidePid {
+    /// All of the task.
+    #[default]
+    Off,
+    /// Their numbers only.
+    Noaccess,
+    /// None.
+    Invisible,
+    /// Those that it could trace.
+    Ptraceable,
+}
+
+impl HidePid {
+    pub const ALL: [Self; 4] = [Self::Off, Self::Noaccess, Self::Invisible, Self::Ptraceable];
+
+    /// The value of the mount option.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Noaccess => "noaccess",
+            Self::Invisible => "invisible",
+            Self::Ptraceable => "ptraceable",
+        }
+    }
 }
 
 /// The namespaces that a task does not share with the host.

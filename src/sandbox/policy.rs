@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use super::capabilities::{AllowedCaps, CapSet};
 use super::device;
 use super::network::{AbstractSockets, AllocatedPort, Lists, NetworkRules, Unsupported};
-use super::plan::{Landlock, Namespace, Namespaces, Plan, ProcessLimits, Resources, Root};
+use super::plan::{HidePid, Landlock, Namespace, Namespaces, Plan, ProcessLimits, Resources, Root};
 use super::rlimits::{Rlimits, Value};
 use super::seccomp::{Allowed, Filter, Profile};
 use super::unveil::Unveil;
@@ -79,6 +79,7 @@ pub struct Policy<'a> {
     pub denied_gids: &'a IdRanges,
     pub dynamic_user_range: DynamicRange,
     pub volume_idmap: VolumeIdmap,
+    pub proc_hidepid: HidePid,
     /// What tasks have whose jobs do not say.
     pub seccomp: Profile,
     pub allow_seccomp: Allowed,
@@ -134,6 +135,7 @@ impl Policy<'_> {
                 true => Root::Private { defaults: self.unveil_defaults },
                 false => Root::Host,
             },
+            proc_hidepid: self.proc_hidepid,
             namespaces: Namespaces { own: self.namespaces(), network: host.network.map(Path::to_owned) },
             landlock: Landlock {
                 rules,

@@ -219,6 +219,7 @@ mod tests {
                     mapped: true,
                 }],
                 root: crate::sandbox::plan::Root::Private { defaults: true },
+                proc_hidepid: crate::sandbox::plan::HidePid::Ptraceable,
                 task_dir: "/a".into(),
                 namespaces: Namespaces { network: Some("/var/run/netns/x".into()), ..Namespaces::default() },
                 landlock: Landlock {

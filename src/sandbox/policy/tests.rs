@@ -37,6 +37,7 @@ pub(super) fn policy() -> Policy<'static> {
         denied_gids: &NO_IDS,
         dynamic_user_range: DynamicRange::default(),
         volume_idmap: VolumeIdmap::Auto,
+        proc_hidepid: HidePid::Off,
         seccomp: Profile::Default,
         allow_seccomp: Allowed::default(),
     }
@@ -150,7 +151,9 @@ fn the_plan_has_what_the_host_provides() {
     let limits = Limits { memory_low: Some(1), ..Limits::UNLIMITED };
     let network = Some(Path::new("/var/run/netns/a"));
     let host = Host { limits: limits.clone(), network, open_files: Some(1024), ..host() };
-    let plan = policy().plan(&ask, &user(), host).unwrap();
+    let policy = Policy { proc_hidepid: HidePid::Invisible, ..policy() };
+    let plan = policy.plan(&ask, &user(), host).unwrap();
+    assert_eq!(plan.proc_hidepid, HidePid::Invisible);
     assert_eq!(plan.task_dir, Path::new(TASK_DIR));
     let own = [Namespace::Pid, Namespace::Mount, Namespace::Ipc, Namespace::Uts].into();
     assert_eq!(plan.namespaces, Namespaces { own, network: network.map(Path::to_owned) });

@@ -3,7 +3,7 @@
 use nix::mount::{MsFlags, mount};
 
 use super::Result;
-use crate::sandbox::plan::Namespace;
+use crate::sandbox::plan::{HidePid, Namespace};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
 
@@ -19,7 +19,9 @@ pub(crate) fn separate_mounts(spec: &ShimSpec) -> Result<()> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .map_err(|errno| Failure::new(Step::Mount, "/ (slave)", errno))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), flags, none)
+    let hidepid = format!("hidepid={}", spec.plan.proc_hidepid.name());
+    let options = (spec.plan.proc_hidepid != HidePid::Off).then_some(hidepid.as_str());
+    mount(Some("proc"), "/proc", Some("proc"), flags, options)
         .map_err(|errno| Failure::new(Step::Mount, "/proc", errno))?;
     // No task may keep the plugin's working directory busy.
     std::env::set_current_dir("/").map_err(|error| Failure::io(Step::Mount, "/", &error))

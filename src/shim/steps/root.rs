@@ -101,7 +101,7 @@ pub(crate) fn enter_root(
     setns(namespaces.empty, CloneFlags::CLONE_NEWNS)
         .and_then(|()| unshare(CloneFlags::CLONE_NEWNS))
         .map_err(failed("an empty mount namespace"))?;
-    sources.make_own(root, &assembly)?;
+    sources.make_own(spec, root, &assembly)?;
     let left_out = build::build(spec, root, &assembly, sources, &devices)?;
     assembly.rules.retain(|rule| !left_out.contains(&rule.path));
     Ok(assembly.rules)

@@ -180,7 +180,7 @@ fn attach_on_own_ground(
     directory: BorrowedFd<'_>,
 ) -> Result<bool> {
     if source.is_none()
-        && let Some((name, options)) = new_file_system(root, &mount.source)
+        && let Some((name, options)) = new_file_system(spec, root, &mount.source)
     {
         let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
         mount::new_at(name, &options, mount.refuse, relative(&mount.path)).map_err(failed(&mount.path))?;

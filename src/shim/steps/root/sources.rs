@@ -9,6 +9,7 @@ use nix::sys::stat::fstat;
 
 use super::failed;
 use super::volumes::Volumes;
+use crate::sandbox::plan::HidePid;
 use crate::sandbox::root::{Assembly, Ground, Mount, Source};
 use crate::shim::report::Failure;
 use crate::shim::spec::{PrivateRoot, ShimSpec, TaskDirs};
@@ -90,8 +91,13 @@ impl Sources {
     }
 
     /// In the namespace that becomes the task's: new instances of file systems, unless they are mounted at once where they belong.
-    pub(super) fn make_own(&mut self, root: &PrivateRoot, assembly: &Assembly) -> Result<()> {
-        self.fill(assembly, |found| match (&found.source, new_file_system(root, &found.source)) {
+    pub(super) fn make_own(
+        &mut self,
+        spec: &ShimSpec,
+        root: &PrivateRoot,
+        assembly: &Assembly,
+    ) -> Result<()> {
+        self.fill(assembly, |found| match (&found.source, new_file_system(spec, root, &found.source)) {
             (_, Some(_)) if found.ground == Ground::Own => Ok(None),
             (_, Some((name, options))) => {
                 let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
@@ -117,12 +123,14 @@ impl Sources {
 
 /// The file system of the kernel's that a mount shows, with its options.
 pub(super) fn new_file_system(
+    spec: &ShimSpec,
     root: &PrivateRoot,
     source: &Source,
 ) -> Option<(&'static str, Vec<(&'static str, String)>)> {
     let shm_size = || root.shm_size.map_or_else(|| "50%".to_owned(), |bytes| bytes.to_string());
     match source {
-        Source::Proc => Some(("proc", Vec::new())),
+        Source::Proc if spec.plan.proc_hidepid == HidePid::Off => Some(("proc", Vec::new())),
+        Source::Proc => Some(("proc", vec![("hidepid", spec.plan.proc_hidepid.name().into())])),
         Source::Pts => Some(("devpts", vec![("ptmxmode", "0666".into()), ("mode", "0620".into())])),
         Source::Shm => Some(("tmpfs", vec![("mode", "1777".into()), ("size", shm_size())])),
         Source::MessageQueues => Some(("mqueue", Vec::new())),
