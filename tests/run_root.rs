@@ -550,6 +550,27 @@ fn an_unveil_in_proc_is_looked_at_as_any_other() {
 }
 
 #[test]
+fn the_hosts_proc_is_refused_at_any_path() {
+    let Some(host) = host() else { return };
+    let script = "mount -t proc none $1 && exec $2 run --root $3 $4 -- true";
+    let refused = |root: &str, option: String| {
+        let mut shell = Command::new("unshare");
+        let seen =
+            seen(shell.args(["--mount", "sh", "-c", script, "sh", &host.at("c"), PLUGIN, root, &option]));
+        seen.refused("shows the processes of the host");
+    };
+    for path in ["c", "c/sys/kernel", "c/version"] {
+        for root in ["private", "host"] {
+            refused(root, format!("--unveil=r:{}", host.at(path)));
+        }
+        refused("private", format!("--volume={}:/data:ro", host.at(path)));
+    }
+    refused("private", "--volume=/proc/sys:/data".to_owned());
+    // Without the mount they are other files.
+    sh(&[&host.rule("r", "c")], "true").ok();
+}
+
+#[test]
 fn the_whole_host_unveiled_is_still_not_the_hosts_proc_and_tmp() {
     let (Some(host), Some(in_tmp)) = (host(), host_in("/tmp")) else { return };
     let whole = ["r:/"];

@@ -233,7 +233,8 @@ fn may_follow(directory: &FileStat, link: &FileStat) -> bool {
     }
 }
 
-fn is_proc(directory: &OwnedFd) -> nix::Result<bool> {
+/// Whether it is in a file system of processes, proc(5).
+pub(super) fn is_proc(directory: &OwnedFd) -> nix::Result<bool> {
     let found = nix::sys::statfs::fstatfs(directory)?;
     Ok(found.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
 }

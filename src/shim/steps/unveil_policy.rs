@@ -20,13 +20,17 @@ use crate::sandbox::plan::Plan;
 use crate::sandbox::unveil::{Access, Unveil};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
-use crate::shim::walk::{self, DirId, Found, MAX_LINKS};
+use crate::shim::walk::{self, DirId, Found, MAX_LINKS, is_proc};
 
 /// The most entries of directories that contain something denied: each is a mount, or a rule. /etc has some 200.
 const ENTRIES_MAX: usize = 4096;
 
 /// The longest way from an object to the root directory: PATH_MAX has 2048 names.
 const DEPTH_MAX: usize = 2048;
+
+/// A /proc that the host has mounted at another path.
+const HOSTS_PROC: &str =
+    "it shows the processes of the host; write \"r:/proc\" for those of the task, or unveil another path";
 
 /// What of an object may be granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,10 +103,13 @@ impl<'a> Judge<'a> {
             return Ok(Verdict::Whole);
         }
         let refused = |text| Failure::text(Step::Unveil, rule.to_string(), text);
+        let failed = |errno| Failure::new(Step::Unveil, rule.to_string(), errno);
+        // Below /proc only the names are the host's.
+        if !found.path.starts_with("/proc") && is_proc(&found.place).map_err(failed)? {
+            return Err(refused(HOSTS_PROC.into()));
+        }
         // As the task second: a file server that does not trust root admits only the task's user.
-        let way = way_up(found)
-            .or_else(|_| as_task(spec, || way_up(found))?)
-            .map_err(|errno| Failure::new(Step::Unveil, rule.to_string(), errno))?;
+        let way = way_up(found).or_else(|_| as_task(spec, || way_up(found))?).map_err(failed)?;
         let named = rule.place.display();
         let is_way =
             |(way, _): &&(PathBuf, &Path)| [&named, &found.path].iter().any(|path| path.starts_with(way));

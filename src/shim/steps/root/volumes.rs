@@ -14,7 +14,7 @@ use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
 use crate::shim::steps::Result;
 use crate::shim::steps::paths::find_place;
-use crate::shim::walk::{DirId, WalkError};
+use crate::shim::walk::{DirId, WalkError, is_proc};
 use crate::sys::clone::SingleThreaded;
 use crate::sys::mount::{self, Refuse};
 use crate::sys::userns::{self, Shown};
@@ -56,6 +56,11 @@ impl<'a> Volumes<'a> {
                 },
             )?;
             let stat = fstat(&found.place).map_err(of_source)?;
+            if is_proc(&found.place).map_err(of_source)? {
+                let why =
+                    format!("{:?} shows the processes of the host; mount another directory", volume.source);
+                return Err(refused(volume, why));
+            }
             Ok((found.place, stat))
         };
         let places = spec.plan.volumes.iter().map(open).collect::<Result<_>>()?;
