@@ -10,6 +10,7 @@ import json
 
 from exec2.agent import wait_for_driver
 from exec2.guest import CLEANUP_TIMEOUT_S, kernel, machine, subtest, t, write
+from exec2.harness import end, harness, refusal, run_plugin
 from exec2.probes import PROBE, compare
 
 wait_for_driver()
@@ -34,15 +35,6 @@ def write_task(name, *command, devices=(), config=None, user=USER, **fields):
     config = {"command": command[0], "args": list(command[1:]), **(config or {})}
     write(path, json.dumps({"config": config, "cpu": 1000, "memory": 128, "user": user, "devices": list(devices), **fields}))
     return path
-
-
-def harness(arguments):
-    """The answer of a command that has to succeed."""
-    return json.loads(machine.succeed(f"pluginhost task {arguments}"))
-
-
-def end(task):
-    machine.succeed(f"pluginhost task destroy -force {task}", f"pluginhost task cleanup {task}")
 
 
 def stop(task):
@@ -70,17 +62,9 @@ def tried(wanted, *devices, **fields):
 def refused(why, *devices, **fields):
     """The task does not start, for a reason that matches."""
     task = write_task("refused", "true", devices=devices, **fields)
-    status, output = machine.execute(f"pluginhost task start {task}")
+    error = refusal(f"start {task}")
     machine.execute(f"pluginhost task cleanup {task}")
-    t.assertEqual(status, 1, output)
-    t.assertRegex(json.loads(output)["error"]["message"], why)
-
-
-def agent(*options):
-    """Starts a plugin with these options."""
-    machine.succeed("pluginhost task plugin stop")
-    write(f"{FOLDER}/agent.hcl", 'plugin "nomad-driver-exec2" {\nconfig {\n' + "\n".join(options) + "\n}\n}\n")
-    machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
+    t.assertRegex(error["message"], why)
 
 
 def node(path, kind, number):
@@ -94,7 +78,7 @@ for path in GPU, OTHER:
     loop = machine.succeed(f"truncate -s 1M {image}; losetup -f --show {image}").strip()
     node(path, "b", machine.succeed(f"stat -c '%Hr %Lr' {loop}").strip())
 node("/dev/exec2-kmsg", "c", "1 11")
-agent("unveil_by_task = true")
+run_plugin("unveil_by_task = true")
 
 with subtest("a device of a group that the task is not in: read and written with it, and not there without; the usual ones stay"):
     tried({f"read {GPU}": OK, f"write {GPU}": OK, f"ioctl {GPU}": OK, f"stat {OTHER}": MISSING, **USUAL}, device(GPU))
@@ -233,7 +217,7 @@ with subtest("refusals name the device and what to change"):
         refused(why, wanted)
     refused("the same path", device(GPU), device(OTHER, GPU))
     refused("no mount point can be made", device(GPU, "/dev/exec2-none/gpu"), config={"unveil": ["rw:/dev"]})
-    agent('root = "host"')
+    run_plugin('root = "host"')
     refused('with root = \\\\?"host', device(GPU))
 
 with subtest("nothing is left"):

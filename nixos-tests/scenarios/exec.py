@@ -13,6 +13,7 @@ import time
 
 from exec2.agent import PLUGIN_NAME, wait_for_driver
 from exec2.guest import CLEANUP_TIMEOUT_S, landlock_abi, machine, pgrep, poll, subtest, t, write
+from exec2.harness import harness, refusal, run_plugin
 from exec2.probes import PROBE, compare, listen
 from exec2.tasks import SHIMS
 
@@ -64,18 +65,6 @@ def write_task(name, command, *args, config=None, **fields):
     return path
 
 
-def harness(arguments, env=""):
-    """The answer of a command that has to succeed."""
-    return json.loads(machine.succeed(f"{env} pluginhost task {arguments}"))
-
-
-def refused(arguments):
-    """The driver's error."""
-    status, output = machine.execute(f"pluginhost task {arguments}")
-    t.assertEqual(status, 1, output)
-    return json.loads(output)["error"]
-
-
 def session(task, *command, options=""):
     """The exit code, output and error output of a session."""
     answer = harness(f"exec -stream {options} {task} -- {shlex.join(command)}")
@@ -106,9 +95,7 @@ def answer_of(client, name="session"):
 
 def agent(*options):
     """Starts a plugin with these options."""
-    machine.succeed("pluginhost task plugin stop")
-    write(f"{FOLDER}/agent.hcl", 'plugin "nomad-driver-exec2" {\nconfig {\n' + "\n".join(options) + "\n}\n}\n")
-    machine.succeed(f"AGENTS_SECRET=planted NOTIFY_SOCKET=/run/agent pluginhost task plugin -config {FOLDER}/agent.hcl pid")
+    run_plugin(*options, environment="AGENTS_SECRET=planted NOTIFY_SOCKET=/run/agent")
 
 
 def start(task, env=""):
@@ -218,7 +205,7 @@ with subtest("exit codes, and what a command that does not run says"):
     t.assertEqual(code, NOT_FOUND)
     t.assertRegex(err, r'^nomad-driver-exec2: failed to start the command: run command "nosuch": No such file or directory \(not found in PATH=')
     t.assertEqual(session(web, "/etc/passwd")[0], NOT_RUN)
-    t.assertIn("the command is empty", refused(f"exec -stream {web}")["message"])
+    t.assertIn("the command is empty", refusal(f"exec -stream {web}")["message"])
     answer = harness(f"exec {web} -- nosuch")
     t.assertEqual((answer["result"]["exit_code"], answer["stdout"][:40]), (NOT_FOUND, "failed to start the command: run command"))
 
@@ -273,7 +260,7 @@ with subtest("what a command leaves behind ends with it: orphans, sessions of th
 
 with subtest("a time-out ends all of it, and begins when the command runs; output is limited to its end"):
     since = time.monotonic()
-    error = refused(f"exec -timeout 2s {web} -- sh -c 'sleep {LONG - 1} & setsid sleep {LONG - 2}'")
+    error = refusal(f"exec -timeout 2s {web} -- sh -c 'sleep {LONG - 1} & setsid sleep {LONG - 2}'")
     t.assertEqual(error["code"], "DeadlineExceeded")
     t.assertIn("2s", error["message"])
     t.assertLess(time.monotonic() - since, CLEANUP_TIMEOUT_S)
@@ -324,17 +311,17 @@ with subtest("50 sessions at a time; more than the limit is refused, and the tas
     )
     poll("all run", lambda: len(running(f"sleep {LONG - 1}")) == SESSIONS_PER_TASK, 300)
     t.assertLess(plugin_memory() - before, SESSIONS_PER_TASK * 128, "KiB, 128 for each session")
-    t.assertIn(f"{SESSIONS_PER_TASK} sessions", refused(f"exec {web} -- true")["message"])
+    t.assertIn(f"{SESSIONS_PER_TASK} sessions", refusal(f"exec {web} -- true")["message"])
     t.assertEqual(output(other, "echo", "other"), "other\n")
     since = time.monotonic()
     harness(f"stop -s SIGTERM -timeout 60s {web}")
     t.assertEqual(harness(f"wait -timeout {CLEANUP_TIMEOUT_S}s {web}")["result"]["exit_code"], 143)
     t.assertLess(time.monotonic() - since, CLEANUP_TIMEOUT_S)
     nothing_left(cgroup, f"sleep {LONG - 1}")
-    t.assertIn("the task has ended", refused(f"exec {web} -- true")["message"])
+    t.assertIn("the task has ended", refusal(f"exec {web} -- true")["message"])
     harness(f"destroy {web}")
     machine.succeed(f"rmdir {cgroup}")
-    t.assertEqual(refused(f"exec {web} -- true")["message"], "task not found for given id")
+    t.assertEqual(refusal(f"exec {web} -- true")["message"], "task not found for given id")
 
 with subtest("the end of the plugin ends its sessions; a recovered task has sessions as before, by the rules of its start"):
     cgroup, pid = start(web)
@@ -353,7 +340,7 @@ with subtest("without the record of its start there are no sessions in a task, a
     record = machine.succeed("ls /run/nomad-driver-exec2/*.web.*/session").strip()
     t.assertEqual(machine.succeed(f"stat -c '%U %a' {record}").strip(), "root 600")
     machine.succeed(f"mv {record} {record}.kept")
-    t.assertIn("restart the task", refused(f"exec {web} -- true")["message"])
+    t.assertIn("restart the task", refusal(f"exec {web} -- true")["message"])
     machine.succeed(f"mv {record}.kept {record}")
     t.assertEqual(sh(web, "true")[0], 0)
 

@@ -10,6 +10,7 @@ import json
 
 from exec2.agent import PLUGIN_NAME, wait_for_driver
 from exec2.guest import CLEANUP_TIMEOUT_S, machine, pgrep, poll, subtest, t, write
+from exec2.harness import harness, refusal, run_plugin
 from exec2.tasks import SHIMS
 
 wait_for_driver()
@@ -25,18 +26,6 @@ def write_task(name, command, *args, config=None, **fields):
     path = f"{FOLDER}/{name}.json"
     write(path, json.dumps({"config": {"command": command, "args": list(args), **(config or {})}, "cpu": 500, "memory": 64, **fields}))
     return path
-
-
-def harness(arguments):
-    """The answer of a command that has to succeed."""
-    return json.loads(machine.succeed(f"pluginhost task {arguments}"))
-
-
-def refused(arguments):
-    """The driver's error."""
-    status, output = machine.execute(f"pluginhost task {arguments}")
-    t.assertEqual(status, 1, output)
-    return json.loads(output)["error"]
 
 
 def processes(cgroup):
@@ -63,7 +52,7 @@ with subtest("inspect and stats fail for an unknown task; stop and destroy succe
     t.assertGreater(int(harness(f"stats {web}")["stats"]["agg_resource_usage"]["memory"]["usage"]), 0)
     absent = write_task("absent", "true")
     for verb in "inspect", "stats", "wait", "signal -s SIGHUP":
-        t.assertEqual(refused(f"{verb} {absent}")["message"], UNKNOWN, verb)
+        t.assertEqual(refusal(f"{verb} {absent}")["message"], UNKNOWN, verb)
     for verb in "stop", "destroy":
         t.assertEqual(harness(f"{verb} {absent}"), {}, verb)
 
@@ -75,19 +64,19 @@ with subtest("exec runs a command in the task, on either call; the scenario exec
 
 with subtest("the task outlives a SIGKILL of the plugin, and a new plugin recovers it"):
     killed = harness("plugin kill")["pid"]
-    t.assertEqual(refused(f"inspect {web}")["message"], UNKNOWN)
+    t.assertEqual(refusal(f"inspect {web}")["message"], UNKNOWN)
     t.assertNotEqual(harness("plugin pid")["pid"], killed)
     harness(f"recover {web}")
     t.assertEqual(harness(f"inspect {web}")["task"]["state"], "RUNNING")
     t.assertEqual(processes(cgroup), [pid])
 
 with subtest("destroy of a running task needs force; stop ends it by the signal; wait has the result until destroy"):
-    t.assertIn("force", refused(f"destroy {web}")["message"])
+    t.assertIn("force", refusal(f"destroy {web}")["message"])
     harness(f"stop -s SIGTERM -timeout 30s {web}")
     t.assertEqual(harness(f"wait -timeout {CLEANUP_TIMEOUT_S}s {web}")["result"], {"exit_code": 143, "signal": 15, "oom_killed": False})
     t.assertEqual(harness(f"inspect {web}")["task"]["state"], "EXITED")
     harness(f"destroy {web}")
-    t.assertEqual(refused(f"inspect {web}")["message"], UNKNOWN)
+    t.assertEqual(refusal(f"inspect {web}")["message"], UNKNOWN)
 
 with subtest("a task that had to be killed starts again in the same cgroup"):
     again = write_task("again", "sh", "-c", SLEEP)
@@ -101,14 +90,14 @@ with subtest("a task that had to be killed starts again in the same cgroup"):
     machine.succeed(f"pluginhost task cleanup {again}")
 
 with subtest("start errors say whether they are recoverable"):
-    error = refused(f"start {write_task('missing', '/nonexistent')}")
+    error = refusal(f"start {write_task('missing', '/nonexistent')}")
     t.assertIn("/nonexistent", error["message"])
     t.assertTrue(error["recoverable"])
-    error = refused(f"start {write_task('capable', 'true', config={'cap_add': ['sys_admin']})}")
+    error = refusal(f"start {write_task('capable', 'true', config={'cap_add': ['sys_admin']})}")
     t.assertIn("allow_caps", error["message"])
     t.assertFalse(error["recoverable"])
     netns = {"network_isolation_spec": {"mode": "GROUP", "path": "/var/run/netns/gone"}}
-    error = refused(f"start {write_task('netns', 'true', **netns)}")
+    error = refusal(f"start {write_task('netns', 'true', **netns)}")
     t.assertIn("/var/run/netns/gone", error["message"])
 
 with subtest("a task joins the network namespace that its file names, and without one it has the host's"):
@@ -125,10 +114,8 @@ with subtest("a task joins the network namespace that its file names, and withou
     t.assertIn(f"net:[{machine.succeed('stat -Lc %i /proc/self/ns/net').strip()}]\n", inodes)
 
 with subtest("the plugin block of an agent configuration is used: a task may read what it unveils, and nothing else"):
-    machine.succeed("pluginhost task plugin stop")
     machine.succeed(f"echo granted > {FOLDER}/granted; echo kept > {FOLDER}/kept")
-    write(f"{FOLDER}/agent.hcl", f'plugin "nomad-driver-exec2" {{\nconfig {{\nunveil_paths = ["r:{FOLDER}/granted"]\n}}\n}}\n')
-    machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
+    run_plugin(f'unveil_paths = ["r:{FOLDER}/granted"]')
     for name, code in ("granted", 0), ("kept", 1):
         task_file = write_task(f"cat-{name}", "cat", f"{FOLDER}/{name}")
         harness(f"start {task_file}")

@@ -10,10 +10,10 @@
 
 import json
 
-from exec2.agent import agent_command, run_agent, wait_for_driver
-from exec2.allocs import all_messages, driver_errors, exits, logs, run_job, stop_job, wait_for_groups, wait_for_log
+from exec2.agent import configure_block, wait_for_driver
+from exec2.allocs import outcomes, run_job, stop_job, wait_for_groups, wait_for_log
 from exec2.cli import run
-from exec2.guest import machine, subtest, t, write
+from exec2.guest import machine, subtest, t
 from exec2.jobs import group, job, task
 
 CGROUP = "/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)"
@@ -38,12 +38,6 @@ FILL = "x = bytearray(100 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\npri
 HOLD = FILL.replace("100", "40").replace("filled", "held") + "\nimport time; time.sleep(36000)"
 
 
-def agent(config):
-    """Restarts the agent with these lines in the plugin's block."""
-    write("/run/limits.hcl", f'plugin "nomad-driver-exec2" {{\n config {{\n{config}\n }}\n}}\n')
-    run_agent(f"{agent_command()} -config=/run/limits.hcl")
-
-
 def one(name, *command, ulimit=None, user=None, memory=64, **config):
     """A group with one task. `ulimit` has the lines of that block."""
     text = task("t", *command, memory=memory, extra=f"user = {json.dumps(user)}" if user else "", **config)
@@ -52,24 +46,12 @@ def one(name, *command, ulimit=None, user=None, memory=64, **config):
     return group(name, text)
 
 
-def results(name, *groups):
-    """What each group wrote, or why it did not start; and how it ended."""
-    run_job(job(name, *groups))
-    found = {}
-    for group_name, alloc in wait_for_groups(name).items():
-        errors = driver_errors(alloc)
-        assert errors or exits(alloc), f"{group_name}: {all_messages(alloc['ID'])}"
-        found[group_name] = (" ".join(errors), None) if errors else (logs(alloc), exits(alloc)[-1])
-    stop_job(name)
-    return found
-
-
 wait_for_driver()
 
 with subtest("without options: the defaults, up to which a job may ask; swap is not used, and a fork bomb ends"):
     machine.succeed("truncate -s 512M /var/tmp/swap; modprobe loop; l=$(losetup -f --show /var/tmp/swap); mkswap -q $l; swapon $l")
     own = machine.succeed("systemctl show nomad.service -p LimitNOFILE --value").strip()
-    found = results(
+    found = outcomes(
         "defaults",
         one("shown", "sh", "-c", SHOW),
         one("less", "sh", "-c", f"{SHOW}; {ULIMITS}", pids_max=100, ulimit='nofile = "100:200"\ncore = "0"'),
@@ -85,15 +67,15 @@ with subtest("without options: the defaults, up to which a job may ask; swap is 
         one("nobody", "true", user="nobody"),
         one("root", "id", "-u", user="root"),
     )
-    pids, swap, cpu, weight = found["shown"][0].splitlines()
+    pids, swap, cpu, weight = found["shown"].text.splitlines()
     t.assertEqual((pids, swap), ("8192", "0"))
     t.assertRegex(cpu, r"^\d+ 100000$")
     # 500 MHz
     t.assertEqual(weight, "58")
-    t.assertEqual(found["less"][0].split()[:2], ["100", "0"])
-    t.assertEqual(found["less"][0].split()[-3:], ["100", "200", "0"])
-    t.assertEqual(found["forks"][0], "19\n")
-    t.assertEqual(found["no-forks"][0], "40\n")
+    t.assertEqual(found["less"].text.split()[:2], ["100", "0"])
+    t.assertEqual(found["less"].text.split()[-3:], ["100", "200", "0"])
+    t.assertEqual(found["forks"].text, "19\n")
+    t.assertEqual(found["no-forks"].text, "40\n")
     t.assertEqual(found["fill"], ("", (137, 9)))
     for name, why in {
         "more-pids": "pids_max = 8193 is not allowed, because the agent's plugin option pids_max is 8192",
@@ -104,15 +86,15 @@ with subtest("without options: the defaults, up to which a job may ask; swap is 
         "order": "the soft limit is above the hard limit",
         "nobody": "uid 65534, which the agent's plugin option denied_host_uids denies",
     }.items():
-        t.assertIn(why, found[name][0])
-        t.assertEqual(found[name][1], None)
+        t.assertIn(why, found[name].text)
+        t.assertEqual(found[name].exit, None)
     t.assertEqual(found["root"], ("0\n", (0, 0)))
 
 with subtest("the operator's: limits for all tasks, more for those that ask, and denied users"):
     gid = machine.succeed("getent group video").split(":")[2]
     machine.succeed(f"echo 'victor:x:70000:{gid}::/:/bin/sh' >> /etc/passwd")
     alice = machine.succeed("id -u alice").strip()
-    agent(f"""
+    configure_block(f"""
       ulimit {{
         nofile  = "128:256"
         memlock = "unlimited"
@@ -124,7 +106,7 @@ with subtest("the operator's: limits for all tasks, more for those that ask, and
       denied_host_uids = "{alice}"
       denied_host_gids = "1-{gid}"
     """)
-    found = results(
+    found = outcomes(
         "operators",
         one("shown", "sh", "-c", f"{SHOW}; {ULIMITS}; ulimit -Hl"),
         one("asked", "sh", "-c", f"{SHOW}; {ULIMITS}", pids_max=7, memory_swap=0, cpu_hard_limit=True, ulimit='nofile = "256"'),
@@ -135,9 +117,9 @@ with subtest("the operator's: limits for all tasks, more for those that ask, and
         one("group", "true", user="victor"),
         one("nobody", "id", "-u", user="nobody"),
     )
-    t.assertEqual(found["shown"][0].split(), ["max", str(256 << 20), "max", "100000", "58", "128", "256", *found["shown"][0].split()[-2:]])
-    t.assertEqual(found["shown"][0].split()[-1], "unlimited")
-    pids, swap, quota, period, weight, *files = found["asked"][0].split()
+    t.assertEqual(found["shown"].text.split(), ["max", str(256 << 20), "max", "100000", "58", "128", "256", *found["shown"].text.split()[-2:]])
+    t.assertEqual(found["shown"].text.split()[-1], "unlimited")
+    pids, swap, quota, period, weight, *files = found["asked"].text.split()
     t.assertEqual((pids, swap, period, weight, files[:2]), ("7", "0", "100000", "58", ["256", "256"]))
     t.assertRegex(quota, r"^\d+$")
     t.assertEqual(found["nobody"], ("65534\n", (0, 0)))
@@ -148,13 +130,13 @@ with subtest("the operator's: limits for all tasks, more for those that ask, and
         "alice": f"uid {alice}, which the agent's plugin option denied_host_uids denies",
         "group": f"gid {gid}, which the agent's plugin option denied_host_gids denies",
     }.items():
-        t.assertIn(why, found[name][0])
+        t.assertIn(why, found[name].text)
 
 with subtest("weights, bursts, memory.high and disks; and a policy for the job's namespace"):
     disk = machine.succeed("losetup -n -O NAME -j /var/tmp/swap").strip()
     number = machine.succeed(f"cat /sys/class/block/{disk.removeprefix('/dev/')}/dev").strip()
     more = f"for f in cpu.weight cpu.max cpu.max.burst memory.high io.weight io.max; do echo $f; cat {CGROUP}/$f; done"
-    agent(f"""
+    configure_block(f"""
       cpu_weight_max = 1
       cpu_burst      = 10
       pids_max       = 5
@@ -166,7 +148,7 @@ with subtest("weights, bursts, memory.high and disks; and a policy for the job's
       namespace "other" {{ pids_max = 9 }}
     """)
     asked = {"cpu_weight": 200, "cpu_burst": 5, "memory_high": 32, "io_weight": 50}
-    found = results(
+    found = outcomes(
         "weights",
         one("plain", "sh", "-c", f"cat {CGROUP}/pids.max; {more}"),
         one("asked", "sh", "-c", more, io_max=[f"{disk} rbps=1048576 wbps=2097152 wiops=10"], **asked),
@@ -180,12 +162,12 @@ with subtest("weights, bursts, memory.high and disks; and a policy for the job's
     def shown(text):
         return {name: text.split(f"{name}\n", 1)[1].splitlines()[0] for name in ("cpu.weight", "cpu.max.burst", "memory.high", "io.weight", "io.max")}
 
-    quota = int(found["plain"][0].split("cpu.max\n")[1].split()[0])
-    t.assertEqual(found["plain"][0].split()[0], "77")
+    quota = int(found["plain"].text.split("cpu.max\n")[1].split()[0])
+    t.assertEqual(found["plain"].text.split()[0], "77")
     plain = {"cpu.weight": "58", "cpu.max.burst": str(quota // 100 * 10), "memory.high": "max", "io.weight": "default 100"}
-    t.assertEqual(shown(found["plain"][0]), {**plain, "io.max": f"{number} rbps=2097152 wbps=1048576 riops=max wiops=max"})
+    t.assertEqual(shown(found["plain"].text), {**plain, "io.max": f"{number} rbps=2097152 wbps=1048576 riops=max wiops=max"})
     wanted = {"cpu.weight": "200", "cpu.max.burst": str(quota // 100 * 5), "memory.high": str(32 << 20), "io.weight": "default 50"}
-    t.assertEqual(shown(found["asked"][0]), {**wanted, "io.max": f"{number} rbps=1048576 wbps=1048576 riops=max wiops=10"})
+    t.assertEqual(shown(found["asked"].text), {**wanted, "io.max": f"{number} rbps=1048576 wbps=1048576 riops=max wiops=10"})
     for name, why in {
         "weight": "cpu_weight = 201 is not allowed: the most for this task is 200",
         "burst": "cpu_burst = 11 is not allowed, because the agent's plugin option cpu_burst is 10",
@@ -193,9 +175,9 @@ with subtest("weights, bursts, memory.high and disks; and a policy for the job's
         "disk": "Block device required",
         "path": 'task option io_max[0] "/etc/passwd rbps=1": it begins with no disk',
     }.items():
-        t.assertIn(why, found[name][0])
-        t.assertEqual(found[name][1], None)
-    agent("memory_swap = 256")
+        t.assertIn(why, found[name].text)
+        t.assertEqual(found[name].exit, None)
+    configure_block("memory_swap = 256")
 
 with subtest("what the kernel has to reclaim is swapped out, but not from a task that may use no swap"):
     run_job(job("swapping", one("swap", "python3", "-c", HOLD), one("none", "python3", "-c", HOLD, memory_swap=0), kind="service"))

@@ -9,11 +9,11 @@
 
 import json
 
-from exec2.agent import agent_command, run_agent, wait_for_driver
-from exec2.allocs import all_messages, driver_errors, exits, logs, run_job, stop_job, wait_for_groups
+from exec2.agent import configure_block, wait_for_driver
+from exec2.allocs import outcomes
 from exec2.cli import run
-from exec2.guest import landlock_abi, subtest, t, write
-from exec2.jobs import group, job, task
+from exec2.guest import landlock_abi, subtest, t
+from exec2.jobs import group, task
 
 TCP_ABI, UDP_ABI = 4, 10
 BRIDGE = 'network {\n mode = "bridge"\n port "http" { to = 8000 }\n }'
@@ -44,12 +44,6 @@ for argument in sys.argv[1:]:
 UNKNOWN = "which is not the label of a port of the allocation (those are: http)"
 
 
-def agent(config):
-    """Restarts the agent with these lines in the plugin's block."""
-    write("/run/ports.hcl", f'plugin "nomad-driver-exec2" {{\n config {{\n{config}\n }}\n}}\n')
-    run_agent(f"{agent_command()} -config=/run/ports.hcl")
-
-
 def one(name, *ways, network=HOST, policy=None):
     """A group with one task, which tries these ways. `policy` has the lists of its network_policy."""
     text = task("t", "python3", "-c", TRY, *ways)
@@ -59,17 +53,10 @@ def one(name, *ways, network=HOST, policy=None):
     return group(name, text, extra=network)
 
 
-def results(name, *groups):
+def answers(name, *groups):
     """The answers in each group, or why it did not start."""
-    run_job(job(name, *groups))
-    found = {}
-    for group_name, alloc in wait_for_groups(name).items():
-        errors = driver_errors(alloc)
-        assert errors or exits(alloc), f"{group_name}: {all_messages(alloc['ID'])}"
-        found[group_name] = " ".join(errors) or [line.split()[1] for line in logs(alloc).splitlines()]
-        print(group_name, found[group_name], all_messages(alloc["ID"]))
-    stop_job(name)
-    return found
+    found = outcomes(name, *groups)
+    return {key: [line.split()[1] for line in text.splitlines()] if exit_ else text for key, (text, exit_) in found.items()}
 
 
 wait_for_driver()
@@ -77,13 +64,13 @@ abi = landlock_abi()
 
 if abi < TCP_ABI:
     with subtest("a kernel without the rights: an error, or no limit and an event, as the agent says"):
-        found = results("old", one("job", "bind:0", policy={"bind": []}))
+        found = answers("old", one("job", "bind:0", policy={"bind": []}))
         t.assertIn(f"it needs Landlock ABI 4 (Linux 6.7), and this kernel has ABI {abi}", found["job"])
-        agent('network_policy {\n bind = []\n unsupported = "ignore"\n }')
-        t.assertEqual(results("ignored", one("agent", "bind:0"))["agent"], ["ok"])
+        configure_block('network_policy {\n bind = []\n unsupported = "ignore"\n }')
+        t.assertEqual(answers("ignored", one("agent", "bind:0"))["agent"], ["ok"])
 else:
     with subtest("a label is the port in the task's own network; other ports, variants of TCP and other labels are refused"):
-        found = results(
+        found = answers(
             "labels",
             one("free", "bind:NOMAD_HOST_PORT_http", "bind:8000", "bind:0", "connect:22"),
             one("host", "bind:NOMAD_HOST_PORT_http", "bind:8000", "bind:0", policy={"bind": ["http"]}),
@@ -106,8 +93,8 @@ else:
             },
         )
     with subtest("the agent's lists hold for all tasks, and a job narrows them"):
-        agent('network_policy {\n bind = ["@allocated", "8000-8009"]\n }')
-        found = results(
+        configure_block('network_policy {\n bind = ["@allocated", "8000-8009"]\n }')
+        found = answers(
             "agent",
             one("default", "bind:NOMAD_HOST_PORT_http", "bind:8001", "bind:9000"),
             one("less", "bind:8001", "bind:8002", policy={"bind": ["8001"]}),

@@ -14,6 +14,7 @@ import shlex
 from exec2.agent import wait_for_driver
 from exec2.cli import PLUGIN, run
 from exec2.guest import CLEANUP_TIMEOUT_S, machine, poll, subtest, t, write
+from exec2.harness import harness, run_plugin
 
 wait_for_driver()
 machine.succeed("systemctl stop nomad.service")
@@ -166,17 +167,9 @@ def write_task(name, config):
     return path
 
 
-def agent(*options):
-    """Starts a plugin with these options."""
-    machine.succeed("pluginhost task plugin stop")
-    write(f"{FOLDER}/agent.hcl", 'plugin "nomad-driver-exec2" {\nconfig {\n' + "\n".join(options) + "\n}\n}\n")
-    machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
-
-
 def start(task):
     """The cgroup of a task that has to start."""
-    answer = json.loads(machine.succeed(f"pluginhost task start {task}"))
-    return answer["handle"]["config"]["resources"]["linux_resources"]["cpuset_cgroup"]
+    return harness(f"start {task}")["handle"]["config"]["resources"]["linux_resources"]["cpuset_cgroup"]
 
 
 def filters(cgroup):
@@ -188,7 +181,7 @@ def filters(cgroup):
 def chmod(task):
     """The output of a session that makes a set-uid file."""
     command = "cd $NOMAD_TASK_DIR; touch f; chmod u+s f 2> /dev/null; stat -c %A f"
-    answer = json.loads(machine.succeed(f"pluginhost task exec -stream {task} -- sh -c {shlex.quote(command)}"))
+    answer = harness(f"exec -stream {task} -- sh -c {shlex.quote(command)}")
     return answer["stdout"].strip()
 
 
@@ -197,14 +190,14 @@ with subtest("a job may open what the operator allows, and a session has the fil
         write_task(name, config)
         for name, config in {"default": {}, "open": {"seccomp_allow": ["set_id"]}, "unconfined": {"seccomp": "unconfined"}}.items()
     )
-    agent()
+    run_plugin()
     for task, message in ((open_, "seccomp_allow asks for set_id"), (unconfined, "is not allowed by the agent's plugin option allow_seccomp")):
         status, output = machine.execute(f"pluginhost task start {task}")
         t.assertNotEqual(status, 0)
         t.assertIn(message, output)
-    agent('allow_seccomp = ["set_id", "unconfined"]')
+    run_plugin('allow_seccomp = ["set_id", "unconfined"]')
     t.assertEqual([filters(start(task)) for task in (default, open_, unconfined)], [1, 1, 0])
-    agent('seccomp = "unconfined"')
+    run_plugin('seccomp = "unconfined"')
     for task in (default, open_, unconfined):
         machine.succeed(f"pluginhost task recover {task}")
     t.assertEqual([chmod(task) for task in (default, open_, unconfined)], ["-rw-r--r--", "-rwSr--r--", "-rwSr--r--"])

@@ -13,6 +13,7 @@ import json
 from exec2.agent import wait_for_driver
 from exec2.disks import filesystem
 from exec2.guest import CLEANUP_TIMEOUT_S, landlock_abi, machine, poll, subtest, t, write
+from exec2.harness import end, harness, refusal, run_plugin
 from exec2.probes import PROBE, compare, listen
 
 wait_for_driver()
@@ -41,15 +42,6 @@ def write_task(name, *command, mounts=(), config=None, user=FIRST, **fields):
     return path
 
 
-def harness(arguments):
-    """The answer of a command that has to succeed."""
-    return json.loads(machine.succeed(f"pluginhost task {arguments}"))
-
-
-def end(task):
-    machine.succeed(f"pluginhost task destroy -force {task}", f"pluginhost task cleanup {task}")
-
-
 def out_of(name, *command, status=0, **fields):
     """What a task writes until it ends with the status."""
     task = write_task(name, *command, **fields)
@@ -74,19 +66,10 @@ def tried(wanted, *mounts, **fields):
 def refused(why, *mounts, **fields):
     """The task does not start, for a reason that matches."""
     task = write_task("refused", "true", mounts=mounts, **fields)
-    status, output = machine.execute(f"pluginhost task start {task}")
+    error = refusal(f"start {task}")
     machine.execute(f"pluginhost task cleanup {task}")
-    t.assertEqual(status, 1, output)
-    error = json.loads(output)["error"]
     t.assertRegex(error["message"], why)
     return error
-
-
-def agent(*options):
-    """Starts a plugin with these options."""
-    machine.succeed("pluginhost task plugin stop")
-    write(f"{FOLDER}/agent.hcl", 'plugin "nomad-driver-exec2" {\nconfig {\n' + "\n".join(options) + "\n}\n}\n")
-    machine.succeed(f"pluginhost task plugin -config {FOLDER}/agent.hcl pid")
 
 
 def volume(place, uid=UID, gid=UID, mode="750"):
@@ -102,7 +85,7 @@ def owners(place):
 machine.succeed(f"mkdir -p {FOLDER}; chmod 755 {FOLDER}", f"useradd --uid {UID} --user-group {OWNER}")
 DISK = filesystem("ext4", f"{FOLDER}/ext4")
 data, plain = volume(f"{DISK}/data"), volume(f"{DISK}/plain", 0, 0)
-agent('unveil_paths = ["r:/etc/mime.types"]', "unveil_by_task = true", 'allow_seccomp = ["set_id"]')
+run_plugin('unveil_paths = ["r:/etc/mime.types"]', "unveil_by_task = true", 'allow_seccomp = ["set_id"]')
 
 with subtest("the capability: any mount"):
     t.assertEqual(harness("rpc Capabilities")["capabilities"].get("mount_configs", "UNKNOWN_MOUNTS"), "UNKNOWN_MOUNTS")
@@ -322,11 +305,11 @@ with subtest("each file system is mapped, or the error names what to write in th
     t.assertLessEqual({"ext4", "overlay", "tmpfs"}, set(disks))
 
 with subtest("the agent's volume_idmap decides, and with the host's root there are no volumes"):
-    agent('volume_idmap = "never"')
+    run_plugin('volume_idmap = "never"')
     tried({"read /data/file": DENIED}, mount("/data", data))
     tried({"read /data/file": OK}, mount("/data", data), user=OWNER)
     refused("the agent's plugin option volume_idmap is", mount("/data", data), config={"volume_idmap": "auto"})
-    agent('root = "host"')
+    run_plugin('root = "host"')
     t.assertEqual(harness("rpc Capabilities")["capabilities"]["mount_configs"], "NO_MOUNTS")
     refused('with root = \\\\?"host', mount("/data", data))
 

@@ -67,9 +67,18 @@ def run_agent(command: str, settings: str = "") -> None:
 
 def configure(**options: Any) -> None:
     """Restarts the agent with these plugin options instead of the configured ones."""
-    lines = "".join(f"{option} = {json.dumps(value)}\n" for option, value in options.items())
-    write("/run/scenario.hcl", f'plugin "nomad-driver-exec2" {{\nconfig {{\n{lines}}}\n}}\n')
+    configure_block("\n".join(f"{option} = {json.dumps(value)}" for option, value in options.items()))
+
+
+def configure_block(lines: str) -> None:
+    """The same with the text of the block, for options that are blocks themselves."""
+    write("/run/scenario.hcl", plugin_block(lines))
     run_agent(f"{agent_command()} -config=/run/scenario.hcl")
+
+
+def plugin_block(lines: str) -> str:
+    """An agent configuration with these lines for the plugin."""
+    return f'plugin "nomad-driver-exec2" {{\nconfig {{\n{lines}\n}}\n}}\n'
 
 
 def agent_pid() -> int:

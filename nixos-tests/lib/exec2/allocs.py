@@ -3,11 +3,11 @@
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from .agent import nomad, nomad_json
 from .guest import ALLOC_TIMEOUT_S, CLEANUP_TIMEOUT_S, machine, poll, write
-from .jobs import python_job
+from .jobs import job, python_job
 
 Alloc = dict[str, Any]
 Event = dict[str, Any]
@@ -149,6 +149,25 @@ def wait_for_groups(name: str, wanted: Mapping[str, str] | None = None) -> dict[
 
     newest = poll(f"job {name} is settled", settled, ALLOC_TIMEOUT_S)
     return dict(zip(newest, alloc_statuses(alloc["ID"] for alloc in newest.values()), strict=True))
+
+
+class Outcome(NamedTuple):
+    """What a task wrote and how it ended; or why it did not start, and no exit."""
+
+    text: str
+    exit: tuple[int, int] | None
+
+
+def outcomes(name: str, *groups: str) -> dict[str, Outcome]:
+    """Runs a job, each group with one task, until all have ended; then stops it. By group."""
+    run_job(job(name, *groups))
+    found = {}
+    for group, alloc in wait_for_groups(name).items():
+        errors = driver_errors(alloc)
+        assert errors or exits(alloc), f"{group}: {all_messages(alloc['ID'])}"
+        found[group] = Outcome(" ".join(errors), None) if errors else Outcome(logs(alloc), exits(alloc)[-1])
+    stop_job(name)
+    return found
 
 
 def ended(name: str, alloc: Alloc) -> Alloc:
