@@ -60,7 +60,7 @@ func descriptors() []Attack {
 		})},
 		{Name: "passed-connect", Tries: "connect to a socket of a passed directory", run: withDirectory(func(_ *targets, dir int) error {
 			return connects(unix.SOCK_STREAM, fdPath(dir)+"/stream")
-		}), ByDesign: givenAway},
+		}), ByDesign: givenAway + " Refused from Linux 7.1 on."},
 		{Name: "passed-handle", Tries: "open a file by its handle, on the file system of a passed directory", run: withDirectory(opensHandle)},
 		{Name: "passed-tree", Tries: "read a file of a detached mount that was passed", run: withPassed("tree", func(_ *targets, fd int) error { return readsAt(fd, "secret") })},
 		{Name: "passed-mount", Tries: "mount it in the task's directory", run: withPassed("tree", mountsPassed), alone: true},
