@@ -3,7 +3,7 @@
 # nomad = "pluginhost"
 # guests = ["debian"]
 # payload = ["attack"]
-# seconds = 60
+# seconds = 50
 # ///
 # The bombs are in tests/pluginhost/internal/attack. Each has a control: in a cgroup of the scenario's own, with far higher
 # limits, it reaches what the limits of its task do not let it reach.
@@ -15,7 +15,8 @@ from itertools import pairwise
 
 from exec2.agent import wait_for_driver
 from exec2.guest import CLEANUP_TIMEOUT_S, machine, poll, subtest, t
-from exec2.single import ATTACK, STATE, answers, clean, finish, harness, plugin, write_task
+from exec2.harness import end, harness, run_plugin
+from exec2.single import ATTACK, STATE, answers, finish, write_task
 
 wait_for_driver()
 machine.succeed("systemctl stop nomad.service")
@@ -106,7 +107,7 @@ with subtest("without the driver's limits, each bomb reaches more than its task 
     poll("a process of the same user is gone", lambda: machine.execute(f"kill -0 {same_user}")[0] == 1, CLEANUP_TIMEOUT_S)
 
 with subtest("as tasks, beside a neighbour"):
-    plugin(FOLDER)
+    run_plugin()
     pid = harness("plugin pid")["pid"]
     beside = write_task(f"{FOLDER}/{NEIGHBOUR}.json", FIRST_UID, ["neighbour", "-for", "5s"])
     # The user of the bomb that kills all processes of its user.
@@ -157,6 +158,6 @@ with subtest("OOM kills without end are few events, and little work for the driv
 
 with subtest("nothing of them is left"):
     for path, _ in tasks.values():
-        clean(path)
+        end(path)
     t.assertEqual(machine.succeed(f"ls {STATE}/alloc"), "")
     machine.succeed(f"rmdir {CONTROL}")

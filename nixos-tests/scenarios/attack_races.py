@@ -3,7 +3,7 @@
 # nomad = "pluginhost"
 # guests = ["debian"]
 # payload = ["attack"]
-# seconds = 60
+# seconds = 50
 # ///
 # The swaps are in tests/pluginhost/internal/attack. The host's own steps are left out (start -as-is): all that root does in the
 # allocation's directory meanwhile is the driver's.
@@ -13,7 +13,8 @@ import uuid
 
 from exec2.agent import wait_for_driver
 from exec2.guest import machine, subtest, t
-from exec2.single import answers, harness, plugin, write_task
+from exec2.harness import harness, run_plugin
+from exec2.single import answers, write_task
 
 wait_for_driver()
 machine.succeed("systemctl stop nomad.service")
@@ -59,7 +60,7 @@ def readers(pipes):
 
 with subtest("a directory outside that every user may read"):
     machine.succeed(f"mkdir -p {OUTSIDE}; echo {SECRET} > {OUTSIDE}/secret; mkfifo -m 600 {OUTSIDE}/pipe; chmod 755 {OUTSIDE}")
-    plugin(FOLDER, ["unveil_by_task = true"])
+    run_plugin("unveil_by_task = true")
 
 for user, uid in USERS.items():
     with subtest(f"{user}: nothing outside changes, and nothing outside can be read"):

@@ -4,7 +4,7 @@
 # nomad = "pluginhost"
 # guests = ["debian"]
 # payload = ["attack"]
-# seconds = 60
+# seconds = 75
 # ///
 # The attacks are in tests/pluginhost/internal/attack. The results are those of nixos-tests/attacks.json, from which
 # scripts/attack_table.py makes docs/attacks.md; with EXEC2_ATTACK_RESULTS=DIR the scenario writes what it found there instead of comparing.
@@ -16,7 +16,8 @@ from pathlib import Path
 import exec2
 from exec2.agent import wait_for_driver
 from exec2.guest import CLEANUP_TIMEOUT_S, kernel, machine, subtest, t
-from exec2.single import ATTACK, STATE, clean, finish, harness, plugin, write_task
+from exec2.harness import end, harness, run_plugin
+from exec2.single import ATTACK, STATE, finish, write_task
 
 wait_for_driver()
 machine.succeed("systemctl stop nomad.service")
@@ -41,6 +42,12 @@ SUCCEEDED = "succeeded"
 TABLE = Path(exec2.__file__).resolve().parents[2] / "attacks.json"
 
 
+def plugin(*options):
+    """Starts a plugin with these options, and returns its socket."""
+    run_plugin(*options)
+    return machine.succeed("ls -t /tmp/exec2-*/plugin.sock | head -1").strip()
+
+
 def serve(name, uid, socket, alloc=""):
     """Makes the targets, and returns the process that does so."""
     further = f"-socket {alloc}/passing" if alloc else ""
@@ -52,7 +59,7 @@ def serve(name, uid, socket, alloc=""):
     return pid
 
 
-def end(pid, name):
+def end_targets(pid, name):
     machine.succeed(f"kill -9 {pid}; umount -l {FOLDER}/{name}")
 
 
@@ -65,7 +72,7 @@ def control(name, uid, socket, names=()):
     pid = serve(name, uid, socket)
     command = f"{ATTACK} run -json -targets {FOLDER}/targets.json -inherit {FOLDER}/{name}/writable {' '.join(names)}"
     outcome = results(machine.succeed(f"cd {FOLDER}/{name}/open/own && setpriv --reuid {uid} --regid {uid} --clear-groups {command}"))
-    end(pid, name)
+    end_targets(pid, name)
     return outcome
 
 
@@ -81,7 +88,7 @@ def attack(name, uid, socket, config):
     pid = serve(name, uid, socket, alloc)
     harness(f"start {path}")
     text = finish(path)
-    end(pid, name)
+    end_targets(pid, name)
     return results(text)
 
 
@@ -93,8 +100,8 @@ def attack_in_session(uid, socket):
     harness(f"start {path}")
     answer = harness(f"exec -stream {path} -- {ATTACK} run -json")
     t.assertEqual(answer["result"]["exit_code"], 0, answer)
-    clean(path)
-    end(pid, "session")
+    end(path)
+    end_targets(pid, "session")
     return results(answer["stdout"])
 
 
@@ -118,7 +125,7 @@ attacks = json.loads(machine.succeed(f"mkdir -p {FOLDER}; {ATTACK} list -json"))
 found = {}
 
 with subtest("on the host, each attack succeeds as root, or else as the user"):
-    socket = plugin(FOLDER)
+    socket = plugin()
     found["control"] = control("control-root", USERS["root"], socket)
     rest = [name for name, value in found["control"].items() if value != SUCCEEDED]
     if rest:
@@ -131,7 +138,7 @@ with subtest("tasks with the default options, and a session"):
     found["session"] = attack_in_session(USERS["user"], socket)
 
 with subtest("tasks with the laxest options"):
-    socket = plugin(FOLDER, LAXEST_PLUGIN)
+    socket = plugin(*LAXEST_PLUGIN)
     for user, uid in USERS.items():
         # With all capabilities a user can do what root can: one kernel is enough to compare them.
         if user != "root" or OUT or kernel() == FULL:
