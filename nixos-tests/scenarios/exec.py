@@ -3,7 +3,7 @@
 # across = "the namespaces, cgroups and terminals that a session joins"
 # nomad = "pluginhost"
 # guests = ["debian"]
-# seconds = 150
+# seconds = 180
 # ///
 # Each allowed action has a denied one beside it. The scenario `harness` has the calls themselves.
 
@@ -63,6 +63,10 @@ def write_task(name, command, *args, config=None, **fields):
     path = f"{FOLDER}/{name}.json"
     write(path, json.dumps({"config": {"command": command, "args": list(args), **(config or {})}, "cpu": 2000, "memory": 128, **fields}))
     return path
+
+
+def end(task):
+    machine.succeed(f"pluginhost task destroy -force {task}", f"pluginhost task cleanup {task}")
 
 
 def session(task, *command, options=""):
@@ -196,7 +200,7 @@ with subtest("a session and the task reach each other's sockets, and not one of 
     compare(json.loads(output(sockets, "python3", "-ISc", PROBE, json.dumps(list(wanted)))), wanted)
     t.assertEqual(output(sockets, "python3", "-ISc", OF_SESSION), "")
     t.assertEqual(sh(sockets, "cat $NOMAD_TASK_DIR/reached"), (0, "", ""))
-    machine.succeed(f"pluginhost task destroy -force {sockets}", f"pluginhost task cleanup {sockets}")
+    end(sockets)
 
 with subtest("exit codes, and what a command that does not run says"):
     t.assertEqual(sh(web, "exit 7")[0], 7)
@@ -379,7 +383,10 @@ with subtest("proc_hidepid: which processes a session sees, in both kinds of roo
         agent(f'root = "{root}"', f'proc_hidepid = "{hidden}"')
         if kept:
             # that of the agent's earlier option
+            harness(f"recover {kept}")
             t.assertNotRegex(sh(kept, look)[1], r"^1 ")
+            end(kept)
+            kept = None
         seen = write_task(f"hidden-{root}-{hidden}", "sleep", str(LONG))
         _, first = start(seen)
         code, out, _ = sh(seen, look)
@@ -389,7 +396,10 @@ with subtest("proc_hidepid: which processes a session sees, in both kinds of roo
         t.assertEqual(sh(seen, "test -e /proc/self/status -a -e /proc/$$/status")[0], 0)
         options = machine.succeed(f"grep ' - proc ' /proc/{first}/mountinfo | awk '$5 == \"/proc\"' | tail -n 1").split()[-1].split(",")
         t.assertEqual(f"hidepid={hidden}" in options, hidden != "off", options)
-        kept = seen if hidden == "invisible" else None
+        if hidden == "invisible":
+            kept = seen
+        else:
+            end(seen)
 
 with subtest("the plugin broke no rule of the protocol, and nothing is left"):
     t.assertEqual(harness("violations"), [])
