@@ -1,10 +1,11 @@
 //! Compares tasks, started by the driver's own code, with plain processes in the same run: from the start to the first byte and
 //! to the end of a short program, from SIGKILL of the task to the response of WaitTask, and from StopTask to its response. Each is
 //! measured with the host's root and with a root of the task's own, with more and more mounts on the host, with more and more
-//! running tasks, and with volumes.
+//! running tasks, and with volumes. And with less and more of what protects the host from a task.
 //!
 //! Run `cargo bench` as root; `cargo bench -- private 0 1000 tasks=100 volumes=5` names the kinds of root, the numbers of extra mounts,
-//! of running tasks, and of the task's volumes (`mapped=5`: of volumes that are mapped to its user). With cgroup v2 the tasks get a cgroup with limits, as under Nomad; otherwise the output says so. Quote
+//! of running tasks, and of the task's volumes (`mapped=5`: of volumes that are mapped to its user); `cargo bench -- protections` compares
+//! protections instead. With cgroup v2 the tasks get a cgroup with limits, as under Nomad; otherwise the output says so. Quote
 //! the ratios: absolute times depend on the machine.
 
 use std::collections::HashMap;
@@ -76,7 +77,14 @@ fn main() -> ExitCode {
 
 fn bench() -> anyhow::Result<String> {
     ensure!(nix::unistd::geteuid().is_root(), "the launcher needs root: run cargo bench as root");
-    let Cells { roots, mounts, tasks, volumes } = Cells::parse(std::env::args().skip(1))?;
+    let args = || std::env::args().skip(1);
+    if args().any(|arg| arg == "protections") {
+        let host = Host::new()?;
+        let report = measure_protections(&host)?;
+        host.remove()?;
+        return Ok(report);
+    }
+    let Cells { roots, mounts, tasks, volumes } = Cells::parse(args())?;
     let host = Host::new()?;
     let mut report = String::new();
     for mounts in mounts {
@@ -154,8 +162,8 @@ impl Cells {
 /// the next start of another kind.
 fn measure(host: &Host, mounts: usize, tasks: usize, volumes: Volumes, root: &str) -> anyhow::Result<String> {
     let policy = PluginConfig::decode_json(&format!(r#"{{"root": "{root}"}}"#))?;
-    let brief = host.spec(&policy, BRIEF, MEASURED, volumes)?;
-    let lasting = host.spec(&policy, LASTING, MEASURED, volumes)?;
+    let brief = host.spec(&policy, &command(BRIEF)?, MEASURED, volumes)?;
+    let lasting = host.spec(&policy, &command(LASTING)?, MEASURED, volumes)?;
     let launcher = Launcher::new(&host.run_dir())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     let others = {
@@ -194,9 +202,55 @@ fn measure(host: &Host, mounts: usize, tasks: usize, volumes: Volumes, root: &st
     Ok(report)
 }
 
+/// What protects the host from a task: a name, the plugin's options, and those of the task beside its command. The default is measured as
+/// such, and then one more at a time.
+const PROTECTIONS: [(&str, &str, &str); 5] = [
+    ("little", r#"{"seccomp": "unconfined", "abstract_sockets": "host"}"#, ""),
+    ("default", "{}", ""),
+    (
+        "ports, limits, caps",
+        r#"{"network_policy": {"bind": ["8000-8063"], "connect": ["443", "5432"]}}"#,
+        r#", "ulimit": {"nofile": "1024:4096", "core": "0"}, "cap_add": ["chown", "setuid"]"#,
+    ),
+    ("r:/etc, none denied", r#"{"unveil_by_task": true, "unveil_deny": []}"#, r#", "unveil": ["r:/etc"]"#),
+    ("r:/etc, default", r#"{"unveil_by_task": true}"#, r#", "unveil": ["r:/etc"]"#),
+];
+
+/// The starts of all kinds in turn, with a shim that was started ahead.
+fn measure_protections(host: &Host) -> anyhow::Result<String> {
+    let launcher = Launcher::new(&host.run_dir())?;
+    let specs = PROTECTIONS.map(|(name, plugin, task)| {
+        let config = DriverConfig::decode_json(&format!(
+            r#"{{"command": "{}", "args": ["{}"]{task}}}"#,
+            BRIEF[0], BRIEF[1]
+        ))?;
+        let policy = PluginConfig::decode_json(plugin)?;
+        anyhow::Ok((name, host.spec(&policy, &config, MEASURED, Volumes::default())?))
+    });
+    let specs = specs.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let mut times = vec![Vec::new(); 1 + specs.len()];
+    for run in 0..WARM_UP + RUNS {
+        let mut round = vec![plain_start()?];
+        for (_, spec) in &specs {
+            round.push(driver_start(&launcher, spec, host, Shim::Ahead)?);
+        }
+        if run >= WARM_UP {
+            times.iter_mut().zip(round).for_each(|(all, start)| all.push(start.first_byte));
+        }
+    }
+    let names: Vec<_> = std::iter::once("vfork + exec").chain(specs.iter().map(|(name, _)| *name)).collect();
+    let figures: Vec<_> = times.into_iter().map(Figures::of).collect();
+    Ok(table(&format!("start to first byte, shim ahead, medians of {RUNS}"), &names, &figures))
+}
+
+/// A task's options: its command with one argument.
+fn command([command, arg]: [&str; 2]) -> anyhow::Result<DriverConfig> {
+    Ok(DriverConfig::decode_json(&format!(r#"{{"command": "{command}", "args": ["{arg}"]}}"#))?)
+}
+
 fn table(title: &str, names: &[&str], figures: &[Figures]) -> String {
     let line = |(name, found): (&&str, &Figures)| {
-        format!("    {name:18} {found}   {:.2} x\n", found.over(&figures[0]))
+        format!("    {name:20} {found}   {:.2} x\n", found.over(&figures[0]))
     };
     let lines: String = names.iter().zip(figures).map(line).collect();
     format!("  {title}\n{lines}")
@@ -290,12 +344,11 @@ impl Host {
     fn spec(
         &self,
         policy: &PluginConfig,
-        [command, arg]: [&str; 2],
+        config: &DriverConfig,
         id: (&str, [&str; 2]),
         Volumes { count, mapped }: Volumes,
     ) -> anyhow::Result<TaskSpec> {
         let (id, [stdout, stderr]) = id;
-        let config = DriverConfig::decode_json(&format!(r#"{{"command": "{command}", "args": ["{arg}"]}}"#))?;
         let limits = match &self.cgroup {
             Some(_) => Limits { memory_max: MemoryMax::Bytes(64 << 20), ..Limits::UNLIMITED },
             None => Limits::UNLIMITED,
@@ -406,7 +459,8 @@ impl Other {
     fn start(launcher: &Launcher, host: &Host, policy: &PluginConfig, number: usize) -> anyhow::Result<Self> {
         host.mount_more(&format!("other-{number}"), MOUNTS_EACH)?;
         let readers = open_fifos(host, OTHERS)?;
-        let spec = host.spec(policy, LASTING, (&format!("other-{number}"), OTHERS), Volumes::default())?;
+        let spec =
+            host.spec(policy, &command(LASTING)?, (&format!("other-{number}"), OTHERS), Volumes::default())?;
         Ok(Self { task: lasting_task(launcher, &spec)?, _readers: readers })
     }
 

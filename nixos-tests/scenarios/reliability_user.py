@@ -55,7 +55,7 @@ with subtest("restarted after a restart of the agent: the same user"):
 with subtest("the record at its directory counts, not the owner, where a task may have changed the owner"):
     configure(allow_caps=["default"])
     t.assertEqual(record(alloc), first[0].split(":")[1].split(" ")[0])
-    machine.succeed(f"chown 80001:80001 {task_dir(alloc)}; kill -USR1 {leader(alloc)}")
+    machine.succeed(f"chown 80001:80001 {task_dir(alloc)}; chmod 755 {task_dir(alloc)}; kill -USR1 {leader(alloc)}")
     again = poll("it runs again", lambda: (lines := starts(alloc)) and len(lines) == 3 and lines, ALLOC_TIMEOUT_S)
     t.assertEqual(again[0], again[2])
 

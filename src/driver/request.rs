@@ -75,12 +75,18 @@ pub(super) fn task_spec(
     Ok(spec)
 }
 
-/// Records the dynamic user of a task that runs already: a version that recorded none may have started it.
-pub(super) fn record_user(task: &proto::TaskConfig, plugin: &PluginConfig) {
-    let own_root = plugin.policy_in(&task.namespace).own_root;
-    let root = dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name, own_root);
-    if let (Ok(root), Ok(Some(uid))) = (root, users::dynamic_id(&task.user)) {
-        root.record_user(uid);
+/// Records the dynamic user of a task that runs already, with this uid: a version that recorded none may have started it.
+pub(super) fn record_user(task: &proto::TaskConfig, uid: u32, plugin: &PluginConfig) {
+    let policy = plugin.policy_in(&task.namespace);
+    let named = !task.user.is_empty() && !matches!(users::dynamic_id(&task.user), Ok(Some(_)));
+    if named || !policy.dynamic_user_range.contains(uid) {
+        return;
+    }
+    match dirs::root(&task.env, Path::new(&task.alloc_dir), &task.name, policy.own_root) {
+        Ok(root) => root.record_user(uid),
+        Err(error) => {
+            tracing::debug!(task = task.id, %error, "failed to record the user of a recovered task")
+        }
     }
 }
 

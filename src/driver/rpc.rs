@@ -15,7 +15,7 @@ use crate::config::{DriverConfig, PluginConfig, RootKind};
 use crate::proto::driver::driver_server::Driver as DriverRpc;
 use crate::proto::driver::network_isolation_spec::NetworkIsolationMode;
 use crate::proto::driver::{self as proto, *};
-use crate::record::handle::HANDLE_VERSION;
+use crate::record::handle::{DriverState, HANDLE_VERSION};
 use crate::record::key::Key;
 use crate::record::reconcile::ACKNOWLEDGE_LIMIT;
 use crate::task::end::Ended;
@@ -215,7 +215,11 @@ impl Driver {
     async fn recover(&self, handle: TaskHandle) -> Result<(), RpcError> {
         let config = handle.config.ok_or(RpcError::Absent("config in its handle"))?;
         self.0.tasks.recover(task_id(&config)?, handle.version, &handle.driver_state).await?;
-        request::record_user(&config, &self.settings().plugin);
+        if let Ok(DriverState { uid: Some(uid), .. }) =
+            DriverState::decode(handle.version, &handle.driver_state)
+        {
+            request::record_user(&config, uid, &self.settings().plugin);
+        }
         Ok(())
     }
 }
