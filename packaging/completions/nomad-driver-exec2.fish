@@ -43,8 +43,8 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand ru
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l bind-udp -d 'Let the command bind only to this UDP port or range; may be repeated; none: to no port' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l connect-udp -d 'Let the command send only to this UDP port or range; may be repeated; none: to no port' -r
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l cap-add -d 'Grant a capability, for example net_bind_service; may be repeated' -r
-complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l seccomp -d 'Which system calls the command may make: all but those of some groups, or all' -r -f -a "default\t'What [`GROUPS`] lists is refused'
-unconfined\t'No filter'"
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l seccomp -d 'Which system calls the command may make: all but those of some groups, or all' -r -f -a "default\t'All but those of some groups'
+unconfined\t'All'"
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand run" -l seccomp-allow -d 'Allow a group of system calls, for example io_uring; may be repeated' -r -f -a "accounting\t'writes about every process of the host to a file'
 bpf\t'programs in the kernel, whose verifier had many defects'
 chroot\t'another root directory is of use only with privileges'
@@ -84,8 +84,8 @@ complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand ru
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand exec" -s h -l help -d 'Print help'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l root -d 'The plugin\'s option root: whether tasks have a private root directory or the host\'s' -r -f -a "private\t'One of its own'
 host\t'The host\'s'"
-complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l seccomp -d 'The plugin\'s option seccomp: which system calls tasks may make' -r -f -a "default\t'What [`GROUPS`] lists is refused'
-unconfined\t'No filter'"
+complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l seccomp -d 'The plugin\'s option seccomp: which system calls tasks may make' -r -f -a "default\t'All but those of some groups'
+unconfined\t'All'"
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -l json -d 'Print a JSON object instead of a table'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nomad-driver-exec2 -n "__fish_nomad_driver_exec2_using_subcommand validate-config" -s h -l help -d 'Print help'

@@ -52,11 +52,20 @@ impl Kind for Entries {
 }
 
 /// A block with the options of `T`, at most once.
-pub(super) struct Block<T>(PhantomData<T>);
+pub(super) struct Block<T> {
+    options: PhantomData<T>,
+    /// What is shown if there is none.
+    absent: &'static str,
+}
 
 impl<T> Block<T> {
     pub(super) const fn new() -> Self {
-        Self(PhantomData)
+        Self { options: PhantomData, absent: "{}" }
+    }
+
+    /// Without it, another block holds.
+    pub(super) const fn over() -> Self {
+        Self { options: PhantomData, absent: NULL }
     }
 }
 
@@ -80,7 +89,7 @@ impl<T: Table> Kind for Block<T> {
 
     fn show(&self, value: &Option<T>) -> String {
         match value {
-            None => braces(std::iter::empty()),
+            None => self.absent.to_owned(),
             Some(block) => {
                 braces(block.shown().into_iter().map(|(option, value)| (option.to_owned(), value)))
             }

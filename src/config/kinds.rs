@@ -259,8 +259,8 @@ fn disk_limit(at: &At, text: &str) -> Result<(String, IoMax), ConfigError> {
         ));
     }
     let limit = limit.parse().map_err(|_| {
-        let write = r#"any of rbps, wbps (bytes a second), riops, wiops (a second), such as "/dev/vda rbps=1048576 wiops=100""#;
-        bad("it has no limit", write)
+        let write = r#"any of rbps, wbps (bytes a second), riops, wiops (a second) with a number above 0, such as "/dev/vda rbps=1048576 wiops=100""#;
+        bad("it has no limit, or a wrong one", write)
     })?;
     Ok((disk.to_owned(), limit))
 }

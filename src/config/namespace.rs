@@ -62,7 +62,7 @@ options! {
         /// the most that a task may read and write of a disk
         pub io_max: Option<IoLimits> = over(IoMaxima),
         /// ports to which tasks may bind and connect
-        pub network_policy: Option<AgentNetwork> = Block::<AgentNetwork>::new(),
+        pub network_policy: Option<AgentNetwork> = Block::<AgentNetwork>::over(),
         /// to which abstract unix sockets tasks in the host's network may connect
         pub abstract_sockets: Option<AbstractSockets> = over(WhoseSockets),
         /// let jobs have `user = "root"`
@@ -166,11 +166,16 @@ mod tests {
         .unwrap();
         let allowed = |namespace| config.policy_in(namespace).allowed_caps().len();
         assert_eq!(["default", "same", "more", "strict", "open", "own"].map(allowed), [11, 11, 12, 2, 2, 0]);
-        assert!(
-            config.to_hcl().contains("\nallow_caps = [\"chown\", \"dac_override\", "),
-            "{}",
-            config.to_hcl()
-        );
+        let shown = config.to_hcl();
+        let strict = r#""strict" = { allow_caps = ["kill", "net_bind_service"], allow_root = false }"#;
+        for part in [
+            "\nallow_caps = [\"chown\", \"dac_override\", ",
+            strict,
+            r#""same" = {}"#,
+            r#""own" = { allow_caps = [] }"#,
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
     }
 
     #[test]

@@ -192,7 +192,14 @@ impl PluginConfig {
 
     /// The whole config as HCL, one option a line, with the defaults that follow from other options.
     pub(crate) fn to_hcl(&self) -> String {
-        let resolved = Self { allow_caps: AllowedCaps::only(self.policy().allowed_caps()), ..self.clone() };
+        let allowed = self.policy().allowed_caps();
+        let mut resolved = Self { allow_caps: AllowedCaps::only(allowed), ..self.clone() };
+        for (name, namespace) in &mut resolved.namespace {
+            let own = self.policy_in(name).allowed_caps();
+            if namespace.allow_caps.is_some() || own != allowed {
+                namespace.allow_caps = Some(AllowedCaps::only(own));
+            }
+        }
         resolved.shown().into_iter().map(|(option, value)| format!("{option} = {value}\n")).collect()
     }
 }

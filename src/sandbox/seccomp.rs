@@ -158,9 +158,9 @@ impl From<GroupSet> for Vec<String> {
 /// The filter of a task, as a job or an operator names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Profile {
-    /// What [`GROUPS`] lists is refused.
+    /// All but those of some groups.
     Default,
-    /// No filter.
+    /// All.
     Unconfined,
 }
 

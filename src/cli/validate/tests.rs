@@ -193,6 +193,6 @@ fn the_summary_shows_the_effective_options() {
         summary(&config),
         "valid\nroot = \"private\"\nunveil_defaults = true\nunveil_paths = [\"rx:/opt/bin\"]\n\
          unveil_by_task = false\nunveil_allow = []\nunveil_deny = [\"/srv/private\"]\nallow_caps = [\"net_raw\"]\nulimit = {}\npids_max = 8192\nmemory_swap = 0\ncpu_hard_limit = true\nnetwork_policy = {}\nabstract_sockets = \"own\"\ncpu_weight_max = 0\ncpu_burst = 0\nio_weight = 100\nio_max = []\n\
-         allow_root = true\ndenied_host_uids = \"65534\"\ndenied_host_gids = \"65534\"\ndynamic_user_range = \"80000-89999\"\nvolume_idmap = \"auto\"\nproc_hidepid = \"off\"\nseccomp = \"default\"\nallow_seccomp = []\nnamespace = { \"prod\" = { unveil_by_task = true, pids_max = 100, network_policy = {} } }\ndisable_log_collection = false\n"
+         allow_root = true\ndenied_host_uids = \"65534\"\ndenied_host_gids = \"65534\"\ndynamic_user_range = \"80000-89999\"\nvolume_idmap = \"auto\"\nproc_hidepid = \"off\"\nseccomp = \"default\"\nallow_seccomp = []\nnamespace = { \"prod\" = { unveil_by_task = true, pids_max = 100 } }\ndisable_log_collection = false\n"
     );
 }
