@@ -19,8 +19,8 @@ BEGIN, END = "<!-- attacks: scripts/attack_table.py -->\n", "<!-- end of attacks
 
 # The columns of the results; the first is without a sandbox.
 CONTROL = "control"
-DEFAULTS = ("user", "root")
-TASKS = {"user": "user", "root": "root", "session": "session", "user-laxest": "user, laxest", "root-laxest": "root, laxest"}
+DEFAULTS = ("user", "root", "session", "capable")
+TASKS = {"user": "user", "root": "root", "session": "session", "capable": "user, capable", "user-laxest": "user, laxest", "root-laxest": "root, laxest"}
 SUCCEEDED, REFUSED, ABSENT = "succeeded", "refused ", "absent: "
 
 
@@ -65,10 +65,10 @@ def faults(data: dict[str, Any]) -> list[str]:
         if not working or (missing and not row.get("needs")):
             wrong.append(f"{name}: succeeds on no host with Linux {', '.join(missing)}, so it proves nothing there")
         for column in DEFAULTS:
-            reason = row.get("by_design") or (column == "root" and row.get("by_design_root"))
+            reason = row.get("by_design") or row.get(f"by_design_{column}")
             if SUCCEEDED in values(results[column]) and not reason:
                 wrong.append(f"{name}: succeeds as {column} with the default options, and no reason says why it may")
-        for key, column in (("by_design", "user"), ("by_design_root", "root")):
+        for key, column in (("by_design", "user"), ("by_design_root", "root"), ("by_design_capable", "capable")):
             if row.get(key) and SUCCEEDED not in values(results[column]):
                 wrong.append(f"{name}: {key} is the reason for a success that it does not have")
         wrong += [f"{name}: {column}: {value}" for column, cell in results.items() for value in values(cell) if value.startswith("error")]
@@ -101,7 +101,7 @@ def render(data: dict[str, Any]) -> str:
         lines.append(f"| `{row['name']}` | {row['tries']} | {cells} |")
     lines += ["", "## By design", "", "Attacks that succeed with the default options.", "", "| attack | user | why |", "|---|---|---|"]
     for row in data["attacks"]:
-        for key, who in (("by_design", "all"), ("by_design_root", "root")):
+        for key, who in (("by_design", "all"), ("by_design_root", "root"), ("by_design_capable", "user, capable")):
             if row.get(key):
                 lines.append(f"| `{row['name']}` | {who} | {row[key]} |")
     return "\n".join(lines) + "\n"

@@ -26,6 +26,8 @@ FOLDER = "/srv/attacks"
 OUT = os.environ.get("EXEC2_ATTACK_RESULTS")
 # A dynamic user, and root.
 USERS = {"user": 80777, "root": 0}
+# The default of allow_caps.
+CAPABLE = ["audit_write", "chown", "dac_override", "fowner", "fsetid", "kill", "net_bind_service", "setgid", "setpcap", "setuid", "sys_chroot"]
 LAXEST_PLUGIN = [
     'root = "host"',
     'abstract_sockets = "host"',
@@ -70,7 +72,7 @@ def results(text):
 def control(name, uid, socket, names=()):
     """The attacks without a sandbox, or those of these names."""
     pid = serve(name, uid, socket)
-    command = f"{ATTACK} run -json -targets {FOLDER}/targets.json -inherit {FOLDER}/{name}/writable {' '.join(names)}"
+    command = f"{ATTACK} run -json -targets {FOLDER}/targets.json -inherit {FOLDER}/{name}/writable {' '.join(names)} < /dev/null"
     outcome = results(machine.succeed(f"cd {FOLDER}/{name}/open/own && setpriv --reuid {uid} --regid {uid} --clear-groups {command}"))
     end_targets(pid, name)
     return outcome
@@ -136,6 +138,10 @@ with subtest("tasks with the default options, and a session"):
     for user, uid in USERS.items():
         found[user] = attack(user, uid, socket, {})
     found["session"] = attack_in_session(USERS["user"], socket)
+
+if OUT or kernel() == FULL:
+    with subtest("a user with the capabilities that a job may request by default"):
+        found["capable"] = attack("capable", USERS["user"], socket, {"cap_add": CAPABLE})
 
 with subtest("tasks with the laxest options"):
     socket = plugin(*LAXEST_PLUGIN)

@@ -23,6 +23,9 @@ type Attack struct {
 	ByDesign string `json:"by_design,omitempty"`
 	// ByDesignRoot is the same for root alone.
 	ByDesignRoot string `json:"by_design_root,omitempty"`
+	// ByDesignCapable is the same for a user with the capabilities that jobs may have by
+	// default.
+	ByDesignCapable string `json:"by_design_capable,omitempty"`
 	// Needs names what some kernels lack, so that even the control may fail.
 	Needs string `json:"needs,omitempty"`
 

@@ -22,6 +22,7 @@ func descriptors() []Attack {
 	}
 	return []Attack{
 		{Name: "inherited", Tries: "find a descriptor besides 0 to 2 that the task was started with", run: inherited, alone: true},
+		{Name: "stdin-mode", Tries: "change the mode of the host's /dev/null by standard input", run: changesNull},
 		{Name: "passed-file", Tries: "read a file that another process opened and passed", ByDesign: givenAway,
 			run: withPassed("file", func(_ *targets, fd int) error { return readsFd(fd) })},
 		{Name: "passed-reopen", Tries: "open a passed O_PATH descriptor again for reading", run: withPassed("path", func(_ *targets, fd int) error {
@@ -86,6 +87,18 @@ func inherited(*targets) error {
 		}
 	}
 	return unix.EBADF
+}
+
+// changesNull sets the mode that the device has.
+func changesNull(*targets) error {
+	var found unix.Stat_t
+	if err := unix.Fstat(0, &found); err != nil {
+		return err
+	}
+	if found.Mode&unix.S_IFMT != unix.S_IFCHR || found.Rdev != unix.Mkdev(1, 3) {
+		return absent("another standard input")
+	}
+	return unix.Fchmod(0, found.Mode&0o7777)
 }
 
 // withPassed asks the accomplice for a descriptor.

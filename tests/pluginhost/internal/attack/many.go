@@ -62,6 +62,11 @@ func onBystander(attempt func(t *targets, before state) (bool, error)) func(*tar
 			return err
 		}
 		reached, err := attempt(t, before)
+		// Another attack of the control has more capabilities for a moment, as a program with
+		// file capabilities.
+		for end := time.Now().Add(patience()); err == unix.EPERM && !sandboxed() && time.Now().Before(end); time.Sleep(pause) {
+			reached, err = attempt(t, before)
+		}
 		if err == nil && !reached {
 			return hidden
 		}
@@ -69,16 +74,23 @@ func onBystander(attempt func(t *targets, before state) (bool, error)) func(*tar
 	}
 }
 
+// pause is between two looks at what an attack has done.
+const pause = 50 * time.Millisecond
+
+// patience is how long an attack has to take effect.
+func patience() time.Duration {
+	if sandboxed() {
+		return time.Second
+	}
+	return 10 * time.Second
+}
+
 // signalsAll waits until a signal has arrived, or could have.
 func signalsAll(t *targets, before state) (bool, error) {
 	if err := unix.Kill(-1, unix.SIGWINCH); err != nil {
 		return false, err
 	}
-	patience := 10 * time.Second
-	if sandboxed() {
-		patience = time.Second
-	}
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(patience()); time.Now().Before(end); time.Sleep(pause) {
 		now, err := t.askState()
 		if err != nil || now.Signals > before.Signals {
 			return err == nil, err

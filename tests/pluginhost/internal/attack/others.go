@@ -193,7 +193,7 @@ func network() []Attack {
 		{Name: "af-alg", Tries: "use the kernel's cryptography (AF_ALG)", run: socket(unix.AF_ALG, unix.SOCK_SEQPACKET, 0), Needs: "AF_ALG"},
 		{Name: "af-vsock", Tries: "talk to the hypervisor (AF_VSOCK)", run: socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0), Needs: "AF_VSOCK"},
 		{Name: "af-xdp", Tries: "bypass the network stack (AF_XDP)", run: socket(unix.AF_XDP, unix.SOCK_RAW, 0), Needs: "AF_XDP"},
-		{Name: "bind-low", Tries: "bind a port below 1024", run: func(*targets) error { return binds(79) }},
+		{Name: "bind-low", ByDesignCapable: "With `net_bind_service`, which is for that.", Tries: "bind a port below 1024", run: func(*targets) error { return binds(79) }},
 		{Name: "bind-high", Tries: "bind any other port", run: func(*targets) error { return binds(0) }, ByDesign: host},
 		{Name: "connect-loopback", Tries: "connect to a service on the host's loopback address", ByDesign: host, run: func(t *targets) error {
 			conn, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(t.Port)), 10*time.Second)

@@ -10,16 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const requested = "A job may request the capability for it by default: with it, the task is no more than another user that the job may have."
+
 // privileges are attacks that would make the task another user, or give it capabilities.
 func privileges() []Attack {
 	return []Attack{
-		{Name: "setuid", alone: true, Tries: "become another user", run: func(t *targets) error {
+		{Name: "setuid", ByDesignCapable: requested, alone: true, Tries: "become another user", run: func(t *targets) error {
 			return call(unix.SYS_SETRESUID, uintptr(t.Other), uintptr(t.Other), uintptr(t.Other))
 		}},
-		{Name: "setgid", alone: true, Tries: "become another group", run: func(t *targets) error {
+		{Name: "setgid", ByDesignCapable: requested, alone: true, Tries: "become another group", run: func(t *targets) error {
 			return call(unix.SYS_SETRESGID, uintptr(t.Other), uintptr(t.Other), uintptr(t.Other))
 		}},
-		{Name: "setgroups", alone: true, Tries: "join a supplementary group", run: func(t *targets) error {
+		{Name: "setgroups", ByDesignCapable: requested, alone: true, Tries: "join a supplementary group", run: func(t *targets) error {
 			group := uint32(t.Other)
 			return call(unix.SYS_SETGROUPS, 1, address(&group))
 		}},
@@ -29,11 +31,14 @@ func privileges() []Attack {
 			return call(unix.SYS_CAPSET, address(&header), address(&data[0]))
 		}},
 		{Name: "set-uid-program", Tries: "run a program with the set-uid bit as its owner", run: func(t *targets) error {
-			return startsWith(t.SetID, "Uid:", strconv.Itoa(t.UID))
+			// The effective user is the second of four.
+			words, err := statusOf(t.SetID, "Uid:")
+			if err != nil || words[1] != strconv.Itoa(t.UID) {
+				return err
+			}
+			return unix.EPERM
 		}},
-		{Name: "file-capabilities", Tries: "run a program with file capabilities", run: func(t *targets) error {
-			return startsWith(t.Capable, "CapEff:", strings.Repeat("0", 16))
-		}},
+		{Name: "file-capabilities", Tries: "gain a capability from a program's file", run: func(t *targets) error { return gains(t.Capable) }},
 		{Name: "userns-clone", Tries: "make a user namespace (clone)", run: func(*targets) error { return inNamespace(unix.CLONE_NEWUSER) }},
 		{Name: "userns-unshare", Tries: "make a user namespace (unshare)", run: func(*targets) error {
 			_, err := starts(&syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWUSER}, self(), "true")
@@ -54,23 +59,36 @@ func privileges() []Attack {
 	}
 }
 
-// startsWith runs a program, and fails if its status has one of these values: those of a start without privilege.
-func startsWith(program, field string, plain ...string) error {
+// statusOf returns the words of a field of /proc/self/status that the program prints.
+func statusOf(program, field string) ([]string, error) {
 	status, err := starts(nil, program, "status")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for line := range strings.Lines(status) {
 		if value, ok := strings.CutPrefix(line, field); ok {
-			words := strings.Fields(value)
-			// The effective user is the second of four.
-			if got := words[min(1, len(words)-1)]; got == plain[0] {
-				return unix.EPERM
-			}
-			return nil
+			return strings.Fields(value), nil
 		}
 	}
-	return absent("no " + field)
+	return nil, absent("no " + field)
+}
+
+// gains tells whether a process of the program has a capability that this one lacks.
+func gains(program string) error {
+	var sets [2]uint64
+	for i, each := range []string{self(), program} {
+		words, err := statusOf(each, "CapEff:")
+		if err != nil {
+			return err
+		}
+		if sets[i], err = strconv.ParseUint(words[0], 16, 64); err != nil {
+			return err
+		}
+	}
+	if sets[1]&^sets[0] == 0 {
+		return unix.EPERM
+	}
+	return nil
 }
 
 func inNamespace(flags uintptr) error {
@@ -134,7 +152,7 @@ func setID() []Attack {
 		{Name: "set-capabilities", Tries: "give a file capabilities", run: onFile(func(path string) error {
 			return unix.Setxattr(path, "security.capability", fileCapability(unix.CAP_SYS_ADMIN), 0)
 		})},
-		{Name: "own-chown", Tries: "give a file of the task to another user", run: onFile(func(path string) error { return unix.Chown(path, 65534, -1) })},
+		{Name: "own-chown", ByDesignCapable: requested, Tries: "give a file of the task to another user", run: onFile(func(path string) error { return unix.Chown(path, 65534, -1) })},
 	}
 }
 

@@ -128,7 +128,7 @@ func raisesLimit(*targets) error {
 // shim are attacks on the process that waits for the task and reports its end.
 func shim() []Attack {
 	return []Attack{
-		{Name: "shim-signal", Tries: "send the shim a signal", run: func(t *targets) error { return unix.Kill(t.shimPid(), 0) }},
+		{Name: "shim-signal", ByDesignCapable: "With `kill`, signals reach the task's PID namespace, whose first process the shim is. It ignores them; the kernel lets none from inside kill it.", Tries: "send the shim a signal", run: func(t *targets) error { return unix.Kill(t.shimPid(), 0) }},
 		{Name: "shim-ptrace", alone: true, Tries: "trace it", run: func(t *targets) error { return ptrace(t.shimPid()) }},
 		{Name: "shim-memory", Tries: "read its memory", run: func(t *targets) error { return open(procDir(t.shimPid())+"/mem", unix.O_RDONLY) }},
 		{Name: "shim-environ", Tries: "read its environment", run: func(t *targets) error { return open(procDir(t.shimPid())+"/environ", unix.O_RDONLY) }},

@@ -150,7 +150,8 @@ func tries(attacks []Attack, path string) (map[string]outcome, string) {
 	defer cancel()
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, self(), args...)
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	// Its own standard input is what some attacks are about.
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, &out, &errs
 	cmd.WaitDelay = limit
 	// A session of its own: a terminal that an attack takes must not be the caller's.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
