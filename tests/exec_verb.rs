@@ -133,6 +133,15 @@ const ATTRIBUTES: &str = "grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Umask|SigI
                           readlink /proc/$1/ns/mnt /proc/$1/ns/pid /proc/$1/ns/ipc /proc/$1/ns/uts /proc/$1/ns/net";
 
 #[test]
+fn a_command_of_root_cannot_change_the_modes_of_the_hosts_proc() {
+    let Some(task) = task(&["--user", "root"]) else { return };
+    // The mode that it has.
+    let refused = task.sh("chmod 444 /proc/version");
+    assert!(text(&refused.stderr).contains("Read-only file system"), "{}", text(&refused.stderr));
+    assert_eq!(task.ok("stat -c %a /proc/version; cat /proc/self/oom_score_adj"), "444\n0\n");
+}
+
+#[test]
 fn a_command_is_what_the_task_is() {
     for options in [&["--cap-add", "net_bind_service"][..], &["--root", "host"]] {
         // The task tells of itself, since nothing else can look into it.

@@ -623,6 +623,32 @@ fn what_root_could_read_of_the_host_in_proc_is_empty() {
 }
 
 #[test]
+fn the_modes_of_the_hosts_proc_are_not_a_tasks_to_change() {
+    if host().is_none() {
+        return;
+    }
+    // The mode that it has. Without a sandbox that works.
+    let change = "chmod 444 /proc/version /proc/net/dev";
+    assert!(Command::new("sh").args(["-c", change]).status().unwrap().success());
+    let with = |options: &[&str], unveils: &[&str]| sh_with(options, unveils, change);
+    for options in [
+        &["--user", "root"][..],
+        &["--user", "root", "--no-defaults"],
+        &["--user", "nobody", "--cap-add", "fowner"],
+    ] {
+        let paths = if options.contains(&"--no-defaults") {
+            &["rx:/usr", "rx:/bin", "rx:/lib", "rx:/lib64"][..]
+        } else {
+            &[]
+        };
+        with(options, paths).refused("Read-only file system");
+    }
+    sh(&[], change).refused("Operation not permitted");
+    // Somebody has asked for it, and is trusted.
+    with(&["--user", "root"], &["w:/proc/self/comm", "rw:/proc"]).ok();
+}
+
+#[test]
 fn what_root_could_write_in_proc_is_read_only() {
     if host().is_none() {
         return;

@@ -354,7 +354,7 @@ fn become_command(spec: &ShimSpec, prepared: Prepared, reporter: &Reporter) -> R
         sys::terminal::take_control(terminal).map_err(session)?;
     }
     sys::signals::unblock_all().map_err(session)?;
-    setup::confine(spec, None, work_dir, ruleset, filter.as_ref())?;
+    setup::confine(spec, false, None, work_dir, ruleset, filter.as_ref())?;
     setup::run(spec, reporter)
 }
 

@@ -35,6 +35,7 @@ pub(super) struct Prepared {
     filter: Option<Program>,
     /// Those of the task's own root.
     rules: Option<Vec<RootRule>>,
+    seals_proc: bool,
     copies: Option<Copies>,
 }
 
@@ -57,7 +58,7 @@ pub(super) fn prepare(
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Prepared> {
     steps::join_network(spec)?;
-    let (logs, copies, work_dir, ruleset, rules);
+    let (logs, copies, work_dir, ruleset, rules, seals_proc);
     if let Some((root, namespaces)) = spec.root.as_ref().zip(namespaces) {
         steps::set_hostname(root)?;
         (logs, copies) = steps::open_logs(spec)?;
@@ -70,6 +71,7 @@ pub(super) fn prepare(
         let found = steps::enter_root(spec, root, namespaces, &writable, single, cgroup)?;
         work_dir = None;
         ruleset = steps::build_root_ruleset(spec, logs.as_ref(), &found)?;
+        seals_proc = steps::seals_proc(spec, &found);
         rules = Some(found);
     } else {
         steps::separate_mounts(spec)?;
@@ -77,11 +79,11 @@ pub(super) fn prepare(
         let writable = steps::writable(spec);
         work_dir = Some(steps::open_work_dir(spec, &writable)?);
         ruleset = steps::build_ruleset(spec, logs.as_ref(), &writable)?;
-        rules = None;
+        (rules, seals_proc) = (None, false);
     }
     steps::lead_session(spec)?;
     let filter = spec.plan.seccomp.program();
-    Ok(Prepared { logs, work_dir, ruleset, filter, rules, copies })
+    Ok(Prepared { logs, work_dir, ruleset, filter, rules, seals_proc, copies })
 }
 
 /// The task between its clone and its exec, for which it waits.
@@ -150,8 +152,8 @@ fn become_task(
     sys::signals::ignore(spec.command.foreground.map_or(0, |foreground| foreground.ignored));
     steps::join_session(spec)?;
     sys::signals::unblock_all().map_err(session)?;
-    let Prepared { logs, work_dir, ruleset, filter, .. } = prepared;
-    confine(spec, logs, work_dir, ruleset, filter.as_ref())?;
+    let Prepared { logs, work_dir, ruleset, filter, seals_proc, .. } = prepared;
+    confine(spec, seals_proc, logs, work_dir, ruleset, filter.as_ref())?;
     // Waits until the shim has an id and a state in which this task cannot affect it.
     opened.read_exact(&mut [0]).map_err(|error| Failure::io(Step::Session, "the task", &error))?;
     run(spec, reporter)
@@ -160,6 +162,7 @@ fn become_task(
 /// Whatever runs in a task, its own command or that of a session, becomes what the plan says.
 pub(super) fn confine(
     spec: &ShimSpec,
+    seals_proc: bool,
     logs: Option<Logs>,
     work_dir: Option<OwnedFd>,
     ruleset: RulesetCreated,
@@ -167,6 +170,9 @@ pub(super) fn confine(
 ) -> Result<()> {
     steps::reset_inherited()?;
     steps::set_oom_score_adj(spec)?;
+    if seals_proc {
+        steps::seal_proc()?;
+    }
     steps::limit_open_files(spec)?;
     steps::raise_limits(spec)?;
     steps::attach_logs(logs)?;

@@ -107,6 +107,11 @@ pub struct Foreground {
 }
 
 impl ShimSpec {
+    /// Whether the task's user may do more in /proc than other users.
+    pub(crate) fn is_privileged(&self) -> bool {
+        self.user.uid == 0 || !self.plan.capabilities.is_empty()
+    }
+
     /// The wire form of these parts.
     pub(crate) fn encode_parts(
         user: &User,

@@ -20,7 +20,7 @@ pub(super) use exec::exec;
 pub(super) use inherited::{limit_open_files, raise_limits, reset_inherited, set_limits, set_oom_score_adj};
 pub(super) use landlock::{build_entered_ruleset, build_root_ruleset, build_ruleset, restrict};
 pub(super) use logs::{Copies, LogFiles, Logs, attach_logs, open_logs};
-pub(super) use mounts::separate_mounts;
+pub(super) use mounts::{seal_proc, seals_proc, separate_mounts};
 pub(super) use network::{join_network, set_hostname};
 pub(super) use paths::{file_type, writable};
 pub(super) use record::record_session;

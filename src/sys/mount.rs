@@ -102,6 +102,17 @@ pub(crate) fn make_read_only(mount: impl AsFd) -> Result<()> {
     set_attributes(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, 0, false)
 }
 
+/// Undoes [`make_read_only`].
+pub(crate) fn make_writable(mount: impl AsFd) -> Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: 0,
+        attr_clr: MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(),
+        propagation: 0,
+        userns_fd: 0,
+    };
+    set(mount.as_fd(), attributes, false)
+}
+
 fn set_attributes(
     mount: BorrowedFd<'_>,
     attributes: MountAttrFlags,

@@ -2,16 +2,19 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 
 use super::Result;
+use super::mounts::PROC;
 use crate::sandbox::rlimits::{self, Rlimit};
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
-use crate::sys;
+use crate::sys::{self, mount};
 
 /// File mode creation mask of a task: the usual one of logins and containers.
 const UMASK: Mode = Mode::from_bits_truncate(0o022);
@@ -32,15 +35,14 @@ pub(crate) fn reset_inherited() -> Result<()> {
     set("timer slack", sys::attributes::reset_timers_and_pages())?;
     set("memory policy", unless_refused(sys::attributes::reset_memory_policy()))?;
     set("securebits", sys::attributes::reset_securebits())?;
-    write_proc("/proc/self/coredump_filter", COREDUMP_FILTER)
+    write_proc("coredump_filter", COREDUMP_FILTER)
         .map_err(|error| Failure::io(Step::Inherited, "coredump filter", &error))
 }
 
 /// Always written: the agent's own value is often -1000.
 pub(crate) fn set_oom_score_adj(spec: &ShimSpec) -> Result<()> {
     let value = spec.plan.oom_score_adj.to_string();
-    write_proc("/proc/self/oom_score_adj", &value)
-        .map_err(|error| Failure::io(Step::OomScoreAdj, value, &error))
+    write_proc("oom_score_adj", &value).map_err(|error| Failure::io(Step::OomScoreAdj, value, &error))
 }
 
 /// The soft limit that the plugin was started with: its own is higher, and programs that use select(2) need a low one.
@@ -84,6 +86,16 @@ fn unless_refused(done: nix::Result<()>) -> nix::Result<()> {
     done.or_else(|errno| if matches!(errno, Errno::EACCES | Errno::EPERM) { Ok(()) } else { Err(errno) })
 }
 
-fn write_proc(path: &str, value: &str) -> std::io::Result<()> {
-    File::options().write(true).open(path).and_then(|mut file| file.write_all(value.as_bytes()))
+/// Writes to a file of /proc/self. In a session that may be read-only, see [`super::seal_proc`]: then by a copy of the mount.
+fn write_proc(name: &str, value: &str) -> std::io::Result<()> {
+    let path = Path::new("self").join(name);
+    let file = match open(&Path::new(PROC).join(&path), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+        Err(Errno::EROFS) => {
+            let copy = mount::copy(AT_FDCWD, Path::new(PROC), false)?;
+            mount::make_writable(&copy)?;
+            openat(&copy, &path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
+        }
+        opened => opened,
+    }?;
+    File::from(file).write_all(value.as_bytes())
 }

@@ -1,11 +1,33 @@
 //! The mount namespace of the task.
 
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::Mode;
 
 use super::Result;
 use crate::sandbox::plan::{HidePid, Namespace};
+use crate::sandbox::root::RootRule;
 use crate::shim::report::{Failure, Step};
 use crate::shim::spec::ShimSpec;
+use crate::sys;
+
+pub(super) const PROC: &str = "/proc";
+
+/// Whether the task's own /proc becomes read-only before its command runs: unless somebody has unveiled a file of it for writing.
+///
+/// An entry that is not about a process, such as /proc/meminfo, has one owner and one mode on the whole host. Root could change them for everybody
+/// (chmod(2), which Landlock does not cover), and so could CAP_FOWNER and CAP_CHOWN.
+pub(crate) fn seals_proc(spec: &ShimSpec, rules: &[RootRule]) -> bool {
+    let writable = |rule: &RootRule| rule.access.write() || rule.access.create();
+    spec.is_privileged() && !rules.iter().any(|rule| writable(rule) && rule.path.starts_with(PROC))
+}
+
+/// In the task, after the last write of this driver there.
+pub(crate) fn seal_proc() -> Result<()> {
+    open(PROC, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .and_then(sys::mount::make_read_only)
+        .map_err(|errno| Failure::new(Step::Mount, PROC, errno))
+}
 
 /// The shim was cloned into a mount namespace of its own. New mounts of the host still
 /// appear in it (autofs, volumes), but its mounts do not appear on the host; /proc shows the new PID namespace.

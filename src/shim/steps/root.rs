@@ -76,7 +76,7 @@ pub(crate) fn enter_root(
         links: &links,
         in_proc: &in_proc,
         names: &own_names(root),
-        privileged: spec.user.uid == 0 || !spec.plan.capabilities.is_empty(),
+        privileged: spec.is_privileged(),
         in_namespace: spec.plan.namespaces.network.is_some(),
         work_dir: &spec.plan.work_dir.place.display(),
     }
