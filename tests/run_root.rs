@@ -459,6 +459,42 @@ fn after(change: impl FnOnce(), rules: &[&str], script: &str) -> String {
 }
 
 #[test]
+fn the_mode_of_an_unveiled_socket_or_pipe_is_the_hosts() {
+    let Some(host) = host() else { return };
+    let (socket, pipe) = (host.at("socket"), host.at("pipe"));
+    let _listener = UnixListener::bind(&socket).unwrap();
+    nix::unistd::mkfifo(Path::new(&pipe), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let root = |rules: &[&str], script: &str| sh_with(&["--user", "root"], rules, script);
+    let rules = [&*host.rule("rw", "socket"), &host.rule("rw", "pipe"), &host.rule("rw", "secret")];
+    for path in [&socket, &pipe] {
+        root(&rules, &format!("chmod 600 {path}")).refused("Read-only file system");
+    }
+    root(&rules, &format!("chmod 600 {}", host.at("secret"))).ok();
+    let connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])";
+    root(&rules, &format!("python3 -c '{connect}' {socket}")).ok();
+    assert_eq!(root(&rules, &format!("exec 3<>{pipe}; echo text >&3; head -1 <&3")).ok(), ["text"]);
+    // The same with the log of the host, which every task may write to.
+    let script = "mount --rbind /dev $1 && mount -t tmpfs none /dev && cd $1 && cp -a null zero full random urandom tty /dev \
+        && mkdir /dev/pts /dev/shm && ln -s $2 /dev/log && exec $3 run --user root -- sh -c \"$4\"";
+    let with_log = |script_in_task: &str| {
+        let mut shell = Command::new("unshare");
+        seen(shell.args([
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            &host.at("c"),
+            &socket,
+            PLUGIN,
+            script_in_task,
+        ]))
+    };
+    with_log("chmod 600 /dev/log").refused("Read-only file system");
+    with_log(&format!("python3 -c '{connect}' /dev/log")).ok();
+}
+
+#[test]
 fn a_replaced_file_is_seen_in_an_unveiled_directory_and_not_by_its_own_rule() {
     let Some(host) = host() else { return };
     let change = || {

@@ -10,7 +10,7 @@ use nix::Result;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, ResolveFlag};
 use nix::mount::MsFlags;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 /// What a mount refuses, whatever the file system behind it allows.
@@ -25,6 +25,13 @@ impl Refuse {
     /// Whether `other` refuses all that this one does.
     pub(crate) fn is_within(self, other: Self) -> bool {
         (!self.write || other.write) && (!self.exec || other.exec) && (!self.devices || other.devices)
+    }
+
+    /// For a mount of this file, which nobody may chmod(2) or chown(2) by it if it is a socket, a device or a pipe: these can be written, and connected
+    /// to, on a read-only mount as well.
+    pub(crate) fn of(self, file: impl AsFd) -> Result<Self> {
+        let kind = SFlag::from_bits_truncate(fstat(file)?.st_mode) & SFlag::S_IFMT;
+        Ok(Self { write: self.write || !matches!(kind, SFlag::S_IFREG | SFlag::S_IFDIR), ..self })
     }
 
     /// Set-id bits never take effect.

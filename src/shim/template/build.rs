@@ -149,7 +149,8 @@ fn attach(root: &OwnedFd, copy: &OwnedFd, path: &Path, refuse: Refuse, recursive
 
 /// Mounts what the host has at the same path.
 fn add_part(root: &OwnedFd, part: &Part, place: OwnedFd) -> Result<()> {
-    let copy = mounts::copy(place, Path::new(""), true).map_err(failed("copy", &part.path))?;
+    let copy = mounts::copy(&place, Path::new(""), true).map_err(failed("copy", &part.path))?;
+    let refuse = part.refuse().of(&place).map_err(failed("stat", &part.path))?;
     let in_etc = part.path.starts_with(ETC);
     if !in_etc && !part.path.starts_with("/dev") {
         match part.directory {
@@ -157,7 +158,7 @@ fn add_part(root: &OwnedFd, part: &Part, place: OwnedFd) -> Result<()> {
             false => make_file(root, &part.path)?,
         }
     }
-    attach(root, &copy, &part.path, part.refuse(), true)
+    attach(root, &copy, &part.path, refuse, true)
 }
 
 /// With all above it.

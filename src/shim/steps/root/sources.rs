@@ -55,7 +55,8 @@ impl Sources {
         self.fill(assembly, |found| {
             let (place, recursive) = match (&found.source, dirs.as_ref().map_err(|errno| *errno)?) {
                 (Source::Unveil(number), _) => {
-                    return own_copy(&unveils[*number], found.refuse, true).map(Some);
+                    let place = &unveils[*number];
+                    return own_copy(place, found.refuse.of(place)?, true).map(Some);
                 }
                 (Source::TaskDir, Some(own)) => return own_copy(&own.task, found.refuse, false).map(Some),
                 (Source::AllocDir, Some(own)) => (own.shared()?, false),
