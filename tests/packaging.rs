@@ -75,8 +75,9 @@ fn the_completions_are_those_of_the_command_line() {
 }
 
 #[test]
-fn the_man_page_has_every_verb_and_its_options() {
+fn the_man_page_and_the_readme_have_every_verb_and_its_options() {
     let page = read(&packaging(&format!("{NAME}.8")));
+    let readme = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"));
     let mut options = 0;
     for verb in cli::command().get_subcommands() {
         let name = verb.get_name();
@@ -88,6 +89,8 @@ fn the_man_page_has_every_verb_and_its_options() {
                 line.split_once(&option).is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with(' '))
             });
             assert!(found || long == "help", "the man page has no --{long} of {name}");
+            let named = ["`", " "].iter().any(|end| readme.contains(&format!("`--{long}{end}")));
+            assert!(named || long == "help", "README.md has no --{long} of {name}");
             options += 1;
         }
     }
