@@ -459,6 +459,27 @@ fn after(change: impl FnOnce(), rules: &[&str], script: &str) -> String {
 }
 
 #[test]
+fn standard_streams_that_are_the_null_device_can_be_opened_again() {
+    if host().is_none() {
+        return;
+    }
+    let script = "cat /proc/self/fd/0 && echo out > /proc/self/fd/1 && echo err > /proc/self/fd/2";
+    for options in [
+        "--root private",
+        "--root host",
+        "--no-defaults --unveil rx:/usr --unveil rx:/bin --unveil rx:/lib --unveil rx:/lib64 --unveil r:/proc",
+    ] {
+        let line = format!(
+            "exec {PLUGIN} run --user nobody {options} -- sh -c '{script}' </dev/null >/dev/null 2>&1"
+        );
+        seen(Command::new("sh").args(["-c", &line])).ok();
+    }
+    // Nothing else of the host's devices.
+    let line = format!("exec {PLUGIN} run --user nobody -- sh -c 'cat /dev/stdin' </dev/full");
+    seen(Command::new("sh").args(["-c", &line])).refused("Permission denied");
+}
+
+#[test]
 fn the_mode_of_an_unveiled_socket_or_pipe_is_the_hosts() {
     let Some(host) = host() else { return };
     let (socket, pipe) = (host.at("socket"), host.at("pipe"));

@@ -1,7 +1,7 @@
 //! The Landlock ruleset: landlock(7).
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use landlock::{
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fstat, makedev};
 
 use super::Result;
 use super::logs::Logs;
@@ -20,6 +20,7 @@ use super::paths::{file_type, find_place, is_directory};
 use super::unveil_policy::{Judge, Verdict};
 use crate::sandbox::landlock::{DEVICE, SOCKETS, rights as rights_of};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
+use crate::sandbox::plan::Root;
 use crate::sandbox::root::RootRule;
 use crate::sandbox::unveil;
 use crate::shim::report::{Failure, Step};
@@ -195,14 +196,28 @@ fn new_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
         let write = rights(spec, unveil::Access::WRITE, false);
         ruleset = ruleset.add_rule(PathBeneath::new(log, write)).map_err(failed)?;
     }
+    let read_write = rights(spec, unveil::Access::READ | unveil::Access::WRITE, false);
     if let Some(terminal) = spec.command.terminal() {
         // As the log FIFOs: the task can open /dev/stdout again.
         let terminal = sys::terminal::standard(terminal)
             .map_err(|errno| Failure::new(Step::Session, "the terminal", errno))?;
-        let read_write = rights(spec, unveil::Access::READ.union(unveil::Access::WRITE), false);
         ruleset = ruleset.add_rule(PathBeneath::new(terminal, read_write)).map_err(failed)?;
     }
+    // The same for the host's /dev/null, which is no path of the task's own root.
+    if spec.plan.root != Root::Host
+        && let Some(null) = (0..=2).find_map(null_device)
+    {
+        ruleset = ruleset.add_rule(PathBeneath::new(null, read_write)).map_err(failed)?;
+    }
     Ok(ruleset)
+}
+
+/// This standard stream if it is /dev/null: all of them have the same one.
+fn null_device(number: RawFd) -> Option<BorrowedFd<'static>> {
+    let stream = sys::terminal::standard(number).ok()?;
+    let found = fstat(stream).ok()?;
+    let device = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
+    (device && found.st_rdev == makedev(1, 3)).then_some(stream)
 }
 
 fn add_rule(
