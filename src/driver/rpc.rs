@@ -218,7 +218,8 @@ impl Driver {
         if let Ok(DriverState { uid: Some(uid), .. }) =
             DriverState::decode(handle.version, &handle.driver_state)
         {
-            request::record_user(&config, uid, &self.settings().plugin);
+            let (job, settings) = (request::job(&config), self.settings());
+            self.0.tasks.beside_starts(job, move || request::record_user(&config, uid, &settings.plugin));
         }
         Ok(())
     }

@@ -87,6 +87,20 @@ impl Lifecycle {
         Unacknowledged::begin(self.clone(), id, job, spec).answer().await
     }
 
+    /// Does what needs the directories of a task of this job. On a file server that does not answer it hangs, as a start does: so it takes a turn of
+    /// the job's starts, and nobody waits for it.
+    pub(crate) fn beside_starts(&self, job: Job, work: impl FnOnce() + Send + 'static) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let turn = this.0.starts.turn(&job.namespace, &job.id).await?;
+            blocking(move || {
+                let _turn = turn;
+                work();
+            })
+            .await
+        });
+    }
+
     /// Takes over the task of a handle, running or ended.
     pub(crate) async fn recover(&self, id: TaskId, version: i32, state: &[u8]) -> Result<(), LifecycleError> {
         let reservation = loop {
@@ -226,4 +240,36 @@ fn hold(claim: Claim, task: &Arc<Task>) {
         task.wait().await;
         drop(claim);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::sync::oneshot;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_hangs_beside_the_starts_of_a_job_holds_up_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let tasks = Lifecycle::new(dir.path()).unwrap();
+        let job = |id: &str| Job { id: id.to_owned(), ..Job::default() };
+        // More than there are threads; each ends with its sender.
+        let hanging = [(); 100].map(|()| {
+            let (end, ended) = mpsc::channel::<()>();
+            tasks.beside_starts(job("hangs"), move || {
+                let _ = ended.recv();
+            });
+            end
+        });
+        let (done, is_done) = oneshot::channel();
+        tasks.beside_starts(job("other"), move || {
+            let _ = done.send(());
+        });
+        assert!(matches!(timeout(Duration::from_secs(20), is_done).await, Ok(Ok(()))));
+        assert_eq!(blocking(|| 7).await.unwrap(), 7, "a thread is left");
+        drop(hanging);
+    }
 }
