@@ -10,10 +10,10 @@
 import json
 
 from exec2.agent import configure_block, wait_for_driver
-from exec2.allocs import outcomes
+from exec2.allocs import logs, outcomes, run_job, stop_job, wait_for_alloc
 from exec2.cli import run
-from exec2.guest import landlock_abi, subtest, t
-from exec2.jobs import group, task
+from exec2.guest import ALLOC_TIMEOUT_S, landlock_abi, poll, subtest, t
+from exec2.jobs import group, job, task
 
 TCP_ABI, UDP_ABI = 4, 10
 BRIDGE = 'network {\n mode = "bridge"\n port "http" { to = 8000 }\n }'
@@ -41,6 +41,31 @@ for argument in sys.argv[1:]:
         answer = errno.errorcode[error.errno]
     print(way, answer, flush=True)
 """
+# Two tasks of a group meet by a name in their network, and by a file in the directory that they share.
+SERVE = """
+import os, socket, time
+servers = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+path = os.environ["NOMAD_ALLOC_DIR"] + "/meeting"
+for server, where in zip(servers, ("\\0exec2-meeting", path)):
+    server.bind(where)
+    server.listen()
+os.chmod(path, 0o777)
+time.sleep(1000)
+"""
+MEET = """
+import errno, os, socket, sys, time
+for where in ("\\0exec2-meeting", os.environ["NOMAD_ALLOC_DIR"] + "/meeting"):
+    for _ in range(int(sys.argv[1])):
+        try:
+            socket.socket(socket.AF_UNIX).connect(where)
+            answer = "ok"
+            break
+        except OSError as error:
+            answer = errno.errorcode[error.errno]
+            time.sleep(0.1)
+    print("answer", answer, flush=True)
+"""
+MEETING_TRIES = 600
 UNKNOWN = "which is not the label of a port of the allocation (those are: http)"
 
 
@@ -61,6 +86,14 @@ def answers(name, *groups):
 
 wait_for_driver()
 abi = landlock_abi()
+
+with subtest("tasks of a group that share a network meet by an abstract socket and by one in alloc/; those of another group do not"):
+    pair = group("pair", task("server", "python3", "-c", SERVE), task("client", "python3", "-c", MEET, str(MEETING_TRIES)), extra=BRIDGE)
+    run_job(job("meeting", pair, kind="service"))
+    alloc = wait_for_alloc("meeting", "running")
+    poll("the client has its answers", lambda: logs(alloc, "client") == "answer ok\nanswer ok\n", ALLOC_TIMEOUT_S)
+    t.assertEqual(answers("alone", group("alone", task("t", "python3", "-c", MEET, "1"), extra=BRIDGE))["alone"], ["ECONNREFUSED", "ENOENT"])
+    stop_job("meeting")
 
 if abi < TCP_ABI:
     with subtest("a kernel without the rights: an error, or no limit and an event, as the agent says"):
