@@ -36,6 +36,7 @@ use super::steps::{self, Result};
 use super::{MISUSED, NOT_STARTED, setup};
 use crate::cgroup::{OomCounter, SessionCgroup};
 use crate::sandbox::place::{Missing, NamedBy, Place, Rule};
+use crate::sandbox::plan::Root;
 use crate::sandbox::root::RootRule;
 use crate::sandbox::seccomp::Program;
 use crate::sandbox::unveil::Access;
@@ -137,6 +138,9 @@ impl Session {
                 open_terminal(host_terminals, size, reporter)?;
             }
             SessionStdio::Given => own_pipes(&spec)?,
+        }
+        if spec.plan.root != Root::Host {
+            steps::name_null_streams();
         }
         let prepared = prepare(&mut spec, rules.as_deref())?;
         let child = self.launch(single, &spec, prepared, &null, reporter)?;

@@ -69,6 +69,7 @@ pub(super) fn prepare(
             steps::open_work_dir(spec, &writable)?;
         }
         let found = steps::enter_root(spec, root, namespaces, &writable, single, cgroup)?;
+        steps::name_null_streams();
         work_dir = None;
         ruleset = steps::build_root_ruleset(spec, logs.as_ref(), &found)?;
         seals_proc = steps::seals_proc(spec, &found);

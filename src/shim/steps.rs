@@ -7,6 +7,7 @@ mod landlock;
 mod logs;
 mod mounts;
 mod network;
+mod null;
 mod paths;
 mod record;
 mod root;
@@ -22,6 +23,7 @@ pub(super) use landlock::{build_entered_ruleset, build_root_ruleset, build_rules
 pub(super) use logs::{Copies, LogFiles, Logs, attach_logs, open_logs};
 pub(super) use mounts::{seal_proc, seals_proc, separate_mounts};
 pub(super) use network::{join_network, set_hostname};
+pub(super) use null::name_null_streams;
 pub(super) use paths::{file_type, writable};
 pub(super) use record::record_session;
 pub(super) use root::{Namespaces as RootNamespaces, enter_root};

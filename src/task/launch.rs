@@ -81,6 +81,8 @@ impl Launcher {
         let copy = sys::fd::duplicate_from(program.as_fd(), sys::clone::FIRST_FREE_FD)
             .map_err(CallError::on("duplicate a descriptor"))?;
         sys::slots::reserve(program.as_fd());
+        // Now, so that the plugin has as many descriptors before the first start as after it. An error is that of the start.
+        let _ = super::null::open(OFlag::O_RDONLY);
         let templates = Arc::new(Templates::new(copy, run_dir));
         Ok(Self {
             program,

@@ -1,7 +1,7 @@
 //! The Landlock ruleset: landlock(7).
 
 use std::ffi::OsStr;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -12,10 +12,11 @@ use landlock::{
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{Mode, SFlag, fstat, makedev};
+use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::Result;
 use super::logs::Logs;
+use super::null::null_device;
 use super::paths::{file_type, find_place, is_directory};
 use super::unveil_policy::{Judge, Verdict};
 use crate::sandbox::landlock::{DEVICE, SOCKETS, rights as rights_of};
@@ -210,14 +211,6 @@ fn new_ruleset(spec: &ShimSpec, logs: Option<&Logs>) -> Result<RulesetCreated> {
         ruleset = ruleset.add_rule(PathBeneath::new(null, read_write)).map_err(failed)?;
     }
     Ok(ruleset)
-}
-
-/// This standard stream if it is /dev/null: all of them have the same one.
-fn null_device(number: RawFd) -> Option<BorrowedFd<'static>> {
-    let stream = sys::terminal::standard(number).ok()?;
-    let found = fstat(stream).ok()?;
-    let device = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
-    (device && found.st_rdev == makedev(1, 3)).then_some(stream)
 }
 
 fn add_rule(
