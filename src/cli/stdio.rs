@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::Context;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::{FileStat, SFlag, fstat, stat};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::unistd::{Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, isatty};
 use tokio::sync::oneshot;
 
@@ -67,9 +67,8 @@ impl Stdio {
 
     /// The sandbox has its own way to the host's /dev/null.
     fn replace_null(&mut self) -> anyhow::Result<()> {
-        let known = stat("/dev/null").context("failed to stat /dev/null")?;
-        for (given, own) in self.given.iter_mut().zip(&self.own).filter(|(given, _)| given.is_none()) {
-            if fstat(own).context("failed to stat a standard stream")?.st_rdev == known.st_rdev {
+        for (given, own) in self.given.iter_mut().zip(&self.own) {
+            if given.is_none() && sys::fd::is_null(own) {
                 let flags = fcntl(own, FcntlArg::F_GETFL).context("failed to look at a standard stream")?;
                 let mode = OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE;
                 *given = Some(null::open(mode).context("failed to open /dev/null")?);

@@ -140,7 +140,7 @@ impl Session {
             SessionStdio::Given => own_pipes(&spec)?,
         }
         if spec.plan.root != Root::Host {
-            steps::name_null_streams();
+            steps::name_null_streams(0..=2);
         }
         let prepared = prepare(&mut spec, rules.as_deref())?;
         let child = self.launch(single, &spec, prepared, &null, reporter)?;

@@ -69,7 +69,8 @@ pub(super) fn prepare(
             steps::open_work_dir(spec, &writable)?;
         }
         let found = steps::enter_root(spec, root, namespaces, &writable, single, cgroup)?;
-        steps::name_null_streams();
+        // The others will be the task's log.
+        steps::name_null_streams(0..=if logs.is_some() { 0 } else { 2 });
         work_dir = None;
         ruleset = steps::build_root_ruleset(spec, logs.as_ref(), &found)?;
         seals_proc = steps::seals_proc(spec, &found);

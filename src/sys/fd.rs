@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::Result;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat, makedev};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -110,6 +110,14 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usiz
 pub(crate) fn open_high(path: &str, flags: OFlag) -> Result<OwnedFd> {
     let low = open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?;
     duplicate_from(low.as_fd(), super::clone::FIRST_FREE_FD)
+}
+
+/// Whether it is /dev/null, by whatever path: the character device 1:3 (null(4)).
+pub(crate) fn is_null(fd: impl AsFd) -> bool {
+    fstat(fd).is_ok_and(|found| {
+        let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
+        kind == SFlag::S_IFCHR && found.st_rdev == makedev(1, 3)
+    })
 }
 
 #[cfg(test)]
