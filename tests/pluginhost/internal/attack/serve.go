@@ -268,16 +268,12 @@ func (t *targets) startVictim() error {
 	cmd := exec.Command(t.path("program"), "victim")
 	cmd.Dir, cmd.Env = t.Dir, []string{"SECRET=" + word}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(t.UID), Gid: uint32(t.UID)}, Pdeathsig: syscall.SIGKILL}
-	cmd.Stderr = os.Stderr
-	pipe, err := cmd.StdoutPipe()
+	output, err := started(cmd)
 	if err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
 	var its found
-	if err := json.NewDecoder(pipe).Decode(&its); err != nil {
+	if err := json.NewDecoder(output).Decode(&its); err != nil {
 		return fmt.Errorf("failed to read what the victim says: %w", err)
 	}
 	t.Pid, t.Fd, t.Address, t.Key = cmd.Process.Pid, its.Fd, its.Address, its.Key
@@ -287,6 +283,16 @@ func (t *targets) startVictim() error {
 	return nil
 }
 
+// started starts a process of this program, and returns what it says.
+func started(cmd *exec.Cmd) (io.Reader, error) {
+	cmd.Stderr = os.Stderr
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	return output, cmd.Start()
+}
+
 // startBystanders starts a process of the task's user and one of another user.
 func (t *targets) startBystanders() error {
 	for _, uid := range []int{t.Other, t.UID} {
@@ -294,16 +300,12 @@ func (t *targets) startBystanders() error {
 		cmd.SysProcAttr = &syscall.SysProcAttr{
 			Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}, Pdeathsig: syscall.SIGKILL, Setpgid: true,
 		}
-		cmd.Stderr = os.Stderr
-		pipe, err := cmd.StdoutPipe()
+		output, err := started(cmd)
 		if err != nil {
 			return err
 		}
-		if err := cmd.Start(); err != nil {
-			return err
-		}
 		// It is ready to count signals.
-		if _, err := pipe.Read(make([]byte, 1)); err != nil {
+		if _, err := output.Read(make([]byte, 1)); err != nil {
 			return err
 		}
 		t.Bystander = cmd.Process.Pid
