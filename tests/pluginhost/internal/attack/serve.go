@@ -268,7 +268,7 @@ func (t *targets) startVictim() error {
 	cmd := exec.Command(t.path("program"), "victim")
 	cmd.Dir, cmd.Env = t.Dir, []string{"SECRET=" + word}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(t.UID), Gid: uint32(t.UID)}, Pdeathsig: syscall.SIGKILL}
-	output, err := started(cmd)
+	output, err := startedChild(cmd)
 	if err != nil {
 		return err
 	}
@@ -283,8 +283,8 @@ func (t *targets) startVictim() error {
 	return nil
 }
 
-// started starts a process of this program, and returns what it says.
-func started(cmd *exec.Cmd) (io.Reader, error) {
+// startedChild starts a process of this program, and returns what it says.
+func startedChild(cmd *exec.Cmd) (io.Reader, error) {
 	cmd.Stderr = os.Stderr
 	output, err := cmd.StdoutPipe()
 	if err != nil {
@@ -300,7 +300,7 @@ func (t *targets) startBystanders() error {
 		cmd.SysProcAttr = &syscall.SysProcAttr{
 			Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}, Pdeathsig: syscall.SIGKILL, Setpgid: true,
 		}
-		output, err := started(cmd)
+		output, err := startedChild(cmd)
 		if err != nil {
 			return err
 		}
